@@ -1,0 +1,123 @@
+"""Many environments stepped together, in worker processes that each hold a share of them."""
+
+import json
+import multiprocessing
+import os
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pd_pipeline.families.base import Family, load_family
+
+
+class Outcome(NamedTuple):
+    """What a step of n environments gave; an environment that has ended gives zeros."""
+
+    observations: np.ndarray  # (n, d_s) float32
+    rewards: np.ndarray  # (n,) float32
+    success: np.ndarray  # (n,) bool
+    ended: np.ndarray  # (n,) bool
+
+
+class LocalBatch:
+    """Environments of this process."""
+
+    def __init__(self, family: Family, tasks: list[int], seeds: list[int]):
+        self.family, self.seeds = family, seeds
+        self.environments = [family.make(task) for task in tasks]
+        self._ended = np.zeros(len(tasks), bool)
+
+    def reset(self) -> np.ndarray:
+        """Observations (n, d_s)."""
+        self._ended[:] = False
+        pairs = zip(self.environments, self.seeds, strict=True)
+        return np.stack([environment.reset(seed=seed)[0] for environment, seed in pairs])
+
+    def step(self, actions: np.ndarray) -> Outcome:
+        """Apply actions (n, d_a) in task units."""
+        count = len(self.environments)
+        outcome = Outcome(
+            np.zeros((count, self.family.observation_size), np.float32),
+            np.zeros(count, np.float32),
+            np.zeros(count, bool),
+            self._ended,
+        )
+        for i in np.flatnonzero(~self._ended):
+            observation, reward, terminated, truncated, info = self.environments[i].step(actions[i])
+            outcome.observations[i], outcome.rewards[i] = observation, reward
+            outcome.success[i] = bool(info.get("success", False))
+            self._ended[i] = terminated or truncated
+        return outcome._replace(ended=self._ended.copy())
+
+    def close(self) -> None:
+        """Close every environment."""
+        for environment in self.environments:
+            environment.close()
+
+
+def _serve(
+    pipe: Connection, name: str, block: str, root: Path, tasks: list[int], seeds: list[int]
+) -> None:
+    batch = LocalBatch(load_family(name, json.loads(block), root), tasks, seeds)
+    pipe.send(None)
+    while (actions := pipe.recv()) is not None:
+        pipe.send(batch.reset() if isinstance(actions, str) else batch.step(actions))
+    batch.close()
+
+
+class WorkerBatch:
+    """The same environments spread over worker processes; results do not depend on how many."""
+
+    def __init__(
+        self, family: Family, block: dict[str, Any], root: Path, tasks: list[int], seeds: list[int], workers: int
+    ):
+        context = multiprocessing.get_context("spawn")
+        bounds = np.linspace(0, len(tasks), workers + 1).astype(int)
+        self._slices = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._pipes, self._processes = [], []
+        for part in self._slices:
+            ours, theirs = context.Pipe()
+            arguments = (theirs, family.name, json.dumps(block), root, tasks[part], seeds[part])
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        for pipe in self._pipes:
+            pipe.recv()
+
+    def reset(self) -> np.ndarray:
+        """Observations (n, d_s)."""
+        for pipe in self._pipes:
+            pipe.send("reset")
+        return np.concatenate([pipe.recv() for pipe in self._pipes])
+
+    def step(self, actions: np.ndarray) -> Outcome:
+        """Apply actions (n, d_a) in task units."""
+        for pipe, part in zip(self._pipes, self._slices, strict=True):
+            pipe.send(actions[part])
+        parts = [pipe.recv() for pipe in self._pipes]
+        return Outcome(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+    def close(self) -> None:
+        """End the workers."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            pipe.send(None)
+            process.join()
+
+
+def make_batch(
+    family: Family,
+    block: dict[str, Any],
+    root: Path,
+    tasks: list[int],
+    seeds: list[int],
+    workers: int | None = None,
+) -> LocalBatch | WorkerBatch:
+    """One environment for each of `tasks`, reset with `seeds`; `workers` None: one a core."""
+    count = min(workers or os.cpu_count() or 1, len(tasks))
+    if count == 1:
+        return LocalBatch(family, tasks, seeds)
+    return WorkerBatch(family, block, root, tasks, seeds, count)

@@ -1,0 +1,92 @@
+"""Rollouts of prompted policies: all methods, targets and prompts advance together, one forward pass a policy and step.
+
+Environments share the clock, so the windows of a step have equal length and nothing is padded.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from pd_pipeline.evaluation.environments import Outcome
+from pd_pipeline.models.acting import PromptedPolicy
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.progress import Progress
+from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
+
+
+class BatchedEnvironments(Protocol):
+    """n environments stepped together."""
+
+    def reset(self) -> np.ndarray:
+        """Observations (n, d_s)."""
+
+    def step(self, actions: np.ndarray) -> Outcome:
+        """Apply actions (n, d_a)."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Results of n episodes."""
+
+    returns: np.ndarray  # (n,)
+    success: np.ndarray  # (n,) bool: at any step
+    lengths: np.ndarray  # (n,)
+    observations: np.ndarray  # (n, T, d_s) before each action; zeros after the end
+    actions: np.ndarray  # (n, T, d_a) as executed
+
+
+def rollout(
+    policies: list[tuple[PromptingDecisionTransformer, np.ndarray]],
+    prompts: Prompts,
+    target_returns: np.ndarray,
+    normalization: Normalization,
+    environments: BatchedEnvironments,
+    progress: Progress,
+    title: str,
+) -> Rollouts:
+    """Run one episode in each of n environments.
+
+    `policies` pairs a PLM with the indices (of n) it acts in; `prompts` (n) and `target_returns` (n,) go with the
+    environments. The return-to-go that the PLM is given falls by the reward received.
+    """
+    count, horizon = len(prompts), normalization.horizon
+    device = next(policies[0][0].parameters()).device
+    x0, y = prompt_tensors(prompts, normalization, device)
+    steps = prompt_steps(x0, y, normalization)
+    acting = [
+        (PromptedPolicy(policy, Steps(*(part[torch.from_numpy(rows).to(device)] for part in steps))), rows)
+        for policy, rows in policies
+    ]
+    context = policies[0][0].config.context
+    observations = np.zeros((count, horizon, normalization.observation_size), np.float32)
+    actions = np.zeros((count, horizon, normalization.action_size), np.float32)
+    returns_to_go = np.zeros((count, horizon), np.float32)
+    returns, lengths = np.zeros(count), np.zeros(count, int)
+    success, ended = np.zeros(count, bool), np.zeros(count, bool)
+    observation = environments.reset()
+    for step in range(horizon):
+        observations[:, step] = np.where(ended[:, None], 0, observation)
+        returns_to_go[:, step] = target_returns - returns
+        first = max(0, step + 1 - context)
+        window = Steps(
+            torch.from_numpy(returns_to_go[:, first : step + 1] / normalization.return_scale),
+            torch.from_numpy(normalization.observations(observations[:, first : step + 1])),
+            torch.from_numpy(normalization.actions(actions[:, first : step + 1])),
+            torch.arange(first, step + 1).expand(count, -1),
+        )
+        for policy, rows in acting:
+            picked = torch.from_numpy(rows)
+            normalized = policy.act(Steps(*(part[picked].to(device) for part in window)))
+            actions[rows, step] = normalization.to_actions(normalized.cpu().numpy())
+        outcome = environments.step(actions[:, step])
+        returns += outcome.rewards
+        lengths += ~ended
+        success |= outcome.success & ~ended
+        observation, ended = outcome.observations, outcome.ended
+        progress(title, step + 1, horizon)
+        if ended.all():
+            break
+    return Rollouts(returns, success, lengths, observations, actions)

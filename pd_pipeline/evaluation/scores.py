@@ -1,0 +1,73 @@
+"""From scores to metrics: per method, with intervals, normalised, and against Prompt Diffuser."""
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pd_pipeline.evaluation.statistics import (
+    Scores,
+    interquartile_mean,
+    mean,
+    normalized,
+    paired_difference,
+    stratified_bootstrap,
+    wilson,
+)
+
+FLOOR, CEILING, REFERENCE = "noise_prompt", "full_finetune", "prompt_diffuser"
+
+
+def by_task(scores: pl.DataFrame, method: str) -> Scores:
+    """Returns of a method, one array (runs,) a (task, seed), sorted so that methods pair up."""
+    rows = scores.filter(pl.col("method") == method)
+    groups = rows.group_by("task", "seed").agg(pl.col("return").sort_by("prompt")).sort("task", "seed")
+    return [np.asarray(values) for values in groups["return"].to_list()]
+
+
+def method_metrics(
+    scores: pl.DataFrame,
+    summaries: dict[str, list[dict[str, Any]]],
+    seconds: dict[str, float],
+    seed: int,
+    draws: int,
+) -> dict[str, dict[str, Any]]:
+    """Method -> its metrics. `summaries` and `seconds` say what tuning cost, one summary a target."""
+    methods = scores["method"].unique(maintain_order=True).to_list()
+    means = {m: float(np.mean(np.concatenate(by_task(scores, m)))) for m in methods}
+    metrics = {}
+    for method in methods:
+        runs, rows = by_task(scores, method), scores.filter(pl.col("method") == method)
+        rng = np.random.default_rng(seed)
+        iqm = stratified_bootstrap(runs, interquartile_mean, rng, draws)
+        average = stratified_bootstrap(runs, mean, rng, draws)
+        success = wilson(int(rows["success"].sum()), len(rows))
+        metrics[method] = {
+            "return_mean": average.value,
+            "return_mean_low": average.low,
+            "return_mean_high": average.high,
+            "return_iqm": iqm.value,
+            "ci_low": iqm.low,
+            "ci_high": iqm.high,
+            "success_rate": success.value,
+            "success_low": success.low,
+            "success_high": success.high,
+            "normalized": (
+                normalized(means[method], means[FLOOR], means[CEILING])
+                if FLOOR in means and CEILING in means
+                else None
+            ),
+            "episodes": len(rows),
+            "tuned_parameters": max((s["tuned_parameters"] for s in summaries.get(method, [])), default=0),
+            "plm_passes": sum(s["plm_passes"] for s in summaries.get(method, [])),
+            "environment_episodes": sum(s["environment_episodes"] for s in summaries.get(method, [])),
+            "seconds": seconds.get(method, 0.0),
+            "tasks": {
+                str(task): {"return_mean": float(part["return"].mean()), "success_rate": float(part["success"].mean())}
+                for (task,), part in rows.group_by("task", maintain_order=True)
+            },
+        }
+        if REFERENCE in means:
+            difference = paired_difference(runs, by_task(scores, REFERENCE), rng, draws)
+            metrics[method]["difference_to_prompt_diffuser"] = difference._asdict()
+    return metrics

@@ -1,0 +1,205 @@
+"""Stage evaluation: roll out what every method left, for all target tasks of a family and seed; score it."""
+
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import Field
+
+from pd_pipeline.config import Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.environments import make_batch
+from pd_pipeline.evaluation.fit import compare
+from pd_pipeline.evaluation.rollouts import Rollouts, rollout
+from pd_pipeline.evaluation.scores import method_metrics
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
+from pd_pipeline.models.diffuser import Denoiser
+from pd_pipeline.models.diffusion import Diffusion
+from pd_pipeline.prompts.segments import Normalization, Prompts, cut
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import COST_FILE, atomic_file, read_json, save_arrays, write_json
+from pd_pipeline.training.diffuser import load_diffuser
+from pd_pipeline.training.loop import load_weights, pick_device
+from pd_pipeline.training.plm import load_policy
+from pd_pipeline.training.policy_data import prompt_tensors
+from pd_pipeline.trajectories.reading import read
+from pd_pipeline.tuning.prompt_diffuser import generate
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
+
+
+class Params(Parameters):
+    """How scores are made."""
+
+    workers: int | None = Field(default=None, ge=1, description="processes for environments; None: one a core")
+    device: str = "auto"
+    bootstrap: int = Field(default=2000, gt=0, description="draws of an interval")
+    fit_prompts: int = Field(default=512, gt=1, description="prompts generated to measure the diffuser's fit")
+
+
+class Result(NamedTuple):
+    """What one method left for one target."""
+
+    method: str
+    task: int
+    directory: Path
+    prompts: Prompts
+    summary: dict[str, Any]
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write `scores.parquet`, `metrics.json`, `fit.json`, `rollouts.safetensors` and `cost.json`."""
+    params: Params = context.params
+    began = time.monotonic()
+    device = pick_device(params.device)
+    policy, normalization = load_policy(context.inputs["plm"], device)
+    results = [_result(d, name.removeprefix("tuned_"), task) for name, task, d in _directories(context)]
+    rollouts = _roll_out(context, results, policy, normalization, device)
+    scores = _scores(context, results, rollouts)
+    with atomic_file(context.out / "scores.parquet") as temporary:
+        scores.write_parquet(temporary)
+    cost = {}
+    for result in results:
+        seconds = read_json(result.directory / COST_FILE)["seconds"]
+        cost[result.method] = cost.get(result.method, 0.0) + seconds
+    summaries = {result.method: [r.summary for r in results if r.method == result.method] for result in results}
+    metrics = method_metrics(scores, summaries, cost, context.seed, params.bootstrap)
+    write_json(context.out / "metrics.json", {"methods": metrics, "family": context.key.family, "seed": context.seed})
+    plm = Pretrained(policy, normalization, device, load_diffuser(context.inputs["diffuser"], device))
+    write_json(context.out / "fit.json", _fit(context, results, plm))
+    first = scores.with_row_index().filter(pl.col("prompt") == 0)
+    rows = first["index"].to_numpy()
+    save_arrays(
+        context.out / "rollouts.safetensors",
+        {"observations": rollouts.observations[rows], "actions": rollouts.actions[rows], "rows": rows.astype(np.int64)},
+    )
+    write_json(context.out / COST_FILE, {"seconds": time.monotonic() - began, "episodes": len(scores)})
+    return {f"return_mean_{method}": values["return_mean"] for method, values in metrics.items()}
+
+
+def _directories(context: StageContext) -> list[tuple[str, int, Path]]:
+    """(stage, task, directory) of every tuned out that this key reads."""
+    names = [name for name in context.inputs if name.startswith("tuned_")]
+    return [(name, task, context.inputs[name] / str(task)) for name in names for task in context.family.test_tasks]
+
+
+def _result(directory: Path, method: str, task: int) -> Result:
+    prompts = Prompts.load(directory / "prompts.safetensors")
+    return Result(method, task, directory, prompts, read_json(directory / "summary.json"))
+
+
+def _roll_out(
+    context: StageContext,
+    results: list[Result],
+    policy: PromptingDecisionTransformer,
+    normalization: Normalization,
+    device: torch.device,
+) -> Rollouts:
+    """All prompts of all results, one episode each; a result with its own weights acts with them."""
+    counts = [len(result.prompts) for result in results]
+    owner = np.repeat(np.arange(len(results)), counts)  # (n,) index of the result
+    tasks = [results[i].task for i in owner]
+    targets = np.array([_target_return(context, results[i]) for i in owner])
+    prompts = Prompts(
+        *(np.concatenate([getattr(r.prompts, n) for r in results]) for n in Prompts.__dataclass_fields__)
+    )
+    policies, frozen = [], np.ones(len(owner), bool)
+    for i, result in enumerate(results):
+        if (result.directory / "policy.safetensors").exists():
+            tuned = PromptingDecisionTransformer(policy.config)
+            load_weights(tuned, result.directory / "policy.safetensors", "the configuration of the PLM")
+            policies.append((tuned.to(device), np.flatnonzero(owner == i)))
+            frozen &= owner != i
+    if frozen.any():
+        policies.append((policy, np.flatnonzero(frozen)))
+    # the same seeds for every method: prompt i of each meets the same start
+    within = np.concatenate([np.arange(count) for count in counts])
+    seeds = [int(np.random.SeedSequence([context.seed, t, int(i)]).generate_state(1)[0]) for t, i in zip(tasks, within, strict=True)]
+    environments = make_batch(
+        context.family, context.environment, context.root, tasks, seeds, context.params.workers
+    )
+    try:
+        title = f"evaluation {context.key}"
+        return rollout(policies, prompts, targets, normalization, environments, context.progress, title)
+    finally:
+        environments.close()
+
+
+def _target_return(context: StageContext, result: Result) -> float:
+    """The best return among the few-shot trajectories: known to whoever has them, and reachable."""
+    data = read(context.inputs["trajectories"] / f"{result.summary['quality']}.parquet", [result.task])
+    few_shot = np.isin(data.episode_id, result.summary["few_shot_episodes"])
+    return float(data.episode_returns[few_shot].max())
+
+
+def _scores(context: StageContext, results: list[Result], rollouts: Rollouts) -> pl.DataFrame:
+    """One row a method, task, seed and prompt."""
+    rows = [
+        {
+            "method": result.method,
+            "task": result.task,
+            "seed": context.seed,
+            "prompt": prompt,
+            "target_return": _target_return(context, result),
+            "origin": "generated" if episode < 0 else f"episode {episode}",
+            "origin_step": int(start),
+        }
+        for result in results
+        for prompt, (episode, start) in enumerate(zip(result.prompts.episode_id, result.prompts.start, strict=True))
+    ]
+    return pl.DataFrame(rows).with_columns(
+        pl.Series("return", rollouts.returns),
+        pl.Series("success", rollouts.success),
+        pl.Series("length", rollouts.lengths),
+    )
+
+
+def _fit(context: StageContext, results: list[Result], plm: Pretrained) -> dict[str, Any]:
+    """Fit of the pre-trained diffuser on held-out training prompts, and of the tuned ones on held-out target ones."""
+    assert plm.diffuser is not None
+    denoiser, diffusion = plm.diffuser
+    quality = read_json(context.inputs["diffuser"] / "config.json")["quality"]
+    held_out = Prompts.load(context.inputs["prompts"] / f"{quality}-held_out.safetensors")
+    x0, y = prompt_tensors(held_out, plm.normalization, plm.device)
+    rng = np.random.default_rng(context.seed)
+    count = min(context.params.fit_prompts, len(y) // 2)
+    made, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
+    fit: dict[str, Any] = {"pretrained": compare(x0.cpu().numpy(), made.cpu().numpy(), rng), "targets": {}}
+    for result in results:
+        for name in ("adapted", "guided"):
+            if (result.directory / f"{name}.safetensors").exists():
+                load_weights(denoiser, result.directory / f"{name}.safetensors", "the diffuser's configuration")
+                target = _target_fit(context, result, plm, denoiser, diffusion, rng)
+                fit["targets"].setdefault(str(result.task), {})[name] = target
+    return fit
+
+
+def _target_fit(
+    context: StageContext,
+    result: Result,
+    plm: Pretrained,
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Generated against real prompts of the target's trajectories that tuning did not see, and L_DT under both."""
+    data = read(context.inputs["trajectories"] / f"{result.summary['quality']}.parquet", [result.task])
+    unseen = np.flatnonzero(~np.isin(data.episode_id, result.summary["few_shot_episodes"]))
+    if not len(unseen):
+        raise PipelineError(
+            f"task {result.task}: all its trajectories are few-shot ones: collect more than few_shot "
+            "(trajectories.episodes), so that the fit can be measured"
+        )
+    held_out = FewShot.of(data.select(unseen), plm)
+    x0, y = held_out.tensors(plm)
+    count = min(context.params.fit_prompts, len(y) // 2)
+    made, conditions = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
+    real = torch.from_numpy(rng.choice(len(x0), min(64, count), replace=False)).to(plm.device)
+    return compare(x0.cpu().numpy(), made.cpu().numpy(), rng) | {
+        "action_loss_real": float(prompt_losses(plm, held_out, x0[real], y[real], context.seed).mean()),
+        "action_loss_generated": float(
+            prompt_losses(plm, held_out, made[: len(real)], conditions[: len(real)], context.seed).mean()
+        ),
+    }

@@ -1,0 +1,1 @@
+"""Task families: one file each behind the protocol of `base`."""

@@ -1,0 +1,158 @@
+"""What a task family is, and the registry that finds it.
+
+A family is a set of tasks that differ in a hidden goal: same observation, same actions, another reward. Write a
+subclass of `Family` in a file of its own, name it in params.yaml by its entry point, and every stage works on it:
+
+    families:
+      my_family:
+        environment:
+          entry_point: my_module:MyFamily     # a file beside params.yaml, or an installed module
+          ...                                 # the fields of MyFamily.Params
+
+The built-in families need no entry point. A plain Gymnasium environment needs no family class either: see
+`gymnasium_env`.
+"""
+
+import importlib
+import importlib.util
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import gymnasium
+import numpy as np
+from pydantic import Field
+
+from pd_pipeline.config import PARAMS_FILE, Parameters, parse
+from pd_pipeline.errors import PipelineError
+
+Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
+"""(environment, observation [d_s], generator) -> action [d_a] within the bounds; may look into the environment."""
+
+
+class FamilyParams(Parameters):
+    """Parameters every family has."""
+
+    entry_point: str | None = None
+    horizon: int = Field(gt=0)
+
+
+class Family(ABC):
+    """A set of tasks with a hidden goal.
+
+    Tasks are numbered; `train_tasks` are seen in pre-training, `test_tasks` are the targets. Environments follow
+    Gymnasium: `reset` and `step` return the observation WITHOUT the goal, `info["success"]` says whether the task is
+    solved at this step.
+    """
+
+    Params: ClassVar[type[FamilyParams]]
+    observation_size: int
+    action_low: np.ndarray  # (d_a,) float32
+    action_high: np.ndarray  # (d_a,) float32
+    train_tasks: tuple[int, ...]
+    test_tasks: tuple[int, ...]
+    qualities: tuple[str, ...] = ("expert", "medium", "random")
+
+    def __init__(self, name: str, params: FamilyParams):
+        self.name = name
+        self.params = params
+
+    @property
+    def horizon(self) -> int:
+        """Steps after which an episode is truncated."""
+        return self.params.horizon
+
+    @property
+    def action_size(self) -> int:
+        """Width d_a of an action."""
+        return len(self.action_low)
+
+    @abstractmethod
+    def goal(self, task: int) -> dict[str, Any]:
+        """The hidden goal of a task, JSON-ready: goes into file metadata, never into an observation."""
+
+    @abstractmethod
+    def make(self, task: int) -> gymnasium.Env:
+        """A fresh environment of one task."""
+
+    @abstractmethod
+    def behavior(self, description: dict[str, Any]) -> Policy:
+        """The behaviour policy that one entry of `policies.json` (stage behavior_policies) describes."""
+
+    @abstractmethod
+    def default_behaviors(self) -> dict[str, dict[str, Any]]:
+        """Quality -> description of its behaviour policy, for families whose policies need no training."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of what decides the trajectories (simulator, policies)."""
+        return {"gymnasium": gymnasium.__version__, "numpy": np.__version__}
+
+    def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray | None:
+        """An RGB picture [height, width, 3] uint8 of the present state, or None where the family has none."""
+        return None
+
+
+BUILT_IN = {
+    "reach": "pd_pipeline.families.reach:Reach",
+    "point_robot": "pd_pipeline.families.point_robot:PointRobot",
+}
+
+
+def entry_point(name: str, block: dict[str, Any]) -> str:
+    """`module:Class` of a family, from its `environment` block or the built-in table."""
+    found = block.get("entry_point") or BUILT_IN.get(name)
+    if not found:
+        raise PipelineError(
+            f"{PARAMS_FILE}: families.{name}: unknown family: built in are {', '.join(BUILT_IN)}; for your own, set "
+            f"families.{name}.environment.entry_point to 'module:Class'"
+        )
+    if found.count(":") != 1:
+        raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment.entry_point: '{found}' is not 'module:Class'")
+    return found
+
+
+def load_class(reference: str, root: Path, where: str) -> Any:
+    """Import `module:Class`; modules beside params.yaml are found too. Raises PipelineError where it cannot."""
+    module_name, class_name = reference.split(":")
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        return getattr(importlib.import_module(module_name), class_name)
+    except ImportError as error:
+        raise PipelineError(f"{where}: cannot import '{module_name}': {error}") from error
+    except AttributeError:
+        raise PipelineError(f"{where}: module '{module_name}' has no '{class_name}'") from None
+
+
+def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
+    """Build family `name` from its `environment` block of params.yaml."""
+    where = f"{PARAMS_FILE}: families.{name}.environment"
+    cls = load_class(entry_point(name, block), root, f"{where}.entry_point")
+    if isinstance(cls, type) and issubclass(cls, gymnasium.Env):
+        from pd_pipeline.families.gymnasium_env import GymnasiumFamily
+
+        cls = GymnasiumFamily
+    if not (isinstance(cls, type) and issubclass(cls, Family)):
+        raise PipelineError(f"{where}.entry_point: '{cls}' is neither a Family nor a gymnasium.Env")
+    family = cls(name, parse(cls.Params, block, where))
+    if overlap := set(family.train_tasks) & set(family.test_tasks):
+        raise PipelineError(f"{where}: tasks {sorted(overlap)} are both training and test tasks")
+    if not family.train_tasks or not family.test_tasks:
+        raise PipelineError(f"{where}: the family needs at least one training and one test task")
+    return family
+
+
+def source_file(name: str, block: dict[str, Any], root: Path) -> Path | None:
+    """The file that defines the family, where it lies inside the project: a code dependency of its stages."""
+    module = entry_point(name, block).split(":")[0]
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        spec = None
+    if spec is None or spec.origin is None:
+        raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment.entry_point: no module '{module}'")
+    return Path(spec.origin)

@@ -1,0 +1,144 @@
+"""Meta-World ML1 reach-v3: a robot arm moves its gripper to a hidden place."""
+
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+import gymnasium
+import numpy as np
+from pydantic import Field
+
+from pd_pipeline.families.base import Family, FamilyParams, Policy
+
+GOAL = slice(36, 39)  # the three goal components of the observation
+OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, now and one step before
+
+
+class ReachParams(FamilyParams):
+    """Parameters of ML1 reach."""
+
+    horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers; Meta-World allows no more")
+    benchmark_seed: int = Field(default=0, ge=0, description="seed of ML1: decides the goals")
+    mask_object: bool = Field(default=False, description="hide the puck, which identifies a task without solving it")
+
+
+class ReachEnv(gymnasium.Env):
+    """One reach task with its goal hidden.
+
+    ## Observation (39, float32, metres unless said)
+    | index | meaning |
+    |---|---|
+    | 0-2 | position of the gripper |
+    | 3 | opening of the gripper, 0 to 1 |
+    | 4-6, 7-10 | position and rotation (quaternion) of the puck: differs by task, is irrelevant to reaching |
+    | 11-17 | zeros |
+    | 18-35 | the same eighteen numbers one step before |
+    | 36-38 | the goal, zero here: ML1 hides it |
+
+    ## Action
+    Four numbers in [-1, 1]: the gripper's displacement along x, y, z and the force of its fingers.
+
+    ## Reward, start, end
+    Meta-World's "v2" reward, 10 at the goal; success within 5 cm. Every reset of a task gives the same state, so that
+    a deterministic policy repeats its episode: vary the prompt, not the episode. No terminal state.
+    """
+
+    def __init__(self, environment: Any, mask_object: bool):
+        self.simulator = environment
+        self._mask_object = mask_object
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float32)
+        self.action_space = environment.action_space
+
+    @property
+    def goal(self) -> np.ndarray:
+        """The hidden goal (3,), metres: for scripted policies and pictures only."""
+        return self.simulator._target_pos
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Back to the start; Meta-World ignores the seed."""
+        observation, _ = self.simulator.reset()
+        return self._hide(observation), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """One step of 12.5 ms x 5 frames."""
+        observation, reward, terminated, truncated, info = self.simulator.step(action)
+        return self._hide(observation), float(reward), terminated, truncated, {"success": info["success"] > 0}
+
+    def full_observation(self, observation: np.ndarray) -> np.ndarray:
+        """A copy of `observation` with the goal written in, as the scripted policy needs it."""
+        shown = observation.astype(np.float64)
+        shown[GOAL] = self.goal
+        return shown
+
+    def _hide(self, observation: np.ndarray) -> np.ndarray:
+        hidden = observation.astype(np.float32)
+        hidden[GOAL] = 0.0
+        if self._mask_object:
+            for part in OBJECT:
+                hidden[part] = 0.0
+        return hidden
+
+
+class Reach(Family):
+    """ML1 reach-v3: the first 20 training tasks of the benchmark seed, 15 to train on and 5 to test.
+
+    Test tasks are 6, 9, 15, 16 and 20 of the papers, counted from one. Tasks come from the class API, since the
+    environment registered with Gymnasium serves the test split; `test_tasks` of a seed are the `train_tasks` of the
+    next and are not used. Behaviour: Meta-World's scripted policy, which sees the goal, scaled by `gain`, with
+    Gaussian noise of `noise`, clipped to the bounds; what is stored is the clipped action.
+    """
+
+    Params = ReachParams
+    params: ReachParams
+    observation_size = 39
+    action_low = np.full(4, -1.0, np.float32)
+    action_high = np.full(4, 1.0, np.float32)
+    test_tasks = (5, 8, 14, 15, 19)
+    train_tasks = tuple(task for task in range(20) if task not in (5, 8, 14, 15, 19))
+
+    @cached_property
+    def _benchmark(self) -> Any:
+        import metaworld  # half a second, and only simulation needs it
+
+        return metaworld.ML1("reach-v3", seed=self.params.benchmark_seed)
+
+    def goal(self, task: int) -> dict[str, Any]:
+        """Position of the goal in metres."""
+        return {"position": [float(x) for x in self.make(task).unwrapped.goal]}  # type: ignore[attr-defined]
+
+    def make(self, task: int) -> gymnasium.Env:
+        """The simulator set to `task`."""
+        environment = self._benchmark.train_classes["reach-v3"]()
+        environment.set_task(self._benchmark.train_tasks[task])
+        environment.reset()  # `_target_pos` is set by the first reset
+        return ReachEnv(environment, self.params.mask_object)
+
+    def default_behaviors(self) -> dict[str, dict[str, Any]]:
+        """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one."""
+        return {
+            "expert": {"gain": 1.0, "noise": 0.1},
+            "medium": {"gain": 0.15, "noise": 0.4},
+            "random": {"random": True},
+        }
+
+    def behavior(self, description: dict[str, Any]) -> Policy:
+        """The scripted policy with goal access, made worse as `description` says."""
+        from metaworld.policies import SawyerReachV3Policy
+
+        script = SawyerReachV3Policy()
+
+        def act(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            if description.get("random"):
+                return rng.uniform(self.action_low, self.action_high).astype(np.float32)
+            shown = environment.unwrapped.full_observation(observation)  # type: ignore[attr-defined]
+            action = description["gain"] * np.clip(script.get_action(shown), -1.0, 1.0)
+            action = action + description["noise"] * rng.standard_normal(4)
+            return np.clip(action, self.action_low, self.action_high).astype(np.float32)
+
+        return act
+
+    def versions(self) -> dict[str, str]:
+        """Meta-World and MuJoCo decide the trajectories too."""
+        return super().versions() | {"metaworld": version("metaworld"), "mujoco": version("mujoco")}

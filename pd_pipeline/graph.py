@@ -1,0 +1,272 @@
+"""THE graph: every stage once. dvc.yaml is rendered from it, Dagster assets are built from it, the CLI runs it.
+
+A stage has axes; its keys are the values these take for the families, target tasks and seeds of params.yaml. An
+upstream key belongs to a downstream key where they agree on every axis that both have: `plm@reach-0` is read by
+`tuned_prompt_dt@reach-5-0`, and all `tuned_prompt_dt@reach-*-0` are read by `evaluation@reach-0`.
+"""
+
+import ast
+import importlib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pd_pipeline import config
+from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import load_family, source_file
+from pd_pipeline.progress import Progress
+from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.storage import atomic_directory, digest
+
+PACKAGE = Path(__file__).parent
+FAMILY, SEED, TASK = "family", "seed", "task"
+
+METHODS: dict[str, tuple[str, ...]] = {
+    "prompt_dt": ("trajectories", "plm"),
+    "prompt_diffuser": ("trajectories", "plm", "diffuser"),
+    "prompt_gradient": ("trajectories", "plm"),
+    "full_finetune": ("trajectories", "plm"),
+    "noise_prompt": ("trajectories", "plm"),
+}
+"""Tuning method -> the stages it reads."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work: what runs it, over which axes, after which stages."""
+
+    name: str
+    module: str
+    """Module with `run(context) -> metrics`."""
+    params_module: str
+    """Module with `Params`."""
+    axes: tuple[str, ...]
+    needs: tuple[str, ...]
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules whose code, with all they import of this package, makes the out."""
+        return (self.module,) if self.module == self.params_module else (self.module, self.params_module)
+
+    def params_class(self) -> type[Parameters]:
+        """The stage's Params."""
+        return importlib.import_module(self.params_module).Params
+
+
+def stages(methods: tuple[str, ...]) -> dict[str, Stage]:
+    """All stages in an order that respects their needs."""
+    if unknown := [method for method in methods if method not in METHODS]:
+        raise PipelineError(f"{PARAMS_FILE}: run.methods: unknown {unknown}: known are {', '.join(METHODS)}")
+    p = "pd_pipeline."
+
+    def stage(name: str, module: str, axes: tuple[str, ...], *needs: str, params: str | None = None) -> Stage:
+        return Stage(name, p + module, p + (params or module), axes, needs)
+
+    tuned = tuple(f"tuned_{method}" for method in methods)
+    made = [
+        stage("behavior_policies", "behavior.policies", (FAMILY,)),
+        stage("trajectories", "trajectories.stage", (FAMILY,), "behavior_policies"),
+        stage("prompts", "prompts.stage", (FAMILY,), "trajectories"),
+        stage("plm", "training.plm", (FAMILY, SEED), "trajectories", "prompts"),
+        stage("diffuser", "training.diffuser", (FAMILY, SEED), "prompts"),
+        *(
+            stage(f"tuned_{m}", "tuning.stage", (FAMILY, TASK, SEED), *METHODS[m], params=f"tuning.{m}")
+            for m in methods
+        ),
+        stage(
+            "evaluation", "evaluation.stage", (FAMILY, SEED), "trajectories", "prompts", "plm", "diffuser", *tuned
+        ),
+        stage("report", "reporting.stage", (), "trajectories", "plm", "diffuser", *tuned, "evaluation"),
+    ]
+    return {s.name: s for s in made}
+
+
+@dataclass(frozen=True)
+class Graph:
+    """The stages with their keys for one project: one params.yaml."""
+
+    root: Path
+    params: ParamsFile
+    stages: dict[str, Stage]
+    tasks: dict[str, tuple[int, ...]]
+    """Family -> its target tasks."""
+
+    def keys(self, stage: str) -> list[Key]:
+        """All keys of a stage, in the order family, task, seed."""
+        axes = self.stages[stage].axes
+        if not axes:
+            return [Key()]
+        return [
+            Key(family, task, seed)
+            for family in self.params.run.families
+            for task in (self.tasks[family] if TASK in axes else (None,))
+            for seed in (self.params.run.seeds if SEED in axes else (None,))
+        ]
+
+    def key(self, stage: str, text: str) -> Key:
+        """The key written as `text`. Raises PipelineError where the graph has no such stage or key."""
+        if stage not in self.stages:
+            raise PipelineError(f"unknown stage '{stage}': known are {', '.join(self.stages)}")
+        for key in self.keys(stage):
+            if str(key) == text:
+                return key
+        known = ", ".join(str(key) for key in self.keys(stage)) or "none"
+        raise PipelineError(f"stage {stage} has no key '{text}': {PARAMS_FILE} asks for {known}")
+
+    def upstream(self, stage: str, key: Key) -> list[tuple[str, Key]]:
+        """The (stage, key) pairs that a piece of work reads."""
+        return [
+            (need, other)
+            for need in self.stages[stage].needs
+            for other in self.keys(need)
+            if all(
+                getattr(key, axis) in (None, getattr(other, axis))
+                for axis in self.stages[need].axes
+                if axis in self.stages[stage].axes
+            )
+        ]
+
+    def out(self, stage: str, key: Key) -> Path:
+        """Where a piece of work leaves its out, relative to the root."""
+        base = Path("data") / stage
+        if TASK in self.stages[stage].axes:
+            return base / f"{key.family}-{key.seed}" / str(key.task)
+        return Path("data/reports") if stage == "report" else base / str(key)
+
+    def input(self, stage: str, key: Key, need: str) -> Path:
+        """What a piece of work reads of one upstream stage: its out, or the directory of several."""
+        if not self.stages[stage].axes:
+            return Path("data") / need
+        others = [other for name, other in self.upstream(stage, key) if name == need]
+        fan_in = TASK in self.stages[need].axes and TASK not in self.stages[stage].axes
+        return self.out(need, others[0]).parent if fan_in else self.out(need, others[0])
+
+    def params_keys(self, stage: str, key: Key) -> list[str]:
+        """The sections of params.yaml that a piece of work reads."""
+        if key.family is None:
+            return ["run", stage]
+        return [f"families.{key.family}.environment", f"families.{key.family}.{stage}"]
+
+    def code(self, stage: str, key: Key) -> list[Path]:
+        """The files of the project or package whose code makes the out, sorted."""
+        files = set(import_closure(self.stages[stage].modules))
+        if key.family is not None and (source := self.family_source(key.family)) is not None:
+            files |= {source, *local_closure(source)}
+        return sorted(files)
+
+    def family_source(self, family: str) -> Path | None:
+        """The file that defines a family; None where it is installed outside the project and the package."""
+        source = source_file(family, self.params.block(family, "environment"), self.root)
+        return source if source and (PACKAGE in source.parents or self.root in source.parents) else None
+
+    def stage_params(self, stage: str, key: Key) -> Parameters:
+        """The validated parameters of a piece of work."""
+        cls = self.stages[stage].params_class()
+        if key.family is None:
+            return config.parse(cls, {}, f"{PARAMS_FILE}: {stage}")
+        block = self.params.block(key.family, stage)
+        return config.parse(cls, block, f"{PARAMS_FILE}: families.{key.family}.{stage}")
+
+    def work_digest(self, stage: str, key: Key) -> str:
+        """Of everything a piece of work is made from: code, parameters, inputs. Names its resume folder."""
+        parts: list[Path | str] = [self.stage_params(stage, key).model_dump_json(), str(key)]
+        if key.family is not None:
+            parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
+        parts += [self.root / self.input(stage, key, need) for need in self.stages[stage].needs]
+        return digest(*parts, *self.code(stage, key))
+
+
+def load(root: Path) -> Graph:
+    """The graph of the project at `root`. Raises PipelineError where params.yaml is wrong."""
+    root = root.resolve()
+    params = config.load(root)
+    tasks = {}
+    for name in params.run.families:
+        tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
+    return Graph(root, params, stages(params.run.methods), tasks)
+
+
+def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
+    """Do one piece of work: the function behind `pd-pipeline run`, a DVC stage and a Dagster asset.
+
+    The out appears whole or not at all. Work that was killed goes on where it stopped, if nothing it is made from has
+    changed. Returns the metrics of the stage.
+    """
+    for need, other in graph.upstream(stage, key):
+        if not (graph.root / graph.out(need, other)).exists():
+            missing = f"{need} --key {other}" if str(other) else need
+            raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {missing}` first")
+    name = str(key) or "all"
+    work = graph.root / ".work" / stage / name / graph.work_digest(stage, key)[:16]
+    if work.parent.is_dir():
+        for other_work in work.parent.iterdir():
+            if other_work != work:
+                shutil.rmtree(other_work)
+    work.mkdir(parents=True, exist_ok=True)
+    with atomic_directory(graph.root / graph.out(stage, key)) as out:
+        metrics = importlib.import_module(graph.stages[stage].module).run(
+            StageContext(
+                root=graph.root,
+                stage=stage,
+                key=key,
+                params=graph.stage_params(stage, key),
+                environment=graph.params.block(key.family, "environment") if key.family else {},
+                inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
+                out=out,
+                work=work,
+                logs=graph.root / "data" / "tensorboard" / stage / name,
+                progress=progress,
+            )
+        )
+    shutil.rmtree(work.parent)
+    return metrics
+
+
+def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
+    """The files of this package that `modules` import, directly or not, themselves included.
+
+    Read off the import statements, so that a stage depends on exactly the files it uses. Task families are imported
+    by name at run time and added by `Graph.code`.
+    """
+    found: set[Path] = set()
+    todo = [_module_file(module) for module in modules]
+    while todo:
+        file = todo.pop()
+        if file is None or file in found:
+            continue
+        found.add(file)
+        todo += [_module_file(name) for name in imported_names(file) if name.startswith("pd_pipeline")]
+    return frozenset(found)
+
+
+def local_closure(source: Path) -> set[Path]:
+    """Files of this package that a family's file imports."""
+    names = [name for name in imported_names(source) if name.startswith("pd_pipeline")]
+    return set(import_closure(tuple(names)))
+
+
+@lru_cache(maxsize=256)
+def imported_names(file: Path) -> tuple[str, ...]:
+    """Every module, and every name of a module, that a file imports."""
+    return tuple(_imports(ast.parse(file.read_text(), str(file))))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _module_file(module: str) -> Path | None:
+    base = PACKAGE.parent.joinpath(*module.split("."))
+    for file in (base.with_suffix(".py"), base / "__init__.py"):
+        if file.is_file():
+            return file
+    return None

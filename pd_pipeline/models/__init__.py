@@ -1,0 +1,1 @@
+"""The policy transformer, the diffuser and the diffusion process."""

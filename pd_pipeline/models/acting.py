@@ -1,0 +1,47 @@
+"""Acting with the PLM: many environments in one forward pass, the prompt's keys and values computed once.
+
+A prompt stands first and the mask is causal, so its keys and values in every block do not depend on what follows:
+caching them is exact. Those of the sliding window are computed anew, since leaving the window changes what the
+remaining steps have seen.
+"""
+
+import torch
+from torch import Tensor
+
+from pd_pipeline.models.decision_transformer import Block, PromptingDecisionTransformer, Steps, causal_mask
+
+
+class PromptedPolicy:
+    """A frozen PLM under B prompts, one an environment."""
+
+    @torch.no_grad()
+    def __init__(self, policy: PromptingDecisionTransformer, prompt: Steps):
+        """`prompt` holds B prompts of K* steps, normalised."""
+        self.policy = policy.eval()
+        x = policy.norm_embedding(policy.embed_prompt(prompt))  # (B, 3K*, width)
+        mask = causal_mask(x.shape[1], x)
+        self._cache: list[tuple[Tensor, Tensor]] = []
+        for block in policy.blocks:
+            self._cache.append(_keys_values(block, block.norm_attention(x)))
+            x = block(x, mask, policy.dropout)
+        self._tokens = x.shape[1]
+
+    @torch.no_grad()
+    def act(self, window: Steps) -> Tensor:
+        """Actions (B, d_a) in [-1, 1] for the last step of windows (B, L); that step's own action is not read."""
+        policy = self.policy
+        x = policy.norm_embedding(policy.embed_window(window)[:, :-1])  # (B, 3L - 1, width)
+        full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, 3K* + 3L - 1)
+        for index, (block, (keys, values)) in enumerate(zip(policy.blocks, self._cache, strict=True)):
+            normed = block.norm_attention(x)
+            own = _keys_values(block, normed)
+            keys, values = (torch.cat(pair, dim=1) for pair in zip((keys, values), own, strict=True))
+            if index + 1 == len(policy.blocks):  # only the last state token is read
+                x, normed, full = x[:, -1:], normed[:, -1:], full[-1:]
+            x = block.attend(x, normed, keys, values, full, policy.dropout)
+        return policy.act(x[:, 0])
+
+
+def _keys_values(block: Block, normed: Tensor) -> tuple[Tensor, Tensor]:
+    keys, values = block.key_value(normed).chunk(2, dim=-1)
+    return keys, values

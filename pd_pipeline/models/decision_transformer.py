@@ -1,0 +1,210 @@
+"""The PLM: a Prompting Decision Transformer (Xu et al., ICML 2022), after GPT-2 and Chen et al. 2021.
+
+One sequence is the prompt followed by the recent window, each step as three tokens (return-to-go, state, action):
+
+    [ R*_1 s*_1 a*_1 ... R*_K* s*_K* a*_K* | R_1 s_1 a_1 ... R_K s_K a_K ]
+
+and the action of step k is read off the state token s_k. Sequences are right-padded, so that the causal mask alone
+keeps valid tokens from padding; prompts are always full. What is computed is what GPT-2 computes, less work:
+the last block runs only for the tokens that are read, and attention probabilities are not dropped out (fused attention
+has no place for it), only embeddings and residual branches are.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pd_pipeline.config import Parameters
+
+
+class PolicyConfig(Parameters):
+    """Shape of the policy transformer; saved beside its weights."""
+
+    observation_size: int
+    action_size: int
+    max_timestep: int = Field(description="embedded timesteps: 0 .. max_timestep - 1, the horizon")
+    prompt_length: int = Field(default=5, gt=0, description="K*, steps of a prompt")
+    context: int = Field(default=20, gt=0, description="K, steps of the window")
+    width: int = Field(default=128, gt=0)
+    layers: int = Field(default=3, gt=0)
+    heads: int = Field(default=1, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+
+class Steps(NamedTuple):
+    """Consecutive steps, normalised: a prompt (L = K*) or a window (L <= K)."""
+
+    returns_to_go: Tensor  # (B, L) float, divided by the return scale
+    observations: Tensor  # (B, L, d_s) float, standardised
+    actions: Tensor  # (B, L, d_a) float, scaled to [-1, 1]
+    timesteps: Tensor  # (B, L) long
+
+
+class StepEmbedding(nn.Module):
+    """Three tokens a step, each plus the embedding of its timestep."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        self.return_to_go = nn.Linear(1, config.width)
+        self.observation = nn.Linear(config.observation_size, config.width)
+        self.action = nn.Linear(config.action_size, config.width)
+        self.timestep = nn.Embedding(config.max_timestep, config.width)
+
+    def forward(self, steps: Steps) -> Tensor:
+        """Steps of (B, L) -> tokens (B, 3L, width) in the order R, s, a."""
+        tokens = torch.stack(
+            (
+                self.return_to_go(steps.returns_to_go.unsqueeze(-1)),
+                self.observation(steps.observations),
+                self.action(steps.actions),
+            ),
+            dim=2,
+        )  # (B, L, 3, width)
+        tokens = tokens + self.timestep(steps.timesteps).unsqueeze(2).to(tokens.dtype)
+        return tokens.flatten(1, 2)  # (B, 3L, width)
+
+
+class Dropout(nn.Module):
+    """Dropout for all layers of a model out of one pool of random keeps, drawn once a step.
+
+    PyTorch draws a float for every element of every layer from the global generator, which on a CPU costs as much as
+    the layers themselves. Here a step draws one pool, eight bits an element, from a generator of its own, and a layer
+    reads the pool from a random place on. The rate is rounded to 1/256 and the scale is exact for the rounded rate.
+    """
+
+    spread = 1 << 16  # places at which a layer may begin to read
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.threshold = round(rate * 256)
+        self.pool = torch.empty(0)
+        self.offsets: list[int] = []
+
+    def refresh(self, elements: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+        """Draw a pool for layers of at most `elements` elements."""
+        words = torch.empty((elements + self.spread) // 8 + 1, dtype=torch.int64, device=generator.device)
+        # all 64 bits random: from the least integer up, with no upper bound
+        words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
+        self.pool = (words.view(torch.uint8) >= self.threshold).to(dtype).mul_(256 / (256 - self.threshold))
+        self.offsets = torch.randint(0, self.spread, (64,), generator=generator, device=generator.device).tolist()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Zero about `rate` of x and scale the rest, in training; the identity otherwise."""
+        if not self.training or self.threshold == 0:
+            return x
+        offset = self.offsets.pop()
+        return x * self.pool[offset : offset + x.numel()].view(x.shape)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP (GPT-2), with ReLU as in Decision Transformer."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width, bias=False)
+        self.key_value = nn.Linear(width, 2 * width, bias=False)
+        self.project = nn.Linear(width, width, bias=False)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.up = nn.Linear(width, 4 * width, bias=False)
+        self.down = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor, drop: Dropout, read: Tensor | None = None) -> Tensor:
+        """Tokens (B, T, width) -> (B, R, width) at the token indices `read` (R,), or at all of them.
+
+        `mask` (R, T) is added to the attention scores: 0 where a token may look, -inf where not.
+        """
+        normed = self.norm_attention(x)
+        keys, values = self.key_value(normed).chunk(2, dim=-1)
+        if read is not None:
+            x, normed = x[:, read], normed[:, read]
+        return self.attend(x, normed, keys, values, mask, drop)
+
+    def attend(self, x: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor, drop: Dropout) -> Tensor:
+        """Residual stream x (B, R, width) through attention to keys and values (B, T, width) and the MLP.
+
+        The scores are written out: at 75 tokens they are small, and fused attention took three times as long on a CPU.
+        """
+        queries = self._split(self.query(normed))  # (B h, R, width / h)
+        scale = queries.shape[-1] ** -0.5
+        scores = torch.baddbmm(mask, queries, self._split(keys).transpose(1, 2), alpha=scale)  # (B h, R, T)
+        mixed = torch.bmm(drop(scores.softmax(dim=-1)), self._split(values))  # (B h, R, width / h)
+        x = x + drop(self.project(self._merge(mixed)))
+        return x + drop(self.down(F.relu(self.up(self.norm_mlp(x)))))
+
+    def _split(self, x: Tensor) -> Tensor:
+        if self.heads == 1:
+            return x
+        batch, tokens, width = x.shape
+        return x.view(batch, tokens, self.heads, -1).transpose(1, 2).reshape(-1, tokens, width // self.heads)
+
+    def _merge(self, x: Tensor) -> Tensor:
+        if self.heads == 1:
+            return x
+        _, tokens, size = x.shape
+        return x.view(-1, self.heads, tokens, size).transpose(1, 2).reshape(-1, tokens, self.heads * size)
+
+
+class PromptingDecisionTransformer(nn.Module):
+    """Predicts the actions of a window, given a prompt."""
+
+    def __init__(self, config: PolicyConfig):
+        super().__init__()
+        if config.width % config.heads:
+            raise ValueError(f"width {config.width} is not a multiple of heads {config.heads}")
+        self.config = config
+        self.embed_prompt = StepEmbedding(config)
+        self.embed_window = StepEmbedding(config)
+        self.norm_embedding = nn.LayerNorm(config.width)
+        self.dropout = Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm_final = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.action_size)
+        self.apply(_initialise)
+
+    def refresh_dropout(self, batch: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+        """Draw the dropout of one training step; `dtype` is that of the residual stream."""
+        tokens = 3 * (self.config.prompt_length + self.config.context)
+        widest = max(self.config.width, tokens * self.config.heads)
+        self.dropout.refresh(batch * tokens * widest, dtype, generator)
+
+    def forward(self, prompt: Steps, window: Steps) -> Tensor:
+        """Prompt of K* and window of L steps -> predicted actions (B, L, d_a) in [-1, 1]."""
+        x = torch.cat((self.embed_prompt(prompt), self.embed_window(window)), dim=1)  # (B, T, width)
+        if torch.is_autocast_enabled(x.device.type):  # the residual stream too: half the memory traffic
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        x = self.dropout(self.norm_embedding(x[:, :-1]))  # no state token looks at the last action
+        total = x.shape[1]
+        read = torch.arange(3 * prompt.timesteps.shape[1] + 1, total, 3, device=x.device)  # the window's states (L,)
+        mask = causal_mask(total, x)
+        for block in self.blocks[:-1]:
+            x = block(x, mask, self.dropout)
+        return self.act(self.blocks[-1](x, mask[read], self.dropout, read))
+
+    def act(self, x: Tensor) -> Tensor:
+        """Residual stream at state tokens (..., width) -> actions (..., d_a)."""
+        return torch.tanh(self.head(self.norm_final(x)).float())
+
+
+def causal_mask(tokens: int, like: Tensor) -> Tensor:
+    """(T, T) to add to scores: 0 on and below the diagonal, -inf above; dtype and device of `like`."""
+    return torch.full((tokens, tokens), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
+
+
+def action_loss(predicted: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared error over the valid steps: predicted, target (B, L, d_a); valid (B, L) bool (eq. 7)."""
+    weight = valid.unsqueeze(-1).to(predicted.dtype)
+    return ((predicted - target) ** 2 * weight).sum() / (weight.sum() * predicted.shape[-1]).clamp(min=1)
+
+
+def _initialise(module: nn.Module) -> None:
+    """GPT-2's initialisation: N(0, 0.02) for weights, zero for biases."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)

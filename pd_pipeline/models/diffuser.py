@@ -1,0 +1,79 @@
+"""The conditional denoiser of prompts.
+
+Residual MLP blocks on the flattened prompt, each modulated by an embedding of the condition y and the diffusion step n
+(adaptive layer norm, Peebles and Xie 2023). The output layer begins at zero. A plain MLP on the concatenation of x_n,
+y and n does not fit: small changes of the timestep must change what is denoised, which Fourier features let them.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from pd_pipeline.config import Parameters
+
+
+class DenoiserConfig(Parameters):
+    """Shape of the denoiser; saved beside its weights."""
+
+    channels: int = Field(description="d_s + d_a + 1")
+    prompt_length: int = Field(description="K*")
+    width: int = Field(default=256, gt=0)
+    blocks: int = Field(default=4, gt=0)
+    frequencies: int = Field(default=16, gt=0, description="Fourier features of the timestep and the diffusion step")
+
+
+class DenoiserBlock(nn.Module):
+    """x + gate * MLP(scale * norm(x) + shift), with scale, shift and gate from the condition."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = nn.Linear(width, 3 * width)
+        self.up = nn.Linear(width, 2 * width)
+        self.down = nn.Linear(2 * width, width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """x (B, width), condition (B, width) -> (B, width)."""
+        scale, shift, gate = self.modulation(condition).chunk(3, dim=-1)
+        normed = self.norm(x) * (1 + scale) + shift
+        return x + (1 + gate) * self.down(F.mish(self.up(normed)))
+
+
+class Denoiser(nn.Module):
+    """Predicts eps, x0 or v from a noisy prompt, its condition and the diffusion step."""
+
+    def __init__(self, config: DenoiserConfig):
+        super().__init__()
+        self.config = config
+        flat = config.channels * config.prompt_length
+        features = config.prompt_length + 4 * config.frequencies
+        self.input = nn.Linear(flat, config.width)
+        self.condition = nn.Sequential(
+            nn.Linear(features, config.width), nn.Mish(), nn.Linear(config.width, config.width), nn.Mish()
+        )
+        self.blocks = nn.ModuleList(DenoiserBlock(config.width) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        self.output = nn.Linear(config.width, flat)
+        nn.init.zeros_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, x: Tensor, y: Tensor, n: Tensor) -> Tensor:
+        """Noisy prompt (B, K*, channels), condition y (B, K*, 2) normalised, n (B,) in [0, 1] -> (B, K*, channels)."""
+        returns_to_go, start = y[..., 0], y[:, 0, 1]  # the timesteps of a prompt are consecutive: the first says all
+        features = torch.cat((returns_to_go, self._fourier(start), self._fourier(n)), dim=-1)
+        condition = self.condition(features)  # (B, width)
+        hidden = self.input(x.flatten(1))  # (B, K* channels) -> (B, width)
+        for block in self.blocks:
+            hidden = block(hidden, condition)
+        return self.output(self.norm(hidden)).view_as(x)
+
+    def _fourier(self, value: Tensor) -> Tensor:
+        """(B,) in [0, 1] -> (B, 2 frequencies): sine and cosine of half a turn up to 32 turns, geometrically."""
+        exponents = torch.linspace(0, 6, self.config.frequencies, device=value.device, dtype=value.dtype)
+        angles = value.unsqueeze(-1) * math.pi * 2**exponents
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)

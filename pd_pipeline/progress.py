@@ -1,0 +1,91 @@
+"""Progress with rate and time left: a bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """What stage functions report to. `done` of `total` units; `figures` are shown beside it (losses, rates)."""
+
+    def __call__(self, description: str, done: int, total: int, figures: str = "") -> None:
+        """Report that `done` of `total` is reached."""
+
+
+def silent(description: str, done: int, total: int, figures: str = "") -> None:
+    """Report nothing."""
+
+
+class LineProgress:
+    """One line now and then through `write`: for logs, Dagster and pipes. Always writes the first and the last."""
+
+    def __init__(self, write: Callable[[str], object], every_seconds: float = 10.0):
+        self._write = write
+        self._every = every_seconds
+        self._task = ""
+        self._started = self._written = 0.0
+        self._first = 0
+
+    def __call__(self, description: str, done: int, total: int, figures: str = "") -> None:
+        """Write the line if it is due."""
+        now = time.monotonic()
+        if description != self._task:
+            self._task, self._started, self._written, self._first = description, now, 0.0, done
+        if now - self._written < self._every and done < total:
+            return
+        self._written = now
+        rate = (done - self._first) / max(now - self._started, 1e-9)
+        line = f"{description}: {done:,} of {total:,}"
+        if done > self._first:
+            line += f", {rate:,.1f}/s, {_duration((total - done) / rate)} left"
+        self._write(line + (f", {figures}" if figures else ""))
+
+
+class BarProgress:
+    """A rich progress bar on standard error."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self._bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=Console(stderr=True),
+        )
+        self._description = ""
+        self._task = self._bar.add_task("", total=None, visible=False, figures="", rate="")
+
+    def __call__(self, description: str, done: int, total: int, figures: str = "") -> None:
+        """Move the bar."""
+        if description != self._description:
+            self._bar.start()
+            self._description = description
+            self._task = self._bar.add_task(description, total=total, completed=done, figures=figures, rate="")
+        speed = self._bar.tasks[-1].speed
+        rate = f"{speed:,.1f}/s" if speed else ""
+        self._bar.update(self._task, completed=done, total=total, figures=figures, rate=rate)
+        if done >= total:
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Leave the terminal as it was found."""
+        self._bar.stop()
+
+
+def console() -> Progress:
+    """The progress that suits standard error: a bar on a terminal, lines elsewhere."""
+    if sys.stderr.isatty():
+        return BarProgress()
+    return LineProgress(lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,1 @@
+"""Segments of trajectories as prompts."""

@@ -1,0 +1,124 @@
+"""Segments of trajectories as prompts: x0 and y (eq. 4 and 5), their files and their normalisation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.storage import load_arrays, save_arrays
+from pd_pipeline.trajectories.reading import Trajectories
+
+MIN_STD = 1e-3  # an observation that hardly ever changes must not be blown up by dividing through its deviation
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """n prompts of K* consecutive steps in the units of the task."""
+
+    x0: np.ndarray  # (n, K*, d_s + d_a + 1) float32: state, action, reward of each step (eq. 4)
+    y: np.ndarray  # (n, K*, 2) float32: return-to-go and timestep of each step (eq. 5)
+    task_id: np.ndarray  # (n,) int32
+    episode_id: np.ndarray  # (n,) int64; -1 where no episode is the origin
+    start: np.ndarray  # (n,) int32, first timestep
+
+    def __len__(self) -> int:
+        """Number of prompts n."""
+        return len(self.x0)
+
+    def select(self, rows: np.ndarray) -> "Prompts":
+        """The prompts of these rows (indices or a mask)."""
+        return Prompts(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors."""
+        save_arrays(path, {name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @classmethod
+    def load(cls, path: Path) -> "Prompts":
+        """Read what `save` wrote. Raises PipelineError."""
+        arrays, _ = load_arrays(path)
+        try:
+            return cls(**arrays)
+        except TypeError as error:
+            raise PipelineError(f"{path}: not a prompt file: {error}") from None
+
+
+def cut(data: Trajectories, length: int, stride: int = 1) -> Prompts:
+    """Every `stride`-th segment of `length` = K* steps of every episode; shorter episodes have none."""
+    counts = np.maximum((data.lengths - length) // stride + 1, 0)  # segments of each episode (m,)
+    episode = np.repeat(np.arange(len(counts)), counts)  # (n,)
+    if not len(episode):
+        raise PipelineError(f"no episode of '{data.metadata.family}' is as long as a prompt of {length} steps")
+    first = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    start = (np.arange(len(episode)) - first[episode]) * stride  # (n,) timestep of the first step
+    timesteps = start[:, None] + np.arange(length)  # (n, K*)
+    rows = data.starts[:-1][episode][:, None] + timesteps  # (n, K*)
+    x0 = np.concatenate((data.observations[rows], data.actions[rows], data.rewards[rows][..., None]), axis=-1)
+    y = np.stack((data.returns_to_go[rows], timesteps.astype(np.float32)), axis=-1)
+    return Prompts(x0, y, data.task_id[episode], data.episode_id[episode], start.astype(np.int32))
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """Makes every channel of x0 of order one; computed from TRAINING tasks only and kept with the PLM."""
+
+    mean: np.ndarray  # (d_s + d_a + 1,) float32; for actions the centre of their bounds
+    std: np.ndarray  # (d_s + d_a + 1,) float32, positive; for actions half the width of their bounds
+    return_scale: float  # returns-to-go are divided by it
+    horizon: int
+    observation_size: int
+    action_size: int
+
+    @classmethod
+    def of(cls, data: list[Trajectories]) -> "Normalization":
+        """Statistics of all steps of some data sets of one family."""
+        metadata = data[0].metadata
+        observations = np.concatenate([part.observations for part in data]).astype(np.float64)
+        rewards = np.concatenate([part.rewards for part in data]).astype(np.float64)
+        low, high = (np.asarray(bound, np.float64) for bound in (metadata.action_low, metadata.action_high))
+        mean = np.concatenate((observations.mean(0), (low + high) / 2, [rewards.mean()]))
+        std = np.concatenate((observations.std(0), (high - low) / 2, [rewards.std()]))
+        scale = max(float(np.abs(part.returns_to_go).max()) for part in data)
+        return cls(
+            mean.astype(np.float32),
+            np.maximum(std, MIN_STD).astype(np.float32),
+            scale if scale > 0 else 1.0,
+            metadata.horizon,
+            metadata.observation_size,
+            metadata.action_size,
+        )
+
+    def normalize(self, x0: np.ndarray) -> np.ndarray:
+        """x0 (..., d_s + d_a + 1) in task units -> of order one."""
+        return (x0 - self.mean) / self.std
+
+    def denormalize(self, x: np.ndarray) -> np.ndarray:
+        """The inverse of `normalize`."""
+        return x * self.std + self.mean
+
+    def observations(self, observations: np.ndarray) -> np.ndarray:
+        """Observations (..., d_s) -> standardised."""
+        return (observations - self.mean[: self.observation_size]) / self.std[: self.observation_size]
+
+    def actions(self, actions: np.ndarray) -> np.ndarray:
+        """Actions (..., d_a) -> [-1, 1]."""
+        part = slice(self.observation_size, self.observation_size + self.action_size)
+        return (actions - self.mean[part]) / self.std[part]
+
+    def to_actions(self, normalized: np.ndarray) -> np.ndarray:
+        """[-1, 1] -> actions (..., d_a) in their bounds."""
+        part = slice(self.observation_size, self.observation_size + self.action_size)
+        return normalized * self.std[part] + self.mean[part]
+
+    def save(self, path: Path) -> None:
+        """Write as safetensors."""
+        numbers = np.array([self.return_scale, self.horizon, self.observation_size, self.action_size], np.float64)
+        save_arrays(path, {"mean": self.mean, "std": self.std, "numbers": numbers})
+
+    @classmethod
+    def load(cls, path: Path) -> "Normalization":
+        """Read what `save` wrote. Raises PipelineError."""
+        arrays, _ = load_arrays(path)
+        scale, *sizes = arrays["numbers"].tolist()
+        return cls(arrays["mean"], arrays["std"], scale, *(int(size) for size in sizes))

@@ -1,0 +1,49 @@
+"""Stage prompts: the prompt matrix of the training tasks, and the normalisation of the family."""
+
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from pd_pipeline.config import Parameters
+from pd_pipeline.prompts.segments import Normalization, cut
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import write_json
+from pd_pipeline.trajectories.reading import read
+
+
+class Params(Parameters):
+    """Which segments become prompts."""
+
+    length: int = Field(default=5, gt=0, description="K*, steps of a prompt")
+    stride: int = Field(default=4, gt=0, description="every how many steps a prompt begins")
+    qualities: tuple[str, ...] = Field(default=("expert",), min_length=1)
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of each task's episodes kept from training")
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write `<quality>.safetensors` and `<quality>-held_out.safetensors` of the training tasks, and normalisation."""
+    params, rows, data = context.params, 0, []
+    for quality in params.qualities:
+        trajectories = read(context.inputs["trajectories"] / f"{quality}.parquet", context.family.train_tasks)
+        data.append(trajectories)
+        held_out = held_out_episodes(trajectories.task_id, params.held_out)
+        for name, episodes in ((quality, ~held_out), (f"{quality}-held_out", held_out)):
+            prompts = cut(trajectories.select(np.flatnonzero(episodes)), params.length, params.stride)
+            prompts.save(context.out / f"{name}.safetensors")
+            rows += len(prompts)
+        context.progress(f"prompts {context.key}", len(data), len(params.qualities))
+    normalization = Normalization.of(data)
+    normalization.save(context.out / "normalization.safetensors")
+    write_json(context.out / "config.json", params.model_dump(mode="json"))
+    return {"row_count": rows, "return_scale": normalization.return_scale}
+
+
+def held_out_episodes(task_id: np.ndarray, share: float) -> np.ndarray:
+    """Mask (m,) of the last `share` of each task's episodes, at least one and never all."""
+    held_out = np.zeros(len(task_id), bool)
+    for task in np.unique(task_id):
+        episodes = np.flatnonzero(task_id == task)
+        count = min(max(1, round(share * len(episodes))), len(episodes) - 1)
+        held_out[episodes[len(episodes) - count :]] = True
+    return held_out

@@ -1,0 +1,102 @@
+"""Stage diffuser: pre-train the diffuser on the prompts of the training tasks (phase 1 of the paper, eq. 6)."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pd_pipeline.config import Parameters
+from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig
+from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
+from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import COST_FILE, read_json, save_arrays, write_json
+from pd_pipeline.training.loop import OptimizationParams, Trainer, generator_of, load_weights, pick_device, weights
+from pd_pipeline.training.policy_data import prompt_tensors
+
+
+class DenoiserParams(Parameters):
+    """Size of the denoiser."""
+
+    width: int = Field(default=256, gt=0)
+    blocks: int = Field(default=4, gt=0)
+    frequencies: int = Field(default=16, gt=0)
+
+
+class Params(OptimizationParams):
+    """Process, shape and training of the diffuser."""
+
+    steps: int = Field(default=6000, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    warmup: int = Field(default=200, ge=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    ema: float | None = Field(default=0.999, gt=0, lt=1)
+    batch: int = Field(default=256, gt=0)
+    quality: str = "expert"
+    diffusion: DiffusionParams = DiffusionParams()
+    denoiser: DenoiserParams = DenoiserParams()
+
+
+def diffusion_loss(
+    denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, generator: torch.Generator
+) -> Tensor:
+    """L_DM (eq. 6) of prompts x0 (B, K*, channels) under y (B, K*, 2), with n ~ U and eps ~ N(0, I) drawn here."""
+    n = torch.randint(0, diffusion.steps, (len(x0),), generator=generator, device=x0.device)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    return diffusion.loss(lambda x, n: denoiser(x, y, n / diffusion.steps), x0, noise, n)
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write `denoiser.safetensors` (the moving average), `config.json`, `losses.csv` and `cost.json`."""
+    params: Params = context.params
+    began = time.monotonic()
+    device = pick_device(params.device)
+    prompts = context.inputs["prompts"]
+    normalization = Normalization.load(prompts / "normalization.safetensors")
+    x0, y = prompt_tensors(Prompts.load(prompts / f"{params.quality}.safetensors"), normalization, device)
+    held_x0, held_y = prompt_tensors(
+        Prompts.load(prompts / f"{params.quality}-held_out.safetensors"), normalization, device
+    )
+    config = DenoiserConfig(
+        channels=x0.shape[2],
+        prompt_length=read_json(prompts / "config.json")["length"],
+        **params.denoiser.model_dump(),
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(context.seed)
+        denoiser = Denoiser(config).to(device)
+    diffusion = Diffusion(params.diffusion, device)
+    model = torch.compile(denoiser) if params.compile else denoiser
+
+    def loss_of_step(step: int) -> Tensor:
+        rows = np.random.default_rng([context.seed, step]).integers(0, len(x0), params.batch)
+        picked = torch.from_numpy(rows).to(device)
+        return diffusion_loss(model, diffusion, x0[picked], y[picked], generator_of(context.seed, step, device))
+
+    @torch.no_grad()
+    def evaluate() -> dict[str, float]:
+        return {"validation_loss": float(diffusion_loss(denoiser, diffusion, held_x0, held_y, generator_of(0, 0, device)))}
+
+    trainer = Trainer(denoiser, params, context.work, f"diffuser {context.key}")
+    history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)
+    if trainer.ema:
+        denoiser.load_state_dict(trainer.ema)
+    save_arrays(context.out / "denoiser.safetensors", weights(denoiser))
+    saved = {"denoiser": config.model_dump(mode="json"), "diffusion": params.diffusion.model_dump(mode="json")}
+    write_json(context.out / "config.json", saved | {"quality": params.quality})
+    history.write(context.out / "losses.csv")
+    cost = {"seconds": time.monotonic() - began, "steps": params.steps - trainer.resumed_at, "device": str(device)}
+    write_json(context.out / COST_FILE, cost)
+    return {name: history.rows[-1][name] for name in ("loss", "validation_loss")}
+
+
+def load_diffuser(directory: Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Diffusion]:
+    """The denoiser and its process, from a directory that this stage wrote."""
+    config = read_json(directory / "config.json")
+    denoiser = Denoiser(DenoiserConfig.model_validate(config["denoiser"]))
+    load_weights(denoiser, directory / "denoiser.safetensors", "the config.json beside them")
+    return denoiser.to(device), Diffusion(DiffusionParams.model_validate(config["diffusion"]), device)

@@ -1,0 +1,275 @@
+"""One training loop: progress, losses to CSV and TensorBoard, bf16, clipping, schedules, EMA and exact resume.
+
+Batches and noise are pure functions of (seed, step), so a checkpoint is weights, moments, EMA, the step and the losses
+not yet written: nothing else decides what follows. Checkpoints live in the stage's work folder, two are kept:
+
+    .work/<stage>/<key>/<digest>/
+        step-00001500.safetensors     model.*, ema.*, first.*, second.*; metadata: step, log
+        step-00001800.safetensors
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pd_pipeline.config import Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.progress import Progress
+from pd_pipeline.storage import atomic_file, load_arrays, save_arrays
+
+
+class OptimizationParams(Parameters):
+    """How a model is trained."""
+
+    steps: int = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
+    clip: float | None = Field(default=0.25, gt=0, description="norm to which gradients are clipped")
+    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
+    precision: Literal["auto", "bf16", "float32"] = Field(
+        default="auto", description="auto: bf16 autocast where the hardware multiplies in it"
+    )
+    device: str = Field(default="auto", description="auto: cuda, else mps, else cpu")
+    compile: bool = Field(default=False, description="torch.compile: needs a C++ compiler on a CPU, minutes of start")
+    log_every: int = Field(default=50, gt=0)
+    checkpoint_seconds: float = Field(default=20.0, ge=0)
+
+
+class Interrupted(SystemExit):
+    """SIGTERM came: the state is saved, and the process leaves with the shell's code for it."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+class Diverged(PipelineError):
+    """The loss is no longer finite; trying again would give the same."""
+
+
+@dataclass
+class History:
+    """What a training logs: a row every `log_every` steps."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+
+    def write(self, path: Path) -> None:
+        """Write as CSV; columns in order of appearance, empty where a row has no such figure."""
+        names = list(dict.fromkeys(name for row in self.rows for name in row))
+        lines = [",".join(names)] + [",".join(repr(row[n]) if n in row else "" for n in names) for row in self.rows]
+        with atomic_file(path) as temporary:
+            temporary.write_text("\n".join(lines) + "\n")
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device to compute on; `auto` takes cuda, else mps, else cpu."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def use_bf16(precision: str, device: torch.device) -> bool:
+    """Whether to autocast to bf16: asked for, or `auto` and the hardware has it."""
+    if precision != "auto":
+        return precision == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def generator_of(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator that is a pure function of (seed, step)."""
+    state = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
+    return torch.Generator(device).manual_seed(state)
+
+
+def learning_rate(params: OptimizationParams, step: int) -> float:
+    """Rate at a step: linear warm-up, then constant, or a cosine down to 1 % of the peak."""
+    if step < params.warmup:
+        return params.learning_rate * (step + 1) / params.warmup
+    if params.schedule == "constant":
+        return params.learning_rate
+    done = (step - params.warmup) / max(params.steps - params.warmup, 1)
+    return params.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@contextmanager
+def terminated() -> Iterator[Callable[[], bool]]:
+    """Yield a function that says whether SIGTERM has come; outside the main thread it never does."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag.is_set
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: flag.set())
+    try:
+        yield flag.is_set
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class Trainer:
+    """Trains one model; `fit` resumes from the work folder where it finds a checkpoint."""
+
+    def __init__(self, model: nn.Module, params: OptimizationParams, work: Path, title: str):
+        self.device = next(model.parameters()).device
+        self.model, self.params, self.work, self.title = model, params, work, title
+        self.bf16 = use_bf16(params.precision, self.device)
+        # fused: one kernel for all parameters
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=params.learning_rate,
+            weight_decay=params.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.ema = {n: p.detach().clone() for n, p in model.named_parameters()} if params.ema else {}
+        self.history = History()
+        self.step = 0
+        self.resumed_at = 0
+        self._sums: dict[str, float] = {}  # of the figures since the last row
+
+    def backward(self, loss_of_step: Callable[[int], Tensor]) -> Callable[[int], dict[str, Tensor]]:
+        """The `compute` of a plain loss: forward under autocast, then its gradient."""
+
+        def compute(step: int) -> dict[str, Tensor]:
+            with self.autocast():
+                loss = loss_of_step(step)
+            loss.backward()
+            return {"loss": loss.detach()}
+
+        return compute
+
+    def autocast(self) -> torch.autocast:
+        """The precision of forward passes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def fit(
+        self,
+        compute: Callable[[int], dict[str, Tensor]],
+        progress: Progress,
+        logs: Path | None = None,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+    ) -> History:
+        """Run all steps.
+
+        `compute` fills the gradients for a step number and returns its figures, `loss` among them, whose means become
+        the logged rows; `evaluate` adds figures to each row. Raises Diverged on a figure that is not finite and
+        Interrupted after SIGTERM; then the state is saved.
+        """
+        self._resume()
+        writer = _tensorboard(logs, self.step)
+        saved = time.monotonic()
+        with terminated() as stop:
+            while self.step < self.params.steps:
+                self._update(compute)
+                self.step += 1
+                if self.step % self.params.log_every == 0 or self.step == self.params.steps:
+                    row = self._log(evaluate)
+                    progress(self.title, self.step, self.params.steps, f"loss {row['loss']:.5f}")
+                    if writer is not None:
+                        for name, value in row.items():
+                            writer.add_scalar(name, value, self.step)
+                if stop() or time.monotonic() - saved > self.params.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+                if stop():
+                    raise Interrupted
+        if writer is not None:
+            writer.close()
+        return self.history
+
+    def _update(self, compute: Callable[[int], dict[str, Tensor]]) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.params, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        for name, value in compute(self.step).items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        if self.params.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip)
+        self.optimizer.step()
+        if self.ema:
+            assert self.params.ema is not None
+            average, fresh = list(self.ema.values()), [p.detach() for p in self.model.parameters()]
+            torch._foreach_lerp_(average, fresh, 1 - min(self.params.ema, (1 + self.step) / (10 + self.step)))
+
+    def _log(self, evaluate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+        count = self.step - (self.history.rows[-1]["step"] if self.history.rows else 0)
+        means = {name: total / count for name, total in self._sums.items()}
+        if bad := [name for name, mean in means.items() if not math.isfinite(mean)]:
+            raise Diverged(
+                f"{self.title}: {bad[0]} is {means[bad[0]]} before step {self.step}: lower the learning rate, or look "
+                "for extreme values in the data"
+            )
+        row = {"step": self.step, **means, "learning_rate": learning_rate(self.params, self.step - 1)}
+        if evaluate is not None:
+            row |= evaluate()
+        self.history.rows.append(row)
+        self._sums = {}
+        return row
+
+    def _save(self) -> None:
+        state = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        state |= {f"ema.{n}": t for n, t in self.ema.items()}
+        for name, parameter in self.model.named_parameters():
+            moments = self.optimizer.state[parameter]
+            state |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
+        arrays = {n: t.detach().cpu().numpy() for n, t in state.items()}
+        metadata = {"step": str(self.step), "sums": json.dumps(self._sums), "log": json.dumps(self.history.rows)}
+        save_arrays(self.work / f"step-{self.step:08d}.safetensors", arrays, metadata)
+        for old in sorted(self.work.glob("step-*.safetensors"))[:-2]:
+            old.unlink()
+
+    def _resume(self) -> None:
+        checkpoints = sorted(self.work.glob("step-*.safetensors"))
+        if not checkpoints:
+            return
+        arrays, metadata = load_arrays(checkpoints[-1])
+        tensors = {name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()}
+        self.model.load_state_dict({n: tensors[f"model.{n}"] for n in self.model.state_dict()})
+        for name in self.ema:
+            self.ema[name].copy_(tensors[f"ema.{name}"])
+        self.step = self.resumed_at = int(metadata["step"])
+        for name, parameter in self.model.named_parameters():
+            self.optimizer.state[parameter] = {
+                "step": torch.tensor(float(self.step), device=self.device),
+                "exp_avg": tensors[f"first.{name}"],
+                "exp_avg_sq": tensors[f"second.{name}"],
+            }
+        self.history.rows = json.loads(metadata["log"])
+        self._sums = json.loads(metadata["sums"])
+
+
+def _tensorboard(logs: Path | None, step: int) -> Any:
+    if logs is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(logs), purge_step=step)
+
+
+def weights(model: nn.Module) -> dict[str, np.ndarray]:
+    """The state of a model as arrays on the CPU, for `storage.save_arrays`."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+
+
+def load_weights(model: nn.Module, path: Path, strict_to: str) -> None:
+    """Load a safetensors file into a model. Raises PipelineError where names or shapes differ (`strict_to`: what)."""
+    arrays, _ = load_arrays(path)
+    try:
+        model.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
+    except RuntimeError as error:
+        raise PipelineError(f"{path}: these weights do not fit {strict_to}: {error}") from None

@@ -1,0 +1,95 @@
+"""Trajectories as contiguous, normalised tensors, and batches for the PLM as gathers by index.
+
+A sample is a window of the current episode and a prompt: a random segment of a random trajectory of the same task.
+The window ends at a uniformly drawn step and begins up to K steps before, exactly the windows that acting meets.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
+from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.trajectories.reading import Trajectories
+
+
+class Batch(NamedTuple):
+    """B samples."""
+
+    prompt: Steps  # (B, K*)
+    window: Steps  # (B, K)
+    valid: Tensor  # (B, K) bool: False where the episode is shorter than the window
+
+
+class PolicyData:
+    """Episodes of some tasks on one device."""
+
+    def __init__(self, data: Trajectories, normalization: Normalization, device: torch.device | str = "cpu"):
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, np.float32)).to(device)
+
+        self.observations = tensor(normalization.observations(data.observations))  # (n, d_s)
+        self.actions = tensor(normalization.actions(data.actions))  # (n, d_a)
+        self.returns_to_go = tensor(data.returns_to_go / normalization.return_scale)  # (n,)
+        self.starts = data.starts[:-1]  # (m,)
+        self.lengths = data.lengths  # (m,)
+        self.episodes = [np.flatnonzero(data.task_id == task) for task in np.unique(data.task_id)]
+        self.device = device
+
+    def batch(self, rng: np.random.Generator, per_task: int, prompt_length: int, context: int) -> Batch:
+        """`per_task` samples of every task."""
+        window_episode = np.concatenate([rng.choice(of, per_task) for of in self.episodes])  # (B,)
+        long = [of[self.lengths[of] >= prompt_length] for of in self.episodes]
+        prompt_episode = np.concatenate([rng.choice(of, per_task) for of in long])
+        prompt_start = rng.integers(0, self.lengths[prompt_episode] - prompt_length + 1)
+        window, valid = self.windows(window_episode, rng, context)
+        return Batch(self._steps(prompt_episode, prompt_start, prompt_length)[0], window, valid)
+
+    def windows(self, episodes: np.ndarray, rng: np.random.Generator, context: int) -> tuple[Steps, Tensor]:
+        """A random window of each of these episodes: Steps (B, K) and its valid steps (B, K)."""
+        end = rng.integers(1, self.lengths[episodes] + 1)
+        return self._steps(episodes, np.maximum(end - context, 0), context, end)
+
+    def any_windows(self, rng: np.random.Generator, count: int, context: int) -> tuple[Steps, Tensor]:
+        """`count` random windows of random episodes."""
+        return self.windows(rng.integers(0, len(self.lengths), count), rng, context)
+
+    def _steps(
+        self, episodes: np.ndarray, first: np.ndarray, length: int, end: np.ndarray | None = None
+    ) -> tuple[Steps, Tensor]:
+        """`length` steps from `first` (B,) on, up to `end`; beyond it the last step repeats and is not valid."""
+        timesteps = first[:, None] + np.arange(length)  # (B, L)
+        end = self.lengths[episodes] if end is None else end
+        valid = timesteps < end[:, None]
+        timesteps = np.minimum(timesteps, end[:, None] - 1)
+        rows = torch.from_numpy(self.starts[episodes][:, None] + timesteps).to(self.device)
+        steps = Steps(
+            self.returns_to_go[rows],
+            self.observations[rows],
+            self.actions[rows],
+            torch.from_numpy(timesteps).to(self.device),
+        )
+        return steps, torch.from_numpy(valid).to(self.device)
+
+
+def prompt_steps(x0: Tensor, y: Tensor, normalization: Normalization) -> Steps:
+    """Normalised x0 (B, K*, d_s + d_a + 1) and y (B, K*, 2) as the PLM reads them; the reward row is not read."""
+    size, actions = normalization.observation_size, normalization.action_size
+    timesteps = (y[..., 1] * normalization.horizon).round().long().clamp(0, normalization.horizon - 1)
+    return Steps(y[..., 0], x0[..., :size], x0[..., size : size + actions], timesteps)
+
+
+def prompt_tensors(
+    prompts: Prompts, normalization: Normalization, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Prompts in task units -> normalised x0 (n, K*, d_s + d_a + 1) and y (n, K*, 2) with timesteps in [0, 1)."""
+    x0 = torch.from_numpy(normalization.normalize(prompts.x0)).to(device)
+    scale = np.array([normalization.return_scale, normalization.horizon], np.float32)
+    return x0, torch.from_numpy(prompts.y / scale).to(device)
+
+
+def policy_loss(policy: PromptingDecisionTransformer, batch: Batch) -> Tensor:
+    """Action loss of a batch (eq. 7 with given prompts)."""
+    return action_loss(policy(batch.prompt, batch.window), batch.window.actions, batch.valid)

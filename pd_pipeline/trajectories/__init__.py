@@ -1,0 +1,1 @@
+"""Trajectories: Parquet schema, collection, reading and validation."""

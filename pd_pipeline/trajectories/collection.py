@@ -1,0 +1,198 @@
+"""Stage trajectories: behaviour policies act in worker processes; shards become one Parquet file a quality.
+
+A shard is a few episodes of one task and quality, a pure function of (seed, task, quality, episode): finished shards
+survive a kill in the work folder, and the files do not depend on the number of workers.
+"""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from pd_pipeline.config import Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family, load_family
+from pd_pipeline.progress import Progress
+from pd_pipeline.storage import load_arrays, read_json, save_arrays
+from pd_pipeline.trajectories.reading import return_to_go, write
+from pd_pipeline.trajectories.schema import TrajectoryMetadata
+from pd_pipeline.trajectories.validation import Columns
+
+
+class EpisodeCount(Parameters):
+    """Episodes per task of one quality."""
+
+    train: int = Field(gt=0)
+    test: int = Field(gt=0)
+
+
+class TrajectoriesParams(Parameters):
+    """How much is collected."""
+
+    seed: int = 0
+    workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
+    episodes_a_shard: int = Field(default=10, gt=0)
+    episodes: dict[str, EpisodeCount] = {
+        "expert": EpisodeCount(train=40, test=15),
+        "medium": EpisodeCount(train=10, test=10),
+        "random": EpisodeCount(train=10, test=10),
+    }
+
+
+class Shard(NamedTuple):
+    """A piece of work: episodes first .. first + count of one task and quality."""
+
+    quality: str
+    task: int
+    first: int
+    count: int
+
+    def file(self, work: Path) -> Path:
+        """Where its result is kept until all are done."""
+        return work / f"{self.quality}-{self.task}-{self.first}-{self.count}.safetensors"
+
+
+def plan(family: Family, params: TrajectoriesParams) -> list[Shard]:
+    """All shards, in the order of the files."""
+    shards = []
+    for quality, count in params.episodes.items():
+        for task in sorted((*family.train_tasks, *family.test_tasks)):
+            episodes = count.train if task in family.train_tasks else count.test
+            for first in range(0, episodes, params.episodes_a_shard):
+                shards.append(Shard(quality, task, first, min(params.episodes_a_shard, episodes - first)))
+    return shards
+
+
+def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, seed: int) -> dict[str, np.ndarray]:
+    """Run one shard: arrays named like the columns, episodes one after another."""
+    policy = family.behavior(behavior)
+    environment = family.make(shard.task)
+    horizon = family.horizon
+    episodes = []
+    for episode in range(shard.first, shard.first + shard.count):
+        key = [seed, shard.task, *shard.quality.encode(), episode]
+        rng = np.random.default_rng(key)
+        observations = np.empty((horizon, family.observation_size), np.float32)
+        actions = np.empty((horizon, family.action_size), np.float32)
+        rewards = np.empty(horizon, np.float32)
+        terminated, success = np.zeros(horizon, bool), np.zeros(horizon, bool)
+        observation, _ = environment.reset(seed=int(rng.integers(2**31)))
+        length = horizon
+        for step in range(horizon):
+            action = policy(environment, observation, rng)
+            observations[step], actions[step] = observation, action
+            observation, rewards[step], terminated[step], stopped, info = environment.step(action)
+            success[step] = bool(info.get("success", False))
+            if terminated[step] or stopped:
+                length = step + 1
+                break
+        truncated = np.zeros(length, bool)
+        truncated[-1] = not terminated[length - 1]
+        episodes.append(
+            {
+                "task_id": np.full(length, shard.task, np.int32),
+                "episode_id": np.full(length, episode, np.int64),
+                "step": np.arange(length, dtype=np.int32),
+                "observation": observations[:length],
+                "action": actions[:length],
+                "reward": rewards[:length],
+                "return_to_go": return_to_go(rewards[:length]),
+                "terminated": terminated[:length],
+                "truncated": truncated,
+                "success": success[:length],
+            }
+        )
+    environment.close()
+    return {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
+
+
+@lru_cache(maxsize=1)
+def _worker_family(name: str, block: str, root: Path) -> Family:
+    import json
+
+    return load_family(name, json.loads(block), root)  # once a process: building a benchmark takes a second
+
+
+def _work(name: str, block: str, root: Path, behavior: dict[str, Any], shard: Shard, seed: int, file: Path) -> int:
+    arrays = collect_episodes(_worker_family(name, block, root), behavior, shard, seed)
+    save_arrays(file, arrays)
+    return len(arrays["step"])
+
+
+def collect(
+    family: Family,
+    block: dict[str, Any],
+    root: Path,
+    policies: Path,
+    params: TrajectoriesParams,
+    out: Path,
+    work: Path,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Collect every quality into `out`/<quality>.parquet and return the cost: steps, seconds, workers.
+
+    `block` is the family's `environment` block of params.yaml, from which workers rebuild it; `policies` is the out
+    of stage behavior_policies; `work` keeps finished shards.
+    """
+    behaviors = read_json(policies / "policies.json")
+    if unknown := set(params.episodes) - set(behaviors):
+        raise PipelineError(f"trajectories.episodes names {sorted(unknown)}, but policies are {sorted(behaviors)}")
+    shards = plan(family, params)
+    todo = [shard for shard in shards if not shard.file(work).exists()]
+    work.mkdir(parents=True, exist_ok=True)
+    workers = min(params.workers or os.cpu_count() or 1, max(len(todo), 1))
+    began, done, steps = time.monotonic(), len(shards) - len(todo), 0
+    title = f"trajectories {family.name}"
+    progress(title, done, len(shards))
+    text = _json(block)
+    jobs = [(family.name, text, root, behaviors[s.quality], s, params.seed, s.file(work)) for s in todo]
+    for length in _run(jobs, workers):
+        done, steps = done + 1, steps + length
+        progress(title, done, len(shards), f"{steps / (time.monotonic() - began):,.0f} steps/s")
+    seconds = time.monotonic() - began
+    for quality in params.episodes:
+        metadata = TrajectoryMetadata(
+            family=family.name,
+            quality=quality,
+            observation_size=family.observation_size,
+            action_low=tuple(family.action_low.tolist()),
+            action_high=tuple(family.action_high.tolist()),
+            horizon=family.horizon,
+            seed=params.seed,
+            goals={task: family.goal(task) for task in sorted((*family.train_tasks, *family.test_tasks))},
+            environment=family.params.model_dump(mode="json"),
+            versions=family.versions(),
+        )
+        write(out / f"{quality}.parquet", metadata, _merged(work, [s for s in shards if s.quality == quality]))
+    return {"steps": steps, "seconds": seconds, "workers": workers}
+
+
+def _run(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[int]:
+    if workers == 1:
+        for job in jobs:
+            yield _work(*job)
+        return
+    # spawn: the parent may hold threads (Dagster, torch) that a fork would copy half-way
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(_work, *job) for job in jobs]):
+            yield future.result()
+
+
+def _merged(work: Path, shards: list[Shard]) -> Iterator[Columns]:
+    """One batch, and so one row group, a task: a reader of one task touches only its rows."""
+    for task in sorted({shard.task for shard in shards}):
+        parts = [load_arrays(shard.file(work))[0] for shard in shards if shard.task == task]
+        yield Columns(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _json(block: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(block, sort_keys=True)

@@ -1,0 +1,49 @@
+"""Stage trajectories: collect, and summarise what was collected."""
+
+from typing import Any
+
+import numpy as np
+
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import COST_FILE, write_json
+from pd_pipeline.trajectories.collection import TrajectoriesParams, collect
+from pd_pipeline.trajectories.reading import read
+
+Params = TrajectoriesParams
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write one Parquet file a quality, `summary.json` and `cost.json`."""
+    cost = collect(
+        context.family,
+        context.environment,
+        context.root,
+        context.inputs["behavior_policies"],
+        context.params,
+        context.out,
+        context.work,
+        context.progress,
+    )
+    summary: dict[str, Any] = {}
+    for quality in context.params.episodes:
+        data = read(context.out / f"{quality}.parquet")
+        per_task = {
+            int(task): {
+                "episodes": int((data.task_id == task).sum()),
+                "return_mean": float(data.episode_returns[data.task_id == task].mean()),
+                "success_rate": float(data.episode_success[data.task_id == task].mean()),
+            }
+            for task in np.unique(data.task_id)
+        }
+        summary[quality] = {
+            "steps": len(data.rewards),
+            "episodes": len(data.task_id),
+            "return_mean": float(data.episode_returns.mean()),
+            "success_rate": float(data.episode_success.mean()),
+            "tasks": per_task,
+        }
+    write_json(context.out / "summary.json", summary)
+    write_json(context.out / COST_FILE, cost)
+    return {f"return_mean_{quality}": values["return_mean"] for quality, values in summary.items()} | {
+        "row_count": sum(values["steps"] for values in summary.values())
+    }

@@ -1,0 +1,172 @@
+"""Refuses bad trajectories, naming file, task, episode and step; used on every write and every read.
+
+`Validator` takes batches in order and keeps only the last step seen and the set of episodes, so that a file larger
+than memory is checked as it streams by. Return-to-go is checked forward: it must fall by the reward at every step and
+equal the reward at the last one.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.trajectories.schema import TrajectoryMetadata, arrow_schema
+
+ACTION_TOLERANCE = 1e-6
+RETURN_TOLERANCE = 1e-3  # of the largest return-to-go of the batch (at least 1): float32 sums over long episodes
+
+
+def check_schema(source: str, found: pa.Schema, metadata: TrajectoryMetadata) -> None:
+    """Raise PipelineError where a column is missing or of another type or width."""
+    for field in arrow_schema(metadata):
+        index = found.get_field_index(field.name)
+        if index < 0:
+            raise PipelineError(f"{source}: column '{field.name}' is missing: expected {field.type}")
+        if found.field(index).type != field.type:
+            raise PipelineError(
+                f"{source}: column '{field.name}' has type {found.field(index).type}, expected {field.type}"
+            )
+
+
+@dataclass(frozen=True)
+class Columns:
+    """One batch as numpy arrays, n rows."""
+
+    task_id: np.ndarray  # (n,) int32
+    episode_id: np.ndarray  # (n,) int64
+    step: np.ndarray  # (n,) int32
+    observation: np.ndarray  # (n, d_s) float32
+    action: np.ndarray  # (n, d_a) float32
+    reward: np.ndarray  # (n,) float32
+    return_to_go: np.ndarray  # (n,) float32
+    terminated: np.ndarray  # (n,) bool
+    truncated: np.ndarray  # (n,) bool
+    success: np.ndarray  # (n,) bool
+
+    @classmethod
+    def from_batch(cls, source: str, batch: pa.RecordBatch, metadata: TrajectoryMetadata) -> "Columns":
+        """Views into an Arrow batch (bit-packed booleans are unpacked). Raises PipelineError on nulls."""
+        for name in cls.__dataclass_fields__:
+            if batch.column(name).null_count:
+                raise PipelineError(f"{source}: column '{name}' has empty values: every step needs one")
+
+        def flat(name: str) -> np.ndarray:
+            return batch.column(name).to_numpy(zero_copy_only=False)
+
+        def wide(name: str, width: int) -> np.ndarray:
+            values = batch.column(name).flatten()
+            if values.null_count:
+                raise PipelineError(f"{source}: column '{name}' has empty values: every step needs {width} numbers")
+            return values.to_numpy().reshape(-1, width)  # (n width,) -> (n, width)
+
+        return cls(
+            observation=wide("observation", metadata.observation_size),
+            action=wide("action", metadata.action_size),
+            **{n: flat(n) for n in cls.__dataclass_fields__ if n not in ("observation", "action")},
+        )
+
+
+class Validator:
+    """Checks the steps of one file, batch after batch."""
+
+    def __init__(self, source: str, metadata: TrajectoryMetadata):
+        self.source = source
+        self.metadata = metadata
+        self._last: tuple[int, int, int, float, bool] | None = None  # task, episode, step, rtg - reward, ended
+        self._tasks: set[int] = set()
+        self.episodes = 0
+        self.rows = 0
+
+    def _refuse(self, columns: Columns, bad: np.ndarray, message: str) -> None:
+        """Raise PipelineError for the first bad row, if any."""
+        rows = np.flatnonzero(bad)
+        if len(rows):
+            row = int(rows[0])
+            more = f" ({len(rows):,} such steps in this part of the file)" if len(rows) > 1 else ""
+            raise PipelineError(
+                f"{self.source}: task {columns.task_id[row]}, episode {columns.episode_id[row]}, "
+                f"step {columns.step[row]}: {message.format(row=row, **_shown(columns, row))}{more}"
+            )
+
+    def feed(self, columns: Columns) -> None:
+        """Check the next batch. Raises PipelineError."""
+        if not len(columns.step):
+            return
+        low, high = (np.asarray(bound, np.float32) for bound in (self.metadata.action_low, self.metadata.action_high))
+        for name in ("observation", "action"):
+            self._refuse(columns, ~np.isfinite(getattr(columns, name)).all(1), f"{name} is not finite: {{{name}}}")
+        for name in ("reward", "return_to_go"):
+            self._refuse(columns, ~np.isfinite(getattr(columns, name)), f"{name} is not finite: {{{name}}}")
+        outside = (columns.action < low - ACTION_TOLERANCE) | (columns.action > high + ACTION_TOLERANCE)
+        self._refuse(columns, outside.any(1), f"action {{action}} is outside [{low.tolist()}, {high.tolist()}]")
+        known = np.isin(columns.task_id, list(self.metadata.goals))
+        self._refuse(columns, ~known, "the task has no goal in the file's metadata")
+        self._check_order(columns)
+        self._tasks.update(np.unique(columns.task_id).tolist())
+        self.rows += len(columns.step)
+
+    def _check_order(self, columns: Columns) -> None:
+        """Episodes sorted and unique, steps contiguous, return-to-go consistent, nothing after the end."""
+        task, episode, step = (a.astype(np.int64) for a in (columns.task_id, columns.episode_id, columns.step))
+        rtg, reward = columns.return_to_go.astype(np.float64), columns.reward.astype(np.float64)
+        ended = columns.terminated | columns.truncated
+        if self._last is None:
+            before = (task[0] - 1, np.int64(-1), np.int64(0), 0.0, False)
+        else:
+            before = self._last
+        previous_task = np.concatenate(([before[0]], task[:-1]))
+        previous_episode = np.concatenate(([before[1]], episode[:-1]))
+        previous_step = np.concatenate(([before[2]], step[:-1]))
+        previous_rest = np.concatenate(([before[3]], (rtg - reward)[:-1]))  # what the next return-to-go must be
+        previous_ended = np.concatenate(([before[4]], ended[:-1]))
+
+        new = (task != previous_task) | (episode != previous_episode)
+        backward = (task < previous_task) | ((task == previous_task) & (episode < previous_episode))
+        self._refuse(columns, new & backward, "episodes are not sorted by task and episode, or one appears twice")
+        self._refuse(columns, new & (step != 0), "the episode does not begin at step 0, or begins twice")
+        again = ~new & (step <= previous_step)
+        self._refuse(columns, again, "the step is there already: duplicate episode, or steps out of order")
+        self._refuse(columns, ~new & (step != previous_step + 1), "gap: the step before it is missing")
+        self._refuse(columns, ~new & previous_ended, "the episode goes on after it terminated or was truncated")
+        self._refuse(columns, step >= self.metadata.horizon, f"beyond the horizon of {self.metadata.horizon}")
+        tolerance = RETURN_TOLERANCE * max(1.0, float(np.abs(rtg).max()))
+        drift = np.abs(np.where(new, 0.0, rtg - previous_rest))
+        wrong = "return_to_go {return_to_go} is not the one before less its reward"
+        self._refuse(columns, drift > tolerance, wrong)
+        # the return-to-go of an episode's last step is its reward; what is left over shows when the next one begins
+        left_over = np.where(new, np.abs(previous_rest), 0.0)
+        if self._last is None:
+            left_over[0] = 0.0
+        self._check_left_over(left_over, tolerance, previous_task, previous_episode, previous_step)
+        self.episodes += int(new.sum())
+        self._last = (int(task[-1]), int(episode[-1]), int(step[-1]), float(rtg[-1] - reward[-1]), bool(ended[-1]))
+        self._tolerance = tolerance
+
+    def _check_left_over(
+        self, left_over: np.ndarray, tolerance: float, task: np.ndarray, episode: np.ndarray, step: np.ndarray
+    ) -> None:
+        rows = np.flatnonzero(left_over > tolerance)
+        if len(rows):
+            row = rows[0]
+            raise PipelineError(
+                f"{self.source}: task {task[row]}, episode {episode[row]}, step {step[row]}: return_to_go of the last "
+                f"step is off its reward by {left_over[row]:g}: recompute it, or the episode is cut short"
+            )
+
+    def finish(self) -> None:
+        """Check what only the end of the file shows: the last episode, and tasks without data."""
+        if self._last is None:
+            raise PipelineError(f"{self.source}: holds no steps")
+        task, episode, step, rest, _ = self._last
+        self._check_left_over(np.abs([rest]), self._tolerance, np.array([task]), np.array([episode]), np.array([step]))
+        if empty := set(self.metadata.goals) - self._tasks:
+            raise PipelineError(f"{self.source}: task {min(empty)} is empty: its goal is listed, but it has no episode")
+
+
+def _shown(columns: Columns, row: int) -> dict[str, str]:
+    """The values of one row, short enough for an error line."""
+    return {
+        name: np.array2string(np.asarray(getattr(columns, name)[row]), precision=4, threshold=8)
+        for name in ("observation", "action", "reward", "return_to_go")
+    }

@@ -1,0 +1,166 @@
+"""Prompt Diffuser (Hu et al., arXiv 2411.01168): tune the diffuser for a target task under the frozen PLM's guidance.
+
+First the diffuser is adapted to the few-shot prompts with L_DM alone, then guided with eq. 9: each step samples
+prompts through the reverse chain, asks the PLM for its action loss under them, and adds that gradient, projected off
+the diffusion gradient where they conflict. The guidance gradient is scaled to the norm of the diffusion gradient
+before lambda: their norms differ by orders of magnitude and drift during tuning, so that a bare lambda means
+something else for every task and step. At the end prompts are generated under few-shot conditions y and the best
+are kept, by their action loss on the few-shot trajectories.
+"""
+
+import copy
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pd_pipeline.models.diffuser import Denoiser
+from pd_pipeline.models.diffusion import Diffusion
+from pd_pipeline.training.diffuser import diffusion_loss
+from pd_pipeline.training.loop import History, OptimizationParams, Trainer, generator_of
+from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
+from pd_pipeline.tuning.protocol import (
+    FewShot,
+    Pretrained,
+    Run,
+    Tuned,
+    TuningParams,
+    guidance_loss,
+    prompt_losses,
+    to_prompts,
+)
+
+
+class AdaptParams(OptimizationParams):
+    """Phase one: L_DM alone on the few-shot prompts."""
+
+    steps: int = Field(default=600, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    warmup: int = Field(default=20, ge=0)
+    batch: int = Field(default=128, gt=0)
+
+
+class Params(TuningParams, OptimizationParams):
+    """Phase two: eq. 9."""
+
+    adapt: AdaptParams | None = AdaptParams()
+    steps: int = Field(default=300, gt=0)
+    learning_rate: float = Field(default=3e-4, gt=0)
+    clip: float | None = Field(default=1.0, gt=0)
+    warmup: int = Field(default=10, ge=0)
+    log_every: int = Field(default=1, gt=0)
+    batch: int = Field(default=32, gt=0)
+    guidance: float = Field(default=5.0, ge=0, description="lambda")
+    scale_guidance: bool = Field(default=True, description="bring g_DT to the norm of g_DM before lambda")
+    mode: Mode = "projection"
+    reading: Reading = "flat"
+    test: Literal["global", "layer"] = "global"
+    energy: float = Field(default=0.95, gt=0, le=1, description="of the layer_svd reading")
+    chain: int = Field(default=5, gt=0, description="DDIM steps of the reverse chain, in guidance and generation")
+    candidates: int = Field(default=64, gt=0, description="prompts generated, of which the best are kept")
+
+
+def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
+    """Adapt, guide, generate, choose."""
+    assert plm.diffuser is not None, "prompt_diffuser reads the diffuser"
+    denoiser, diffusion = copy.deepcopy(plm.diffuser[0]).train(), plm.diffuser[1]
+    x0, y = few_shot.tensors(plm)
+    rows: list[dict[str, float]] = []
+    if params.adapt is not None:
+        adapted = adapt(denoiser, diffusion, x0, y, params.adapt, seed, run)
+        rows += [{"phase": 1, **row} for row in adapted.rows]
+    before = copy.deepcopy(denoiser)
+    guided = guide(plm, denoiser, diffusion, few_shot, params, seed, run)
+    rows += [{"phase": 2, **row} for row in guided.rows]
+    denoiser.eval()
+    candidates, conditions = generate(denoiser, diffusion, y, params.candidates, params.chain, seed)
+    kept = prompt_losses(plm, few_shot, candidates, conditions, seed).argsort()[: params.prompts]
+    passes = 2 * params.batch * params.steps * (params.mode != "dm_only")
+    return Tuned(
+        to_prompts(candidates[kept], conditions[kept], plm.normalization, int(few_shot.data.task_id[0])),
+        denoisers={"adapted": before, "guided": denoiser},
+        history=History(rows),
+        tuned_parameters=sum(p.numel() for p in denoiser.parameters()),
+        plm_passes=passes + 32 * params.candidates,
+    )
+
+
+def adapt(
+    denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, params: AdaptParams, seed: int, run: Run
+) -> History:
+    """Train on the few-shot prompts x0 (n, K*, channels), y (n, K*, 2) with L_DM alone."""
+
+    def loss_of_step(step: int) -> Tensor:
+        rows = np.random.default_rng([seed, 1, step]).integers(0, len(x0), params.batch)
+        picked = torch.from_numpy(rows).to(x0.device)
+        return diffusion_loss(denoiser, diffusion, x0[picked], y[picked], generator_of(seed, step, x0.device))
+
+    trainer = Trainer(denoiser, params, run.work / "adapt", f"{run.title} adapt")
+    return trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs / "adapt")
+
+
+def guide(
+    plm: Pretrained,
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    few_shot: FewShot,
+    params: Params,
+    seed: int,
+    run: Run,
+) -> History:
+    """Tune with eq. 9; logs L_DM, L_DT, the cosine and ratio of their gradients and the share projected."""
+    trainer = Trainer(denoiser, params, run.work / "guide", f"{run.title} guide")
+    parameters = list(denoiser.parameters())
+    x0, y = few_shot.tensors(plm)
+
+    def compute(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, 2, step])
+        generator = generator_of(seed + 1, step, plm.device)
+        picked = torch.from_numpy(rng.integers(0, len(x0), params.batch)).to(plm.device)
+        diffusing = diffusion_loss(denoiser, diffusion, x0[picked], y[picked], generator)
+        g_dm = torch.autograd.grad(diffusing, parameters)
+        window, valid = few_shot.windows.any_windows(rng, params.batch, plm.policy.config.context)
+        noise = torch.randn(x0[picked].shape, generator=generator, device=plm.device)
+        prompt = sample(denoiser, diffusion, noise, y[picked], params.chain)
+        with trainer.autocast():
+            acting = guidance_loss(plm, prompt, y[picked], window, valid)
+        g_dt = torch.autograd.grad(acting, parameters)
+        ratio = norm(g_dt) / norm(g_dm)
+        alike = cosine(g_dm, g_dt)
+        if params.scale_guidance:
+            g_dt = tuple(g / ratio for g in g_dt)
+        update, projected = combine(
+            g_dm, g_dt, params.guidance, params.mode, params.reading, params.test, params.energy
+        )
+        for parameter, gradient in zip(parameters, update, strict=True):
+            parameter.grad = gradient.clone()
+        return {
+            "loss": (diffusing + params.guidance * acting).detach(),
+            "l_dm": diffusing.detach(),
+            "l_dt": acting.detach(),
+            "cosine": alike,
+            "norm_ratio": ratio,
+            "projected": torch.tensor(projected),
+        }
+
+    return trainer.fit(compute, run.progress, run.logs / "guide")
+
+
+def sample(denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, y: Tensor, chain: int) -> Tensor:
+    """Reverse chain from noise (B, K*, channels) under y (B, K*, 2), differentiable."""
+    return diffusion.sample(lambda x, n: denoiser(x, y, n / diffusion.steps), noise, "ddim", min(chain, diffusion.steps))
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser, diffusion: Diffusion, y: Tensor, count: int, chain: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """`count` prompts and their conditions, drawn from the few-shot conditions y (n, K*, 2)."""
+    rows = np.random.default_rng([seed, 3]).choice(len(y), count, replace=count > len(y))
+    conditions = y[torch.from_numpy(rows).to(y.device)]
+    shape = (count, denoiser.config.prompt_length, denoiser.config.channels)
+    noise = torch.randn(shape, generator=generator_of(seed + 2, 0, y.device), device=y.device)
+    return sample(denoiser, diffusion, noise, conditions, chain), conditions

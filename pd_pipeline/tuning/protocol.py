@@ -1,0 +1,133 @@
+"""What a tuning method is given and what it gives: one protocol, one file a method, one stage a method.
+
+A method module `tuning/<method>.py` defines `Params` (a subclass of `TuningParams`) and
+
+    tune(plm, few_shot, params, seed, run) -> Tuned
+
+and is listed with what it reads in `graph.METHODS`. Nothing else is needed to add one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pd_pipeline.config import Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
+from pd_pipeline.models.diffuser import Denoiser
+from pd_pipeline.models.diffusion import Diffusion
+from pd_pipeline.progress import Progress
+from pd_pipeline.prompts.segments import Normalization, Prompts, cut
+from pd_pipeline.training.loop import History
+from pd_pipeline.training.policy_data import PolicyData, prompt_steps, prompt_tensors
+from pd_pipeline.trajectories.reading import Trajectories
+
+
+class TuningParams(Parameters):
+    """What every method is given: the same few-shot trajectories, and how many prompts it must leave."""
+
+    few_shot: int = Field(default=5, gt=0, description="trajectories of the target task")
+    quality: str = Field(default="expert", description="quality of these trajectories")
+    prompts: int = Field(default=8, gt=0, description="prompts to leave for evaluation")
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The frozen PLM and, for methods that read it, the pre-trained diffuser."""
+
+    policy: PromptingDecisionTransformer
+    normalization: Normalization
+    device: torch.device
+    diffuser: tuple[Denoiser, Diffusion] | None = None
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """The few trajectories of the target task."""
+
+    data: Trajectories
+    windows: PolicyData  # normalised, on the PLM's device
+    prompts: Prompts  # every segment of K* steps, in task units
+
+    @classmethod
+    def of(cls, data: Trajectories, plm: Pretrained) -> "FewShot":
+        """Prepare trajectories for a PLM."""
+        prompts = cut(data, plm.policy.config.prompt_length)
+        return cls(data, PolicyData(data, plm.normalization, plm.device), prompts)
+
+    def draw(self, rng: np.random.Generator, count: int) -> Prompts:
+        """`count` segments, uniformly, without repetition while there are enough."""
+        return self.prompts.select(rng.choice(len(self.prompts), count, replace=count > len(self.prompts)))
+
+    def tensors(self, plm: Pretrained) -> tuple[Tensor, Tensor]:
+        """All segments, normalised: x0 (n, K*, channels) and y (n, K*, 2)."""
+        return prompt_tensors(self.prompts, plm.normalization, plm.device)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a method keeps its resumable state, its logs, and what it reports progress to."""
+
+    work: Path
+    logs: Path
+    title: str
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a method leaves: prompts, and a policy where it changed the PLM's weights."""
+
+    prompts: Prompts
+    policy: PromptingDecisionTransformer | None = None
+    denoisers: Mapping[str, Denoiser] = field(default_factory=dict)
+    """Name -> denoiser, for a method that tunes one."""
+    history: History = field(default_factory=History)
+    tuned_parameters: int = 0
+    plm_passes: int = 0
+    """Sequences that went through the PLM, forward or backward: a training step of batch B counts 2 B."""
+    environment_episodes: int = 0
+
+
+def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the few-shot episodes and of the others: the same draw for every method of a seed."""
+    episodes = len(data.task_id)
+    if episodes < params.few_shot:
+        raise PipelineError(
+            f"task {data.task_id[0]}: {params.few_shot} few-shot trajectories are asked for, {episodes} are there: "
+            "collect more (trajectories.episodes) or ask for fewer (few_shot)"
+        )
+    order = np.random.default_rng([seed, int(data.task_id[0])]).permutation(episodes)
+    return np.sort(order[: params.few_shot]), np.sort(order[params.few_shot :])
+
+
+def to_prompts(x0: Tensor, y: Tensor, normalization: Normalization, task: int) -> Prompts:
+    """Normalised tensors (n, K*, .) -> prompts in task units without an episode as origin."""
+    scale = np.array([normalization.return_scale, normalization.horizon], np.float32)
+    condition = y.detach().cpu().numpy() * scale
+    start = np.rint(condition[:, 0, 1]).astype(np.int32)
+    count = len(start)
+    values = normalization.denormalize(x0.detach().cpu().numpy().astype(np.float32))
+    return Prompts(values, condition, np.full(count, task, np.int32), np.full(count, -1, np.int64), start)
+
+
+def guidance_loss(plm: Pretrained, x0: Tensor, y: Tensor, window: Steps, valid: Tensor) -> Tensor:
+    """L_DT (eq. 7): action loss of the PLM on windows (B, K), each under its own prompt x0, y (B, K*, .)."""
+    predicted = plm.policy(prompt_steps(x0, y, plm.normalization), window)
+    return action_loss(predicted, window.actions, valid)
+
+
+@torch.no_grad()
+def prompt_losses(plm: Pretrained, few_shot: FewShot, x0: Tensor, y: Tensor, seed: int, windows: int = 32) -> Tensor:
+    """L_DT of each of n prompts over the same `windows` few-shot windows, (n,): the measure to choose prompts by."""
+    window, valid = few_shot.windows.any_windows(np.random.default_rng(seed), windows, plm.policy.config.context)
+    losses = []
+    for prompt, condition in zip(x0, y, strict=True):
+        repeated = prompt.expand(windows, *prompt.shape), condition.expand(windows, *condition.shape)
+        losses.append(guidance_loss(plm, *repeated, window, valid))
+    return torch.stack(losses)
