@@ -1,30 +1,138 @@
 """The `pd-pipeline` command: thin doors to the library."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Adapt pre-trained policies with generated prompts.", no_args_is_help=True, add_completion=False)
+from pd_pipeline.errors import PipelineError
 
 
-@app.callback()
-def main() -> None:
-    """Keep sub-commands, however few there are."""
+class _Group(typer.core.TyperGroup):
+    """Prints a PipelineError as what it is: a message to the user, never a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="Adapt pre-trained policies with generated prompts.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 @app.command()
 def run(
-    stage: Annotated[str, typer.Argument(help="Stage of the graph.")],
-    key: Annotated[str, typer.Option(help="Which piece of it, such as reach-0.")] = "",
+    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm.")],
+    key: Annotated[str, typer.Option(help="Which piece of it, such as reach-0; all pieces without it.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Do it again even if it is up to date.")] = False,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Tell DVC what was made from what.")] = True,
 ) -> None:
-    """Run one stage, or one key of it."""
-    from pd_pipeline import graph, progress
+    """Run one stage, or one key of it, unless it is up to date."""
+    from pd_pipeline import graph, lineage, progress
 
     project = graph.load(Path.cwd())
-    for one in [project.key(stage, key)] if key else project.keys(stage):
-        metrics = graph.run(project, stage, one, progress.console())
-        typer.echo(f"{stage} {one}: " + ", ".join(f"{n} {v:g}" for n, v in metrics.items()))
+    keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
+    for one in keys:
+        report = progress.console()
+        try:
+            outcome = lineage.run(project, stage, one, report, force=force, record=record)
+        finally:
+            if isinstance(report, progress.BarProgress):
+                report.close()
+        name = f"{stage} {one}".strip()
+        if outcome.skipped:
+            typer.echo(f"{name}: up to date")
+        else:
+            typer.echo(f"{name}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
+
+
+@app.command()
+def graph(
+    write: Annotated[bool, typer.Option("--write", help="Render it into dvc.yaml.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 where dvc.yaml differs.")] = False,
+) -> None:
+    """Show the stages and their keys, or render them into dvc.yaml."""
+    from pd_pipeline import graph as graphs
+    from pd_pipeline import rendering
+
+    project = graphs.load(Path.cwd())
+    if write and rendering.write(project):
+        typer.echo(f"{rendering.DVC_FILE}: written")
+    if check:
+        rendering.check(project)
+    if not write and not check:
+        for stage in project.stages.values():
+            after = f" after {', '.join(stage.needs)}" if stage.needs else ""
+            typer.echo(f"{stage.name}{after}: " + (" ".join(map(str, project.keys(stage.name))) or "one piece"))
+
+
+@app.command()
+def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files (Parquet).")]) -> None:
+    """Read trajectory files as the pipeline does, and refuse what it would refuse."""
+    from pd_pipeline.trajectories import reading
+
+    bad = 0
+    for file in files:
+        try:
+            steps = episodes = 0
+            for batch in reading.stream(file):
+                steps += len(batch.step)
+                episodes += int((batch.step == 0).sum())
+            typer.echo(f"{file}: good: {episodes:,} episodes, {steps:,} steps")
+        except PipelineError as error:
+            bad += 1
+            print(f"refused: {error}", file=sys.stderr)
+    if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def params() -> None:
+    """Show every parameter with the value it has: that of params.yaml, or the default of the code."""
+    from pd_pipeline import graph as graphs
+
+    project = graphs.load(Path.cwd())
+    typer.echo("run:")
+    _show(project.params.run.model_dump(mode="json"), 1)
+    typer.echo("families:")
+    for family in project.params.run.families:
+        typer.echo(f"  {family}:\n    environment:")
+        _show(project.family(family).params.model_dump(mode="json"), 3)
+        for stage in project.stages:
+            key = next((key for key in project.keys(stage) if key.family == family), None)
+            if key is not None:
+                typer.echo(f"    {stage}:")
+                _show(project.stage_params(stage, key).model_dump(mode="json"), 3)
+
+
+def _show(values: dict[str, object], depth: int) -> None:
+    """Print as YAML; nested values as JSON, which is YAML too."""
+    import json
+
+    for name, value in values.items():
+        typer.echo("  " * depth + f"{name}: {json.dumps(value)}")
+
+
+@app.command()
+def doctor() -> None:
+    """Look for what commonly goes wrong here, and mend what can be mended."""
+    from pd_pipeline.doctor import examine
+
+    problems = 0
+    for finding in examine(Path.cwd()):
+        typer.echo(str(finding))
+        problems += finding.problem
+    if problems:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

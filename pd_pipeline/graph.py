@@ -7,6 +7,7 @@ upstream key belongs to a downstream key where they agree on every axis that bot
 
 import ast
 import importlib
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import Any
 from pd_pipeline import config
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import load_family, source_file
+from pd_pipeline.families.base import Family, load_family, source_file
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import atomic_directory, digest
@@ -77,9 +78,7 @@ def stages(methods: tuple[str, ...]) -> dict[str, Stage]:
             stage(f"tuned_{m}", "tuning.stage", (FAMILY, TASK, SEED), *METHODS[m], params=f"tuning.{m}")
             for m in methods
         ),
-        stage(
-            "evaluation", "evaluation.stage", (FAMILY, SEED), "trajectories", "prompts", "plm", "diffuser", *tuned
-        ),
+        stage("evaluation", "evaluation.stage", (FAMILY, SEED), "trajectories", "prompts", "plm", "diffuser", *tuned),
         stage("report", "reporting.stage", (), "trajectories", "plm", "diffuser", *tuned, "evaluation"),
     ]
     return {s.name: s for s in made}
@@ -107,11 +106,15 @@ class Graph:
             for seed in (self.params.run.seeds if SEED in axes else (None,))
         ]
 
-    def key(self, stage: str, text: str) -> Key:
-        """The key written as `text`. Raises PipelineError where the graph has no such stage or key."""
+    def known(self, stage: str) -> str:
+        """The stage's name. Raises PipelineError where the graph has no such stage."""
         if stage not in self.stages:
             raise PipelineError(f"unknown stage '{stage}': known are {', '.join(self.stages)}")
-        for key in self.keys(stage):
+        return stage
+
+    def key(self, stage: str, text: str) -> Key:
+        """The key written as `text`. Raises PipelineError where the graph has no such stage or key."""
+        for key in self.keys(self.known(stage)):
             if str(key) == text:
                 return key
         known = ", ".join(str(key) for key in self.keys(stage)) or "none"
@@ -148,15 +151,20 @@ class Graph:
     def params_keys(self, stage: str, key: Key) -> list[str]:
         """The sections of params.yaml that a piece of work reads."""
         if key.family is None:
-            return ["run", stage]
+            return ["run"]
         return [f"families.{key.family}.environment", f"families.{key.family}.{stage}"]
 
     def code(self, stage: str, key: Key) -> list[Path]:
         """The files of the project or package whose code makes the out, sorted."""
         files = set(import_closure(self.stages[stage].modules))
         if key.family is not None and (source := self.family_source(key.family)) is not None:
-            files |= {source, *local_closure(source)}
+            files |= local_closure(source)
+        files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
         return sorted(files)
+
+    def family(self, name: str) -> Family:
+        """The task family of this name with its parameters."""
+        return load_family(name, self.params.block(name, "environment"), self.root)
 
     def family_source(self, family: str) -> Path | None:
         """The file that defines a family; None where it is installed outside the project and the package."""
@@ -183,9 +191,15 @@ class Graph:
 def load(root: Path) -> Graph:
     """The graph of the project at `root`. Raises PipelineError where params.yaml is wrong."""
     root = root.resolve()
+    for cached in (import_closure, imported_names):  # a process that lives long may meet edited code
+        cached.cache_clear()
     params = config.load(root)
     tasks = {}
     for name in params.run.families:
+        if not re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII):
+            raise PipelineError(
+                f"{PARAMS_FILE}: run.families: '{name}': a name is letters, digits, '_' and '-', the first a letter"
+            )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
     return Graph(root, params, stages(params.run.methods), tasks)
 
@@ -226,6 +240,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
     return metrics
 
 
+@lru_cache(maxsize=256)
 def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
     """The files of this package that `modules` import, directly or not, themselves included.
 
@@ -244,9 +259,18 @@ def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
 
 
 def local_closure(source: Path) -> set[Path]:
-    """Files of this package that a family's file imports."""
-    names = [name for name in imported_names(source) if name.startswith("pd_pipeline")]
-    return set(import_closure(tuple(names)))
+    """A family's file and what it imports of this package and of the files beside it."""
+    found: set[Path] = set()
+    todo = [source]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        names = imported_names(file)
+        found |= {file, *import_closure(tuple(name for name in names if name.startswith("pd_pipeline")))}
+        beside = [source.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+        todo += [path for path in beside if path.is_file() and PACKAGE not in path.parents]
+    return found
 
 
 @lru_cache(maxsize=256)

@@ -31,7 +31,7 @@ class LineProgress:
         """Write the line if it is due."""
         now = time.monotonic()
         if description != self._task:
-            self._task, self._started, self._written, self._first = description, now, 0.0, done
+            self._task, self._started, self._written, self._first = description, now, now - self._every, done
         if now - self._written < self._every and done < total:
             return
         self._written = now

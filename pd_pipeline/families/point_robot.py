@@ -6,6 +6,8 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
+from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, FamilyParams, Policy
 
 
@@ -63,6 +65,20 @@ class PointRobotEnv(gymnasium.Env):
         reward = -distance if self._params.reward == "dense" else float(success)
         return self._state.astype(np.float32), reward, False, False, {"success": success}
 
+    def picture(self, size: int = 240) -> np.ndarray:
+        """The plane (size, size, 3) uint8: the goal with its radius in green, the point in blue."""
+        reach = 1.4 * self._params.radius
+        axis = np.linspace(-reach, reach, size)
+        x, y = axis[None, :], -axis[:, None]
+        pixels = np.full((size, size, 3), 255, np.uint8)
+        pixels[np.abs(np.hypot(x, y) - self._params.radius) < 0.006 * reach] = (217, 221, 227)
+        for centre, radius, color in (
+            (self.goal, self._params.goal_radius, (140, 209, 165)),
+            (self._state, 0.05 * self._params.radius, (0, 114, 178)),
+        ):
+            pixels[np.hypot(x - centre[0], y - centre[1]) < radius] = color
+        return pixels
+
 
 class PointRobot(Family):
     """Goals on a circle around the start; needs no simulator, so the whole pipeline runs on it in a minute.
@@ -80,6 +96,11 @@ class PointRobot(Family):
 
     def __init__(self, name: str, params: PointRobotParams):
         super().__init__(name, params)
+        if unknown := [task for task in params.test_tasks if not 0 <= task < params.tasks]:
+            raise PipelineError(
+                f"{PARAMS_FILE}: families.{name}.environment.test_tasks: {unknown} are not among tasks 0 to "
+                f"{params.tasks - 1}"
+            )
         self.test_tasks = params.test_tasks
         self.train_tasks = tuple(task for task in range(params.tasks) if task not in params.test_tasks)
 
@@ -111,6 +132,10 @@ class PointRobot(Family):
             return np.clip(noisy, self.action_low, self.action_high).astype(np.float32)
 
         return act
+
+    def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray:
+        """The plane from above."""
+        return environment.unwrapped.picture()  # type: ignore[attr-defined]
 
     def _goal(self, task: int) -> np.ndarray:
         angle = 2 * np.pi * task / self.params.tasks

@@ -12,6 +12,9 @@ from pd_pipeline.families.base import Family, FamilyParams, Policy
 
 GOAL = slice(36, 39)  # the three goal components of the observation
 OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, now and one step before
+SUCCESS_RADIUS = 0.05  # metres
+CAMERA_TARGET = (0.0, 0.65, 0.15)
+GOAL_COLOR = np.array([0.1, 0.75, 0.3, 0.55], np.float32)
 
 
 class ReachParams(FamilyParams):
@@ -19,7 +22,7 @@ class ReachParams(FamilyParams):
 
     horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers; Meta-World allows no more")
     benchmark_seed: int = Field(default=0, ge=0, description="seed of ML1: decides the goals")
-    mask_object: bool = Field(default=False, description="hide the puck, which identifies a task without solving it")
+    mask_object: bool = Field(default=True, description="hide the puck, which identifies a task without solving it")
 
 
 class ReachEnv(gymnasium.Env):
@@ -46,6 +49,7 @@ class ReachEnv(gymnasium.Env):
     def __init__(self, environment: Any, mask_object: bool):
         self.simulator = environment
         self._mask_object = mask_object
+        self._renderer: Any = None
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space = environment.action_space
 
@@ -57,8 +61,18 @@ class ReachEnv(gymnasium.Env):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Back to the start; Meta-World ignores the seed."""
+        """Back to the start of the task, the same every time: Meta-World ignores the seed.
+
+        `options={"exploring_steps": n}` then moves the gripper in a direction drawn from `seed` for up to n steps and
+        counts the episode from there.
+        """
         observation, _ = self.simulator.reset()
+        if steps := (options or {}).get("exploring_steps", 0):
+            rng = np.random.default_rng(seed)
+            drift = np.append(rng.uniform(-1.0, 1.0, 3), 0.0).astype(np.float32)  # fingers at rest
+            for _ in range(rng.integers(0, steps + 1)):
+                observation = self.simulator.step(drift)[0]
+            self.simulator.curr_path_length = 0
         return self._hide(observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -71,6 +85,33 @@ class ReachEnv(gymnasium.Env):
         shown = observation.astype(np.float64)
         shown[GOAL] = self.goal
         return shown
+
+    def picture(self, height: int = 240, width: int = 320) -> np.ndarray:
+        """The scene (height, width, 3) uint8 with the hidden goal as a green ball of the radius that counts as success.
+
+        Needs an OpenGL that renders off screen; MUJOCO_GL (egl, osmesa) names it and is read when mujoco is imported.
+        """
+        import mujoco
+
+        if self._renderer is None:
+            self.simulator.model.site("goal").rgba[3] = 0.0  # Meta-World's own mark is as red as the arm
+            self._renderer = mujoco.Renderer(self.simulator.model, height, width)
+        camera = mujoco.MjvCamera()  # Meta-World's corner cameras hang upside down
+        camera.lookat[:], camera.distance, camera.azimuth, camera.elevation = CAMERA_TARGET, 1.25, 130.0, -24.0
+        self._renderer.update_scene(self.simulator.data, camera)
+        scene = self._renderer.scene
+        ball = (mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, SUCCESS_RADIUS), self.goal, np.eye(3).ravel(), GOAL_COLOR)
+        mujoco.mjv_initGeom(scene.geoms[scene.ngeom], *ball)
+        scene.ngeom += 1
+        for costly in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):  # most of a picture's time
+            scene.flags[costly] = 0
+        return self._renderer.render()
+
+    def close(self) -> None:
+        """Free the simulator, and what drew it."""
+        if self._renderer is not None:
+            self._renderer.close()
+        self.simulator.close()
 
     def _hide(self, observation: np.ndarray) -> np.ndarray:
         hidden = observation.astype(np.float32)
@@ -104,9 +145,19 @@ class Reach(Family):
 
         return metaworld.ML1("reach-v3", seed=self.params.benchmark_seed)
 
+    @cached_property
+    def _goals(self) -> list[list[float]]:
+        simulator = self._benchmark.train_classes["reach-v3"]()  # one for all: building it is what takes time
+        goals = []
+        for task in self._benchmark.train_tasks[: len(self.train_tasks) + len(self.test_tasks)]:
+            simulator.set_task(task)
+            simulator.reset()
+            goals.append([float(x) for x in simulator._target_pos])
+        return goals
+
     def goal(self, task: int) -> dict[str, Any]:
         """Position of the goal in metres."""
-        return {"position": [float(x) for x in self.make(task).unwrapped.goal]}  # type: ignore[attr-defined]
+        return {"position": self._goals[task]}
 
     def make(self, task: int) -> gymnasium.Env:
         """The simulator set to `task`."""
@@ -118,8 +169,8 @@ class Reach(Family):
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one."""
         return {
-            "expert": {"gain": 1.0, "noise": 0.1},
-            "medium": {"gain": 0.15, "noise": 0.4},
+            "expert": {"gain": 1.0, "noise": 0.1, "exploring_steps": 40},
+            "medium": {"gain": 0.3, "noise": 0.4, "exploring_steps": 40},
             "random": {"random": True},
         }
 
@@ -138,6 +189,10 @@ class Reach(Family):
             return np.clip(action, self.action_low, self.action_high).astype(np.float32)
 
         return act
+
+    def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray:
+        """The arm, the table and the goal."""
+        return environment.unwrapped.picture()  # type: ignore[attr-defined]
 
     def versions(self) -> dict[str, str]:
         """Meta-World and MuJoCo decide the trajectories too."""

@@ -35,6 +35,7 @@ class Params(OptimizationParams):
     warmup: int = Field(default=200, ge=0)
     clip: float | None = Field(default=1.0, gt=0)
     ema: float | None = Field(default=0.999, gt=0, lt=1)
+    log_every: int = Field(default=100, gt=0)
     batch: int = Field(default=256, gt=0)
     quality: str = "expert"
     diffusion: DiffusionParams = DiffusionParams()
@@ -77,9 +78,13 @@ def run(context: StageContext) -> dict[str, Any]:
         picked = torch.from_numpy(rows).to(device)
         return diffusion_loss(model, diffusion, x0[picked], y[picked], generator_of(context.seed, step, device))
 
+    fixed = torch.from_numpy(np.random.default_rng(0).choice(len(held_x0), min(len(held_x0), 512), replace=False))
+    held_x0, held_y = held_x0[fixed.to(device)], held_y[fixed.to(device)]
+
     @torch.no_grad()
     def evaluate() -> dict[str, float]:
-        return {"validation_loss": float(diffusion_loss(denoiser, diffusion, held_x0, held_y, generator_of(0, 0, device)))}
+        generator = generator_of(0, 0, device)
+        return {"validation_loss": float(diffusion_loss(denoiser, diffusion, held_x0, held_y, generator))}
 
     trainer = Trainer(denoiser, params, context.work, f"diffuser {context.key}")
     history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)

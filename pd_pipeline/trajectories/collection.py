@@ -38,7 +38,7 @@ class TrajectoriesParams(Parameters):
 
     seed: int = 0
     workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
-    episodes_a_shard: int = Field(default=10, gt=0)
+    episodes_a_shard: int = Field(default=20, gt=0)
     episodes: dict[str, EpisodeCount] = {
         "expert": EpisodeCount(train=40, test=15),
         "medium": EpisodeCount(train=10, test=10),
@@ -75,6 +75,8 @@ def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, see
     policy = family.behavior(behavior)
     environment = family.make(shard.task)
     horizon = family.horizon
+    # where resets are deterministic, exploring starts are what makes episodes differ
+    options = {"exploring_steps": behavior["exploring_steps"]} if "exploring_steps" in behavior else None
     episodes = []
     for episode in range(shard.first, shard.first + shard.count):
         key = [seed, shard.task, *shard.quality.encode(), episode]
@@ -83,7 +85,7 @@ def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, see
         actions = np.empty((horizon, family.action_size), np.float32)
         rewards = np.empty(horizon, np.float32)
         terminated, success = np.zeros(horizon, bool), np.zeros(horizon, bool)
-        observation, _ = environment.reset(seed=int(rng.integers(2**31)))
+        observation, _ = environment.reset(seed=int(rng.integers(2**31)), options=options)
         length = horizon
         for step in range(horizon):
             action = policy(environment, observation, rng)
@@ -157,6 +159,7 @@ def collect(
         done, steps = done + 1, steps + length
         progress(title, done, len(shards), f"{steps / (time.monotonic() - began):,.0f} steps/s")
     seconds = time.monotonic() - began
+    goals = {task: family.goal(task) for task in sorted((*family.train_tasks, *family.test_tasks))}
     for quality in params.episodes:
         metadata = TrajectoryMetadata(
             family=family.name,
@@ -166,7 +169,7 @@ def collect(
             action_high=tuple(family.action_high.tolist()),
             horizon=family.horizon,
             seed=params.seed,
-            goals={task: family.goal(task) for task in sorted((*family.train_tasks, *family.test_tasks))},
+            goals=goals,
             environment=family.params.model_dump(mode="json"),
             versions=family.versions(),
         )

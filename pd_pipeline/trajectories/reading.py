@@ -86,7 +86,11 @@ def open_file(path: Path) -> tuple[pq.ParquetFile, TrajectoryMetadata]:
     except ValueError:
         import json
 
-        metadata = parse(TrajectoryMetadata, json.loads(text), f"{path}: metadata")
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise PipelineError(f"{path}: metadata '{METADATA_KEY.decode()}' is not JSON: {error}") from None
+        metadata = parse(TrajectoryMetadata, values, f"{path}: metadata")
     if metadata.schema_version != SCHEMA_VERSION:
         raise PipelineError(f"{path}: schema version {metadata.schema_version}, this program reads {SCHEMA_VERSION}")
     check_schema(str(path), file.schema_arrow, metadata)
@@ -107,18 +111,14 @@ def stream(path: Path, tasks: Iterable[int] | None = None) -> Iterator[Columns]:
     try:
         for batch in file.iter_batches(ROWS_A_BATCH, row_groups=groups, columns=names):
             columns = Columns.from_batch(str(path), batch, metadata)
-            if wanted is None:
-                validator.feed(columns)
-                yield columns
-            else:
+            if wanted is not None:
                 kept = np.isin(columns.task_id, wanted)
                 columns = Columns(**{n: getattr(columns, n)[kept] for n in Columns.__dataclass_fields__})
-                validator.feed(columns)
-                yield columns
+            validator.feed(columns)
+            yield columns
     except (pa.ArrowInvalid, OSError) as error:
         raise PipelineError(f"{path}: damaged: {error}") from None
-    if wanted is None:
-        validator.finish()
+    validator.finish(wanted)
 
 
 def _groups_with(file: pq.ParquetFile, tasks: np.ndarray) -> list[int]:
@@ -127,9 +127,8 @@ def _groups_with(file: pq.ParquetFile, tasks: np.ndarray) -> list[int]:
     groups = []
     for index in range(file.num_row_groups):
         statistics = file.metadata.row_group(index).column(column).statistics
-        if statistics is None or not statistics.has_min_max:
-            groups.append(index)
-        elif ((tasks >= statistics.min) & (tasks <= statistics.max)).any():
+        told = statistics is not None and statistics.has_min_max
+        if not told or ((tasks >= statistics.min) & (tasks <= statistics.max)).any():
             groups.append(index)
     return groups
 
@@ -144,8 +143,6 @@ def read(path: Path, tasks: Iterable[int] | None = None) -> Trajectories:
         for name in Columns.__dataclass_fields__
     }
     starts = np.flatnonzero(columns["step"] == 0)
-    if wanted is not None and (missing := set(wanted) - set(columns["task_id"].tolist())):
-        raise PipelineError(f"{path}: task {min(missing)} is empty: the file holds {sorted(metadata.goals)}")
     return Trajectories(
         metadata,
         columns["observation"],
@@ -166,10 +163,9 @@ def write(path: Path, metadata: TrajectoryMetadata, batches: Iterable[Columns]) 
         validator = Validator(str(path), metadata)
         with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
             for columns in batches:
-                if columns.observation.shape[1:] != (metadata.observation_size,):
-                    raise PipelineError(
-                        f"{path}: observation is {columns.observation.shape[1:]} wide, not {metadata.observation_size}"
-                    )
+                for name, width in (("observation", metadata.observation_size), ("action", metadata.action_size)):
+                    if (shape := getattr(columns, name).shape)[1:] != (width,):
+                        raise PipelineError(f"{path}: {name} has the shape {shape}, expected (steps, {width})")
                 validator.feed(columns)
                 writer.write_batch(_record_batch(columns, schema, metadata.quality))
         validator.finish()

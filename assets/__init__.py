@@ -1,0 +1,6 @@
+"""Dagster's view of the pipeline: `defs` is what `dagster dev -w workspace.yaml` loads."""
+
+from assets.definitions import build
+from assets.project import root
+
+defs = build(root())

@@ -1,0 +1,22 @@
+"""Everything Dagster is told, for one project folder."""
+
+from pathlib import Path
+
+import dagster as dg
+
+from assets.jobs import bring_up_to_date_job, nightly
+from assets.sensors import dvc_lock_sensor
+from assets.stages import stage_asset
+from pd_pipeline import graph
+
+
+def build(root: Path) -> dg.Definitions:
+    """The definitions of the project at `root`."""
+    project = graph.load(root)
+    job = bring_up_to_date_job(root)
+    return dg.Definitions(
+        assets=[stage_asset(project, stage) for stage in project.stages],
+        jobs=[job],
+        schedules=[nightly(job)],
+        sensors=[dvc_lock_sensor(root)],
+    )

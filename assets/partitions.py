@@ -1,0 +1,23 @@
+"""Partition keys are the keys of the graph, which DVC uses too; what a key reads follows from the graph."""
+
+import dagster as dg
+
+from pd_pipeline.graph import Graph
+
+
+def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition | None:
+    """The keys of a stage; None for a stage that has no axes."""
+    keys = project.keys(stage)
+    return dg.StaticPartitionsDefinition([str(key) for key in keys]) if project.stages[stage].axes else None
+
+
+def dependency(project: Graph, stage: str, need: str) -> dg.AssetDep:
+    """What `stage` reads of the stage `need`: which keys of it for which of its own."""
+    if not project.stages[stage].axes:
+        return dg.AssetDep(need, partition_mapping=dg.AllPartitionMapping())
+    readers: dict[str, set[str]] = {}
+    for key in project.keys(stage):
+        for name, other in project.upstream(stage, key):
+            if name == need:
+                readers.setdefault(str(other), set()).add(str(key))
+    return dg.AssetDep(need, partition_mapping=dg.StaticPartitionMapping(readers))

@@ -1,0 +1,16 @@
+"""Which project folder the assets work on."""
+
+import os
+from pathlib import Path
+
+from pd_pipeline.config import PARAMS_FILE
+
+ROOT_VARIABLE = "PD_PIPELINE_ROOT"
+
+
+def root() -> Path:
+    """The folder of params.yaml: named by PD_PIPELINE_ROOT, else the working directory, else this repository."""
+    if named := os.environ.get(ROOT_VARIABLE):
+        return Path(named).resolve()
+    here = Path.cwd()
+    return here if (here / PARAMS_FILE).is_file() else Path(__file__).parent.parent

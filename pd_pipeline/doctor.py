@@ -1,0 +1,192 @@
+"""What commonly goes wrong on a machine or in a project folder, each found by one check that says what to do.
+
+A check looks at one thing and returns findings; what is safe to mend is mended. `note` is for what only some uses need.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from pd_pipeline import graph as graphs
+from pd_pipeline import rendering
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph
+
+WATCHED = ("torch", "metaworld", "mujoco", "dvc", "dagster")
+_RENDER = "import mujoco; mujoco.GLContext(64, 64).make_current()"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report."""
+
+    level: Literal["ok", "note", "mended", "problem"]
+    text: str
+
+    @property
+    def problem(self) -> bool:
+        """Whether something is left to do before the pipeline works."""
+        return self.level == "problem"
+
+    def __str__(self) -> str:
+        """The line as it is printed."""
+        return f"{self.level:8}{self.text}"
+
+
+def examine(root: Path) -> Iterator[Finding]:
+    """All findings for this machine and the project at `root`."""
+    yield from versions()
+    yield from threads()
+    yield from rendering_contexts()
+    try:
+        project = graphs.load(root)
+    except PipelineError as error:
+        yield Finding("problem", str(error))
+        return
+    yield Finding("ok", f"params.yaml: {sum(len(project.keys(stage)) for stage in project.stages)} pieces of work")
+    yield from dvc_project(project)
+    yield from leftovers(root / "data")
+    yield from resume_folders(project)
+
+
+def versions() -> Iterator[Finding]:
+    """Installed packages against what this package asks for."""
+    from packaging.requirements import Requirement
+
+    wrong = False
+    for line in metadata.requires("pd-pipeline") or []:
+        requirement = Requirement(line)
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            installed = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            installed = "missing"
+        if installed == "missing" or not requirement.specifier.contains(installed, prereleases=True):
+            wrong = True
+            yield Finding("problem", f"{requirement.name} is {installed}, needed is {requirement}: run `make setup`")
+    if not wrong:
+        found = ", ".join(f"{name} {metadata.version(name)}" for name in WATCHED)
+        yield Finding("ok", f"Python {sys.version.split()[0]}, {found}")
+
+
+def threads() -> Iterator[Finding]:
+    """Threads that torch takes, and the device it would train on."""
+    import torch
+
+    cores, taken = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    device = f"{torch.cuda.get_device_name()} (cuda)" if torch.cuda.is_available() else "the CPU"
+    if taken > cores:
+        yield Finding("problem", f"torch takes {taken} threads on {cores} cores: set OMP_NUM_THREADS={cores}")
+    else:
+        yield Finding("ok", f"torch takes {taken} threads on {cores} cores and trains on {device}")
+
+
+def rendering_contexts() -> Iterator[Finding]:
+    """Whether MuJoCo can draw without a screen: only pictures of the simulator need it."""
+    chosen = os.environ.get("MUJOCO_GL", "")
+    working = [name for name in dict.fromkeys((chosen, "egl", "osmesa")) if _draws(name)]
+    if chosen in working:
+        yield Finding("ok", f"off-screen drawing works{f' (MUJOCO_GL={chosen})' if chosen else ''}")
+    elif working:
+        yield Finding("note", f"off-screen drawing needs MUJOCO_GL={working[0]}: set it for pictures of the simulator")
+    else:
+        yield Finding("note", "no off-screen drawing: for pictures of the simulator, install libegl1 or libosmesa6")
+
+
+def _draws(name: str) -> bool:
+    environment = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"} | ({"MUJOCO_GL": name} if name else {})
+    # in a process of its own: a failing GL library may end the process
+    done = subprocess.run([sys.executable, "-c", _RENDER], env=environment, capture_output=True, check=False)
+    return done.returncode == 0
+
+
+def dvc_project(project: Graph) -> Iterator[Finding]:
+    """dvc.yaml as the graph has it, and DVC's own lock file readable."""
+    if not (project.root / ".dvc" / "config").is_file():
+        yield Finding(
+            "note", "not a DVC project: nothing is recorded; `dvc init` (or `dvc init --no-scm`) changes that"
+        )
+        return
+    try:
+        rendering.check(project)
+        yield Finding("ok", f"{rendering.DVC_FILE} is what params.yaml and the code ask for")
+    except PipelineError as error:
+        yield Finding("problem", str(error))
+    lock = project.root / ".dvc" / "tmp" / "rwlock"
+    if not _broken(lock):
+        yield Finding("ok", "DVC's lock file is readable")
+        return
+    time.sleep(1.0)  # it is unreadable for a moment whenever DVC writes it
+    if _broken(lock):
+        lock.unlink()
+        yield Finding("mended", f"{lock}: unreadable after a kill, every DVC command failed: removed")
+
+
+def _broken(lock: Path) -> bool:
+    try:
+        json.loads(lock.read_text())
+    except FileNotFoundError:
+        return False
+    except json.JSONDecodeError:
+        return True
+    return False
+
+
+def leftovers(data: Path) -> Iterator[Finding]:
+    """Temporary outs of processes that were killed; what a kill left moved aside goes back."""
+    count = 0
+    for path in sorted((*data.rglob(".*.tmp"), *data.rglob(".*.old"))):
+        name, _, rest = path.name[1:].rpartition(".")[0].rpartition(".")
+        if not rest.isdigit() or Path(f"/proc/{rest}").exists() or not path.exists():
+            continue
+        count += 1
+        if path.suffix == ".old" and not path.with_name(name).exists():
+            os.replace(path, path.with_name(name))
+            yield Finding("mended", f"{path.with_name(name)}: put back, a kill had left it moved aside")
+        else:
+            _remove(path)
+            yield Finding("mended", f"{path}: left by a process that was killed: removed")
+    if not count:
+        yield Finding("ok", "no temporary files of killed processes beside the outs")
+
+
+def _remove(path: Path) -> None:
+    import shutil
+
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def resume_folders(project: Graph) -> Iterator[Finding]:
+    """Folders that would let killed work go on, but belong to code, parameters or inputs of the past."""
+    stale = [str(path.relative_to(project.root)) for path in _work_folders(project.root) if not _resumes(project, path)]
+    if stale:
+        yield Finding("note", f"of no use any more, remove them for space: {' '.join(stale)}")
+    else:
+        yield Finding("ok", "no stale folder in .work")
+
+
+def _work_folders(root: Path) -> list[Path]:
+    return sorted(path for path in (root / ".work").glob("*/*/*") if path.is_dir())
+
+
+def _resumes(project: Graph, path: Path) -> bool:
+    """Whether a run would go on from this folder (.work/<stage>/<key>/<digest>)."""
+    stage, name = path.parent.parent.name, path.parent.name
+    keys = project.keys(stage) if stage in project.stages else []
+    key = next((key for key in keys if (str(key) or "all") == name), None)
+    if key is None or not all(
+        (project.root / project.input(stage, key, n)).exists() for n in project.stages[stage].needs
+    ):
+        return False
+    return path.name == project.work_digest(stage, key)[:16]

@@ -1,0 +1,188 @@
+"""A user's own Gymnasium environment as a task family, without writing a family class."""
+
+import importlib.metadata
+import pkgutil
+from functools import cached_property
+from typing import Any
+
+import gymnasium
+import numpy as np
+from pydantic import Field
+
+from pd_pipeline.config import PARAMS_FILE, Parameters, parse
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family, FamilyParams, Policy
+
+
+class BehaviorParams(Parameters):
+    """How trajectories of one quality are collected."""
+
+    entry_point: str | None = Field(
+        default=None, description="'module:function', called as function(environment, observation, rng, **arguments)"
+    )
+    random: bool = Field(default=False, description="uniform actions within the bounds instead of a function")
+    noise: float = Field(default=0.0, ge=0, description="Gaussian noise, in halves of the range of an action")
+    arguments: dict[str, Any] = {}
+
+
+class GymnasiumParams(FamilyParams):
+    """The environment's tasks and the policies that collect in it."""
+
+    entry_point: str
+    tasks: tuple[dict[str, Any], ...] = Field(min_length=2, description="keyword arguments of the constructor")
+    test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
+    options: dict[str, Any] = Field(default={}, description="keyword arguments that all tasks share")
+    behaviors: dict[str, BehaviorParams] = Field(min_length=1)
+
+
+class FlatEnv(gymnasium.Wrapper):
+    """The environment with float32 observations, plain rewards and `info["success"]` always there."""
+
+    def reset(self, **arguments: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """Begin an episode."""
+        observation, info = self.env.reset(**arguments)
+        return np.asarray(observation, np.float32), info
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Act with float32 numbers, handed on in the type of the action space."""
+        space = self.env.action_space
+        observation, reward, terminated, truncated, info = self.env.step(np.asarray(action, space.dtype))
+        success = bool(info.get("success", info.get("is_success", False)))
+        return np.asarray(observation, np.float32), float(reward), terminated, truncated, info | {"success": success}
+
+
+class GymnasiumFamily(Family):
+    """The tasks of a `gymnasium.Env` class that takes its hidden goal as constructor arguments.
+
+    Name the class in params.yaml; `tasks` lists what differs between tasks, and no observation may show it:
+
+        families:
+          pendulum_targets:
+            environment:
+              entry_point: pendulum_targets:PendulumEnv    # pendulum_targets.py beside params.yaml, or installed
+              horizon: 100
+              tasks: [{angle: -1.0}, {angle: -0.5}, {angle: 0.5}, {angle: 1.0}]
+              test_tasks: [1]                              # indices into tasks; the others are trained on
+              options: {damping: 0.1}                      # arguments that all tasks share
+              behaviors:
+                expert: {entry_point: "pendulum_targets:expert"}
+                medium: {entry_point: "pendulum_targets:expert", noise: 0.5, arguments: {gain: 0.3}}
+                random: {random: true}
+
+    Observation: a one-dimensional Box. Action: a one-dimensional Box with finite bounds. Reward: the environment's own.
+    Success: `info["success"]` or `info["is_success"]`, else never. End: the environment's own, or the horizon.
+    A behaviour is a function (environment, observation, rng, **arguments) -> action; `environment.unwrapped` is the
+    user's object, so that an expert may read the goal. Its noise is added before actions are clipped to the bounds,
+    and what is stored is the clipped action. Keep the functions in the environment's file: a change there makes the
+    trajectories stale, a change in other files of yours does not.
+    """
+
+    Params = GymnasiumParams
+    params: GymnasiumParams
+
+    def __init__(self, name: str, params: GymnasiumParams):
+        super().__init__(name, params)
+        self._where = f"{PARAMS_FILE}: families.{name}.environment"
+        if unknown := [task for task in params.test_tasks if not 0 <= task < len(params.tasks)]:
+            raise PipelineError(f"{self._where}.test_tasks: {unknown} are not among tasks 0 to {len(params.tasks) - 1}")
+        self.test_tasks = params.test_tasks
+        self.train_tasks = tuple(task for task in range(len(params.tasks)) if task not in params.test_tasks)
+        self.qualities = tuple(params.behaviors)
+
+    @cached_property
+    def _spaces(self) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
+        """Observation and action space, checked. Lazily: a simulator may take seconds to build."""
+        environment = self.make(self.train_tasks[0])
+        spaces = (
+            self._box("observation", environment.observation_space),
+            self._box("action", environment.action_space),
+        )
+        environment.close()
+        return spaces
+
+    def _box(self, kind: str, space: gymnasium.Space) -> gymnasium.spaces.Box:
+        what = f"{self._where}.entry_point: the {kind} space of {self.params.entry_point} is {space}"
+        if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
+            raise PipelineError(f"{what}: it must be a one-dimensional Box; flatten it in the environment")
+        if kind == "action" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+            raise PipelineError(f"{what}: it must have finite bounds, by which actions are scaled")
+        return space
+
+    @property
+    def observation_size(self) -> int:  # type: ignore[override]
+        """Width d_s of an observation."""
+        return self._spaces[0].shape[0]
+
+    @property
+    def action_low(self) -> np.ndarray:  # type: ignore[override]
+        """Lower bounds (d_a,) float32."""
+        return self._spaces[1].low.astype(np.float32)
+
+    @property
+    def action_high(self) -> np.ndarray:  # type: ignore[override]
+        """Upper bounds (d_a,) float32."""
+        return self._spaces[1].high.astype(np.float32)
+
+    def goal(self, task: int) -> dict[str, Any]:
+        """The constructor arguments of the task."""
+        return dict(self.params.tasks[task])
+
+    def make(self, task: int) -> gymnasium.Env:
+        """The user's environment built with the arguments of `task`."""
+        arguments = self.params.options | self.params.tasks[task]
+        cls = self._load(self.params.entry_point, f"{self._where}.entry_point")
+        try:
+            return FlatEnv(cls(**arguments))
+        except TypeError as error:
+            raise PipelineError(
+                f"{self._where}.tasks.{task}: {self.params.entry_point}(**{arguments}): {error}"
+            ) from error
+
+    def default_behaviors(self) -> dict[str, dict[str, Any]]:
+        """`behaviors` of params.yaml, with every function and both spaces checked."""
+        assert self._spaces
+        described = {quality: behavior.model_dump() for quality, behavior in self.params.behaviors.items()}
+        for description in described.values():
+            self.behavior(description)
+        return described
+
+    def behavior(self, description: dict[str, Any]) -> Policy:
+        """The user's function, or uniform actions, with noise and clipped to the bounds."""
+        where = f"{self._where}.behaviors"
+        params = parse(BehaviorParams, description, where)
+        if params.random == (params.entry_point is not None):
+            raise PipelineError(
+                f"{where}: give either an entry_point 'module:function' or `random: true`: {description}"
+            )
+        function = None if params.entry_point is None else self._load(params.entry_point, f"{where}.entry_point")
+        low, high = self.action_low, self.action_high
+
+        def act(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+            if function is None:
+                return rng.uniform(low, high).astype(np.float32)
+            action = np.asarray(function(environment, observation, rng, **params.arguments), np.float32)
+            if params.noise:
+                action = action + params.noise * (high - low) / 2 * rng.standard_normal(len(low))
+            return np.clip(action, low, high).astype(np.float32)
+
+        return act
+
+    def versions(self) -> dict[str, str]:
+        """The installed package of the environment decides the trajectories too."""
+        package = self.params.entry_point.split(":")[0].split(".")[0]
+        try:
+            return super().versions() | {package: importlib.metadata.version(package)}
+        except importlib.metadata.PackageNotFoundError:  # a file of the project
+            return super().versions()
+
+    def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray | None:
+        """The environment's own picture, where `options` ask for `render_mode: rgb_array`."""
+        frame = environment.render() if environment.render_mode == "rgb_array" else None
+        return frame if isinstance(frame, np.ndarray) else None
+
+    @staticmethod
+    def _load(reference: str, where: str) -> Any:
+        try:
+            return pkgutil.resolve_name(reference)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise PipelineError(f"{where}: cannot load '{reference}': {error}") from error

@@ -1,0 +1,229 @@
+"""DVC: what is up to date, what was made from what, and the record of it.
+
+Three doors lead to a piece of work: `pd-pipeline run`, `dvc repro` and Dagster. Behind all of them stands `run` here,
+so that all leave the same record in dvc.lock. DVC itself hashes dependencies after a command has run; here they are
+taken before it too, and work whose code, parameters or inputs changed meanwhile is refused.
+
+The only module that imports dvc. `dvc.repo.Repo` is an internal API: tests/test_lineage.py holds what is used of it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import chdir, suppress
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
+
+from pd_pipeline import graph as graphs
+from pd_pipeline import rendering
+from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph
+from pd_pipeline.progress import Progress
+from pd_pipeline.rendering import address, relative
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import digest
+
+LOCK_FILE = "dvc.lock"
+STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the commands it runs
+_BUSY_SECONDS = 0.5
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What `run` did."""
+
+    metrics: dict[str, Any]
+    skipped: bool
+    data_version: str | None
+    """MD5 of the out as DVC has it; None where nothing was recorded."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a piece of work is made from, at one moment."""
+
+    code: dict[str, str]
+    parameters: dict[str, str]
+    inputs: dict[Path, tuple[str, str]]
+    """Path -> (digest of names, sizes and times; digest of contents)."""
+
+
+def is_project(root: Path) -> bool:
+    """Whether DVC keeps records in this folder."""
+    return (root / ".dvc" / "config").is_file()
+
+
+def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
+    """Do one piece of work unless it is up to date, and record it.
+
+    Called by DVC, which records on its own, or outside a DVC project, or with `record` False, the work is always done
+    and nothing recorded. Raises PipelineError where something that the work is made from changed while it ran.
+    """
+    record = record and is_project(graph.root) and STAGE_VARIABLE not in os.environ
+    if record:
+        rendering.write(graph)
+        if not force and (data_version := up_to_date(graph, stage, key)):
+            return Outcome({}, True, data_version)
+    before = snapshot(graph, stage, key)
+    metrics = graphs.run(graph, stage, key, progress)
+    if record:
+        return Outcome(metrics, False, _record(graph, stage, key, before))
+    refuse_changes(graph, stage, key, before)
+    return Outcome(metrics, False, None)
+
+
+# The guard
+
+
+def snapshot(graph: Graph, stage: str, key: Key) -> Snapshot:
+    """What the piece of work would be made from now. Raises PipelineError where this process runs older code."""
+    code = {relative(file, graph.root): _md5(file) for file in graph.code(stage, key)}
+    for file in graph.code(stage, key):
+        if _first_seen(file) != _md5(file):
+            raise PipelineError(f"{file}: edited since this process started, which still runs the old code: run again")
+    paths = [graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs]
+    inputs = {path: (_stamp(path), digest(path)) for path in paths if path.exists()}
+    return Snapshot(code, parameters(graph.root, graph.params_keys(stage, key)), inputs)
+
+
+def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None:
+    """Raise PipelineError where code, parameters or inputs are no longer what they were."""
+    changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
+    now = parameters(graph.root, list(before.parameters))
+    changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
+    for path, (stamp, content) in before.inputs.items():
+        if not path.exists() or (_stamp(path) != stamp and digest(path) != content):
+            changed.append(relative(path, graph.root))
+    if changed:
+        raise PipelineError(
+            f"{address(stage, key)}: {', '.join(changed)} changed while it ran: what it made is not recorded, "
+            "since nobody knows from which state; run it again"
+        )
+
+
+def parameters(root: Path, names: list[str]) -> dict[str, str]:
+    """The values of sections of params.yaml as JSON, as written there: without defaults."""
+    values = _parsed((root / PARAMS_FILE).read_text())
+    found = {}
+    for name in names:
+        value = values
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        found[name] = _json(value)
+    return found
+
+
+@lru_cache(maxsize=4)
+def _parsed(text: str) -> Any:
+    return YAML(typ="safe", pure=True).load(text)
+
+
+def version(graph: Graph, stage: str) -> str:
+    """Digest of the code and the parameters of all pieces of a stage, as they are now."""
+    files = sorted({file for key in graph.keys(stage) for file in graph.code(stage, key)})
+    code = [(relative(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
+    names = sorted({name for key in graph.keys(stage) for name in graph.params_keys(stage, key)})
+    return hashlib.md5(_json([code, parameters(graph.root, names)]).encode()).hexdigest()
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+@cache
+def _first_seen(file: Path) -> str:
+    return _md5(file)
+
+
+def _md5(file: Path) -> str:
+    return hashlib.md5(file.read_bytes()).hexdigest() if file.is_file() else "missing"
+
+
+def _stamp(path: Path) -> str:
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    stats = [(str(file), file.stat()) for file in files]
+    return _json([(name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats])
+
+
+# DVC
+
+
+def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
+    """MD5 of the out, if code, parameters, inputs and out are still those that DVC has on record; else None."""
+    if not (graph.root / LOCK_FILE).is_file() or not (graph.root / graph.out(stage, key)).exists():
+        return None
+    return _with_repo(graph.root, lambda repo: _standing(_piece(repo, stage, key)))
+
+
+def standing(graph: Graph) -> dict[tuple[str, Key], str]:
+    """MD5 of the out of every piece of work that is up to date, upstream first."""
+    from dvc.lock import LockError
+
+    def look(repo: Any) -> dict[tuple[str, Key], str]:
+        pieces = {piece.name: piece for piece in repo.stage.load_all(path=_dvc_file(repo))}
+        found = {}
+        for stage, key in [(name, key) for name in graph.stages for key in graph.keys(name)]:
+            piece = pieces.get(address(stage, key))
+            with suppress(LockError):  # being made by another process
+                if piece is not None and (data_version := _standing(piece)):
+                    found[stage, key] = data_version
+        return found
+
+    if not is_project(graph.root) or not (graph.root / rendering.DVC_FILE).is_file():
+        return {}
+    return _with_repo(graph.root, look)
+
+
+def _standing(piece: Any) -> str | None:
+    return None if piece.status() else str(piece.outs[0].hash_info.value)
+
+
+def _record(graph: Graph, stage: str, key: Key, before: Snapshot) -> str:
+    """Write what was made, and from what, into dvc.lock and the cache; returns the MD5 of the out."""
+
+    def commit(repo: Any) -> str:
+        # `Repo.commit` in its parts: what `save` hashes is recorded only if it is still what was there before
+        piece = _piece(repo, stage, key)
+        with chdir(graph.root):  # DVC's cache of runs looks for dvc.yaml in the working directory
+            piece.save()
+        refuse_changes(graph, stage, key, before)
+        piece.commit()
+        piece.dump(update_pipeline=False)
+        return str(piece.outs[0].hash_info.value)
+
+    return _with_repo(graph.root, commit)
+
+
+def _piece(repo: Any, stage: str, key: Key) -> Any:
+    """DVC's own object for a piece of work; the path is given since DVC would look in the working directory."""
+    return repo.stage.load_one(path=_dvc_file(repo), name=address(stage, key))
+
+
+def _dvc_file(repo: Any) -> str:
+    return str(Path(repo.root_dir) / rendering.DVC_FILE)
+
+
+def _with_repo(root: Path, work: Callable[[Any], T]) -> T:
+    """Give `work` the locked DVC repository, waiting for other processes that hold it or what it needs."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo, lock_repo
+
+    logging.getLogger("dvc").setLevel(logging.ERROR)
+    while True:
+        try:
+            with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
+                return work(repo)
+        except LockError:  # another process works on the same data: it alone is waited for without end by DVC's lock
+            time.sleep(_BUSY_SECONDS)
+        except DvcException as error:
+            raise PipelineError(f"DVC: {error}: `pd-pipeline doctor` may know why") from error

@@ -1,0 +1,125 @@
+"""The one style of all plots, and how a figure becomes SVG for the page or PNG for others.
+
+Colours of text and grid are stand-ins that the page replaces by its own, so that plots follow its light or dark
+scheme. Method colours are Okabe and Ito's, which stay apart for colour-blind readers; every method has a marker too.
+"""
+
+import io
+import re
+import zlib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6471", "#d9dde3", "#fefeff"
+CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
+WIDTH = 5.0  # inches, 360 points: about a phone's width, so that text of 9.5 points stays readable there
+
+METHOD_STYLES = {
+    "prompt_diffuser": ("#0072B2", "o"),
+    "prompt_dt": ("#E69F00", "s"),
+    "prompt_gradient": ("#009E73", "^"),
+    "full_finetune": ("#D55E00", "D"),
+    "noise_prompt": ("#8C8C8C", "X"),
+}
+SPARE_STYLES = (("#CC79A7", "v"), ("#56B4E9", "P"), ("#A6761D", "<"), ("#7570B3", ">"), ("#66A61E", "p"))
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
+QUALITY_COLORS = {"expert": BLUE, "medium": ORANGE, "random": GREY}
+
+STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",
+}
+
+Draw = TypeVar("Draw", bound=Callable[..., Any])
+
+
+def styled(draw: Draw) -> Draw:
+    """Run a drawing function under the style, leaving matplotlib's settings as they were."""
+
+    def inner(*args: Any, **kwargs: Any) -> Any:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    inner.__doc__, inner.__name__ = draw.__doc__, draw.__name__
+    return inner  # type: ignore[return-value]
+
+
+def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A figure as wide as all others, with its axes in reading order."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, list(axes.flat)
+
+
+def method_style(method: str) -> tuple[str, str]:
+    """(colour, marker) of a method: always the same, whichever methods it is shown with."""
+    if method in METHOD_STYLES:
+        return METHOD_STYLES[method]
+    return SPARE_STYLES[zlib.crc32(method.encode()) % len(SPARE_STYLES)]
+
+
+def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
+    """One legend under the figure, from the artists of `axes`."""
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+@styled
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as PNG on white."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, facecolor="white")
+    return buffer.getvalue()
+
+
+@styled
+def svg(figure: Figure, title: str) -> str:
+    """The figure as an SVG element for the page: its text is text, its colours follow the page."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    head, body = text.split(">", 1)
+    box = re.search(r'viewBox="[^"]*"', head)
+    assert box, "matplotlib writes a viewBox"
+    unique = f"f{zlib.crc32(title.encode()):08x}"  # ids must not meet those of other figures on the page
+    body = re.sub(r'\bid="([^"]+)"', rf'id="{unique}-\1"', body)
+    body = re.sub(r"url\(#([^)]+)\)", rf"url(#{unique}-\1)", body)
+    body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{unique}-\1"', body)
+    for color, variable in CSS_VARIABLES.items():
+        body = body.replace(color, variable)
+    return f'<svg {box.group()} role="img" aria-label="{title}">{body}'

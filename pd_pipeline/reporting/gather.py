@@ -1,0 +1,137 @@
+"""Reads what a run left, for the families, targets, seeds and methods that params.yaml asks for and no others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pd_pipeline.config import ParamsFile
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.scores import method_metrics
+from pd_pipeline.families.base import load_family
+from pd_pipeline.storage import COST_FILE, load_arrays, read_json
+from pd_pipeline.trajectories.reading import open_file
+
+Table = dict[str, np.ndarray]
+"""Columns of a CSV by name; NaN where a row has no value."""
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recorded rollout: the first prompt of a method for a target."""
+
+    method: str
+    task: int
+    seed: int
+    observations: np.ndarray  # (T, d_s), without what follows the end
+    actions: np.ndarray  # (T, d_a)
+    episode_return: float
+    success: bool
+
+
+@dataclass(frozen=True)
+class FamilyResults:
+    """All that the page shows of one family."""
+
+    name: str
+    targets: tuple[int, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...]
+    scores: pl.DataFrame
+    metrics: dict[str, dict[str, Any]]
+    """Method -> metrics over all seeds, made as `evaluation` makes them for one."""
+    frozen: dict[str, bool]
+    """Method -> whether it leaves the PLM's weights alone."""
+    training: dict[str, dict[int, Table]]
+    """plm, diffuser -> seed -> losses."""
+    logs: dict[str, dict[tuple[int, int], Table]]
+    """Method -> (target, seed) -> what it logged, for methods that log."""
+    fit: dict[int, dict[str, Any]]
+    """Seed -> fit.json."""
+    data: dict[str, dict[str, Any]]
+    """Quality -> summary of its trajectories."""
+    goals: dict[int, dict[str, Any]]
+    episodes: list[Episode]
+
+    def goal_position(self, task: int) -> np.ndarray | None:
+        """Where the goal of a task is (2 or 3,), in the frame of the first observation channels; None if unknown."""
+        position = self.goals.get(task, {}).get("position")
+        return np.asarray(position, float) if position is not None and len(position) in (2, 3) else None
+
+
+def read_table(path: Path) -> Table:
+    """Read a CSV of numbers. Raises PipelineError where it is missing or holds something else."""
+    try:
+        frame = pl.read_csv(path, infer_schema_length=None)
+        return {name: frame[name].cast(pl.Float64).fill_null(float("nan")).to_numpy() for name in frame.columns}
+    except FileNotFoundError:
+        raise PipelineError(f"{path}: no such file: run the stage that makes it") from None
+    except pl.exceptions.PolarsError as error:
+        raise PipelineError(f"{path}: not a table of numbers ({error}): run its stage again") from None
+
+
+def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path, draws: int) -> FamilyResults:
+    """Read the outs of family `name` below the directories `inputs` (stage -> directory); `draws` make an interval."""
+    seeds, methods = params.run.seeds, params.run.methods
+    targets = load_family(name, params.block(name, "environment"), root).test_tasks
+    keys = {seed: f"{name}-{seed}" for seed in seeds}
+    scores = pl.concat([pl.read_parquet(inputs["evaluation"] / keys[seed] / "scores.parquet") for seed in seeds])
+    scores = scores.filter(pl.col("method").is_in(methods), pl.col("task").is_in(targets))
+    outs = {
+        method: {(task, seed): inputs[f"tuned_{method}"] / keys[seed] / str(task) for seed in seeds for task in targets}
+        for method in methods
+    }
+    summaries = {method: [read_json(d / "summary.json") for d in each.values()] for method, each in outs.items()}
+    seconds = {method: sum(read_json(d / COST_FILE)["seconds"] for d in each.values()) for method, each in outs.items()}
+    logs = {
+        method: {key: read_table(d / "log.csv") for key, d in each.items() if (d / "log.csv").exists()}
+        for method, each in outs.items()
+    }
+    trajectories = inputs["trajectories"] / name
+    data = read_json(trajectories / "summary.json")
+    return FamilyResults(
+        name=name,
+        targets=targets,
+        seeds=seeds,
+        methods=methods,
+        scores=scores,
+        metrics=method_metrics(scores, summaries, seconds, seeds[0], draws),
+        frozen={
+            method: not any((d / "policy.safetensors").exists() for d in each.values()) for method, each in outs.items()
+        },
+        training={
+            stage: {seed: read_table(inputs[stage] / keys[seed] / "losses.csv") for seed in seeds}
+            for stage in ("plm", "diffuser")
+        },
+        logs={method: tables for method, tables in logs.items() if tables},
+        fit={seed: read_json(inputs["evaluation"] / keys[seed] / "fit.json") for seed in seeds},
+        data=data,
+        goals=open_file(trajectories / f"{next(iter(data))}.parquet")[1].goals,
+        episodes=[
+            episode
+            for seed in seeds
+            for episode in read_episodes(inputs["evaluation"] / keys[seed])
+            if episode.method in methods and episode.task in targets
+        ],
+    )
+
+
+def read_episodes(evaluation: Path) -> list[Episode]:
+    """The rollouts that one key of `evaluation` recorded."""
+    arrays, _ = load_arrays(evaluation / "rollouts.safetensors")
+    rows = pl.read_parquet(evaluation / "scores.parquet")[arrays["rows"].tolist()].to_dicts()
+    return [
+        Episode(
+            row["method"],
+            row["task"],
+            row["seed"],
+            observations[: row["length"]],
+            actions[: row["length"]],
+            row["return"],
+            row["success"],
+        )
+        for row, observations, actions in zip(rows, arrays["observations"], arrays["actions"], strict=True)
+    ]

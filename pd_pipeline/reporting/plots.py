@@ -1,0 +1,190 @@
+"""Every plot of the report, drawn from tables and metrics; also offered as PNG for one stage's out (Dagster)."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pd_pipeline.evaluation.statistics import mean, stratified_bootstrap
+from pd_pipeline.reporting.canvas import (
+    BLUE,
+    INK,
+    MUTED,
+    PAPER,
+    QUALITY_COLORS,
+    legend_below,
+    method_style,
+    new_figure,
+    png,
+    styled,
+)
+from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
+from pd_pipeline.reporting.gather import read_table
+from pd_pipeline.storage import read_json
+
+Metrics = Mapping[str, Mapping[str, Any]]
+
+
+@styled
+def comparison(metrics: Metrics) -> Figure:
+    """Return (mean and interquartile mean) and success of every method, with 95 % intervals."""
+    order = sorted(metrics, key=lambda method: metrics[method]["return_mean"])
+    figure, (returns, success) = new_figure(0.34 * len(order) + 1.15, 1, 2, sharey=True, width_ratios=(3, 2))
+    for row, method in enumerate(order):
+        values, style = metrics[method], method_style(method)
+        _interval(returns, row + 0.12, values, ("return_mean", "return_mean_low", "return_mean_high"), style)
+        _interval(returns, row - 0.18, values, ("return_iqm", "ci_low", "ci_high"), style, hollow=True)
+        low_high = ("success_rate", "success_low", "success_high")
+        _interval(success, row, {name: 100 * values[name] for name in low_high}, low_high, style)
+    returns.set_yticks(range(len(order)), order)
+    returns.set_ylim(-0.6, len(order) - 0.4)
+    returns.set_title("Return (filled: mean, hollow: IQM)")
+    success.set_title("Success, %")
+    success.set_xlim(-4, 104)
+    for axes in (returns, success):
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def _interval(
+    axes: Axes,
+    row: float,
+    values: Mapping[str, float],
+    names: tuple[str, str, str],
+    style: tuple[str, str],
+    *,
+    hollow: bool = False,
+) -> None:
+    color, marker = style
+    value, low, high = (values[name] for name in names)
+    axes.hlines(row, low, high, color=color, linewidth=1.3 if hollow else 2.2)
+    axes.plot(
+        value, row, marker, color=PAPER if hollow else color, markeredgecolor=color, markersize=5 if hollow else 7
+    )
+
+
+@styled
+def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
+    """Mean return of every method on each target task, with 95 % bootstrap intervals over prompts and seeds."""
+    tasks = sorted(scores["task"].unique().to_list())
+    figure, (axes,) = new_figure(2.9)
+    width, rng = 0.82 / len(methods), np.random.default_rng(0)
+    for i, method in enumerate(methods):
+        color, _ = method_style(method)
+        rows = scores.filter(pl.col("method") == method)
+        estimates = [
+            stratified_bootstrap([rows.filter(pl.col("task") == task)["return"].to_numpy()], mean, rng, 500)
+            for task in tasks
+        ]
+        x = np.arange(len(tasks)) + (i - (len(methods) - 1) / 2) * width
+        values = np.array([estimate.value for estimate in estimates])
+        axes.bar(x, values, 0.92 * width, color=color, label=method)
+        axes.vlines(x, [e.low for e in estimates], [e.high for e in estimates], color=INK, linewidth=0.9)
+    axes.set_xticks(range(len(tasks)), [f"task {task}" for task in tasks])
+    axes.set_ylabel("return")
+    axes.grid(axis="x", visible=False)
+    legend_below(figure, axes)
+    return figure
+
+
+@styled
+def data_returns(summary: Mapping[str, Mapping[str, Any]], targets: Iterable[int] = ()) -> Figure:
+    """Mean return of the behaviour data of each task, a row a quality; target tasks stand out."""
+    figure, (axes,) = new_figure(0.42 * len(summary) + 0.9)
+    chosen, qualities = set(targets), list(summary)
+    for row, quality in enumerate(reversed(qualities)):
+        color = QUALITY_COLORS.get(quality, "#CC79A7")
+        for task, values in summary[quality].get("tasks", {}).items():
+            target = int(task) in chosen
+            axes.plot(
+                values["return_mean"],
+                row + (0.14 if target else -0.14),
+                "D" if target else "o",
+                color=color,
+                alpha=1.0 if target else 0.45,
+                markersize=5,
+                markeredgecolor=PAPER,
+                markeredgewidth=0.4,
+            )
+    axes.set_yticks(range(len(qualities)), list(reversed(qualities)))
+    axes.set_ylim(-0.5, len(qualities) - 0.5)
+    axes.set_xlabel("mean return of a task" + (" (diamonds: target tasks)" if chosen else ""))
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+@styled
+def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
+    """Generated against real prompts: distances and action loss, a row a state of the diffuser."""
+    states = {"pretrained": [fit["pretrained"] for fit in fits if "pretrained" in fit]}
+    for name in ("adapted", "guided"):
+        states[name] = [target[name] for fit in fits for target in fit.get("targets", {}).values() if name in target]
+    measures = {
+        "wasserstein": "Wasserstein distance per channel",
+        "nearest": "Distance to the nearest real prompt",
+        "action_loss": "Action loss of the PLM on unseen trajectories",
+    }
+    shown = {k: title for k, title in measures.items() if any(f"{k}_real" in v for vs in states.values() for v in vs)}
+    figure, panels = new_figure(1.15 * len(shown) + 0.5, len(shown))
+    for axes, (key, title) in zip(panels, shown.items(), strict=True):
+        rows = [name for name, values in states.items() if values and f"{key}_real" in values[0]]
+        for row, name in enumerate(reversed(rows)):
+            for kind, color, marker in (("real", MUTED, "|"), ("generated", BLUE, "o")):
+                values = [value[f"{key}_{kind}"] for value in states[name]]
+                axes.plot(values, [row] * len(values), marker, color=color, alpha=0.4, markersize=5)
+                axes.plot(np.mean(values), row, marker, color=color, markersize=13 if kind == "real" else 7.5,
+                          markeredgewidth=2 if kind == "real" else 0.5, label=kind if row == 0 else None)  # fmt: skip
+        axes.set_yticks(range(len(rows)), list(reversed(rows)))
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlim(left=0)
+        axes.set_title(title)
+        axes.grid(axis="y", visible=False)
+    legend_below(figure, panels[0])
+    return figure
+
+
+@styled
+def fit_channels(fit: Mapping[str, Any]) -> Figure:
+    """Wasserstein distance of each channel of the prompts: generated (pre-trained diffuser) against real."""
+    figure, (axes,) = new_figure(2.9)
+    real = np.array(fit["wasserstein_real_per_channel"])
+    made = np.array(fit["wasserstein_generated_per_channel"])
+    both = np.concatenate((real, made))
+    low, high = both[both > 0].min() / 1.5, both.max() * 1.5
+    axes.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle=(0, (4, 3)), label="as good as real")
+    axes.plot(
+        np.maximum(real, low), np.maximum(made, low), "o", color=BLUE, alpha=0.75, markersize=5, label="a channel"
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("distance between two real samples")
+    axes.set_ylabel("distance of generated to real")
+    axes.legend()
+    return figure
+
+
+def stage_plots(stage: str, out: Path) -> dict[str, bytes]:
+    """PNG by title of what one out of a stage can show of itself; empty where there is nothing to draw."""
+    figures: dict[str, Figure] = {}
+    if stage in ("plm", "diffuser") and (out / "losses.csv").exists():
+        figures["learning curves"] = learning_curves({0: read_table(out / "losses.csv")})
+    elif stage.startswith("tuned_") and (out / "log.csv").exists():
+        table = read_table(out / "log.csv")
+        if "l_dt" in table:
+            figures["L_DM and L_DT"] = guidance_losses([table])
+            figures["gradients"] = guidance_gradients([table])
+        else:
+            figures["loss"] = tuning_losses(stage.removeprefix("tuned_"), [table])
+    elif stage == "trajectories" and (out / "summary.json").exists():
+        figures["returns"] = data_returns(read_json(out / "summary.json"))
+    elif stage == "evaluation" and (out / "metrics.json").exists():
+        metrics = read_json(out / "metrics.json")["methods"]
+        figures["comparison"] = comparison(metrics)
+        figures["per task"] = per_task(pl.read_parquet(out / "scores.parquet"), list(metrics))
+        figures["fit of generated prompts"] = fit_distances([read_json(out / "fit.json")])
+    return {title: png(figure) for title, figure in figures.items()}

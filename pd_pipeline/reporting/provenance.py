@@ -1,0 +1,135 @@
+"""What made the numbers: parameters, versions, revision, digests of the data, time and machine."""
+
+import importlib
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pd_pipeline import __version__
+from pd_pipeline.config import ParamsFile, parse
+from pd_pipeline.families.base import load_family
+from pd_pipeline.storage import COST_FILE, digest, read_json
+
+PARAMS_MODULES = {
+    "behavior_policies": "behavior.policies",
+    "trajectories": "trajectories.stage",
+    "prompts": "prompts.stage",
+    "plm": "training.plm",
+    "diffuser": "training.diffuser",
+    "evaluation": "evaluation.stage",
+}
+"""Stage -> module of its Params; those of tuned_<method> are in tuning.<method>."""
+
+PACKAGES = (
+    "torch",
+    "numpy",
+    "gymnasium",
+    "mujoco",
+    "metaworld",
+    "pyarrow",
+    "polars",
+    "scipy",
+    "safetensors",
+    "pydantic",
+    "matplotlib",
+    "dagster",
+    "dvc",
+)
+
+
+def stage_parameters(params: ParamsFile, family: str, stage: str) -> dict[str, Any]:
+    """The effective parameters of a stage: what params.yaml sets, and the defaults of the code."""
+    method = stage.removeprefix("tuned_")
+    module = f"tuning.{method}" if stage.startswith("tuned_") else PARAMS_MODULES[stage]
+    model = importlib.import_module(f"pd_pipeline.{module}").Params
+    return parse(model, params.block(family, stage), f"families.{family}.{stage}").model_dump(mode="json")
+
+
+def effective_parameters(params: ParamsFile, family: str, root: Path) -> dict[str, dict[str, Any]]:
+    """Every stage of a family -> its effective parameters, as flat `a.b` names."""
+    environment = load_family(family, params.block(family, "environment"), root).params.model_dump(mode="json")
+    stages = list(PARAMS_MODULES)
+    stages[-1:-1] = [f"tuned_{method}" for method in params.run.methods]
+    blocks = {"environment": environment} | {stage: stage_parameters(params, family, stage) for stage in stages}
+    return {stage: flat(block) for stage, block in blocks.items()}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}; lists stay whole."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) and value else {prefix + name: value}
+    return result
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and what decides the numbers."""
+    found = {"pd-pipeline": __version__, "python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def git_revision(root: Path) -> str:
+    """Commit of the project at `root`, and whether code or parameters differ from it; "unknown" outside git."""
+    revision = _git(root, "rev-parse", "HEAD")
+    if not revision:
+        return "unknown"
+    changed = _git(root, "status", "--porcelain", "--", "*.py", "params.yaml")
+    return f"{revision.strip()}{' with uncommitted changes' if changed else ''}"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def machine() -> dict[str, str]:
+    """The machine that wrote the page."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    found = {"cores": str(os.cpu_count()), "processor": names[0] if names else platform.machine()}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+    return found | {"system": f"{platform.system()} {platform.release()}"}
+
+
+def outs(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> dict[str, list[Path]]:
+    """Stage -> the directories that the report reads of one family, and no leftovers of other runs."""
+    keys = [f"{family}-{seed}" for seed in params.run.seeds]
+    return {
+        stage: [directory / family] if stage == "trajectories" else [directory / key for key in keys]
+        for stage, directory in inputs.items()
+    }
+
+
+def costs(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> list[dict[str, Any]]:
+    """Seconds and devices of each stage, summed over its keys."""
+    rows = []
+    for stage, directories in outs(inputs, params, family).items():
+        found = [read_json(file) for directory in directories for file in sorted(directory.rglob(COST_FILE))]
+        if found:
+            devices = sorted({cost["device"] for cost in found if "device" in cost})
+            seconds = sum(cost.get("seconds", 0.0) for cost in found)
+            rows.append({"stage": stage, "runs": len(found), "seconds": seconds, "device": ", ".join(devices)})
+    return rows
+
+
+def digests(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> list[tuple[str, str]]:
+    """SHA-256 of every directory that the numbers come from (cost files left out)."""
+    return [
+        (f"{stage}/{directory.name}", digest(directory))
+        for stage, directories in outs(inputs, params, family).items()
+        for directory in directories
+    ]

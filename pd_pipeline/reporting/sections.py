@@ -1,0 +1,228 @@
+"""The plots of one family, each with the one sentence that says how to read it, and the pictures of its rollouts."""
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pd_pipeline.prompts.segments import Normalization, Prompts, cut
+from pd_pipeline.reporting import curves, paths, plots
+from pd_pipeline.reporting.canvas import svg
+from pd_pipeline.reporting.gather import Episode, FamilyResults
+from pd_pipeline.reporting.replay import Replay, animation, filmstrip, replay
+from pd_pipeline.reporting.verdict import number, percent
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import read_json
+from pd_pipeline.trajectories.reading import Trajectories, read
+
+REFERENCE, BESIDE = "prompt_diffuser", "prompt_dt"
+
+
+class Plot(NamedTuple):
+    """One figure of the page."""
+
+    title: str
+    sentence: str
+    image: str
+    """An SVG element."""
+
+
+def family_figures(inputs: Mapping[str, Path], results: FamilyResults) -> dict[str, list[Plot]]:
+    """Chapter of the page -> its figures."""
+    chapters = {
+        "comparison": _comparison(results),
+        "rollouts": _rollouts(results),
+        "tuning": _tuning(results),
+        "prompts": _prompts(inputs, results),
+        "fit": _fit(results),
+        "training": _training(results),
+        "data": _data(results),
+    }
+    return {
+        chapter: [Plot(title, sentence, svg(figure, f"{results.name}: {title}")) for title, sentence, figure in drawn]
+        for chapter, drawn in chapters.items()
+    }
+
+
+Drawn = list[tuple[str, str, Figure]]
+
+
+def _comparison(results: FamilyResults) -> Drawn:
+    return [
+        (
+            "Methods compared",
+            "Each mark is a method's return or success rate over all target tasks, seeds and prompts; the line is its "
+            "95 % interval (bootstrap within tasks for returns, Wilson for success).",
+            plots.comparison(results.metrics),
+        ),
+        (
+            "Return by target task",
+            "Bars are mean returns, lines their 95 % intervals over prompts and seeds: a method that fails on one task "
+            "only shows it here.",
+            plots.per_task(results.scores, results.methods),
+        ),
+    ]
+
+
+def _rollouts(results: FamilyResults) -> Drawn:
+    if not any(results.goal_position(task) is not None for task in results.targets):
+        return []
+    return [
+        (
+            "Paths to the goal",
+            f"Seen from above, the first rollout of each method (seed {results.seeds[0]}) from the start (circle) to "
+            "the hidden goal (star): only the prompt tells the policy where that is.",
+            paths.rollout_paths(results),
+        ),
+        (
+            "Distance to the goal",
+            "Lines are means over targets and seeds, bands reach from the closest to the farthest rollout: a line that "
+            "stays up never found the goal.",
+            paths.goal_distance(results),
+        ),
+    ]
+
+
+def _tuning(results: FamilyResults) -> Drawn:
+    drawn = []
+    tables = list(results.logs.get(REFERENCE, {}).values())
+    if any("l_dt" in table for table in tables):
+        drawn += [
+            (
+                "L_DM and L_DT",
+                "Thin lines are targets, the bold one their mean; right of the dashed line the PLM's gradient guides "
+                "the diffuser, and L_DT should fall without L_DM rising much.",
+                curves.guidance_losses(tables),
+            ),
+            (
+                "Gradients during guidance",
+                "A cosine below zero means that making prompts more useful to the PLM would unlearn their "
+                "distribution; in those steps the conflicting part is projected away.",
+                curves.guidance_gradients(tables),
+            ),
+        ]
+    for method, logs in results.logs.items():
+        if method != REFERENCE:
+            sentence = "Action loss on the few-shot trajectories over the steps of tuning; thin lines are targets."
+            drawn.append((f"Tuning of {method}", sentence, curves.tuning_losses(method, logs.values())))
+    return drawn
+
+
+def _prompts(inputs: Mapping[str, Path], results: FamilyResults) -> Drawn:
+    if REFERENCE not in results.methods:
+        return []
+    task, seed = results.targets[0], results.seeds[0]
+    key = f"{results.name}-{seed}"
+    summary = read_json(inputs[f"tuned_{REFERENCE}"] / key / str(task) / "summary.json")
+    quality = summary["quality"]
+    data = read(inputs["trajectories"] / results.name / f"{quality}.parquet")
+    normalization = Normalization.load(inputs["plm"] / key / "normalization.safetensors")
+    few_shot = data.select(
+        np.flatnonzero((data.task_id == task) & np.isin(data.episode_id, summary["few_shot_episodes"]))
+    )
+    tuned = {
+        method: Prompts.load(inputs[f"tuned_{method}"] / key / str(task) / "prompts.safetensors")
+        for method in (REFERENCE, "prompt_gradient")
+        if method in results.methods
+    }
+    generated = tuned[REFERENCE]
+    length = generated.x0.shape[1]
+    others = cut(_one_of_each(data, exclude=task), length, stride=max(1, int(data.lengths.max()) // 25))
+    figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, normalization)
+    channels = paths.varying_channels(few_shot, normalization)
+    return [
+        (
+            f"Generated prompts over time, task {task}",
+            "Each short line is a prompt that the tuned diffuser generated, at its timestep, over the few-shot "
+            "trajectories (grey) it learned from: good ones lie on them.",
+            paths.prompts_over_time(few_shot, generated, channels),
+        ),
+        (
+            f"Map of prompts, task {task}",
+            f"Prompts in the plane of the two main components of real ones ({percent(share, 0)} of their variance): "
+            "generated prompts among the few-shot ones imitate them, those away from all real ones left the data.",
+            figure,
+        ),
+    ]
+
+
+def _one_of_each(data: Trajectories, exclude: int) -> Trajectories:
+    """The first episode of every task but one."""
+    tasks, first = np.unique(data.task_id, return_index=True)
+    return data.select(first[tasks != exclude])
+
+
+def _fit(results: FamilyResults) -> Drawn:
+    fits = list(results.fit.values())
+    drawn = [
+        (
+            "Generated against real prompts",
+            "The bar shows what two real samples have between them, the dot what generated prompts have: the closer "
+            "the dot to the bar, the better the fit (small marks are targets and seeds; the pre-trained diffuser is "
+            "measured on training tasks).",
+            plots.fit_distances(fits),
+        )
+    ]
+    if "wasserstein_generated_per_channel" in fits[0].get("pretrained", {}):
+        sentence = (
+            "Each point is a channel of the prompt matrix (observation, action or reward) under the pre-trained "
+            "diffuser; on the dashed line generated values are spread just as real ones."
+        )
+        drawn.append(("Fit by channel", sentence, plots.fit_channels(fits[0]["pretrained"])))
+    return drawn
+
+
+def _training(results: FamilyResults) -> Drawn:
+    return [
+        (
+            "Policy transformer (PLM)",
+            "Action loss in pre-training on the training tasks; the gap between the lines is what was learned by "
+            "heart.",
+            curves.learning_curves(results.training["plm"]),
+        ),
+        (
+            "Diffuser",
+            "Denoising loss L_DM in pre-training on the prompts of the training tasks.",
+            curves.learning_curves(results.training["diffuser"]),
+        ),
+    ]
+
+
+def _data(results: FamilyResults) -> Drawn:
+    sentence = "Mean return of the collected trajectories of each task, by the quality of the policy that made them."
+    return [("Behaviour data", sentence, plots.data_returns(results.data, results.targets))]
+
+
+def family_pictures(context: StageContext, block: dict[str, Any], results: FamilyResults) -> dict[str, Any]:
+    """Animation and still frames of two methods on the target where they differ most, or why there are none."""
+    chosen = _most_different(results)
+    if not chosen:
+        return {"missing": "No rollouts of two methods were recorded."}
+    made: Replay = replay(chosen, results.name, block, context.root, context.work)
+    if made.missing:
+        return {"missing": made.missing}
+    outcomes = [
+        f"{episode.method} {'solves it' if episode.success else 'does not solve it'} "
+        f"(return {number(episode.episode_return, 1)})"
+        for episode in chosen
+    ]
+    return {
+        "missing": "",
+        "task": chosen[0].task,
+        "outcomes": "; ".join(outcomes),
+        "drift": made.drift,
+        "animation": "data:image/webp;base64," + base64.b64encode(animation(made)).decode(),
+        "filmstrip": "data:image/webp;base64," + base64.b64encode(filmstrip(made)).decode(),
+    }
+
+
+def _most_different(results: FamilyResults) -> list[Episode]:
+    """prompt_dt beside prompt_diffuser (or the first two methods) for the target and seed of the largest gap."""
+    pair = (BESIDE, REFERENCE) if {BESIDE, REFERENCE} <= set(results.methods) else results.methods[:2]
+    found = {(e.method, e.task, e.seed): e for e in results.episodes}
+    keys = [(task, seed) for task in results.targets for seed in results.seeds]
+    pairs = [[found[m, *key] for m in pair] for key in keys if all((m, *key) in found for m in pair)]
+    return max(pairs, key=lambda p: abs(p[0].episode_return - p[-1].episode_return), default=[])

@@ -1,0 +1,80 @@
+"""Stage report: one self-contained page of all that was measured."""
+
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+
+from pd_pipeline import config
+from pd_pipeline.reporting import provenance
+from pd_pipeline.reporting.canvas import method_style
+from pd_pipeline.reporting.gather import FamilyResults, gather
+from pd_pipeline.reporting.sections import family_figures, family_pictures
+from pd_pipeline.reporting.verdict import decimals, judge, number, percent, what_mattered
+from pd_pipeline.stage import NoParams, StageContext
+from pd_pipeline.storage import atomic_file
+
+PAGE = "index.html"
+
+
+class Params(NoParams):
+    """The report takes what it needs from the sections of the stages it reads."""
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write `index.html`."""
+    params = config.load(context.root)
+    sections: list[dict[str, Any]] = []
+    metrics: dict[str, Any] = {}
+    for done, name in enumerate(params.run.families):
+        context.progress("report", done, len(params.run.families), name)
+        draws = provenance.stage_parameters(params, name, "evaluation")["bootstrap"]
+        results = gather(context.inputs, params, name, context.root, draws)
+        sections.append(section(context, params, results))
+        verdict = sections[-1]["verdict"]
+        metrics |= {f"bars_met_{name}": sum(bool(check.met) for check in verdict.checks)}
+    page = render(
+        families=sections,
+        run=params.run,
+        versions=provenance.versions(),
+        revision=provenance.git_revision(context.root),
+        machine=provenance.machine(),
+    )
+    with atomic_file(context.out / PAGE) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    context.progress("report", len(params.run.families), len(params.run.families))
+    return metrics
+
+
+def section(context: StageContext, params: config.ParamsFile, results: FamilyResults) -> dict[str, Any]:
+    """All that the page needs of one family."""
+    name = results.name
+    fits = list(results.fit.values())
+    values = [values["return_mean"] for values in results.metrics.values()]
+    qualities = [values["return_mean"] for values in results.data.values()]
+    return {
+        "name": name,
+        "results": results,
+        "verdict": judge(results.metrics, results.frozen),
+        "mattered": what_mattered(results.metrics, results.logs.get("prompt_diffuser", {}), fits),
+        "figures": family_figures(context.inputs, results),
+        "pictures": family_pictures(context, params.block(name, "environment"), results),
+        "colors": {method: method_style(method)[0] for method in results.methods},
+        "digits": decimals(values),
+        "data_digits": decimals(qualities),
+        "parameters": provenance.effective_parameters(params, name, context.root),
+        "costs": provenance.costs(context.inputs, params, name),
+        "digests": provenance.digests(context.inputs, params, name),
+    }
+
+
+def render(**values: Any) -> str:
+    """The page from its template."""
+    environment = Environment(
+        loader=PackageLoader("pd_pipeline.reporting"),
+        autoescape=select_autoescape(),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(number=number, percent=percent)
+    return environment.get_template("report.html").render(**values)

@@ -1,0 +1,101 @@
+"""What all tests share: one thread a process, and a tiny point_robot project trained once a session."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch: equal bytes whatever the machine, and xdist uses the cores
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import fcntl
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pd_pipeline import graph
+from pd_pipeline.families.base import load_family
+from pd_pipeline.families.point_robot import PointRobot
+from pd_pipeline.progress import silent
+
+TINY_PARAMS = """\
+run: {families: [point_robot], seeds: [0]}
+families:
+  point_robot:
+    environment: {horizon: 12, tasks: 6, test_tasks: [1, 4]}
+    behavior_policies: {}
+    trajectories:
+      workers: 1
+      episodes: {expert: {train: 6, test: 7}, random: {train: 2, test: 2}}
+    prompts: {length: 3, stride: 1}
+    plm: {steps: 60, batch_per_task: 4, width: 16, layers: 2, context: 6, device: cpu, log_every: 10}
+    diffuser:
+      {steps: 80, batch: 32, device: cpu, log_every: 20, diffusion: {steps: 8}, denoiser: {width: 32, blocks: 1}}
+    tuned_prompt_dt: {}
+    tuned_prompt_diffuser: {device: cpu, adapt: {steps: 12}, steps: 8, batch: 8, candidates: 12, chain: 3, prompts: 4}
+    tuned_prompt_gradient: {device: cpu, steps: 8, windows: 4}
+    tuned_full_finetune: {device: cpu, steps: 8, batch: 8}
+    tuned_noise_prompt: {}
+    evaluation: {workers: 1, device: cpu, bootstrap: 200, fit_prompts: 16}
+"""
+
+
+def run_stages(root: Path, *stages: str) -> None:
+    """Run every key of some stages of the project at `root`."""
+    project = graph.load(root)
+    for stage in stages:
+        for key in project.keys(stage):
+            graph.run(project, stage, key, silent)
+
+
+def shared_project(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
+    """A project that is built by the first worker that asks and used by all: nobody may write to it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    root = shared / name
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not root.exists():
+            building = shared / f"{name}.building"
+            shutil.rmtree(building, ignore_errors=True)
+            build(building)
+            building.rename(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with trajectories, prompts, plm and diffuser made."""
+
+    def build(root: Path) -> None:
+        root.mkdir()
+        (root / "params.yaml").write_text(TINY_PARAMS)
+        run_stages(root, "behavior_policies", "trajectories", "prompts", "plm", "diffuser")
+
+    return shared_project(tmp_path_factory, "trained_project", build)
+
+
+@pytest.fixture(scope="session")
+def tuned_project(tmp_path_factory: pytest.TempPathFactory, trained_project: Path) -> Path:
+    """The trained project with every method tuned for every target, and evaluated."""
+
+    def build(root: Path) -> None:
+        shutil.copytree(trained_project, root)
+        run_stages(root, *(f"tuned_{method}" for method in graph.METHODS), "evaluation")
+
+    return shared_project(tmp_path_factory, "tuned_project", build)
+
+
+@pytest.fixture
+def project(trained_project: Path, tmp_path: Path) -> Path:
+    """A private copy of the trained project."""
+    shutil.copytree(trained_project, tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def point_robot() -> PointRobot:
+    """The plane of the tiny project."""
+    family = load_family("point_robot", {"horizon": 12, "tasks": 6, "test_tasks": [1, 4]}, Path.cwd())
+    assert isinstance(family, PointRobot)
+    return family

@@ -1,0 +1,65 @@
+"""A DVC project of tiny parameters in a temporary folder, and the commands of it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SMALL_PARAMS = """\
+run: {families: [point_robot, other], seeds: [0], methods: [prompt_dt, noise_prompt]}
+families:
+  point_robot: &tiny
+    environment: &plane
+      {entry_point: "pd_pipeline.families.point_robot:PointRobot", horizon: 6, tasks: 4, test_tasks: [1, 3]}
+    behavior_policies: {}
+    trajectories: {workers: 1, episodes: {expert: {train: 3, test: 6}}}
+    prompts: {length: 3, stride: 1}
+    plm: {steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}
+    diffuser: {steps: 4, batch: 8, device: cpu, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}}
+    tuned_prompt_dt: {}
+    tuned_noise_prompt: {prompts: 4}
+    evaluation: {workers: 1, device: cpu, bootstrap: 50, fit_prompts: 8}
+  other:
+    <<: *tiny
+"""
+BIN = Path(sys.executable).parent
+ENVIRONMENT = {
+    **{name: value for name, value in os.environ.items() if name not in ("DVC_STAGE", "DVC_ROOT")},
+    "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "true",
+    "OMP_NUM_THREADS": "1",
+    "GOMP_SPINCOUNT": "0",
+}
+
+
+def make_project(folder: Path, params: str = SMALL_PARAMS) -> Path:
+    """A new DVC project, outside git."""
+    from dvc.repo import Repo
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "params.yaml").write_text(params)
+    Repo.init(str(folder), no_scm=True).close()
+    (folder / ".dvcignore").write_text("__pycache__\n.*.tmp\n.*.old\n")
+    return folder
+
+
+def change(root: Path, old: str, new: str) -> None:
+    """Edit params.yaml."""
+    text = (root / "params.yaml").read_text()
+    assert old in text
+    (root / "params.yaml").write_text(text.replace(old, new, 1))
+
+
+def start(root: Path, *command: str) -> subprocess.Popen[str]:
+    """Start a command in the project."""
+    return subprocess.Popen(
+        command, cwd=root, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def call(root: Path, *command: str) -> str:
+    """Run a command in the project to its end, which must be good; returns what it printed."""
+    process = start(root, *command)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output

@@ -1,0 +1,176 @@
+"""A plain Gymnasium environment named in params.yaml becomes a family."""
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import load_family
+from pd_pipeline.families.gymnasium_env import GymnasiumFamily
+from pd_pipeline.progress import silent
+from pd_pipeline.storage import write_json
+from pd_pipeline.trajectories.collection import Shard, TrajectoriesParams, collect, collect_episodes
+from pd_pipeline.trajectories.reading import read
+from tests.conftest import run_stages
+
+HERE = Path(__file__).parent
+
+
+def block(cls: str = "LineEnv", **changes: Any) -> dict[str, Any]:
+    values = {
+        "entry_point": f"custom_family:{cls}",
+        "horizon": 8,
+        "tasks": [{"goal": -1.0}, {"goal": 0.5}, {"goal": 1.0}],
+        "test_tasks": [1],
+        "behaviors": {
+            "expert": {"entry_point": "custom_family:toward"},
+            "medium": {"entry_point": "custom_family:toward", "noise": 0.5, "arguments": {"gain": 0.2}},
+            "random": {"random": True},
+        },
+    }
+    return values | changes
+
+
+def family(cls: str = "LineEnv", **changes: Any) -> GymnasiumFamily:
+    made = load_family("line", block(cls, **changes), HERE)
+    assert isinstance(made, GymnasiumFamily)
+    return made
+
+
+def test_spaces_splits_and_goals() -> None:
+    made = family()
+    assert (made.observation_size, made.action_size, made.horizon) == (1, 1, 8)
+    assert (made.action_low.tolist(), made.action_high.tolist()) == ([-2.0], [2.0])
+    assert made.action_low.dtype == np.float32
+    assert (made.train_tasks, made.test_tasks) == ((0, 2), (1,))
+    assert made.goal(1) == {"goal": 0.5}
+    assert made.qualities == ("expert", "medium", "random")
+
+
+def test_environment_takes_its_task_and_the_shared_options() -> None:
+    environment = family(options={"start": 0.25}).make(2)
+    assert environment.unwrapped.goal == 1.0
+    observation, _ = environment.reset(seed=0)
+    assert observation.dtype == np.float32
+    assert observation[0] == pytest.approx(0.25, abs=0.1)
+    after, reward, terminated, _, info = environment.step(np.array([1.5], np.float32))
+    assert after[0] == pytest.approx(observation[0] + 0.75, abs=1e-6)
+    assert reward == pytest.approx(-abs(after[0] - 1.0), abs=1e-6)
+    assert not terminated
+    assert info["success"] is True, "is_success is understood too"
+
+
+def test_stored_actions_are_the_clipped_ones() -> None:
+    made = family(tasks=[{"goal": -1.0}, {"goal": 1.9}, {"goal": 1.0}])
+    description = made.default_behaviors()["expert"] | {"arguments": {"gain": 50.0}}
+    arrays = collect_episodes(made, description, Shard("expert", 1, 0, 1), seed=0)
+    assert arrays["action"].max() == 2.0
+    moved = np.diff(arrays["observation"][:, 0])
+    np.testing.assert_allclose(moved, 0.5 * arrays["action"][:-1, 0], atol=1e-5)
+
+
+def test_noise_is_in_halves_of_the_range() -> None:
+    made = family()
+    act = made.behavior({"entry_point": "custom_family:toward", "arguments": {"gain": 0.0}, "noise": 0.1})
+    rng = np.random.default_rng(0)
+    drawn = np.array([act(made.make(0), np.zeros(1, np.float32), rng) for _ in range(2000)])
+    assert drawn.std() == pytest.approx(0.1 * 2, rel=0.1)
+
+
+def test_random_actions_fill_the_bounds() -> None:
+    made = family()
+    rng = np.random.default_rng(0)
+    drawn = np.array([made.behavior({"random": True})(made.make(0), np.zeros(1), rng) for _ in range(500)])
+    assert drawn.min() < -1.9
+    assert drawn.max() > 1.9
+
+
+def test_collected_by_workers_with_early_ends(tmp_path: Path) -> None:
+    values = block(tasks=[{"goal": -1.0}, {"goal": 3.0}, {"goal": 1.0}])  # task 1 leads out of the plane
+    made = load_family("line", values, HERE)
+    write_json(tmp_path / "policies.json", made.default_behaviors())
+    params = TrajectoriesParams.model_validate({"workers": 2, "episodes": {"expert": {"train": 2, "test": 2}}})
+    collect(made, values, HERE, tmp_path, params, tmp_path / "out", tmp_path / "work", silent)
+    data = read(tmp_path / "out" / "expert.parquet")
+    assert data.task_id.tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.lengths.tolist() == [8, 8, 3, 3, 8, 8]
+    assert data.metadata.goals[1] == {"goal": 3.0}
+    assert data.episode_success[[0, 1, 4, 5]].all()
+
+
+def test_the_stages_run_on_it(tmp_path: Path) -> None:
+    """From params.yaml to prompts: nothing but the block is needed."""
+    (tmp_path / "custom_family.py").write_text((HERE / "custom_family.py").read_text())
+    (tmp_path / "params.yaml").write_text(
+        f"""\
+run: {{families: [line]}}
+families:
+  line:
+    environment: {block()!r}
+    behavior_policies: {{levels: {{medium: {{noise: 0.3}}}}}}
+    trajectories: {{workers: 1, episodes: {{expert: {{train: 3, test: 1}}, medium: {{train: 2, test: 1}}}}}}
+    prompts: {{length: 2}}
+""".replace("True", "true")
+    )
+    run_stages(tmp_path, "behavior_policies", "trajectories", "prompts")
+    assert (tmp_path / "data/prompts/line/expert.safetensors").is_file()
+    assert read(tmp_path / "data/trajectories/line/medium.parquet").metadata.family == "line"
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        ("WideActionEnv", "action space .* finite bounds"),
+        ("DiscreteActionEnv", "action space .* one-dimensional Box"),
+        ("ImageEnv", "observation space .* one-dimensional Box"),
+    ],
+)
+def test_spaces_it_cannot_use_are_refused_before_collecting(cls: str, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        family(cls).default_behaviors()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_tasks": [3]}, r"test_tasks: \[3\] are not among tasks 0 to 2"),
+        ({"test_tasks": [0, 1, 2]}, "at least one training and one test task"),
+        ({"tasks": [{"goal": 1}]}, "tasks"),
+        ({"behaviors": {}}, "behaviors"),
+        ({"speed": 3}, "speed"),
+    ],
+)
+def test_mistakes_in_the_block_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        family(**changes)
+
+
+@pytest.mark.parametrize(
+    ("behavior", "message"),
+    [
+        ({}, "either an entry_point"),
+        ({"random": True, "entry_point": "custom_family:toward"}, "either an entry_point"),
+        ({"entry_point": "custom_family:nothing"}, "cannot load 'custom_family:nothing'"),
+        ({"entry_point": "no_such_module:toward"}, "cannot load 'no_such_module:toward'"),
+    ],
+)
+def test_mistakes_in_behaviors_are_named(behavior: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        family(behaviors={"expert": behavior}).default_behaviors()
+
+
+def test_constructor_arguments_that_do_not_fit() -> None:
+    with pytest.raises(PipelineError, match=r"tasks\.0: custom_family:LineEnv.*speed"):
+        family(tasks=[{"speed": 1.0}, {"goal": 1.0}]).make(0)
+
+
+def test_pictures_only_where_the_environment_draws() -> None:
+    assert family().frame_pixels(family().make(0)) is None
+    values = block(entry_point="gymnasium.envs.classic_control:PendulumEnv", options={"render_mode": "rgb_array"})
+    values["tasks"] = [{"g": 9.0}, {"g": 10.0}]
+    made = load_family("pendulum", values, HERE)
+    assert made.observation_size == 3
+    assert made.versions()["gymnasium"] == gymnasium.__version__

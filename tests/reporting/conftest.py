@@ -1,0 +1,40 @@
+import fcntl
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import run_stages
+
+TUNED = (
+    "tuned_prompt_dt",
+    "tuned_prompt_diffuser",
+    "tuned_prompt_gradient",
+    "tuned_full_finetune",
+    "tuned_noise_prompt",
+)
+
+
+@pytest.fixture(scope="session")
+def reported_project(trained_project: Path) -> Path:
+    """The tiny project with every stage made, leftovers of a family that params.yaml does not ask for among them."""
+    root = trained_project.parent / "reported_project"
+    with (trained_project.parent / "reported_project.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not root.exists():
+            building = trained_project.parent / f"reporting-{os.getpid()}"
+            shutil.copytree(trained_project, building)
+            run_stages(building, *TUNED, "evaluation")
+            for stage in ("trajectories", "plm", "diffuser", "evaluation", *TUNED):
+                leftover = building / "data" / stage / "forgotten-0"
+                leftover.mkdir()
+                (leftover / "cost.json").write_text("{")
+            run_stages(building, "report")
+            building.rename(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def page(reported_project: Path) -> str:
+    return (reported_project / "data/reports/index.html").read_text()

@@ -1,0 +1,69 @@
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pd_pipeline.reporting.canvas import CSS_VARIABLES, METHOD_STYLES, method_style, svg
+from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean
+from pd_pipeline.reporting.plots import stage_plots
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.mark.parametrize(
+    ("stage", "out", "titles"),
+    [
+        ("trajectories", "trajectories/point_robot", {"returns"}),
+        ("plm", "plm/point_robot-0", {"learning curves"}),
+        ("diffuser", "diffuser/point_robot-0", {"learning curves"}),
+        ("tuned_prompt_diffuser", "tuned_prompt_diffuser/point_robot-0/1", {"L_DM and L_DT", "gradients"}),
+        ("tuned_full_finetune", "tuned_full_finetune/point_robot-0/1", {"loss"}),
+        ("evaluation", "evaluation/point_robot-0", {"comparison", "per task", "fit of generated prompts"}),
+        ("tuned_prompt_dt", "tuned_prompt_dt/point_robot-0/1", set()),
+        ("prompts", "prompts/point_robot", set()),
+    ],
+)
+def test_stage_plots(reported_project: Path, stage: str, out: str, titles: set[str]) -> None:
+    plots = stage_plots(stage, reported_project / "data" / out)
+    assert set(plots) == titles
+    assert all(image.startswith(PNG) and len(image) > 3000 for image in plots.values())
+
+
+def test_svg_follows_the_page() -> None:
+    table = {"step": np.arange(5.0), "loss": np.linspace(2, 1, 5)}
+    first, second = (svg(learning_curves({0: table}), title) for title in ("one", "two"))
+    assert first == svg(learning_curves({0: table}), "one")
+    assert "var(--ink)" in first
+    assert not any(color in first for color in CSS_VARIABLES)
+    ids = [set(re.findall(r'\bid="([^"]+)"', text)) for text in (first, second)]
+    assert ids[0]
+    assert not ids[0] & ids[1]
+    used = set(re.findall(r"url\(#([^)]+)\)", first)) | set(re.findall(r'href="#([^"]+)"', first))
+    assert used <= ids[0]
+
+
+def test_method_styles_are_stable_and_apart() -> None:
+    assert len({color for color, _ in METHOD_STYLES.values()}) == len(METHOD_STYLES)
+    assert len({marker for _, marker in METHOD_STYLES.values()}) == len(METHOD_STYLES)
+    assert method_style("a_new_one") == method_style("a_new_one")
+    assert method_style("a_new_one") not in METHOD_STYLES.values()
+
+
+def test_running_mean_keeps_constants_and_length() -> None:
+    assert running_mean(np.full(50, 3.0)) == pytest.approx(np.full(50, 3.0))
+    assert running_mean(np.arange(3.0), 1.0) == pytest.approx([0.5, 1.0, 1.5])
+
+
+def test_phases_follow_each_other_on_one_axis() -> None:
+    nan = np.nan
+    table = {
+        "phase": np.array([1.0, 1, 2, 2]),
+        "step": np.array([5.0, 10, 1, 2]),
+        "loss": np.array([4.0, 3, 9, 9]),
+        "l_dm": np.array([nan, nan, 2, 1]),
+    }
+    joined = joined_phases(table)
+    assert joined["step"].tolist() == [5, 10, 11, 12]
+    assert joined["l_dm"].tolist() == [4, 3, 2, 1]
+    assert table["step"].tolist() == [5, 10, 1, 2]

@@ -1,0 +1,103 @@
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import polars as pl
+
+from pd_pipeline import config, graph
+from pd_pipeline.reporting import provenance
+from pd_pipeline.reporting.gather import gather
+from pd_pipeline.reporting.verdict import decimals, number, percent
+from pd_pipeline.storage import read_json
+
+
+class Links(HTMLParser):
+    """Collects what a browser would load, and the tags left open."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+
+
+def test_page_is_self_contained(page: str) -> None:
+    parser = Links()
+    parser.feed(page)
+    assert parser.links
+    assert all(link.startswith(("data:image/", "#")) for link in parser.links)
+    assert not {"script", "link", "iframe"} & set(parser.tags)
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]+)\)", page))
+    assert "@import" not in page
+
+
+def test_numbers_are_those_of_the_evaluation(page: str, reported_project: Path) -> None:
+    metrics = read_json(reported_project / "data/evaluation/point_robot-0/metrics.json")["methods"]
+    digits = decimals(values["return_mean"] for values in metrics.values())
+    for method, values in metrics.items():
+        row = re.search(rf'<tr data-method="{method}".*?</tr>', page, re.DOTALL)
+        assert row
+        text = row.group()
+        for name in ("return_mean", "return_mean_low", "return_iqm", "ci_high"):
+            assert number(values[name], digits) in text, (method, name)
+        assert percent(values["success_rate"]) in text
+        assert number(values["tuned_parameters"], 0) in text
+        assert number(values["plm_passes"], 0) in text
+        assert f'data-value="{values["return_mean"]}"' in text
+
+
+def test_every_family_asked_for_and_no_other(page: str) -> None:
+    assert re.findall(r'<section class="family" id="([^"]+)"', page) == ["point_robot"]
+    assert "forgotten" not in page
+
+
+def test_page_says_what_made_it(page: str, reported_project: Path) -> None:
+    assert "candidates" in page
+    assert "git revision" in page
+    assert provenance.digest(reported_project / "data/plm/point_robot-0") in page
+    for chapter in ("Comparison", "Rollouts", "What mattered", "Tuning", "Generated prompts", "Pre-training", "Data"):
+        assert f"<h3>{chapter}</h3>" in page
+
+
+def test_every_figure_is_explained(page: str) -> None:
+    figures = re.findall(r"<figure.*?</figure>", page, re.DOTALL)
+    assert len(figures) >= 12
+    for figure in figures:
+        caption = re.search(r'<p class="caption">(.*?)</p>', figure, re.DOTALL)
+        assert caption
+        assert len(caption.group(1)) > 40
+
+
+def test_parameters_of_every_stage_are_known(reported_project: Path) -> None:
+    project = graph.load(reported_project)
+    named = {name: stage.params_module for name, stage in project.stages.items() if name != "report"}
+    tuned = {name: f"tuning.{name.removeprefix('tuned_')}" for name in named if name.startswith("tuned_")}
+    assert {name: "pd_pipeline." + module for name, module in (provenance.PARAMS_MODULES | tuned).items()} == named
+    parameters = provenance.effective_parameters(project.params, "point_robot", reported_project)
+    assert set(parameters) == {"environment", *named}
+    assert parameters["tuned_prompt_diffuser"]["adapt.steps"] == 12
+
+
+def test_seeds_are_pooled(project: Path, reported_project: Path) -> None:
+    shutil.rmtree(project / "data")
+    shutil.copytree(reported_project / "data", project / "data")
+    for directory in list((project / "data").glob("*/point_robot-0")):
+        shutil.copytree(directory, directory.with_name("point_robot-1"))
+    second = project / "data/evaluation/point_robot-1/scores.parquet"
+    pl.read_parquet(second).with_columns(pl.lit(1, pl.Int64).alias("seed"), pl.col("return") + 2).write_parquet(second)
+    text = (
+        (project / "params.yaml").read_text().replace("seeds: [0]", "seeds: [0, 1], methods: [prompt_dt, noise_prompt]")
+    )
+    (project / "params.yaml").write_text(text)
+    inputs = {name: project / "data" / name for name in ("trajectories", "plm", "diffuser", "evaluation")}
+    inputs |= {f"tuned_{method}": project / f"data/tuned_{method}" for method in ("prompt_dt", "noise_prompt")}
+    results = gather(inputs, config.load(project), "point_robot", project, draws=50)
+    alone = read_json(project / "data/evaluation/point_robot-0/metrics.json")["methods"]["prompt_dt"]
+    assert list(results.metrics) == ["prompt_dt", "noise_prompt"]
+    assert results.metrics["prompt_dt"]["episodes"] == 2 * alone["episodes"]
+    assert abs(results.metrics["prompt_dt"]["return_mean"] - alone["return_mean"] - 1) < 1e-6
+    assert {episode.method for episode in results.episodes} == {"prompt_dt", "noise_prompt"}

@@ -1,0 +1,193 @@
+"""The command line: what it prints and how it exits."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from pd_pipeline import doctor
+from pd_pipeline.cli import app
+from pd_pipeline.doctor import Finding
+from tests.dvc_project import SMALL_PARAMS, call, change, make_project
+
+DEAD_PROCESS = 2**22 + 1  # above the largest process id
+
+
+def invoke(*arguments: str) -> Result:
+    result = CliRunner().invoke(app, list(arguments))
+    assert "Traceback" not in result.output
+    return result
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_run_does_all_keys_and_prints_their_metrics(root: Path) -> None:
+    result = invoke("run", "behavior_policies")
+    assert result.exit_code == 0
+    assert "behavior_policies point_robot: " in result.stdout
+    assert "behavior_policies other: " in result.stdout
+
+
+def test_run_skips_what_is_up_to_date(root: Path) -> None:
+    make_project(root)
+    arguments = ("run", "behavior_policies", "--key", "other")
+    assert "up to date" not in invoke(*arguments).stdout
+    assert "behavior_policies other: up to date" in invoke(*arguments).stdout
+    assert "up to date" not in invoke(*arguments, "--force").stdout
+
+
+def test_run_without_record_leaves_no_trace_in_dvc(root: Path) -> None:
+    make_project(root)
+    assert invoke("run", "behavior_policies", "--key", "other", "--no-record").exit_code == 0
+    assert not (root / "dvc.lock").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "nothing"), "unknown stage 'nothing'"),
+        (("run", "plm", "--key", "x-0"), "has no key 'x-0'"),
+        (("run", "prompts", "--key", "other"), "run `pd-pipeline run trajectories --key other` first"),
+        (("graph", "--check"), "graph --write"),
+    ],
+)
+def test_errors_are_one_message_and_exit_code_1(root: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
+def test_a_folder_without_params_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("graph",), ("params",), ("run", "plm")):
+        result = invoke(*arguments)
+        assert result.exit_code == 1
+        assert "no such file" in result.stderr
+
+
+def test_graph_is_written_once_and_checked(root: Path) -> None:
+    assert "written" in invoke("graph", "--write").stdout
+    assert invoke("graph", "--write").stdout == ""
+    assert invoke("graph", "--check").exit_code == 0
+    change(root, "[point_robot, other]", "[other]")
+    result = invoke("graph", "--check")
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_graph_shows_stages_and_keys(root: Path) -> None:
+    lines = invoke("graph").stdout.splitlines()
+    assert "plm after trajectories, prompts: point_robot-0 other-0" in lines
+
+
+def test_rendering_imports_nothing_heavy(root: Path) -> None:
+    code = (
+        "import sys; from pd_pipeline.cli import app; app(['graph', '--write'], standalone_mode=False);"
+        "print(sorted({'torch', 'dvc', 'dagster', 'pyarrow', 'polars', 'matplotlib', 'mujoco'} & set(sys.modules)))"
+    )
+    assert call(root, sys.executable, "-c", code).splitlines()[-1] == "[]"
+
+
+def test_params_shows_the_value_of_every_parameter(root: Path) -> None:
+    from ruamel.yaml import YAML
+
+    result = invoke("params")
+    shown = YAML(typ="safe").load(result.stdout)
+    plm = shown["families"]["other"]["plm"]
+    assert plm["width"] == 8  # of the file
+    assert plm["learning_rate"] == 1e-3  # of the code
+    assert shown["families"]["other"]["environment"]["horizon"] == 6
+    assert shown["run"]["methods"] == ["prompt_dt", "noise_prompt"]
+
+
+def test_validate_accepts_good_files(trained_project: Path) -> None:
+    files = sorted((trained_project / "data/trajectories/point_robot").glob("*.parquet"))
+    result = invoke("validate", *map(str, files))
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(files)
+    assert "good: 38 episodes, 456 steps" in lines[0]
+
+
+def test_validate_refuses_each_bad_file_and_still_reads_the_others(trained_project: Path, tmp_path: Path) -> None:
+    good = trained_project / "data/trajectories/point_robot/expert.parquet"
+    truncated = tmp_path / "truncated.parquet"
+    shutil.copy(good, truncated)
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    other = tmp_path / "other.txt"
+    other.write_text("nothing")
+    result = invoke("validate", str(truncated), str(other), str(tmp_path / "none.parquet"), str(good))
+    assert result.exit_code == 1
+    assert f"{good}: good" in result.stdout
+    assert len([line for line in result.stderr.splitlines() if line.startswith("refused: ")]) == 3
+
+
+def levels(root: Path) -> dict[str, str]:
+    return {finding.text: finding.level for finding in (*doctor.dvc_project(doctor.graphs.load(root)),)}
+
+
+def test_doctor_sees_a_dvc_yaml_that_is_not_in_sync(root: Path) -> None:
+    make_project(root)
+    assert "problem" in levels(root).values()
+    invoke("graph", "--write")
+    assert set(levels(root).values()) == {"ok"}
+
+
+def test_doctor_mends_the_lock_file_that_a_kill_left_empty(root: Path) -> None:
+    make_project(root)
+    invoke("run", "behavior_policies", "--key", "other")
+    (root / ".dvc/tmp/rwlock").write_text("")
+    assert "mended" in levels(root).values()
+    assert "up to date" in call(root, "dvc", "status", "behavior_policies@other")
+
+
+def test_doctor_mends_what_killed_processes_left(root: Path) -> None:
+    data = root / "data/plm"
+    for name in (f".a.{DEAD_PROCESS}.tmp", f".b.{DEAD_PROCESS}.old", f".c.{DEAD_PROCESS}.old", "c"):
+        (data / name).mkdir(parents=True)
+    (data / f".b.{DEAD_PROCESS}.old/weights").write_text("made earlier")
+    findings = list(doctor.leftovers(root / "data"))
+    assert [finding.level for finding in findings] == ["mended"] * 3
+    assert sorted(path.name for path in data.iterdir()) == ["b", "c"]
+    assert (data / "b/weights").read_text() == "made earlier"
+
+
+def test_doctor_leaves_what_a_living_process_writes(root: Path) -> None:
+    import os
+
+    living = root / f"data/plm/.a.{os.getpid()}.tmp"
+    living.mkdir(parents=True)
+    assert [finding.level for finding in doctor.leftovers(root / "data")] == ["ok"]
+    assert living.exists()
+
+
+def test_doctor_names_resume_folders_of_the_past(root: Path) -> None:
+    (root / ".work/behavior_policies/other/0123456789abcdef").mkdir(parents=True)
+    (finding,) = doctor.resume_folders(doctor.graphs.load(root))
+    assert finding.level == "note"
+    assert ".work/behavior_policies/other/0123456789abcdef" in finding.text
+
+
+def test_doctor_exits_with_1_on_a_problem_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("mended", "x"), Finding("note", "y")]))
+    assert invoke("doctor").exit_code == 0
+    monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("ok", "x"), Finding("problem", "y")]))
+    result = invoke("doctor")
+    assert result.exit_code == 1
+    assert "problem y" in result.stdout
+
+
+def test_doctor_compares_installed_versions_with_the_needed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [finding.level for finding in doctor.versions()] == ["ok"]
+    monkeypatch.setattr(
+        doctor.metadata, "requires", lambda _: ["torch==1.0", "no-such-package", "ruff; extra == 'test'"]
+    )
+    assert [finding.text.split()[0] for finding in doctor.versions()] == ["torch", "no-such-package"]

@@ -1,0 +1,87 @@
+"""params.yaml: what is read, and that every mistake is named with its place."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from pd_pipeline import config
+from pd_pipeline.config import Parameters
+from pd_pipeline.errors import PipelineError
+
+GOOD = """\
+run: {families: [plane], seeds: [0, 1], methods: [prompt_dt]}
+families:
+  plane:
+    environment: {horizon: 5}
+    plm: {learning_rate: 1e-3}
+    diffuser:
+"""
+
+
+def written(root: Path, text: str) -> Path:
+    (root / "params.yaml").write_text(text)
+    return root
+
+
+def test_reads_yaml_1_2(tmp_path: Path) -> None:
+    params = config.load(written(tmp_path, GOOD))
+    assert params.run.seeds == (0, 1)
+    assert params.block("plane", "plm") == {"learning_rate": 0.001}, "1e-3 is a number, as DVC reads it"
+    assert params.block("plane", "diffuser") == {}, "an empty block takes the defaults"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("[0, 1]", "[0, 0]"), r"run\.seeds names something twice"),
+        (GOOD.replace("[plane]", "[plane, plane]"), r"run\.families names something twice"),
+        (GOOD.replace("seeds: [0, 1]", "seeds: []"), r"run\.seeds"),
+        (GOOD.replace("seeds: [0, 1]", "seeds: [zero]"), r"run\.seeds\.0: .*integer.*'zero'"),
+        (GOOD.replace("seeds", "sedes"), r"run\.sedes: .*not permitted"),
+        (GOOD + "extra: 1\n", r"params\.yaml\.extra"),
+        ("run: [", "not valid YAML"),
+        ("", r"params\.yaml: "),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        config.load(written(tmp_path, text))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="no such file"):
+        config.load(tmp_path)
+
+
+def test_missing_blocks(tmp_path: Path) -> None:
+    params = config.load(written(tmp_path, GOOD))
+    with pytest.raises(PipelineError, match=r"unknown family 'sphere'.*present: plane"):
+        params.block("sphere", "plm")
+    with pytest.raises(PipelineError, match=r"families\.plane has no block 'prompts'.*add `prompts: \{\}`"):
+        params.block("plane", "prompts")
+
+
+class Inner(Parameters):
+    rate: float = Field(gt=0)
+
+
+class Outer(Parameters):
+    inner: Inner
+    count: int = 1
+
+
+def test_parse_names_every_violation_with_its_place_and_value() -> None:
+    with pytest.raises(PipelineError) as caught:
+        config.parse(Outer, {"inner": {"rate": -1.0}, "count": "many", "more": 2}, "here")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3
+    assert any(line.startswith("here.inner.rate: ") and "-1.0" in line for line in lines)
+    assert any(line.startswith("here.count: ") and "'many'" in line for line in lines)
+    assert any(line.startswith("here.more: ") for line in lines)
+
+
+def test_parameters_are_immutable() -> None:
+    params = config.parse(Outer, {"inner": {"rate": 2}}, "here")
+    with pytest.raises(ValueError, match="frozen"):
+        params.count = 5

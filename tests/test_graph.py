@@ -1,0 +1,111 @@
+"""The graph: keys, what belongs to what, and which files make an out."""
+
+from pathlib import Path
+
+import pytest
+
+from pd_pipeline import graph
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import PACKAGE, Graph
+from pd_pipeline.stage import Key
+from tests.dvc_project import SMALL_PARAMS
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Graph:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("seeds: [0]", "seeds: [0, 7]"))
+    return graph.load(tmp_path)
+
+
+def test_keys_are_the_product_of_the_axes(project: Graph) -> None:
+    assert [str(key) for key in project.keys("trajectories")] == ["point_robot", "other"]
+    assert [str(key) for key in project.keys("plm")] == ["point_robot-0", "point_robot-7", "other-0", "other-7"]
+    tuned = [str(key) for key in project.keys("tuned_prompt_dt")]
+    assert tuned[:4] == ["point_robot-1-0", "point_robot-1-7", "point_robot-3-0", "point_robot-3-7"]
+    assert project.keys("report") == [Key()]
+
+
+def test_every_key_is_found_by_its_text(project: Graph) -> None:
+    for stage in project.stages:
+        for key in project.keys(stage):
+            assert project.key(stage, str(key)) == key
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "named"), [("plm", "other-5", "other-7"), ("nothing", "", "behavior_policies")]
+)
+def test_unknown_work_is_refused_with_what_is_known(project: Graph, stage: str, key: str, named: str) -> None:
+    with pytest.raises(PipelineError, match=named):
+        project.key(stage, key)
+
+
+def test_upstream_agrees_on_every_common_axis(project: Graph) -> None:
+    for stage in project.stages:
+        for key in project.keys(stage):
+            for _, other in project.upstream(stage, key):
+                if key.family is not None:
+                    assert other.family == key.family
+                assert None in (key.seed, other.seed) or key.seed == other.seed
+    evaluation = project.upstream("evaluation", Key("other", None, 7))
+    assert [str(key) for name, key in evaluation if name == "tuned_prompt_dt"] == ["other-1-7", "other-3-7"]
+
+
+def test_no_two_pieces_share_an_out(project: Graph) -> None:
+    outs = [project.out(stage, key) for stage in project.stages for key in project.keys(stage)]
+    assert len(set(outs)) == len(outs)
+    assert not any(one in other.parents for one in outs for other in outs)
+
+
+def test_an_input_holds_the_outs_it_stands_for(project: Graph) -> None:
+    for stage in project.stages:
+        for key in project.keys(stage):
+            for need, other in project.upstream(stage, key):
+                folder, out = project.input(stage, key, need), project.out(need, other)
+                assert folder == out or folder in out.parents
+
+
+def test_code_is_what_the_stage_imports(project: Graph) -> None:
+    key = project.keys("trajectories")[0]
+    names = {file.relative_to(PACKAGE).as_posix() for file in project.code("trajectories", key)}
+    assert {"trajectories/stage.py", "storage.py", "families/point_robot.py"} <= names
+    assert not any(name.startswith(("tuning", "models", "reporting")) for name in names)
+    assert not names & {"graph.py", "cli.py", "lineage.py", "rendering.py"}
+
+
+def test_a_method_depends_on_its_own_file_only(project: Graph) -> None:
+    key = project.keys("tuned_prompt_dt")[0]
+    names = {file.name for file in project.code("tuned_prompt_dt", key) if file.parent.name == "tuning"}
+    assert "prompt_dt.py" in names
+    assert "noise_prompt.py" not in names
+
+
+def test_the_report_depends_on_its_templates(project: Graph) -> None:
+    assert any(file.suffix == ".html" for file in project.code("report", Key()))
+
+
+def test_a_family_of_the_project_brings_the_files_it_imports(tmp_path: Path) -> None:
+    (tmp_path / "own_helper.py").write_text("GAIN = 1\n")
+    (tmp_path / "own_family.py").write_text(
+        "import own_helper\nfrom pd_pipeline.families.point_robot import PointRobot\nclass Own(PointRobot): pass\n"
+    )
+    entry = "own_family:Own"
+    (tmp_path / "params.yaml").write_text(
+        SMALL_PARAMS.replace("pd_pipeline.families.point_robot:PointRobot", entry).replace(", other]", "]")
+    )
+    project = graph.load(tmp_path)
+    names = {file.name for file in project.code("trajectories", project.keys("trajectories")[0])}
+    assert {"own_family.py", "own_helper.py", "point_robot.py"} <= names
+
+
+@pytest.mark.parametrize("name", ["a.b", "a b", "a/b", "1a", "a@b", "a,b"])
+def test_a_family_name_that_no_key_can_carry_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("other", f'"{name}"'))
+    with pytest.raises(PipelineError, match="letters, digits"):
+        graph.load(tmp_path)
+
+
+def test_work_digest_changes_with_the_parameters(project: Graph, tmp_path: Path) -> None:
+    key = project.keys("behavior_policies")[0]
+    before = project.work_digest("behavior_policies", key)
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("horizon: 6", "horizon: 7"))
+    assert graph.load(tmp_path).work_digest("behavior_policies", key) != before

@@ -1,0 +1,133 @@
+"""Files appear whole or not at all; equal contents have equal bytes and digests."""
+
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.storage import (
+    atomic_directory,
+    atomic_file,
+    digest,
+    load_arrays,
+    read_json,
+    save_arrays,
+    write_json,
+)
+
+
+def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "value.txt"
+    path.write_text("old")
+    with suppress(RuntimeError), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError("half-way")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failed_write_leaves_the_old_directory_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").write_text("old")
+    with suppress(RuntimeError), atomic_directory(path) as temporary:
+        (temporary / "new").write_text("half")
+        raise RuntimeError("half-way")
+    assert [p.name for p in path.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    for name in ("first", "second"):
+        with atomic_directory(path) as temporary:
+            (temporary / "sub").mkdir()
+            (temporary / "sub" / name).write_text(name)
+    assert [p.name for p in (path / "sub").iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_kill_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "value.txt"
+    path.write_text("old")
+    code = f"""
+import os, pathlib, signal
+from pd_pipeline.storage import atomic_file
+with atomic_file(pathlib.Path({str(path)!r})) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+
+
+def test_json_is_sorted_and_refuses_nan(tmp_path: Path) -> None:
+    path = tmp_path / "sub" / "value.json"
+    write_json(path, {"b": 1, "a": [1.5, None]})
+    first = path.read_bytes()
+    write_json(path, {"a": [1.5, None], "b": 1})
+    assert path.read_bytes() == first
+    assert read_json(path) == {"a": [1.5, None], "b": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"a": float("nan")})
+    assert path.read_bytes() == first
+
+
+def test_arrays_round_trip_with_equal_bytes(tmp_path: Path) -> None:
+    arrays = {
+        "view": np.arange(12, dtype=np.float32).reshape(3, 4).T,  # not contiguous
+        "flags": np.array([True, False]),
+        "ids": np.array([1, 2], np.int64),
+        "empty": np.zeros((0, 3), np.float32),
+    }
+    save_arrays(tmp_path / "a.safetensors", arrays, {"step": "7"})
+    save_arrays(tmp_path / "b.safetensors", dict(reversed(arrays.items())), {"step": "7"})
+    loaded, metadata = load_arrays(tmp_path / "a.safetensors")
+    assert metadata == {"step": "7"}
+    assert loaded.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(loaded[name], array)
+        assert loaded[name].dtype == array.dtype
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("reader", "name"), [(read_json, "x.json"), (load_arrays, "x.safetensors")])
+def test_missing_and_broken_files_are_named(tmp_path: Path, reader, name: str) -> None:
+    path = tmp_path / name
+    with pytest.raises(PipelineError, match=rf"{name}: no such file"):
+        reader(path)
+    path.write_bytes(b'{"a": ')
+    with pytest.raises(PipelineError, match=rf"{name}: not "):
+        reader(path)
+
+
+def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    save_arrays(path, {"a": np.zeros(100)})
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(PipelineError, match="not a safetensors file"):
+        load_arrays(path)
+
+
+def test_digest_sees_names_and_contents_but_no_cost(tmp_path: Path) -> None:
+    base = tmp_path / "out"
+    (base / "sub").mkdir(parents=True)
+    (base / "sub" / "a").write_text("a")
+    first = digest(base, "text")
+    (base / "cost.json").write_text("{}")
+    os.utime(base / "sub" / "a", (1, 1))
+    assert digest(base, "text") == first, "neither cost nor times count"
+    assert digest(base, "other") != first
+    (base / "sub" / "a").write_text("b")
+    assert digest(base, "text") != first
+    (base / "sub" / "a").write_text("a")
+    (base / "sub" / "a").rename(base / "sub" / "b")
+    assert digest(base, "text") != first
+    assert digest("ab", "c") != digest("a", "bc"), "parts are kept apart"

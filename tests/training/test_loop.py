@@ -1,0 +1,310 @@
+"""The training loop: against a loop written out plainly, resumed anywhere, stopped by a signal."""
+
+import csv
+import itertools
+import math
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.progress import silent
+from pd_pipeline.storage import save_arrays
+from pd_pipeline.training import loop
+from pd_pipeline.training.loop import (
+    Diverged,
+    History,
+    Interrupted,
+    OptimizationParams,
+    Trainer,
+    generator_of,
+    learning_rate,
+    load_weights,
+    pick_device,
+    use_bf16,
+    weights,
+)
+
+STEPS = 12
+
+
+def params(**changes: Any) -> OptimizationParams:
+    values = {"steps": STEPS, "learning_rate": 0.05, "warmup": 3, "log_every": 4, "precision": "float32"}
+    return OptimizationParams(**(values | changes))
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def loss_of(net: nn.Module) -> Callable[[int], Tensor]:
+    def loss(step: int) -> Tensor:
+        x = torch.randn(8, 3, generator=generator_of(7, step))
+        return (net(x) - x.sum(1, keepdim=True)).square().mean()
+
+    return loss
+
+
+def trained(
+    work: Path, *, at: Callable[[int], None] = lambda step: None, logs: Path | None = None, **changes: Any
+) -> Trainer:
+    """Train; `at` is called before every step."""
+    net = model()
+    loss = loss_of(net)
+
+    def watched(step: int) -> Tensor:
+        at(step)
+        return loss(step)
+
+    trainer = Trainer(net, params(**changes), work, "test")
+    trainer.fit(trainer.backward(watched), silent, logs, lambda: {"extra": float(trainer.step)})
+    return trainer
+
+
+def same(one: Trainer, other: Trainer) -> None:
+    for name, array in weights(one.model).items():
+        np.testing.assert_array_equal(array, weights(other.model)[name])
+    for name, average in one.ema.items():
+        assert torch.equal(average, other.ema[name])
+    assert one.history.rows == other.history.rows
+
+
+def test_equals_a_loop_written_out(tmp_path: Path) -> None:
+    """Clipping, warm-up, cosine, AdamW and the moving average, each as its definition reads."""
+    found = trained(tmp_path, clip=0.1, ema=0.9, weight_decay=0.01)
+    net = model()
+    loss = loss_of(net)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1, weight_decay=0.01, foreach=False, fused=False)
+    average = {n: p.detach().clone() for n, p in net.named_parameters()}
+    losses = []
+    for step in range(STEPS):
+        rate = (
+            0.05 * (step + 1) / 3 if step < 3 else 0.05 * (0.01 + 0.99 * (1 + math.cos(math.pi * (step - 3) / 9)) / 2)
+        )
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        value = loss(step)
+        value.backward()
+        total = math.sqrt(sum(float(p.grad.square().sum()) for p in net.parameters()))
+        for parameter in net.parameters():
+            parameter.grad *= min(1.0, 0.1 / (total + 1e-6))
+        optimizer.step()
+        losses.append(float(value.detach()))
+        decay = min(0.9, (1 + step) / (10 + step))
+        for name, parameter in net.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * parameter.detach()
+    for (name, parameter), value in zip(net.named_parameters(), found.model.parameters(), strict=True):
+        torch.testing.assert_close(value, parameter, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(found.ema[name], average[name], atol=1e-6, rtol=1e-5)
+    rows = found.history.rows
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    np.testing.assert_allclose([row["loss"] for row in rows], np.reshape(losses, (3, 4)).mean(1), rtol=1e-5)
+    assert [row["extra"] for row in rows] == [4, 8, 12]
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("step", range(1, STEPS))
+def test_resumed_at_any_step_ends_the_same(tmp_path: Path, step: int) -> None:
+    whole = trained(tmp_path / "whole", ema=0.9)
+
+    def kill(now: int) -> None:
+        if now == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trained(tmp_path / "killed", at=kill, ema=0.9, checkpoint_seconds=0)
+    resumed = trained(tmp_path / "killed", ema=0.9)
+    assert resumed.resumed_at == step
+    same(whole, resumed)
+
+
+def test_resumed_from_an_older_checkpoint_ends_the_same(tmp_path: Path) -> None:
+    """A kill between checkpoints: what came after the last one is done again."""
+    whole = trained(tmp_path / "whole")
+    clock = iter(range(10_000))
+
+    def kill(now: int) -> None:
+        if now == 9:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pd_pipeline.training.loop.time.monotonic", lambda: next(clock))
+        with pytest.raises(Killed):
+            trained(tmp_path / "killed", at=kill, checkpoint_seconds=3.5)
+    resumed = trained(tmp_path / "killed")
+    assert 0 < resumed.resumed_at < 9
+    same(whole, resumed)
+
+
+def test_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    trained(tmp_path, checkpoint_seconds=0)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000011.safetensors", "step-00000012.safetensors"]
+
+
+def test_sigterm_saves_once_and_leaves_with_143(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(now: int) -> None:
+        if now == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted) as caught:
+        trained(tmp_path / "stopped", at=stop)
+    assert caught.value.code == 143
+    assert [p.name for p in (tmp_path / "stopped").iterdir()] == ["step-00000006.safetensors"], "the step was finished"
+    assert signal.getsignal(signal.SIGTERM) == before
+    same(whole, trained(tmp_path / "stopped"))
+
+
+def test_sigterm_between_saving_and_leaving_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It must never leave without having saved: here the signal comes when the decision to save has been made."""
+    answers = itertools.chain([False], itertools.repeat(True))  # not yet, when asked whether to save; then it comes
+
+    @contextmanager
+    def late() -> Iterator[Callable[[], bool]]:
+        yield lambda: next(answers)
+
+    monkeypatch.setattr(loop, "terminated", late)
+    with pytest.raises(Interrupted):
+        trained(tmp_path)
+    assert len(list(tmp_path.glob("step-*.safetensors"))) == 1
+
+
+def test_works_outside_the_main_thread(tmp_path: Path) -> None:
+    """Dagster runs steps in threads, where no signal handler may be set."""
+    done: list[Trainer] = []
+    thread = threading.Thread(target=lambda: done.append(trained(tmp_path / "thread")))
+    thread.start()
+    thread.join()
+    same(done[0], trained(tmp_path / "main"))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_diverged_says_where(tmp_path: Path, bad: float) -> None:
+    trainer = Trainer(model(), params(), tmp_path, "plm reach-0")
+
+    def compute(step: int) -> dict[str, Tensor]:
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        return {"loss": torch.tensor(bad if step == 5 else 1.0)}
+
+    with pytest.raises(Diverged, match=r"plm reach-0: loss is (nan|inf) before step 8: lower the learning rate"):
+        trainer.fit(compute, silent)
+    assert issubclass(Diverged, PipelineError)
+
+
+def test_diverging_again_from_a_checkpoint_says_the_same(tmp_path: Path) -> None:
+    for _ in range(2):
+        trainer = Trainer(model(), params(checkpoint_seconds=0), tmp_path, "x")
+
+        def compute(step: int, trainer: Trainer = trainer) -> dict[str, Tensor]:
+            for parameter in trainer.model.parameters():
+                parameter.grad = torch.full_like(parameter, math.nan if step == 5 else 0.0)
+            return {"loss": torch.tensor(math.nan if step == 5 else 1.0)}
+
+        with pytest.raises(Diverged, match="before step 8"):
+            trainer.fit(compute, silent)
+    assert trainer.resumed_at == 7
+
+
+def test_learning_rate() -> None:
+    given = OptimizationParams(steps=110, learning_rate=2.0, warmup=10)
+    assert learning_rate(given, 0) == pytest.approx(0.2)
+    assert learning_rate(given, 9) == pytest.approx(2.0)
+    assert learning_rate(given, 10) == pytest.approx(2.0)
+    assert learning_rate(given, 60) == pytest.approx(2.0 * (0.01 + 0.99 * 0.5))
+    assert learning_rate(given, 110) == pytest.approx(0.02)
+    rates = [learning_rate(given, step) for step in range(10, 111)]
+    assert rates == sorted(rates, reverse=True)
+    constant = given.model_copy(update={"schedule": "constant"})
+    assert {learning_rate(constant, step) for step in range(10, 110)} == {2.0}
+    assert learning_rate(given.model_copy(update={"warmup": 0}), 0) == 2.0
+
+
+def test_losses_as_csv(tmp_path: Path) -> None:
+    history = History([{"step": 4, "loss": 0.25}, {"step": 8, "loss": 0.125, "extra": 1e-9}])
+    history.write(tmp_path / "losses.csv")
+    with (tmp_path / "losses.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"step": "4", "loss": "0.25", "extra": ""}, {"step": "8", "loss": "0.125", "extra": "1e-09"}]
+
+
+def test_losses_for_tensorboard(tmp_path: Path) -> None:
+    trainer = trained(tmp_path / "work", logs=tmp_path / "logs")
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert {"loss", "extra", "learning_rate"} <= set(events.Tags()["scalars"])
+    written = events.Scalars("loss")
+    assert [event.step for event in written] == [4, 8, 12]
+    np.testing.assert_allclose([e.value for e in written], [row["loss"] for row in trainer.history.rows], rtol=1e-5)
+
+
+def test_tensorboard_shows_each_step_once_after_a_stop(tmp_path: Path) -> None:
+    def stop(now: int) -> None:
+        if now == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "work", at=stop, logs=tmp_path / "logs")
+    trained(tmp_path / "work", logs=tmp_path / "logs")
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [4, 8, 12]
+
+
+def test_generators_are_pure_functions() -> None:
+    def numbers(seed: int, step: int) -> list[float]:
+        return torch.randn(4, generator=generator_of(seed, step)).tolist()
+
+    assert numbers(1, 2) == numbers(1, 2)
+    assert len({tuple(numbers(seed, step)) for seed in range(4) for step in range(4)}) == 16
+
+
+def test_devices_and_precision() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    assert pick_device("auto").type in ("cuda", "mps", "cpu")
+    assert use_bf16("bf16", torch.device("cpu"))
+    assert not use_bf16("float32", torch.device("cuda"))
+    assert not use_bf16("auto", torch.device("mps"))
+    assert use_bf16("auto", torch.device("cpu")) == torch.cpu._is_avx512_bf16_supported()
+
+
+def test_autocast_follows_the_precision(tmp_path: Path) -> None:
+    for precision, expected in (("bf16", torch.bfloat16), ("float32", torch.float32)):
+        trainer = Trainer(nn.Linear(2, 2), params(precision=precision), tmp_path, "x")
+        with trainer.autocast():
+            assert trainer.model(torch.zeros(1, 2)).dtype == expected
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_arrays(path, weights(nn.Linear(2, 3)))
+    target = nn.Linear(2, 4)
+    with pytest.raises(PipelineError, match=r"w\.safetensors: these weights do not fit the config beside them"):
+        load_weights(target, path, "the config beside them")
+    good = nn.Linear(2, 3)
+    load_weights(good, path, "it")
+    np.testing.assert_array_equal(weights(good)["bias"], weights(good)["bias"])
+
+
+@pytest.mark.parametrize(
+    "changes", [{"steps": 0}, {"learning_rate": 0}, {"ema": 1.0}, {"clip": 0}, {"schedule": "step"}]
+)
+def test_parameters_are_checked(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(changes))):
+        params(**changes)

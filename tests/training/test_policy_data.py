@@ -1,0 +1,132 @@
+"""Batches for the PLM: every number of a sample is where it belongs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pd_pipeline.prompts.segments import Normalization, cut
+from pd_pipeline.training.policy_data import PolicyData, prompt_steps, prompt_tensors
+from pd_pipeline.trajectories.reading import Trajectories
+from tests.builders import D_A, D_S, trajectories
+
+LENGTHS, TASKS = (9, 4, 10, 2, 7), (0, 0, 3, 3, 3)
+
+
+def labelled() -> Trajectories:
+    """Observations say (task, episode, step), actions (row, 0)."""
+    data = trajectories(LENGTHS, TASKS)
+    row = 0
+    for episode, (length, task) in enumerate(zip(LENGTHS, TASKS, strict=True)):
+        for step in range(length):
+            data.observations[row] = (task, episode, step)
+            data.actions[row] = (row, 0)
+            row += 1
+    return data
+
+
+def plain() -> Normalization:
+    """Changes nothing."""
+    base = Normalization.of([trajectories(LENGTHS, TASKS)])
+    return replace(base, mean=np.zeros(6, np.float32), std=np.ones(6, np.float32), return_scale=1.0)
+
+
+@pytest.fixture
+def data() -> PolicyData:
+    return PolicyData(labelled(), plain())
+
+
+def test_windows_are_what_acting_meets(data: PolicyData) -> None:
+    """A window begins at most K steps before the step it ends at, and never before the episode."""
+    source = labelled()
+    rng = np.random.default_rng(0)
+    ends = set()
+    for _ in range(200):
+        window, valid = data.any_windows(rng, 8, 4)
+        for i in range(8):
+            count = int(valid[i].sum())
+            assert valid[i].tolist() == [True] * count + [False] * (4 - count), "padded on the right"
+            task, episode, first = (int(x) for x in window.observations[i, 0])
+            end = first + count
+            assert first == max(0, end - 4)
+            assert end <= LENGTHS[episode]
+            assert TASKS[episode] == task
+            ends.add((episode, end))
+            rows = source.starts[episode] + np.arange(first, end)
+            assert window.timesteps[i, :count].tolist() == list(range(first, end))
+            np.testing.assert_array_equal(window.observations[i, :count], source.observations[rows])
+            np.testing.assert_array_equal(window.actions[i, :count], source.actions[rows])
+            np.testing.assert_array_equal(window.returns_to_go[i, :count], source.returns_to_go[rows])
+    assert ends == {(episode, end) for episode, length in enumerate(LENGTHS) for end in range(1, length + 1)}
+
+
+def test_padding_stays_inside_the_data(data: PolicyData) -> None:
+    """Short episodes at the very end must not be read beyond."""
+    window, valid = data.windows(np.array([4, 3]), np.random.default_rng(0), 20)
+    assert window.timesteps.max() < 10
+    assert window.observations.isfinite().all()
+    assert not valid[:, -1].any()
+
+
+def test_a_batch_is_balanced_over_tasks_and_prompts_are_of_the_same_task(data: PolicyData) -> None:
+    rng = np.random.default_rng(1)
+    same_episode, starts = 0, set()
+    for _ in range(100):
+        batch = data.batch(rng, per_task=3, prompt_length=3, context=4)
+        tasks = batch.window.observations[:, 0, 0]
+        assert tasks.tolist() == [0] * 3 + [3] * 3
+        assert (batch.prompt.observations[..., 0] == tasks[:, None]).all()
+        episodes, steps = batch.prompt.observations[..., 1], batch.prompt.observations[..., 2]
+        assert (episodes == episodes[:, :1]).all(), "a prompt is of one trajectory"
+        assert (steps.diff(dim=1) == 1).all(), "and consecutive"
+        assert (batch.prompt.timesteps == steps.long()).all()
+        assert set(episodes[:, 0].tolist()) <= {0, 1, 2, 4}, "episode 3 is shorter than a prompt"
+        starts |= {(int(e), int(s)) for e, s in zip(episodes[:, 0], steps[:, 0], strict=True)}
+        same_episode += int((episodes[:, 0] == batch.window.observations[:, 0, 1]).sum())
+    assert starts == {(e, s) for e in (0, 1, 2, 4) for s in range(LENGTHS[e] - 2)}, "every segment is drawn"
+    assert 0 < same_episode < 600
+
+
+def test_prompts_are_full_and_shapes_are_as_told(data: PolicyData) -> None:
+    batch = data.batch(np.random.default_rng(0), 5, 2, 6)
+    assert batch.prompt.observations.shape == (10, 2, D_S)
+    assert batch.window.actions.shape == (10, 6, D_A)
+    assert batch.valid.shape == batch.window.returns_to_go.shape == (10, 6)
+    assert batch.valid.dtype == torch.bool
+    assert batch.valid[:, 0].all()
+
+
+def test_batches_are_pure_functions_of_the_generator(data: PolicyData) -> None:
+    one, same, other = (data.batch(np.random.default_rng([0, step]), 3, 2, 4) for step in (5, 5, 6))
+    assert torch.equal(one.window.observations, same.window.observations)
+    assert torch.equal(one.prompt.actions, same.prompt.actions)
+    assert not torch.equal(one.window.observations, other.window.observations)
+
+
+def test_normalised_like_prompts() -> None:
+    source = trajectories(LENGTHS, TASKS)
+    normalization = Normalization.of([source])
+    data = PolicyData(source, normalization)
+    prompts = cut(source, 2)
+    x0, y = prompt_tensors(prompts, normalization)
+    steps = prompt_steps(x0, y, normalization)
+    rows = source.starts[np.searchsorted(source.episode_id, prompts.episode_id)] + prompts.start
+    np.testing.assert_allclose(steps.observations[:, 0], data.observations[rows], atol=1e-5)
+    np.testing.assert_allclose(steps.actions[:, 0], data.actions[rows], atol=1e-5)
+    np.testing.assert_allclose(steps.returns_to_go[:, 0], data.returns_to_go[rows], atol=1e-6)
+    np.testing.assert_array_equal(steps.timesteps, prompts.y[..., 1].astype(int))
+
+
+def test_the_reward_row_is_not_read_and_timesteps_stay_embedded() -> None:
+    normalization = plain()
+    x0, y = torch.randn(2, 3, D_S + D_A + 1), torch.rand(2, 3, 2)
+    y[0, 0, 1], y[1, 2, 1] = -0.4, 1.7
+    other = x0.clone()
+    other[..., -1] += 100
+    for a, b in zip(prompt_steps(x0, y, normalization), prompt_steps(other, y, normalization), strict=True):
+        assert torch.equal(a, b)
+    timesteps = prompt_steps(x0, y, normalization).timesteps
+    assert timesteps.dtype == torch.long
+    assert timesteps.min() == 0
+    assert timesteps.max() == 9

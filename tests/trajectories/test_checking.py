@@ -1,0 +1,57 @@
+"""A file is accepted only when it is of a family that the project knows, and like it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.point_robot import PointRobot
+from pd_pipeline.trajectories.checking import check_file
+from pd_pipeline.trajectories.reading import write
+from tests.builders import changed, columns, metadata
+from tests.trajectories.test_reading import raw
+
+LIKE_THE_FAMILY = {"observation_size": 2, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0), "horizon": 12}
+
+
+def written(path: Path, **changes: object) -> Path:
+    values = LIKE_THE_FAMILY | changes
+    width = values["observation_size"]
+    assert isinstance(width, int)
+    write(path, metadata(**values), [columns(tasks=tuple(metadata(**values).goals), d_s=width)])
+    return path
+
+
+def test_a_good_file_is_summarised(tmp_path: Path, point_robot: PointRobot) -> None:
+    about, episodes, steps = check_file(written(tmp_path / "a.parquet"), {"point_robot": point_robot})
+    assert (about.family, episodes, steps) == ("point_robot", 4, 20)
+
+
+def test_collected_files_are_accepted(trained_project: Path, point_robot: PointRobot) -> None:
+    for path in (trained_project / "data/trajectories/point_robot").glob("*.parquet"):
+        assert check_file(path, {"point_robot": point_robot}).metadata.quality == path.stem
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "cheetah"}, "unknown family 'cheetah': known are point_robot; add it to params.yaml"),
+        ({"observation_size": 3}, "observation_size is 3, but family 'point_robot' of this project has 2"),
+        ({"action_high": (2.0, 1.0)}, r"action_high is \(2\.0, 1\.0\), but family"),
+        ({"horizon": 9}, "horizon is 9, but family"),
+        ({"goals": {0: {}, 6: {}}}, "task 6 is not among the tasks of family 'point_robot'"),
+    ],
+)
+def test_files_of_another_world_are_refused(
+    tmp_path: Path, point_robot: PointRobot, changes: dict, message: str
+) -> None:
+    with pytest.raises(PipelineError, match=rf"a\.parquet: {message}"):
+        check_file(written(tmp_path / "a.parquet", **changes), {"point_robot": point_robot})
+
+
+def test_every_step_is_checked(tmp_path: Path, point_robot: PointRobot) -> None:
+    made = changed(columns(d_s=2), "action", (18, 1), np.nan)
+    path = raw(tmp_path / "a.parquet", made, **LIKE_THE_FAMILY)
+    with pytest.raises(PipelineError, match="task 1, episode 1, step 3: action is not finite"):
+        check_file(path, {"point_robot": point_robot})
