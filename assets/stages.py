@@ -68,11 +68,11 @@ def _materialize(context: dg.AssetExecutionContext, project: Graph, stage: str, 
         metadata: dict[str, Any] = _previous_metadata(context, stage, key)
     else:
         numbers: dict[str, Any] = {name: float(value) for name, value in outcome.metrics.items() if name != "row_count"}
-        metadata = numbers | {"duration_seconds": time.monotonic() - began} | plots(stage, out)
+        metadata = numbers | {"duration_seconds": time.monotonic() - began}
         if "row_count" in outcome.metrics:
             metadata["dagster/row_count"] = int(outcome.metrics["row_count"])
     return dg.MaterializeResult(
-        metadata=metadata | describe(out),
+        metadata=metadata | describe(out) | plots(stage, out),
         data_version=dg.DataVersion(outcome.data_version) if outcome.data_version else None,
         check_results=check_results(project, stage, out),
     )

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def trajectories(lengths: tuple[int, ...], tasks: tuple[int, ...], seed: int = 0
     total = sum(lengths)
     rewards = rng.normal(size=total).astype(np.float32)
     starts = np.concatenate(([0], np.cumsum(lengths)))
-    parts = [return_to_go(rewards[a:b]) for a, b in zip(starts[:-1], starts[1:], strict=True)]
+    parts = [return_to_go(rewards[a:b]) for a, b in pairwise(starts)]
     return Trajectories(
         metadata(**changes),
         rng.normal(1.0, 2.0, (total, D_S)).astype(np.float32),

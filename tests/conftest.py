@@ -10,12 +10,17 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pd_pipeline import graph
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.point_robot import PointRobot
 from pd_pipeline.progress import silent
+
+# the same examples in every run, and no deadline: a busy machine is no failure
+hypothesis.settings.register_profile("pipeline", deadline=None, derandomize=True, database=None, max_examples=60)
+hypothesis.settings.load_profile("pipeline")
 
 TINY_PARAMS = """\
 run: {families: [point_robot], seeds: [0]}

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,9 +58,7 @@ class LocalBatch:
             environment.close()
 
 
-def _serve(
-    pipe: Connection, name: str, block: str, root: Path, tasks: list[int], seeds: list[int]
-) -> None:
+def _serve(pipe: Connection, name: str, block: str, root: Path, tasks: list[int], seeds: list[int]) -> None:
     batch = LocalBatch(load_family(name, json.loads(block), root), tasks, seeds)
     pipe.send(None)
     while (actions := pipe.recv()) is not None:
@@ -75,7 +74,7 @@ class WorkerBatch:
     ):
         context = multiprocessing.get_context("spawn")
         bounds = np.linspace(0, len(tasks), workers + 1).astype(int)
-        self._slices = [slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+        self._slices = [slice(a, b) for a, b in pairwise(bounds)]
         self._pipes, self._processes = [], []
         for part in self._slices:
             ours, theirs = context.Pipe()

@@ -53,9 +53,7 @@ def method_metrics(
             "success_low": success.low,
             "success_high": success.high,
             "normalized": (
-                normalized(means[method], means[FLOOR], means[CEILING])
-                if FLOOR in means and CEILING in means
-                else None
+                normalized(means[method], means[FLOOR], means[CEILING]) if FLOOR in means and CEILING in means else None
             ),
             "episodes": len(rows),
             "tuned_parameters": max((s["tuned_parameters"] for s in summaries.get(method, [])), default=0),
@@ -63,7 +61,10 @@ def method_metrics(
             "environment_episodes": sum(s["environment_episodes"] for s in summaries.get(method, [])),
             "seconds": seconds.get(method, 0.0),
             "tasks": {
-                str(task): {"return_mean": float(part["return"].mean()), "success_rate": float(part["success"].mean())}
+                str(task): {
+                    "return_mean": float(part["return"].to_numpy().mean()),
+                    "success_rate": float(part["success"].to_numpy().mean()),
+                }
                 for (task,), part in rows.group_by("task", maintain_order=True)
             },
         }

@@ -18,7 +18,7 @@ from pd_pipeline.evaluation.scores import method_metrics
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
-from pd_pipeline.prompts.segments import Normalization, Prompts, cut
+from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import COST_FILE, atomic_file, read_json, save_arrays, write_json
 from pd_pipeline.training.diffuser import load_diffuser
@@ -60,7 +60,7 @@ def run(context: StageContext) -> dict[str, Any]:
     scores = _scores(context, results, rollouts)
     with atomic_file(context.out / "scores.parquet") as temporary:
         scores.write_parquet(temporary)
-    cost = {}
+    cost: dict[str, float] = {}
     for result in results:
         seconds = read_json(result.directory / COST_FILE)["seconds"]
         cost[result.method] = cost.get(result.method, 0.0) + seconds
@@ -102,9 +102,7 @@ def _roll_out(
     owner = np.repeat(np.arange(len(results)), counts)  # (n,) index of the result
     tasks = [results[i].task for i in owner]
     targets = np.array([_target_return(context, results[i]) for i in owner])
-    prompts = Prompts(
-        *(np.concatenate([getattr(r.prompts, n) for r in results]) for n in Prompts.__dataclass_fields__)
-    )
+    prompts = Prompts(*(np.concatenate([getattr(r.prompts, n) for r in results]) for n in Prompts.__dataclass_fields__))
     policies, frozen = [], np.ones(len(owner), bool)
     for i, result in enumerate(results):
         if (result.directory / "policy.safetensors").exists():
@@ -116,10 +114,11 @@ def _roll_out(
         policies.append((policy, np.flatnonzero(frozen)))
     # the same seeds for every method: prompt i of each meets the same start
     within = np.concatenate([np.arange(count) for count in counts])
-    seeds = [int(np.random.SeedSequence([context.seed, t, int(i)]).generate_state(1)[0]) for t, i in zip(tasks, within, strict=True)]
-    environments = make_batch(
-        context.family, context.environment, context.root, tasks, seeds, context.params.workers
-    )
+    seeds = [
+        int(np.random.SeedSequence([context.seed, t, int(i)]).generate_state(1)[0])
+        for t, i in zip(tasks, within, strict=True)
+    ]
+    environments = make_batch(context.family, context.environment, context.root, tasks, seeds, context.params.workers)
     try:
         title = f"evaluation {context.key}"
         return rollout(policies, prompts, targets, normalization, environments, context.progress, title)
@@ -128,10 +127,13 @@ def _roll_out(
 
 
 def _target_return(context: StageContext, result: Result) -> float:
-    """The best return among the few-shot trajectories: known to whoever has them, and reachable."""
+    """The mean return of the few-shot trajectories: known to whoever has them, and reachable.
+
+    Their best is not: it may owe its return to a start near the goal.
+    """
     data = read(context.inputs["trajectories"] / f"{result.summary['quality']}.parquet", [result.task])
     few_shot = np.isin(data.episode_id, result.summary["few_shot_episodes"])
-    return float(data.episode_returns[few_shot].max())
+    return float(data.episode_returns[few_shot].mean())
 
 
 def _scores(context: StageContext, results: list[Result], rollouts: Rollouts) -> pl.DataFrame:

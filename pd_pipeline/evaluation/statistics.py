@@ -70,7 +70,8 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))
-    return Estimate(rate, float(max(0.0, centre - half)), float(min(1.0, centre + half)))
+    # rounding must not put the rate itself outside
+    return Estimate(rate, float(np.clip(centre - half, 0.0, rate)), float(np.clip(centre + half, rate, 1.0)))
 
 
 def normalized(value: float, floor: float, ceiling: float) -> float | None:

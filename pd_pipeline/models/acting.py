@@ -32,10 +32,10 @@ class PromptedPolicy:
         policy = self.policy
         x = policy.norm_embedding(policy.embed_window(window)[:, :-1])  # (B, 3L - 1, width)
         full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, 3K* + 3L - 1)
-        for index, (block, (keys, values)) in enumerate(zip(policy.blocks, self._cache, strict=True)):
+        for index, (block, cached) in enumerate(zip(policy.blocks, self._cache, strict=True)):
             normed = block.norm_attention(x)
             own = _keys_values(block, normed)
-            keys, values = (torch.cat(pair, dim=1) for pair in zip((keys, values), own, strict=True))
+            keys, values = (torch.cat(pair, dim=1) for pair in zip(cached, own, strict=True))
             if index + 1 == len(policy.blocks):  # only the last state token is read
                 x, normed, full = x[:, -1:], normed[:, -1:], full[-1:]
             x = block.attend(x, normed, keys, values, full, policy.dropout)

@@ -10,6 +10,7 @@ the last block runs only for the tokens that are read, and attention probabiliti
 has no place for it), only embeddings and residual branches are.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,20 +84,29 @@ class Dropout(nn.Module):
         self.pool = torch.empty(0)
         self.offsets: list[int] = []
 
-    def refresh(self, elements: int, dtype: torch.dtype, generator: torch.Generator) -> None:
-        """Draw a pool for layers of at most `elements` elements."""
+    def refresh(self, elements: int, uses: int, dtype: torch.dtype, generator: torch.Generator) -> None:
+        """Draw a pool for `uses` layers of at most `elements` elements."""
         words = torch.empty((elements + self.spread) // 8 + 1, dtype=torch.int64, device=generator.device)
         # all 64 bits random: from the least integer up, with no upper bound
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
         self.pool = (words.view(torch.uint8) >= self.threshold).to(dtype).mul_(256 / (256 - self.threshold))
-        self.offsets = torch.randint(0, self.spread, (64,), generator=generator, device=generator.device).tolist()
+        self.offsets = torch.randint(0, self.spread, (uses,), generator=generator, device=generator.device).tolist()
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero about `rate` of x and scale the rest, in training; the identity otherwise."""
         if not self.training or self.threshold == 0:
             return x
+        return x * self._keep(x)
+
+    def add(self, x: Tensor, branch: Tensor) -> Tensor:
+        """x + dropout(branch), in one pass over memory."""
+        if not self.training or self.threshold == 0:
+            return x + branch
+        return torch.addcmul(x, branch, self._keep(branch))
+
+    def _keep(self, x: Tensor) -> Tensor:
         offset = self.offsets.pop()
-        return x * self.pool[offset : offset + x.numel()].view(x.shape)
+        return self.pool[offset : offset + x.numel()].view(x.shape)
 
 
 class Block(nn.Module):
@@ -134,8 +144,8 @@ class Block(nn.Module):
         scale = queries.shape[-1] ** -0.5
         scores = torch.baddbmm(mask, queries, self._split(keys).transpose(1, 2), alpha=scale)  # (B h, R, T)
         mixed = torch.bmm(drop(scores.softmax(dim=-1)), self._split(values))  # (B h, R, width / h)
-        x = x + drop(self.project(self._merge(mixed)))
-        return x + drop(self.down(F.relu(self.up(self.norm_mlp(x)))))
+        x = drop.add(x, self.project(self._merge(mixed)))
+        return drop.add(x, self.down(F.relu(self.up(self.norm_mlp(x)), inplace=True)))
 
     def _split(self, x: Tensor) -> Tensor:
         if self.heads == 1:
@@ -162,7 +172,7 @@ class PromptingDecisionTransformer(nn.Module):
         self.embed_window = StepEmbedding(config)
         self.norm_embedding = nn.LayerNorm(config.width)
         self.dropout = Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks: Sequence[Block] = nn.ModuleList(Block(config) for _ in range(config.layers))  # type: ignore[assignment]
         self.norm_final = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.action_size)
         self.apply(_initialise)
@@ -171,7 +181,7 @@ class PromptingDecisionTransformer(nn.Module):
         """Draw the dropout of one training step; `dtype` is that of the residual stream."""
         tokens = 3 * (self.config.prompt_length + self.config.context)
         widest = max(self.config.width, tokens * self.config.heads)
-        self.dropout.refresh(batch * tokens * widest, dtype, generator)
+        self.dropout.refresh(batch * tokens * widest, 1 + 3 * self.config.layers, dtype, generator)
 
     def forward(self, prompt: Steps, window: Steps) -> Tensor:
         """Prompt of K* and window of L steps -> predicted actions (B, L, d_a) in [-1, 1]."""

@@ -27,7 +27,9 @@ class DiffusionParams(Parameters):
     steps: int = Field(default=20, gt=0, description="N")
     schedule: Schedule = "cosine"
     prediction: Prediction = "x0"
-    snr_clip: float | None = Field(default=5.0, gt=0, description="weight of L_DM: min(SNR, clip); null: eq. 6 as it is")
+    snr_clip: float | None = Field(
+        default=5.0, gt=0, description="weight of L_DM: min(SNR, clip); null: eq. 6 as it is"
+    )
 
 
 def betas(schedule: Schedule, steps: int) -> Tensor:

@@ -71,12 +71,13 @@ def run(context: StageContext) -> dict[str, Any]:
         torch.manual_seed(context.seed)
         denoiser = Denoiser(config).to(device)
     diffusion = Diffusion(params.diffusion, device)
-    model = torch.compile(denoiser) if params.compile else denoiser
+    if params.compile:
+        denoiser.compile()  # in place: names of weights stay
 
     def loss_of_step(step: int) -> Tensor:
         rows = np.random.default_rng([context.seed, step]).integers(0, len(x0), params.batch)
         picked = torch.from_numpy(rows).to(device)
-        return diffusion_loss(model, diffusion, x0[picked], y[picked], generator_of(context.seed, step, device))
+        return diffusion_loss(denoiser, diffusion, x0[picked], y[picked], generator_of(context.seed, step, device))
 
     fixed = torch.from_numpy(np.random.default_rng(0).choice(len(held_x0), min(len(held_x0), 512), replace=False))
     held_x0, held_y = held_x0[fixed.to(device)], held_y[fixed.to(device)]

@@ -58,14 +58,15 @@ def run(context: StageContext) -> dict[str, Any]:
         policy = PromptingDecisionTransformer(config).to(device)
     trainer = Trainer(policy, params, context.work, f"plm {context.key}")
     residual = torch.bfloat16 if trainer.bf16 else torch.float32
-    model = torch.compile(policy) if params.compile else policy
+    if params.compile:
+        policy.compile()  # in place: names of weights stay
 
     def loss_of_step(step: int) -> torch.Tensor:
         batch = training.batch(
             np.random.default_rng([context.seed, step]), params.batch_per_task, prompt_length, params.context
         )
         policy.refresh_dropout(len(batch.valid), residual, generator_of(context.seed, step, device))
-        return policy_loss(model, batch)
+        return policy_loss(policy, batch)
 
     fixed = validation.batch(np.random.default_rng(VALIDATION_SEED), 8, prompt_length, params.context)
 

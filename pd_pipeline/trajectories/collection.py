@@ -47,16 +47,16 @@ class TrajectoriesParams(Parameters):
 
 
 class Shard(NamedTuple):
-    """A piece of work: episodes first .. first + count of one task and quality."""
+    """A piece of work: episodes first .. first + episodes of one task and quality."""
 
     quality: str
     task: int
     first: int
-    count: int
+    episodes: int
 
     def file(self, work: Path) -> Path:
         """Where its result is kept until all are done."""
-        return work / f"{self.quality}-{self.task}-{self.first}-{self.count}.safetensors"
+        return work / f"{self.quality}-{self.task}-{self.first}-{self.episodes}.safetensors"
 
 
 def plan(family: Family, params: TrajectoriesParams) -> list[Shard]:
@@ -78,7 +78,7 @@ def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, see
     # where resets are deterministic, exploring starts are what makes episodes differ
     options = {"exploring_steps": behavior["exploring_steps"]} if "exploring_steps" in behavior else None
     episodes = []
-    for episode in range(shard.first, shard.first + shard.count):
+    for episode in range(shard.first, shard.first + shard.episodes):
         key = [seed, shard.task, *shard.quality.encode(), episode]
         rng = np.random.default_rng(key)
         observations = np.empty((horizon, family.observation_size), np.float32)

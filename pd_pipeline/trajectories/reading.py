@@ -15,6 +15,7 @@ from pd_pipeline.trajectories.schema import METADATA_KEY, SCHEMA_VERSION, Trajec
 from pd_pipeline.trajectories.validation import Columns, Validator, check_schema
 
 ROWS_A_BATCH = 1 << 14
+BUFFER_BYTES = 1 << 20  # of a column while streaming
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ def return_to_go(rewards: np.ndarray) -> np.ndarray:
 def open_file(path: Path) -> tuple[pq.ParquetFile, TrajectoryMetadata]:
     """Open a trajectory file and check its schema. Raises PipelineError."""
     try:
-        file = pq.ParquetFile(path)
+        # pre-buffering would keep the whole file in memory, and so would unbuffered chunks of one large row group
+        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:

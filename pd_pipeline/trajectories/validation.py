@@ -100,8 +100,8 @@ class Validator:
             self._refuse(columns, ~np.isfinite(getattr(columns, name)).all(1), f"{name} is not finite: {{{name}}}")
         for name in ("reward", "return_to_go"):
             self._refuse(columns, ~np.isfinite(getattr(columns, name)), f"{name} is not finite: {{{name}}}")
-        outside = (columns.action < low - ACTION_TOLERANCE) | (columns.action > high + ACTION_TOLERANCE)
-        self._refuse(columns, outside.any(1), f"action {{action}} is outside [{low.tolist()}, {high.tolist()}]")
+        inside = np.clip(columns.action, low - ACTION_TOLERANCE, high + ACTION_TOLERANCE) == columns.action
+        self._refuse(columns, ~inside.all(1), f"action {{action}} is outside [{low.tolist()}, {high.tolist()}]")
         known = np.isin(columns.task_id, list(self.metadata.goals))
         self._refuse(columns, ~known, "the task has no goal in the file's metadata")
         self._check_order(columns)
@@ -113,10 +113,10 @@ class Validator:
         task, episode, step = (a.astype(np.int64) for a in (columns.task_id, columns.episode_id, columns.step))
         rtg, reward = columns.return_to_go.astype(np.float64), columns.reward.astype(np.float64)
         ended = columns.terminated | columns.truncated
-        before = self._last or (task[0] - 1, np.int64(-1), np.int64(0), 0.0, False)
-        previous_task = np.concatenate(([before[0]], task[:-1]))
-        previous_episode = np.concatenate(([before[1]], episode[:-1]))
-        previous_step = np.concatenate(([before[2]], step[:-1]))
+        before = self._last or (int(task[0]) - 1, -1, 0, 0.0, False)
+        previous_task = np.insert(task[:-1], 0, before[0])
+        previous_episode = np.insert(episode[:-1], 0, before[1])
+        previous_step = np.insert(step[:-1], 0, before[2])
         previous_rest = np.concatenate(([before[3]], (rtg - reward)[:-1]))  # what the next return-to-go must be
         previous_ended = np.concatenate(([before[4]], ended[:-1]))
 

@@ -151,7 +151,9 @@ def guide(
 
 def sample(denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, y: Tensor, chain: int) -> Tensor:
     """Reverse chain from noise (B, K*, channels) under y (B, K*, 2), differentiable."""
-    return diffusion.sample(lambda x, n: denoiser(x, y, n / diffusion.steps), noise, "ddim", min(chain, diffusion.steps))
+    return diffusion.sample(
+        lambda x, n: denoiser(x, y, n / diffusion.steps), noise, "ddim", min(chain, diffusion.steps)
+    )
 
 
 @torch.no_grad()

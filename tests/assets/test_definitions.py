@@ -7,16 +7,14 @@ import pytest
 
 from assets.definitions import build
 from assets.project import root as project_root
-from pd_pipeline import graph, lineage
+from pd_pipeline import graph
 from pd_pipeline.graph import Graph
 from tests.dvc_project import SMALL_PARAMS, change, make_project
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Graph:
-    root = make_project(
-        tmp_path_factory.mktemp("definitions"), SMALL_PARAMS.replace("seeds: [0]", "seeds: [0, 1]")
-    )
+    root = make_project(tmp_path_factory.mktemp("definitions"), SMALL_PARAMS.replace("seeds: [0]", "seeds: [0, 1]"))
     return graph.load(root)
 
 
@@ -39,27 +37,55 @@ def test_partition_keys_are_the_keys_of_the_graph(project: Graph, definitions: d
 def test_every_key_reads_what_it_reads_in_the_graph(project: Graph, definitions: dg.Definitions) -> None:
     assets = definitions.resolve_asset_graph()
     for stage in project.stages:
-        assert {key.to_user_string() for key in assets.get(dg.AssetKey(stage)).parent_keys} == set(
-            project.stages[stage].needs
-        )
+        parents = {key.to_user_string() for key in assets.get(dg.AssetKey(stage)).parent_keys}
+        assert parents == set(project.stages[stage].needs)
         for key in project.keys(stage):
-            read = {
-                (parent.asset_key.to_user_string(), parent.partition_key)
-                for parent in _parents(assets, stage, str(key) or None)
-            }
+            found = assets.get_parents_partitions(dg.AssetKey(stage), str(key) or None)
+            read = {(one.asset_key.to_user_string(), one.partition_key) for one in found.parent_partitions}
             assert read == {(need, str(other)) for need, other in project.upstream(stage, key)}
 
 
-def _parents(assets: object, stage: str, partition: str | None) -> set:
-    from dagster._core.definitions.asset_key import AssetKey  # noqa: F401
-    from dagster._core.definitions.events import AssetKeyPartitionKey
-    from dagster._core.instance import DagsterInstance
-    from dagster._core.loader import LoadingContextForTest
-    from dagster._utils.caching_instance_queryer import CachingInstanceQueryer
+def test_a_selection_written_as_text_works(project: Graph, definitions: dg.Definitions) -> None:
+    # dvc's own hydra brings an antlr4 that breaks every selection by text
+    assets = definitions.resolve_asset_graph()
+    names = {key.to_user_string() for key in dg.AssetSelection.from_string("*").resolve(assets)}
+    assert names == set(project.stages)
+    read = dg.AssetSelection.from_string('+key:"plm"').resolve(assets)
+    assert {key.to_user_string() for key in read} == {"behavior_policies", "trajectories", "prompts", "plm"}
 
-    with DagsterInstance.ephemeral() as instance:
-        queryer = CachingInstanceQueryer(instance, assets, LoadingContextForTest(instance))  # type: ignore[arg-type]
-        result = queryer.get_parent_asset_partitions_updated_after_child  # noqa: F841
-        return assets.get_parents_partitions(  # type: ignore[attr-defined]
-            AssetKeyPartitionKey(dg.AssetKey(stage), partition)
-        ).parent_partitions
+
+def test_code_version_follows_parameters_of_the_stage_only(project: Graph, tmp_path: Path) -> None:
+    root = make_project(tmp_path, (project.root / "params.yaml").read_text())
+    before = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "diffuser")}
+    change(root, "width: 8", "width: 16")  # the first is that of plm
+    after = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "diffuser")}
+    assert after["diffuser"] == before["diffuser"]
+    assert after["plm"] != before["plm"]
+
+
+def test_training_waits_for_the_gpu_and_collecting_does_not(definitions: dg.Definitions) -> None:
+    pools = {
+        stage: asset(definitions, stage).op.pool for stage in ("trajectories", "plm", "diffuser", "tuned_prompt_dt")
+    }
+    assert pools == {"trajectories": None, "plm": "gpu", "diffuser": "gpu", "tuned_prompt_dt": "gpu"}
+
+
+def test_the_repository_loads_as_the_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import import_module, reload
+
+    monkeypatch.delenv("PD_PIPELINE_ROOT", raising=False)
+    loaded = reload(import_module("assets"))
+    assert isinstance(loaded.defs, dg.Definitions)
+    dg.Definitions.validate_loadable(loaded.defs)
+
+
+def test_the_root_is_named_or_the_working_directory_or_the_repository(
+    project: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PD_PIPELINE_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert (project_root() / "pyproject.toml").is_file()
+    monkeypatch.chdir(project.root)
+    assert project_root() == project.root
+    monkeypatch.setenv("PD_PIPELINE_ROOT", str(tmp_path))
+    assert project_root() == tmp_path

@@ -23,7 +23,7 @@ def test_reward_by_hand() -> None:
     start, _ = dense.reset(seed=5)
     np.testing.assert_array_equal(start, sparse.reset(seed=5)[0])
     after, reward, _, _, info = dense.step(np.array([0.0, 1.0], np.float32))
-    np.testing.assert_allclose(after, start + [0, 0.15], atol=1e-6)
+    np.testing.assert_allclose(after - start, [0, 0.15], atol=1e-6)
     assert reward == pytest.approx(-np.hypot(start[0], 1 - start[1] - 0.15), abs=1e-6)
     assert not info["success"]
     rewards = [sparse.step(np.array([0.0, 1.0], np.float32))[1] for _ in range(12)]

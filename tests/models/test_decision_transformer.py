@@ -83,7 +83,7 @@ def test_golden() -> None:
 GOLDEN = [[[0.650316, -0.40672], [-0.033948, -0.821001], [-0.544224, -0.898362]]]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 3), st.integers(0, 1000))
 def test_later_steps_never_change_earlier_actions(step: int, seed: int) -> None:
     """Neither does the action of the same step: it is what is predicted."""

@@ -37,7 +37,7 @@ def plane() -> PointRobot:
 
 def test_the_plan_covers_every_episode_once(plane: PointRobot) -> None:
     params = TrajectoriesParams.model_validate({"episodes_a_shard": 2, "episodes": EPISODES})
-    covered = [(s.quality, s.task, e) for s in plan(plane, params) for e in range(s.first, s.first + s.count)]
+    covered = [(s.quality, s.task, e) for s in plan(plane, params) for e in range(s.first, s.first + s.episodes)]
     assert len(covered) == len(set(covered))
     assert sum(quality == "expert" for quality, *_ in covered) == 3 * 5 + 3
     assert sum(quality == "random" and task == 2 for quality, task, _ in covered) == 2

@@ -160,7 +160,7 @@ def test_return_to_go_falls_by_the_reward(reward: np.ndarray) -> None:
     np.testing.assert_allclose(found[:-1] - reward[:-1], found[1:], atol=1e-6 * scale)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=8), st.integers(0, 2**16), st.floats(1e-3, 1e4))
 def test_whatever_is_computed_as_defined_is_accepted(lengths: list[int], seed: int, scale: float) -> None:
     """Long sums of any magnitude: rounding never looks like a wrong return-to-go."""

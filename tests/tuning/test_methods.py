@@ -221,10 +221,11 @@ def test_noise_prompts_are_noise_of_the_scale_of_real_ones(plm: Pretrained, few_
 
 
 @pytest.mark.parametrize("mode", ["projection", "sum", "dm_only", "dt_only"])
-@pytest.mark.parametrize(("reading", "test"), [("flat", "global"), ("layer_flat", "layer"), ("layer_svd", "layer")])
+@pytest.mark.parametrize("basis", [("flat", "global"), ("layer_flat", "layer"), ("layer_svd", "layer")])
 def test_prompt_diffuser_in_every_mode(
-    mode: str, reading: str, test: str, plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    mode: str, basis: tuple[str, str], plm: Pretrained, few_shot: FewShot, tmp_path: Path
 ) -> None:
+    reading, test = basis
     result = tuned("prompt_diffuser", plm, few_shot, tmp_path, mode=mode, reading=reading, test=test, steps=2)
     assert np.isfinite(result.prompts.x0).all()
     guided = [row for row in result.history.rows if row["phase"] == 2]

@@ -1,0 +1,25 @@
+"""`python -m benchmarks [--quick] [name ...]`: every benchmark in a process of its own, one after another."""
+
+import argparse
+import subprocess
+import sys
+
+NAMES = ("plm_training", "collection", "evaluation", "streaming")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join(NAMES))
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that all run; writes no results")
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(NAMES):
+        parser.error(f"unknown {', '.join(sorted(unknown))}: known are {', '.join(NAMES)}")
+    codes = [
+        subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if given.quick else [])]).returncode
+        for name in given.names or NAMES
+    ]
+    sys.exit(max(codes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""What the benchmarks share: a figure, the machine it was measured on, its table and its JSON."""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
+
+
+class Figure(NamedTuple):
+    """One measured ratio."""
+
+    what: str
+    ours: float
+    reference: float
+    unit: str
+    ratio: float
+    goal: str
+    """What the ratio should be; empty for a limit that is there to compare with."""
+    met: bool
+
+
+def at_least(what: str, ours: float, reference: float, unit: str, *, goal: float, ratio: float | None = None) -> Figure:
+    """A figure that should reach `goal` times its reference; `ratio` where it is not the plain quotient."""
+    value = ours / reference if ratio is None else ratio
+    return Figure(what, ours, reference, unit, value, f">= {goal:g}", value >= goal)
+
+
+def share_of(what: str, ours: float, limit: float, unit: str) -> Figure:
+    """A figure beside a limit that nothing can exceed."""
+    return Figure(what, ours, limit, unit, ours / limit, "", True)
+
+
+def at_most(what: str, ours: float, reference: float, unit: str, *, goal: float) -> Figure:
+    """A figure that should stay below `goal` times its reference."""
+    return Figure(what, ours, reference, unit, ours / reference, f"<= {goal:g}", ours / reference <= goal)
+
+
+def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float, float]:
+    """Median rates of two measurements taken in turns, and the median of their ratios round by round.
+
+    Taken in turns, what slows the machine for a while slows both.
+    """
+    pairs = [(ours(), peer()) for _ in range(rounds)]
+    ratio = statistics.median(a / b for a, b in pairs)
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs), ratio
+
+
+def timed(function: Callable[[], Any]) -> float:
+    """Seconds a call takes."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on."""
+    versions = {}
+    for package in ("torch", "transformers", "metaworld", "mujoco", "pyarrow", "numpy"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_before": os.getloadavg()[0],
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    information = Path("/proc/cpuinfo")
+    if information.is_file():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def report(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, Any]]], quick: bool) -> list[Figure]:
+    """Run one benchmark, print its table and keep it as JSON; a quick run is too small to be kept."""
+    about = machine()
+    figures, details = measure(quick)
+    table = Table(title=f"{name}{' (quick: sizes too small for conclusions)' if quick else ''}")
+    for column in ("figure", "ours", "reference", "unit", "ratio", "goal", ""):
+        table.add_column(column, justify="left" if column in ("figure", "unit") else "right")
+    for f in figures:
+        numbers = (f"{f.ours:,.4g}", f"{f.reference:,.4g}", f.unit, f"{f.ratio:.3g}", f.goal)
+        table.add_row(f.what, *numbers, ("met" if f.met else "MISSED") if f.goal else "")
+    console = Console()
+    console.print(table)
+    for key, value in details.items():
+        console.print(f"  {key}: {value:,.4g}" if isinstance(value, float) else f"  {key}: {value}")
+    if not quick:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        kept = {"figures": [f._asdict() for f in figures], "details": details, "machine": about}
+        kept["command"] = f"python -m benchmarks.{name}"
+        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    return figures
+
+
+def alone(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, Any]]]) -> None:
+    """`python -m benchmarks.<name> [--quick]`."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; writes no result")
+    report(name, measure, parser.parse_args().quick)

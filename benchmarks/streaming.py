@@ -1,0 +1,90 @@
+"""Memory of reading and validating a trajectory file as a stream: the same for 4 GB as for 0.4 GB.
+
+Each file is written to a temporary folder, read in a process of its own, and deleted. Speed is given against the bare
+reading of the same columns with pyarrow, nothing checked.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Figure, alone, at_least, at_most, share_of
+from benchmarks.synthetic import columns, metadata
+from pd_pipeline.trajectories.reading import write
+from pd_pipeline.trajectories.validation import Columns
+
+HORIZON, TASKS, EPISODES_A_GROUP = 200, 10, 200
+BYTES_A_ROW = 188  # 47 random or nearly random numbers of 4 bytes; the rest compresses away
+
+CHILD = """
+import json, sys, time
+import pyarrow.parquet as pq
+from pathlib import Path
+from pd_pipeline.trajectories.reading import ROWS_A_BATCH, stream
+
+path = Path(sys.argv[1])
+rows, began = 0, time.perf_counter()
+if sys.argv[2] == "stream":
+    for batch in stream(path):
+        rows += len(batch.step)
+elif sys.argv[2] == "bare":
+    for batch in pq.ParquetFile(path).iter_batches(ROWS_A_BATCH):
+        rows += batch.num_rows
+seconds = time.perf_counter() - began
+# VmHWM begins anew with a program; ru_maxrss would inherit the parent's
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak / 1024}))
+"""
+
+
+def batches(groups: int) -> Iterator[Columns]:
+    """Row groups of 200 episodes, task after task."""
+    for group in range(groups):
+        yield columns(group * TASKS // groups, group * EPISODES_A_GROUP, EPISODES_A_GROUP, HORIZON)
+
+
+def write_file(path: Path, gigabytes: float) -> float:
+    """Write about so many gigabytes; returns how many they are."""
+    groups = max(TASKS, round(gigabytes * 1e9 / (BYTES_A_ROW * EPISODES_A_GROUP * HORIZON)))
+    write(path, metadata(TASKS, HORIZON), batches(groups))
+    return path.stat().st_size / 1e9
+
+
+def child(path: Path, how: str) -> dict[str, float]:
+    """Read a file in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", CHILD, str(path), how], stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
+    """The small file, the large one, and the large one without validation."""
+    small, large = (0.04, 0.2) if quick else (0.4, 4.0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "synthetic.parquet"
+        small_size = write_file(path, small)
+        little = child(path, "stream")
+        large_size = write_file(path, large)
+        much, bare = child(path, "stream"), child(path, "bare")
+        idle = child(path, "nothing")
+    details = {
+        "small file, GB": small_size,
+        "large file, GB": large_size,
+        "rows of the large file": int(much["rows"]),
+        "peak of the imports alone, MB": idle["peak_mb"],
+        "large file, GB/s": large_size / much["seconds"],
+    }
+    speed = much["rows"] / much["seconds"], bare["rows"] / bare["seconds"]
+    figures = [
+        at_most(f"peak memory, {large:g} GB against {small:g} GB", much["peak_mb"], little["peak_mb"], "MB", goal=1.1),
+        share_of("peak memory against the size of the file", much["peak_mb"], 1000 * large_size, "MB"),
+        at_least("speed against bare pyarrow, nothing checked", *speed, "rows/s", goal=0.3),
+    ]
+    return figures, details
+
+
+if __name__ == "__main__":
+    alone("streaming", measure)

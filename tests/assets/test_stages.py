@@ -1,0 +1,144 @@
+"""Asset bodies: what a materialization says, what a check stops, what is not tried again."""
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.checks import check_results
+from assets.definitions import build
+from assets.reporting_back import report
+from assets.sensors import dvc_lock_sensor
+from pd_pipeline import graph, lineage
+from pd_pipeline.progress import silent
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import write_json
+from tests.dagster_state import stale_status
+from tests.dvc_project import change, make_project
+
+KEY = Key("point_robot")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_project(tmp_path)
+
+
+@pytest.fixture
+def instance() -> dg.DagsterInstance:
+    return dg.DagsterInstance.ephemeral()
+
+
+def materialize(
+    root: Path, instance: dg.DagsterInstance, stage: str, key: str = "point_robot"
+) -> dg.ExecuteInProcessResult:
+    definitions = build(root)
+    return dg.materialize(
+        list(definitions.assets or []),
+        selection=[stage],
+        partition_key=key or None,
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def test_a_materialization_says_what_was_made(root: Path, instance: dg.DagsterInstance) -> None:
+    assert materialize(root, instance, "behavior_policies").success
+    result = materialize(root, instance, "trajectories")
+    (event,) = result.asset_materializations_for_node("trajectories")
+    assert event.metadata["dagster/row_count"].value == 108
+    assert event.metadata["duration_seconds"].value > 0
+    assert event.metadata["path"].value == str(root / "data/trajectories/point_robot")
+    data_version = lineage.up_to_date(graph.load(root), "trajectories", KEY)
+    assert event.tags is not None
+    assert event.tags["dagster/data_version"] == data_version
+    (check,) = result.get_asset_check_evaluations()
+    assert (check.check_name, check.passed, check.blocking) == ("valid", True, True)
+
+
+def test_what_is_up_to_date_is_skipped_and_keeps_its_figures(root: Path, instance: dg.DagsterInstance) -> None:
+    first = materialize(root, instance, "behavior_policies").asset_materializations_for_node("behavior_policies")[0]
+    stamp = (root / "data/behavior_policies/point_robot").stat().st_mtime_ns
+    again = materialize(root, instance, "behavior_policies").asset_materializations_for_node("behavior_policies")[0]
+    assert (root / "data/behavior_policies/point_robot").stat().st_mtime_ns == stamp
+    assert again.metadata["levels"] == first.metadata["levels"]
+    assert again.tags is not None
+    assert first.tags is not None
+    assert again.tags["dagster/data_version"] == first.tags["dagster/data_version"]
+
+
+def test_what_the_user_must_mend_is_not_tried_again(root: Path, instance: dg.DagsterInstance) -> None:
+    result = materialize(root, instance, "trajectories")  # its input is missing
+    assert not result.success
+    failure = result.failure_data_for_node("trajectories")
+    assert failure is not None
+    assert "run `pd-pipeline run behavior_policies --key point_robot` first" in str(failure.user_failure_data)
+    assert [event for event in result.all_events if event.is_step_restarted or event.is_step_up_for_retry] == []
+
+
+def test_a_damaged_out_stops_what_would_read_it(root: Path, instance: dg.DagsterInstance) -> None:
+    definitions = build(root)
+    lineage.run(graph.load(root), "behavior_policies", KEY, silent)
+    with pytest.MonkeyPatch.context() as patch:
+        refused = dg.AssetCheckResult(passed=False, check_name="valid", description="damaged")
+        patch.setattr("assets.stages.check_results", lambda *_: [refused])
+        result = dg.materialize(
+            list(definitions.assets or []),
+            selection=["trajectories", "prompts"],
+            partition_key="point_robot",
+            instance=instance,
+            raise_on_error=False,
+        )
+    assert not result.success
+    assert {event.step_key for event in result.all_events if event.is_step_start} == {"trajectories"}
+
+
+def test_checks_name_what_is_wrong(root: Path, tmp_path: Path) -> None:
+    project = graph.load(root)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "broken.parquet").write_text("nothing")
+    (out / "losses.csv").write_text("step,loss\n10,0.5\n20,nan\n")
+    write_json(out / "metrics.json", {"methods": {"prompt_dt": {}}})
+    found = {stage: check_results(project, stage, out)[0] for stage in ("trajectories", "plm", "evaluation")}
+    assert not any(result.passed for result in found.values())
+    assert "broken.parquet" in str(found["trajectories"].description)
+    assert "loss is nan at step 20" in str(found["plm"].description)
+    assert "noise_prompt" in str(found["evaluation"].description)
+    assert check_results(project, "prompts", out) == []
+
+
+def test_checks_pass_on_what_is_right(root: Path, trained_project: Path, tmp_path: Path) -> None:
+    project = graph.load(root)
+    write_json(tmp_path / "metrics.json", {"methods": {"prompt_dt": {}, "noise_prompt": {}}})
+    assert check_results(project, "evaluation", tmp_path)[0].passed
+    assert check_results(project, "trajectories", trained_project / "data/trajectories/point_robot")[0].passed
+    assert check_results(project, "plm", trained_project / "data/plm/point_robot-0")[0].passed
+
+
+def test_the_sensor_reports_once_what_was_made_outside(root: Path, instance: dg.DagsterInstance) -> None:
+    sensor = dvc_lock_sensor(root)
+    context = dg.build_sensor_context(instance=instance)
+    assert "nothing was made" in str(sensor(context).skip_message)  # type: ignore[union-attr]
+    lineage.run(graph.load(root), "behavior_policies", KEY, silent)
+    assert "reported behavior_policies point_robot" in str(sensor(context).skip_message)  # type: ignore[union-attr]
+    assert "unchanged" in str(sensor(context).skip_message)  # type: ignore[union-attr]
+    assert report(instance, graph.load(root)) == []
+    states = stale_status(instance, build(root), graph.load(root))
+    assert states.pop(("behavior_policies", "point_robot")) == "FRESH"
+    assert set(states.values()) == {"MISSING"}
+
+
+def test_new_input_makes_stale_until_it_is_used(root: Path, instance: dg.DagsterInstance) -> None:
+    for stage in ("behavior_policies", "trajectories"):
+        lineage.run(graph.load(root), stage, KEY, silent)
+    report(instance, graph.load(root))
+    change(root, "behavior_policies: {}", "behavior_policies: {levels: {expert: {gain: 2.0, noise: 0.3}}}")
+    project = graph.load(root)
+    lineage.run(project, "behavior_policies", KEY, silent)
+    assert report(instance, project) == ["behavior_policies point_robot"]
+    states = stale_status(instance, build(root), project)
+    assert states["trajectories", "point_robot"] == "STALE"
+    lineage.run(project, "trajectories", KEY, silent)
+    assert report(instance, project) == ["trajectories point_robot"]
+    assert stale_status(instance, build(root), project)["trajectories", "point_robot"] == "FRESH"

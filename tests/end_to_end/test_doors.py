@@ -1,0 +1,109 @@
+"""Three doors to one room: what Dagster makes DVC knows, what DVC makes Dagster shows, and neither makes it twice."""
+
+import re
+from pathlib import Path
+
+import dagster as dg
+from ruamel.yaml import YAML
+
+from assets.definitions import build
+from assets.reporting_back import report
+from pd_pipeline import graph
+from pd_pipeline.graph import Graph
+from pd_pipeline.rendering import address
+from tests.dagster_state import stale_status
+from tests.dvc_project import SMALL_PARAMS, call, change, make_project
+
+
+def work(project: Graph) -> dict[str, tuple[str, str]]:
+    """Address -> (stage, key)."""
+    return {address(stage, key): (stage, str(key)) for stage in project.stages for key in project.keys(stage)}
+
+
+def reproduced(output: str) -> list[str]:
+    """The addresses that `dvc repro` ran."""
+    return re.findall(r"^Running stage '(.*)':", output, re.MULTILINE)
+
+
+def recorded_data_versions(root: Path) -> dict[str, str]:
+    stages = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
+    return {name: entry["outs"][0]["md5"] for name, entry in stages.items()}
+
+
+def shown_data_versions(instance: dg.DagsterInstance, project: Graph) -> dict[str, str]:
+    found = {}
+    for name, (stage, key) in work(project).items():
+        chosen = dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[key] if key else None)
+        (record,) = instance.fetch_materializations(chosen, limit=1).records
+        assert record.asset_materialization is not None
+        found[name] = (record.asset_materialization.tags or {})["dagster/data_version"]
+    return found
+
+
+def dagster_makes_everything(root: Path, instance: dg.DagsterInstance) -> None:
+    project, assets = graph.load(root), list(build(root).assets or [])
+    for stage in project.stages:
+        for key in project.keys(stage):
+            assert dg.materialize(assets, selection=[stage], partition_key=str(key) or None, instance=instance).success
+
+
+def dvc_has_nothing_to_do(root: Path) -> None:
+    assert call(root, "dvc", "status").strip() == "Data and pipelines are up to date."
+    assert reproduced(call(root, "dvc", "repro")) == []
+
+
+def dagster_shows_the_versions_of_dvc_as_fresh(root: Path, instance: dg.DagsterInstance) -> None:
+    project = graph.load(root)
+    assert report(instance, project) == []
+    assert shown_data_versions(instance, project) == recorded_data_versions(root)
+    assert set(stale_status(instance, build(root), project).values()) == {"FRESH"}
+
+
+def a_new_dagster_instance_learns_everything(root: Path) -> None:
+    project = graph.load(root)
+    with dg.DagsterInstance.ephemeral() as fresh:
+        assert len(report(fresh, project)) == len(work(project))
+        dagster_shows_the_versions_of_dvc_as_fresh(root, fresh)
+
+
+def one_parameter_makes_stale_its_stage_and_what_follows(root: Path, instance: dg.DagsterInstance) -> None:
+    change(root, "prompts: 4", "prompts: 3")
+    project = graph.load(root)
+    noise = {f"tuned_noise_prompt@point_robot-{task}-0" for task in (1, 3)}
+    states = stale_status(instance, build(root), project)
+    assert {name for name, one in work(project).items() if states[one] != "FRESH"} == noise
+    status = call(root, "dvc", "status")
+    assert {line.rstrip(":") for line in status.splitlines() if line and not line.startswith("\t")} == noise
+    assert set(reproduced(call(root, "dvc", "repro"))) == noise | {"evaluation@point_robot-0", "report"}
+
+
+def dagster_learns_what_dvc_repro_made(root: Path, instance: dg.DagsterInstance) -> None:
+    reported = report(instance, graph.load(root))
+    assert "evaluation point_robot-0" in reported
+    assert "plm point_robot-0" not in reported
+    dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
+
+
+def the_nightly_job_makes_what_is_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:
+    before = recorded_data_versions(root)
+    assert build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance).success
+    assert recorded_data_versions(root) == before
+    change(root, "prompts: 3", "prompts: 2")
+    assert build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance).success
+    after = recorded_data_versions(root)
+    noise = {f"tuned_noise_prompt@point_robot-{task}-0" for task in (1, 3)}
+    assert {name for name in after if after[name] != before[name]} == noise | {"evaluation@point_robot-0", "report"}
+
+
+def test_three_doors_lead_to_one_room(tmp_path: Path) -> None:
+    root = make_project(tmp_path, SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        dagster_makes_everything(root, instance)
+        dvc_has_nothing_to_do(root)
+        dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
+        a_new_dagster_instance_learns_everything(root)
+        one_parameter_makes_stale_its_stage_and_what_follows(root, instance)
+        dagster_learns_what_dvc_repro_made(root, instance)
+        the_nightly_job_makes_what_is_out_of_date(root, instance)
+        dvc_has_nothing_to_do(root)
+        dagster_shows_the_versions_of_dvc_as_fresh(root, instance)

@@ -1,0 +1,49 @@
+"""How far generated prompts are from real ones."""
+
+import numpy as np
+import pytest
+from scipy.stats import wasserstein_distance
+
+from pd_pipeline.evaluation.fit import compare, nearest, wasserstein
+
+
+def test_wasserstein_is_that_of_scipy() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(50, 3)), rng.exponential(size=(50, 3))
+    expected = [wasserstein_distance(a[:, i], b[:, i]) for i in range(3)]
+    np.testing.assert_allclose(wasserstein(a, b), expected)
+
+
+def test_nearest_is_that_of_the_loop() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(21, 4)), rng.normal(size=(30, 4))
+    distances = [min(np.sqrt(((x - y) ** 2).mean()) for y in b) for x in a]
+    assert nearest(a, b) == pytest.approx(np.median(distances))
+
+
+def test_a_perfect_generator_is_as_near_as_real_prompts() -> None:
+    rng = np.random.default_rng(0)
+    found = compare(rng.normal(size=(800, 3, 4)), rng.normal(size=(400, 3, 4)), rng)
+    assert found["prompts"] == 400
+    assert found["varying_channels"] == 4
+    assert found["wasserstein_generated"] == pytest.approx(found["wasserstein_real"], rel=0.6)
+    assert found["nearest_generated"] == pytest.approx(found["nearest_real"], rel=0.1)
+
+
+def test_a_bad_generator_is_far() -> None:
+    rng = np.random.default_rng(0)
+    found = compare(rng.normal(size=(800, 3, 4)), 1 + rng.normal(size=(400, 3, 4)), rng)
+    assert found["wasserstein_generated"] > 10 * found["wasserstein_real"]
+    collapsed = compare(rng.normal(size=(800, 3, 4)), np.zeros((400, 3, 4)), rng)
+    assert collapsed["wasserstein_generated"] > 10 * collapsed["wasserstein_real"]
+
+
+def test_channels_that_never_change_do_not_flatter() -> None:
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(100, 2, 3)), rng.normal(size=(50, 2, 3)) + 1
+    with_constants = [np.concatenate((part, np.zeros((*part.shape[:2], 5))), axis=-1) for part in (real, made)]
+    plain = compare(real, made, np.random.default_rng(1))
+    found = compare(*with_constants, np.random.default_rng(1))
+    assert found["varying_channels"] == 3
+    assert found["wasserstein_generated"] == pytest.approx(plain["wasserstein_generated"])
+    assert len(found["wasserstein_generated_per_channel"]) == 3

@@ -1,0 +1,216 @@
+"""Batched rollouts against one environment at a time, and environments in workers against local ones."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from pd_pipeline.evaluation.environments import LocalBatch, WorkerBatch, make_batch
+from pd_pipeline.evaluation.rollouts import Rollouts, rollout
+from pd_pipeline.families.base import Family, load_family
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.progress import silent
+from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
+from tests.builders import policy as made_policy
+from tests.families.test_gymnasium_env import block as line_block
+
+ROOT = Path(__file__).parent.parent / "families"
+PLANE: dict[str, Any] = {"horizon": 9, "tasks": 5, "test_tasks": [1]}
+
+
+def family(name: str) -> tuple[Family, dict[str, Any]]:
+    """The plane, or the line whose episodes end when the point leaves it."""
+    block = PLANE if name == "point_robot" else line_block(horizon=9)
+    return load_family(name, block, ROOT), block
+
+
+def policy(of: Family, seed: int = 0) -> PromptingDecisionTransformer:
+    sizes = {"observation_size": of.observation_size, "action_size": of.action_size, "max_timestep": of.horizon}
+    return made_policy(seed, **sizes)
+
+
+def normalization(of: Family) -> Normalization:
+    size = of.observation_size
+    mean, std = np.zeros(size + of.action_size + 1, np.float32), np.ones(size + of.action_size + 1, np.float32)
+    mean[:size], std[:size] = 0.1, 0.7
+    std[size:-1] = of.action_high
+    return Normalization(mean, std, 5.0, of.horizon, size, of.action_size)
+
+
+def prompts(of: Family, count: int, seed: int = 0) -> Prompts:
+    rng = np.random.default_rng(seed)
+    start = rng.integers(0, of.horizon - 2, count).astype(np.int32)
+    y = np.stack((rng.normal(size=(count, 2)), start[:, None] + np.arange(2)), axis=-1).astype(np.float32)
+    x0 = rng.normal(size=(count, 2, of.observation_size + of.action_size + 1)).astype(np.float32)
+    return Prompts(x0, y, np.zeros(count, np.int32), np.full(count, -1), start)
+
+
+def one_at_a_time(
+    model: PromptingDecisionTransformer,
+    prompt: Prompts,
+    *,
+    target: float,
+    normal: Normalization,
+    environment: gymnasium.Env,
+    seed: int,
+) -> tuple[float, bool, int, np.ndarray]:
+    """An episode as evaluation is usually written: the whole sequence through the plain forward at every step."""
+    steps = prompt_steps(*prompt_tensors(prompt, normal), normal)
+    observation, _ = environment.reset(seed=seed)
+    observations, actions, returns_to_go = [], [], []
+    total, success = 0.0, False
+    for step in range(normal.horizon):
+        observations.append(observation)
+        returns_to_go.append(target - total)
+        actions.append(np.zeros(normal.action_size, np.float32))
+        first = max(0, step + 1 - model.config.context)
+        window = Steps(
+            torch.tensor(np.array(returns_to_go[first:], np.float32) / normal.return_scale)[None].float(),
+            torch.from_numpy(normal.observations(np.array(observations[first:])))[None].float(),
+            torch.from_numpy(normal.actions(np.array(actions[first:])))[None].float(),
+            torch.arange(first, step + 1)[None],
+        )
+        with torch.no_grad():
+            action = normal.to_actions(model(steps, window)[0, -1].numpy())
+        actions[-1] = action
+        observation, reward, terminated, truncated, info = environment.step(action)
+        total += np.float32(reward)
+        success = success or bool(info["success"])
+        if terminated or truncated:
+            break
+    return total, success, step + 1, np.array(actions)
+
+
+def rolled(of: Family, block: dict[str, Any], models: list, tasks: list[int], given: Prompts) -> Rollouts:
+    seeds = [100 + i for i in range(len(tasks))]
+    environments = make_batch(of, block, ROOT, tasks, seeds, 1)
+    targets = np.linspace(-2, 3, len(tasks))
+    try:
+        return rollout(models, given, targets, normalization(of), environments, silent, "test")
+    finally:
+        environments.close()
+
+
+@pytest.mark.parametrize("name", ["point_robot", "line"])
+def test_batched_equals_one_at_a_time(name: str) -> None:
+    """Several policies, tasks and prompts together; the context is shorter than the episode."""
+    of, block = family(name)
+    tasks = [0, 1, 2, 1, 0, 2]
+    given = prompts(of, len(tasks))
+    models = [(policy(of, 0), np.array([0, 2, 3])), (policy(of, 1), np.array([1, 4, 5]))]
+    found = rolled(of, block, models, tasks, given)
+    assert models[0][0].config.context < of.horizon
+    for model, rows in models:
+        for i in rows:
+            expected = one_at_a_time(
+                model,
+                given.select(np.array([i])),
+                target=float(np.linspace(-2, 3, len(tasks))[i]),
+                normal=normalization(of),
+                environment=of.make(tasks[i]),
+                seed=100 + int(i),
+            )
+            assert found.returns[i] == pytest.approx(expected[0], rel=1e-4, abs=1e-4)
+            assert found.success[i] == expected[1]
+            assert found.lengths[i] == expected[2]
+            np.testing.assert_allclose(found.actions[i, : expected[2]], expected[3], atol=1e-4)
+    if name == "line":
+        assert found.lengths.min() < of.horizon, "some episode ended early"
+
+
+def test_episodes_that_end_early_count_no_more() -> None:
+    """A policy that runs off the line: the rest of the batch goes on, the ended ones stay as they were."""
+    of, block = family("line")
+    model = policy(of)
+    with torch.no_grad():
+        model.head.weight.zero_()
+        model.head.bias.fill_(3.0)  # always to the right
+    found = rolled(of, block, [(model, np.arange(3))], [0, 1, 2], prompts(of, 3))
+    assert (found.lengths == 3).all(), "1 a step, the line ends at 2"
+    assert (found.observations[:, 3:] == 0).all()
+    environment = of.make(0)
+    environment.reset(seed=100)
+    expected = sum(np.float32(environment.step(np.array([2 * np.tanh(3.0)], np.float32))[1]) for _ in range(3))
+    assert found.returns[0] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_return_to_go_falls_by_the_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    of, block = family("point_robot")
+    seen = []
+    from pd_pipeline.models.acting import PromptedPolicy
+
+    original = PromptedPolicy.act
+
+    def spy(self: PromptedPolicy, window: Steps) -> torch.Tensor:
+        seen.append(window)
+        return original(self, window)
+
+    monkeypatch.setattr(PromptedPolicy, "act", spy)
+    found = rolled(of, block, [(policy(of), np.arange(2))], [0, 1], prompts(of, 2))
+    assert [w.timesteps.shape[1] for w in seen] == [1, 2, 3, 4, 4, 4, 4, 4, 4]
+    np.testing.assert_allclose(seen[0].returns_to_go[:, 0] * 5, [-2, 3])
+    last = seen[-1].returns_to_go[:, -1].numpy() * 5
+    environment = of.make(1)
+    environment.reset(seed=101)
+    rewards = [environment.step(action)[1] for action in found.actions[1]]
+    assert last[1] == pytest.approx(3 - sum(rewards[:-1]), abs=1e-4)
+    assert found.returns[1] == pytest.approx(sum(rewards), abs=1e-4)
+
+
+def test_workers_give_what_one_process_gives() -> None:
+    of, block = family("line")
+    tasks = [0, 1, 2, 1, 0]
+    seeds = [3, 4, 5, 6, 7]
+    local = LocalBatch(of, tasks, seeds)
+    spread = WorkerBatch(of, block, ROOT, tasks, seeds, 2)
+    try:
+        for _ in range(2):  # resets begin anew
+            np.testing.assert_array_equal(local.reset(), spread.reset())
+            rng = np.random.default_rng(0)
+            for _ in range(6):
+                actions = rng.uniform(-2, 2, (5, 1)).astype(np.float32)
+                for one, other in zip(local.step(actions), spread.step(actions), strict=True):
+                    np.testing.assert_array_equal(one, other)
+    finally:
+        local.close()
+        spread.close()
+    assert all(process.exitcode == 0 for process in spread._processes)
+
+
+def test_ended_environments_are_not_stepped() -> None:
+    of, _ = family("line")
+    batch = LocalBatch(of, [0, 0], [1, 2])
+    batch.reset()
+    ended = []
+    for _ in range(5):
+        outcome = batch.step(np.array([[2.0], [0.0]], np.float32))
+        ended.append(outcome.ended.tolist())
+    assert ended == [[False, False]] * 2 + [[True, False]] * 3 or ended == [[False, False]] + [[True, False]] * 4
+    assert outcome.rewards[0] == 0
+    assert outcome.rewards[1] < 0
+    assert (outcome.observations[0] == 0).all()
+    batch.reset()
+    assert not batch.step(np.zeros((2, 1), np.float32)).ended.any()
+
+
+def test_the_number_of_workers() -> None:
+    of, block = family("point_robot")
+    assert isinstance(make_batch(of, block, ROOT, [0], [1], None), LocalBatch)
+    assert isinstance(make_batch(of, block, ROOT, [0, 1], [1, 2], 1), LocalBatch)
+
+
+def test_prompts_matter_and_noise_does_not_enter() -> None:
+    of, block = family("point_robot")
+    model = policy(of)
+    one = rolled(of, block, [(model, np.arange(2))], [0, 1], prompts(of, 2))
+    again = rolled(of, block, [(model, np.arange(2))], [0, 1], prompts(of, 2))
+    other = rolled(of, block, [(model, np.arange(2))], [0, 1], prompts(of, 2, seed=9))
+    np.testing.assert_array_equal(one.actions, again.actions)
+    assert (one.actions != other.actions).any()
+    rewarded = replace(prompts(of, 2), x0=prompts(of, 2).x0 + np.eye(5, dtype=np.float32)[-1])
+    np.testing.assert_array_equal(rolled(of, block, [(model, np.arange(2))], [0, 1], rewarded).actions, one.actions)

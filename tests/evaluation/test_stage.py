@@ -1,0 +1,183 @@
+"""The stage evaluation: scores, metrics and fit of a whole tiny project."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.scores import by_task, method_metrics
+from pd_pipeline.graph import METHODS
+from pd_pipeline.storage import digest, load_arrays, read_json
+from pd_pipeline.trajectories.reading import read
+from tests.conftest import run_stages
+from tests.training.test_stages import set_params
+
+NUMBERS = (
+    "return_mean",
+    "return_iqm",
+    "ci_low",
+    "ci_high",
+    "success_rate",
+    "normalized",
+    "tuned_parameters",
+    "plm_passes",
+    "environment_episodes",
+    "seconds",
+)
+
+
+@pytest.fixture
+def out(tuned_project: Path) -> Path:
+    return tuned_project / "data/evaluation/point_robot-0"
+
+
+def test_metrics_have_the_names_that_others_read(out: Path) -> None:
+    metrics = read_json(out / "metrics.json")["methods"]
+    assert metrics.keys() == METHODS.keys()
+    for values in metrics.values():
+        for name in NUMBERS:
+            assert isinstance(values[name], int | float), name
+        assert values["ci_low"] <= values["return_iqm"] <= values["ci_high"]
+        assert values["return_mean_low"] <= values["return_mean"] <= values["return_mean_high"]
+        assert 0 <= values["success_low"] <= values["success_rate"] <= values["success_high"] <= 1
+        assert values["tasks"].keys() == {"1", "4"}
+        assert values["seconds"] > 0
+    assert metrics["noise_prompt"]["normalized"] == 0
+    assert metrics["full_finetune"]["normalized"] == 1
+    itself = metrics["prompt_diffuser"]["difference_to_prompt_diffuser"]
+    assert itself["value"] == 0
+    assert itself["low"] <= 0 <= itself["high"]
+
+
+def test_metrics_follow_from_the_scores(out: Path) -> None:
+    scores = pl.read_parquet(out / "scores.parquet")
+    metrics = read_json(out / "metrics.json")["methods"]
+    for method, values in metrics.items():
+        rows = scores.filter(pl.col("method") == method)
+        assert values["return_mean"] == pytest.approx(rows["return"].mean())
+        assert values["success_rate"] == pytest.approx(rows["success"].mean())
+        assert values["episodes"] == len(rows)
+        for task, part in values["tasks"].items():
+            assert part["return_mean"] == pytest.approx(rows.filter(pl.col("task") == int(task))["return"].mean())
+
+
+def test_one_score_a_method_task_and_prompt(out: Path, tuned_project: Path) -> None:
+    scores = pl.read_parquet(out / "scores.parquet")
+    assert {"method", "task", "seed", "prompt", "return", "success", "target_return", "origin"} <= set(scores.columns)
+    assert not scores.select("method", "task", "seed", "prompt").is_duplicated().any()
+    counts = dict(scores.group_by("method").len().iter_rows())
+    assert counts == {
+        "prompt_dt": 16,
+        "prompt_diffuser": 8,
+        "prompt_gradient": 8,
+        "full_finetune": 16,
+        "noise_prompt": 16,
+    }
+    assert scores.null_count().sum_horizontal()[0] == 0
+    origins = scores.filter(pl.col("method") == "prompt_dt")["origin"].to_list()
+    assert all(origin.startswith("episode ") for origin in origins)
+    assert set(scores.filter(pl.col("method") == "prompt_diffuser")["origin"]) == {"generated"}
+
+
+def test_the_target_return_is_the_best_of_the_few_shot_trajectories(out: Path, tuned_project: Path) -> None:
+    scores = pl.read_parquet(out / "scores.parquet")
+    for task in (1, 4):
+        data = read(tuned_project / "data/trajectories/point_robot/expert.parquet", [task])
+        chosen = read_json(tuned_project / f"data/tuned_prompt_dt/point_robot-0/{task}/summary.json")[
+            "few_shot_episodes"
+        ]
+        best = data.episode_returns[np.isin(data.episode_id, chosen)].max()
+        found = scores.filter(pl.col("task") == task)["target_return"]
+        np.testing.assert_allclose(found, best)
+
+
+def test_prompt_i_of_every_method_meets_the_same_start(out: Path) -> None:
+    arrays, _ = load_arrays(out / "rollouts.safetensors")
+    scores = pl.read_parquet(out / "scores.parquet")[arrays["rows"].tolist()]
+    for task in (1, 4):
+        starts = arrays["observations"][scores["task"].to_numpy() == task, 0]
+        assert len(starts) == len(METHODS)
+        np.testing.assert_array_equal(starts, np.broadcast_to(starts[0], starts.shape))
+
+
+def test_the_fit_is_measured_before_and_after_tuning(out: Path) -> None:
+    fit = read_json(out / "fit.json")
+    assert fit["pretrained"]["wasserstein_generated"] > 0
+    assert fit["targets"].keys() == {"1", "4"}
+    for target in fit["targets"].values():
+        assert target.keys() == {"adapted", "guided"}
+        for values in target.values():
+            assert {
+                "wasserstein_real",
+                "nearest_generated",
+                "action_loss_real",
+                "action_loss_generated",
+            } <= values.keys()
+            assert values["action_loss_generated"] > 0
+
+
+def test_equal_inputs_give_equal_bytes_whatever_the_workers(tuned_project: Path, tmp_path: Path) -> None:
+    import shutil
+
+    root = tmp_path / "project"
+    shutil.copytree(tuned_project, root)
+    before = digest(tuned_project / "data/evaluation")
+    set_params(root, "evaluation: {workers: 1", "evaluation: {workers: 2")
+    run_stages(root, "evaluation")
+    assert digest(root / "data/evaluation") == before
+
+
+def test_no_trajectory_left_to_measure_the_fit_with(project: Path) -> None:
+    set_params(project, "tuned_prompt_diffuser: {", "tuned_prompt_diffuser: {few_shot: 7, ")
+    set_params(project, "seeds: [0]}", "seeds: [0], methods: [prompt_diffuser]}")
+    run_stages(project, "tuned_prompt_diffuser")
+    with pytest.raises(
+        PipelineError, match="task 1: all its trajectories are few-shot ones: collect more than few_shot"
+    ):
+        run_stages(project, "evaluation")
+
+
+def scores_of(methods: dict[str, list[list[float]]]) -> pl.DataFrame:
+    """Method -> returns by task."""
+    rows = [
+        {"method": method, "task": task, "seed": 0, "prompt": prompt, "return": value, "success": value > 5}
+        for method, tasks in methods.items()
+        for task, values in enumerate(tasks)
+        for prompt, value in enumerate(values)
+    ]
+    return pl.DataFrame(rows)
+
+
+def test_metrics_by_hand() -> None:
+    scores = scores_of(
+        {
+            "noise_prompt": [[0.0, 0.0], [2.0, 2.0]],
+            "full_finetune": [[10.0, 10.0], [12.0, 12.0]],
+            "prompt_diffuser": [[9.0, 9.0], [11.0, 11.0]],
+        }
+    )
+    costs = {"prompt_diffuser": [{"tuned_parameters": 7, "plm_passes": 3, "environment_episodes": 0}] * 2}
+    found = method_metrics(scores, costs, {"prompt_diffuser": 1.5}, 0, 100)
+    assert found["prompt_diffuser"]["return_mean"] == 10
+    assert found["prompt_diffuser"]["normalized"] == pytest.approx(0.9)
+    assert found["prompt_diffuser"]["success_rate"] == 1
+    assert found["prompt_diffuser"]["tuned_parameters"] == 7, "of one target, not the sum"
+    assert found["prompt_diffuser"]["plm_passes"] == 6
+    assert found["prompt_diffuser"]["seconds"] == 1.5
+    assert found["noise_prompt"]["difference_to_prompt_diffuser"] == {"value": -9, "low": -9, "high": -9}
+    assert found["full_finetune"]["tasks"]["1"] == {"return_mean": 12, "success_rate": 1}
+
+
+def test_without_floor_or_ceiling_nothing_is_normalised() -> None:
+    found = method_metrics(scores_of({"prompt_dt": [[1.0, 2.0]]}), {}, {}, 0, 10)
+    assert found["prompt_dt"]["normalized"] is None
+    assert "difference_to_prompt_diffuser" not in found["prompt_dt"]
+
+
+def test_scores_by_task_pair_up_whatever_their_order() -> None:
+    scores = scores_of({"a": [[1.0, 2.0], [3.0, 4.0]]})
+    shuffled = scores.sample(fraction=1, shuffle=True, seed=1)
+    for one, other in zip(by_task(scores, "a"), by_task(shuffled, "a"), strict=True):
+        np.testing.assert_array_equal(one, other)

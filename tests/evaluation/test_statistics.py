@@ -1,0 +1,145 @@
+"""The statistics against scipy and rliable."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rliable import library, metrics
+from scipy import stats
+
+from pd_pipeline.evaluation.statistics import (
+    interquartile_mean,
+    mean,
+    normalized,
+    paired_difference,
+    stratified_bootstrap,
+    wilson,
+)
+
+
+def scores(tasks: int = 5, runs: int = 8, seed: int = 0, shift: float = 0.0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(10 * task + shift, 1 + task, runs) for task in range(tasks)]
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40))
+def test_iqm_is_the_trimmed_mean(values: list[float]) -> None:
+    expected = stats.trim_mean(values, 0.25)
+    assert float(interquartile_mean(np.array(values))) == pytest.approx(expected, rel=1e-9, abs=1e-6)
+
+
+def test_iqm_of_many_at_once() -> None:
+    values = np.random.default_rng(0).normal(size=(6, 11))
+    np.testing.assert_allclose(interquartile_mean(values), [stats.trim_mean(row, 0.25) for row in values])
+
+
+@pytest.mark.parametrize("runs", [4, 8, 10])
+def test_point_estimates_are_those_of_rliable(runs: int) -> None:
+    given = scores(runs=runs)
+    matrix = np.stack(given, axis=1)  # (runs, tasks)
+    rng = np.random.default_rng(0)
+    assert stratified_bootstrap(given, interquartile_mean, rng, 10).value == pytest.approx(
+        metrics.aggregate_iqm(matrix)
+    )
+    assert stratified_bootstrap(given, mean, rng, 10).value == pytest.approx(metrics.aggregate_mean(matrix))
+
+
+@pytest.mark.filterwarnings("ignore:random_state is deprecated")
+@pytest.mark.parametrize(
+    ("ours", "theirs"), [(interquartile_mean, metrics.aggregate_iqm), (mean, metrics.aggregate_mean)]
+)
+def test_intervals_are_those_of_rliable(ours, theirs) -> None:
+    given = scores(runs=10)
+    matrix = np.stack(given, axis=1)
+    _, intervals = library.get_interval_estimates(
+        {"x": matrix},
+        lambda x: np.array([theirs(x)]),
+        reps=4000,
+        random_state=np.random.RandomState(0),
+    )
+    low, high = intervals["x"][:, 0]
+    found = stratified_bootstrap(given, ours, np.random.default_rng(0), 4000)
+    width = high - low
+    assert found.low == pytest.approx(low, abs=0.06 * width)
+    assert found.high == pytest.approx(high, abs=0.06 * width)
+    assert found.low <= found.value <= found.high
+
+
+def test_runs_are_resampled_within_their_task() -> None:
+    """Runs of a task that are all alike leave no uncertainty, however far tasks lie apart."""
+    found = stratified_bootstrap([np.full(5, 0.0), np.full(5, 100.0)], mean, np.random.default_rng(0), 200)
+    assert found == (50.0, 50.0, 50.0)
+
+
+def test_tasks_may_have_different_numbers_of_runs() -> None:
+    found = stratified_bootstrap([np.zeros(2), np.ones(6)], mean, np.random.default_rng(0), 100)
+    assert found.value == pytest.approx(0.75)
+
+
+def test_confidence_widens_the_interval() -> None:
+    narrow, wide = (stratified_bootstrap(scores(), mean, np.random.default_rng(0), 1000, c) for c in (0.5, 0.99))
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_the_interval_covers_as_often_as_it_says() -> None:
+    """95 % intervals of the mean of 30 runs hold the true mean in about 93 % of draws (percentile bootstrap)."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(300):
+        found = stratified_bootstrap([rng.normal(size=15), rng.normal(1, 1, 15)], mean, rng, 400)
+        covered += found.low <= 0.5 <= found.high
+    assert 0.88 < covered / 300 < 0.98
+
+
+@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (3, 10), (1, 1), (39, 40), (200, 400)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_wilson_is_that_of_scipy(successes: int, trials: int, confidence: float) -> None:
+    expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
+    found = wilson(successes, trials, confidence)
+    assert found.value == successes / trials
+    assert found.low == pytest.approx(expected.low, abs=1e-9)
+    assert found.high == pytest.approx(expected.high, abs=1e-9)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_paired_difference_by_hand() -> None:
+    found = paired_difference(
+        [np.array([3.0]), np.array([10.0, 12.0])], [np.array([1.0]), np.array([10.0])], np.random.default_rng(0), 400
+    )
+    assert found.value == pytest.approx(((3 - 1) + (11 - 10)) / 2)
+    assert (found.low, found.high) == (1.0, 2.0)
+
+
+def test_paired_difference_is_that_of_a_bootstrap_of_scipy() -> None:
+    one, other = scores(3, 12, 0, shift=1.0), scores(3, 12, 1)
+
+    def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean([samples[i].mean(axis) - samples[i + 3].mean(axis) for i in range(3)], axis=0)
+
+    expected = stats.bootstrap(
+        (*one, *other), statistic, n_resamples=4000, method="percentile", vectorized=True, rng=0
+    ).confidence_interval
+    found = paired_difference(one, other, np.random.default_rng(0), 4000)
+    width = expected.high - expected.low
+    assert found.low == pytest.approx(expected.low, abs=0.06 * width)
+    assert found.high == pytest.approx(expected.high, abs=0.06 * width)
+
+
+def test_pairing_removes_what_differs_between_tasks() -> None:
+    """Tasks on very different scales of return: only the difference within a task counts."""
+    far = [np.array([0.0, 0.1]), np.array([1000.0, 1000.1])]
+    found = paired_difference([task + 1 for task in far], far, np.random.default_rng(0), 500)
+    assert found.value == pytest.approx(1)
+    assert found.high - found.low < 0.3
+
+
+def test_methods_must_cover_the_same_tasks() -> None:
+    with pytest.raises(ValueError, match=r"shorter|longer|broadcast|shape"):
+        paired_difference(scores(3), scores(2), np.random.default_rng(0), 10)
+
+
+def test_normalized() -> None:
+    assert normalized(5.0, 0.0, 10.0) == 0.5
+    assert normalized(-5.0, -10.0, 0.0) == 0.5
+    assert normalized(12.0, 0.0, 10.0) == pytest.approx(1.2)
+    assert normalized(1.0, 2.0, 2.0) is None
