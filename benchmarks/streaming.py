@@ -24,7 +24,7 @@ CHILD = """
 import json, sys, time
 import pyarrow.parquet as pq
 from pathlib import Path
-from pd_pipeline.trajectories.reading import ROWS_A_BATCH, stream
+from pd_pipeline.trajectories.reading import BUFFER_BYTES, ROWS_A_BATCH, stream
 
 path = Path(sys.argv[1])
 rows, began = 0, time.perf_counter()
@@ -32,7 +32,8 @@ if sys.argv[2] == "stream":
     for batch in stream(path):
         rows += len(batch.step)
 elif sys.argv[2] == "bare":
-    for batch in pq.ParquetFile(path).iter_batches(ROWS_A_BATCH):
+    file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
+    for batch in file.iter_batches(ROWS_A_BATCH):
         rows += batch.num_rows
 seconds = time.perf_counter() - began
 # VmHWM begins anew with a program; ru_maxrss would inherit the parent's

@@ -78,16 +78,17 @@ def graph(
 @app.command()
 def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files (Parquet).")]) -> None:
     """Read trajectory files as the pipeline does, and refuse what it would refuse."""
-    from pd_pipeline.trajectories import reading
+    from pd_pipeline import config
+    from pd_pipeline.families.base import load_family
+    from pd_pipeline.trajectories.checking import check_file
 
+    params = config.load(Path.cwd())
+    families = {name: load_family(name, params.block(name, "environment"), Path.cwd()) for name in params.families}
     bad = 0
     for file in files:
         try:
-            steps = episodes = 0
-            for batch in reading.stream(file):
-                steps += len(batch.step)
-                episodes += int((batch.step == 0).sum())
-            typer.echo(f"{file}: good: {episodes:,} episodes, {steps:,} steps")
+            summary = check_file(file, families)
+            typer.echo(f"{file}: good: {summary.episodes:,} episodes, {summary.steps:,} steps")
         except PipelineError as error:
             bad += 1
             print(f"refused: {error}", file=sys.stderr)
@@ -120,6 +121,15 @@ def _show(values: dict[str, object], depth: int) -> None:
 
     for name, value in values.items():
         typer.echo("  " * depth + f"{name}: {json.dumps(value)}")
+
+
+@app.command()
+def publish(family: Annotated[str, typer.Argument(help="Family of params.yaml.")]) -> None:
+    """Copy the numbers of this run, small and with what made them, to results/<family>/."""
+    from pd_pipeline.reporting.publish import publish as copy
+
+    for file in copy(Path.cwd(), family, Path.cwd() / "results" / family):
+        typer.echo(str(file.relative_to(Path.cwd())))
 
 
 @app.command()

@@ -108,7 +108,8 @@ def test_params_shows_the_value_of_every_parameter(root: Path) -> None:
     assert shown["run"]["methods"] == ["prompt_dt", "noise_prompt"]
 
 
-def test_validate_accepts_good_files(trained_project: Path) -> None:
+def test_validate_accepts_good_files(trained_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(trained_project)
     files = sorted((trained_project / "data/trajectories/point_robot").glob("*.parquet"))
     result = invoke("validate", *map(str, files))
     assert result.exit_code == 0
@@ -117,7 +118,10 @@ def test_validate_accepts_good_files(trained_project: Path) -> None:
     assert "good: 38 episodes, 456 steps" in lines[0]
 
 
-def test_validate_refuses_each_bad_file_and_still_reads_the_others(trained_project: Path, tmp_path: Path) -> None:
+def test_validate_refuses_each_bad_file_and_still_reads_the_others(
+    trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained_project)
     good = trained_project / "data/trajectories/point_robot/expert.parquet"
     truncated = tmp_path / "truncated.parquet"
     shutil.copy(good, truncated)

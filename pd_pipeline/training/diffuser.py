@@ -30,7 +30,7 @@ class DenoiserParams(Parameters):
 class Params(OptimizationParams):
     """Process, shape and training of the diffuser."""
 
-    steps: int = Field(default=6000, gt=0)
+    steps: int = Field(default=2000, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     warmup: int = Field(default=200, ge=0)
     clip: float | None = Field(default=1.0, gt=0)

@@ -41,8 +41,8 @@ class TrajectoriesParams(Parameters):
     episodes_a_shard: int = Field(default=20, gt=0)
     episodes: dict[str, EpisodeCount] = {
         "expert": EpisodeCount(train=40, test=15),
-        "medium": EpisodeCount(train=10, test=10),
-        "random": EpisodeCount(train=10, test=10),
+        "medium": EpisodeCount(train=5, test=5),
+        "random": EpisodeCount(train=5, test=5),
     }
 
 

@@ -36,7 +36,7 @@ from pd_pipeline.tuning.protocol import (
 class AdaptParams(OptimizationParams):
     """Phase one: L_DM alone on the few-shot prompts."""
 
-    steps: int = Field(default=600, ge=1)
+    steps: int = Field(default=200, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     clip: float | None = Field(default=1.0, gt=0)
     warmup: int = Field(default=20, ge=0)
@@ -47,7 +47,7 @@ class Params(TuningParams, OptimizationParams):
     """Phase two: eq. 9."""
 
     adapt: AdaptParams | None = AdaptParams()
-    steps: int = Field(default=300, gt=0)
+    steps: int = Field(default=250, gt=0)
     learning_rate: float = Field(default=3e-4, gt=0)
     clip: float | None = Field(default=1.0, gt=0)
     warmup: int = Field(default=10, ge=0)

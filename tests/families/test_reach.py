@@ -133,8 +133,8 @@ def test_two_tasks_in_the_same_state_look_the_same() -> None:
     np.testing.assert_allclose(seen[0], seen[2], atol=1e-6)
 
 
-def test_the_puck_identifies_the_task_unless_masked(reach: Reach) -> None:
-    shown = [reach.make(task).reset()[0] for task in (0, 5)]
+def test_the_puck_identifies_the_task_unless_masked() -> None:
+    shown = [family(mask_object=False).make(task).reset()[0] for task in (0, 5)]
     assert (shown[0][OBJECT[0]] != shown[1][OBJECT[0]]).any()
     others = np.ones(39, bool)
     for part in OBJECT:

@@ -185,7 +185,7 @@ class TestDropout:
     @staticmethod
     def refreshed(rate: float, seed: int = 0, elements: int = 100_000) -> Dropout:
         dropout = Dropout(rate).train()
-        dropout.refresh(elements, torch.float32, torch.Generator().manual_seed(seed))
+        dropout.refresh(elements, 4, torch.float32, torch.Generator().manual_seed(seed))
         return dropout
 
     @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
@@ -207,6 +207,12 @@ class TestDropout:
         one, same, other = (self.refreshed(0.5, seed)(torch.ones(1000)) for seed in (1, 1, 2))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)
+
+    def test_adding_a_branch_drops_the_branch_alone(self) -> None:
+        x, branch = torch.randn(10, 100), torch.randn(10, 100)
+        expected = x + self.refreshed(0.5)(branch)
+        torch.testing.assert_close(self.refreshed(0.5).add(x, branch), expected)
+        assert torch.equal(Dropout(0.5).eval().add(x, branch), x + branch)
 
     def test_identity_outside_training_and_at_rate_zero(self) -> None:
         x = torch.randn(10)
