@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
 
 
@@ -84,26 +85,35 @@ class WorkerBatch:
             theirs.close()
             self._pipes.append(ours)
             self._processes.append(process)
-        for pipe in self._pipes:
-            pipe.recv()
+        self._gather()
+
+    def _gather(self) -> list[Any]:
+        """One answer of every worker. Raises PipelineError where one died."""
+        try:
+            return [pipe.recv() for pipe in self._pipes]
+        except EOFError:
+            raise PipelineError(
+                "evaluation: a process that runs environments died: its own error stands above, or memory ran out "
+                "(lower evaluation.workers)"
+            ) from None
 
     def reset(self) -> np.ndarray:
         """Observations (n, d_s)."""
         for pipe in self._pipes:
             pipe.send("reset")
-        return np.concatenate([pipe.recv() for pipe in self._pipes])
+        return np.concatenate(self._gather())
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Apply actions (n, d_a) in task units."""
         for pipe, part in zip(self._pipes, self._slices, strict=True):
             pipe.send(actions[part])
-        parts = [pipe.recv() for pipe in self._pipes]
-        return Outcome(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return Outcome(*(np.concatenate(column) for column in zip(*self._gather(), strict=True)))
 
     def close(self) -> None:
         """End the workers."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
-            pipe.send(None)
+            if process.is_alive():
+                pipe.send(None)
             process.join()
 
 

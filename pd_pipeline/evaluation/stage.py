@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -22,7 +22,7 @@ from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import COST_FILE, atomic_file, read_json, save_arrays, write_json
 from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.loop import load_weights, pick_device
+from pd_pipeline.training.loop import load_weights, pick_device, use_bf16
 from pd_pipeline.training.plm import load_policy
 from pd_pipeline.training.policy_data import prompt_tensors
 from pd_pipeline.trajectories.reading import read
@@ -35,18 +35,20 @@ class Params(Parameters):
 
     workers: int | None = Field(default=None, ge=1, description="processes for environments; None: one a core")
     device: str = "auto"
+    precision: Literal["auto", "bf16", "float32"] = "auto"
     bootstrap: int = Field(default=2000, gt=0, description="draws of an interval")
     fit_prompts: int = Field(default=512, gt=1, description="prompts generated to measure the diffuser's fit")
 
 
 class Result(NamedTuple):
-    """What one method left for one target."""
+    """What one method left for one target, and the return it is asked for there."""
 
     method: str
     task: int
     directory: Path
     prompts: Prompts
     summary: dict[str, Any]
+    target_return: float
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def run(context: StageContext) -> dict[str, Any]:
     began = time.monotonic()
     device = pick_device(params.device)
     policy, normalization = load_policy(context.inputs["plm"], device)
-    results = [_result(d, name.removeprefix("tuned_"), task) for name, task, d in _directories(context)]
+    results = [_result(context, d, name.removeprefix("tuned_"), task) for name, task, d in _directories(context)]
     rollouts = _roll_out(context, results, policy, normalization, device)
     scores = _scores(context, results, rollouts)
     with atomic_file(context.out / "scores.parquet") as temporary:
@@ -85,9 +87,15 @@ def _directories(context: StageContext) -> list[tuple[str, int, Path]]:
     return [(name, task, context.inputs[name] / str(task)) for name in names for task in context.family.test_tasks]
 
 
-def _result(directory: Path, method: str, task: int) -> Result:
-    prompts = Prompts.load(directory / "prompts.safetensors")
-    return Result(method, task, directory, prompts, read_json(directory / "summary.json"))
+def _result(context: StageContext, directory: Path, method: str, task: int) -> Result:
+    """The mean return of the few-shot trajectories is the target: known to whoever has them, and reachable.
+
+    Their best is not: it may owe its return to a start near the goal.
+    """
+    prompts, summary = Prompts.load(directory / "prompts.safetensors"), read_json(directory / "summary.json")
+    data = read(context.inputs["trajectories"] / f"{summary['quality']}.parquet", [task])
+    few_shot = np.isin(data.episode_id, summary["few_shot_episodes"])
+    return Result(method, task, directory, prompts, summary, float(data.episode_returns[few_shot].mean()))
 
 
 def _roll_out(
@@ -101,7 +109,7 @@ def _roll_out(
     counts = [len(result.prompts) for result in results]
     owner = np.repeat(np.arange(len(results)), counts)  # (n,) index of the result
     tasks = [results[i].task for i in owner]
-    targets = np.array([_target_return(context, results[i]) for i in owner])
+    targets = np.array([results[i].target_return for i in owner])
     prompts = Prompts(*(np.concatenate([getattr(r.prompts, n) for r in results]) for n in Prompts.__dataclass_fields__))
     policies, frozen = [], np.ones(len(owner), bool)
     for i, result in enumerate(results):
@@ -121,19 +129,10 @@ def _roll_out(
     environments = make_batch(context.family, context.environment, context.root, tasks, seeds, context.params.workers)
     try:
         title = f"evaluation {context.key}"
-        return rollout(policies, prompts, targets, normalization, environments, context.progress, title)
+        bf16 = use_bf16(context.params.precision, device)
+        return rollout(policies, prompts, targets, normalization, environments, context.progress, title, bf16)
     finally:
         environments.close()
-
-
-def _target_return(context: StageContext, result: Result) -> float:
-    """The mean return of the few-shot trajectories: known to whoever has them, and reachable.
-
-    Their best is not: it may owe its return to a start near the goal.
-    """
-    data = read(context.inputs["trajectories"] / f"{result.summary['quality']}.parquet", [result.task])
-    few_shot = np.isin(data.episode_id, result.summary["few_shot_episodes"])
-    return float(data.episode_returns[few_shot].mean())
 
 
 def _scores(context: StageContext, results: list[Result], rollouts: Rollouts) -> pl.DataFrame:
@@ -144,7 +143,7 @@ def _scores(context: StageContext, results: list[Result], rollouts: Rollouts) ->
             "task": result.task,
             "seed": context.seed,
             "prompt": prompt,
-            "target_return": _target_return(context, result),
+            "target_return": result.target_return,
             "origin": "generated" if episode < 0 else f"episode {episode}",
             "origin_step": int(start),
         }

@@ -8,7 +8,13 @@ remaining steps have seen.
 import torch
 from torch import Tensor
 
-from pd_pipeline.models.decision_transformer import Block, PromptingDecisionTransformer, Steps, causal_mask
+from pd_pipeline.models.decision_transformer import (
+    Block,
+    PromptingDecisionTransformer,
+    Steps,
+    causal_mask,
+    residual,
+)
 
 
 class PromptedPolicy:
@@ -18,7 +24,7 @@ class PromptedPolicy:
     def __init__(self, policy: PromptingDecisionTransformer, prompt: Steps):
         """`prompt` holds B prompts of K* steps, normalised."""
         self.policy = policy.eval()
-        x = policy.norm_embedding(policy.embed_prompt(prompt))  # (B, 3K*, width)
+        x = policy.norm_embedding(residual(policy.embed_prompt(prompt)))  # (B, 3K*, width)
         mask = causal_mask(x.shape[1], x)
         self._cache: list[tuple[Tensor, Tensor]] = []
         for block in policy.blocks:
@@ -30,7 +36,7 @@ class PromptedPolicy:
     def act(self, window: Steps) -> Tensor:
         """Actions (B, d_a) in [-1, 1] for the last step of windows (B, L); that step's own action is not read."""
         policy = self.policy
-        x = policy.norm_embedding(policy.embed_window(window)[:, :-1])  # (B, 3L - 1, width)
+        x = policy.norm_embedding(residual(policy.embed_window(window)[:, :-1]))  # (B, 3L - 1, width)
         full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, 3K* + 3L - 1)
         for index, (block, cached) in enumerate(zip(policy.blocks, self._cache, strict=True)):
             normed = block.norm_attention(x)

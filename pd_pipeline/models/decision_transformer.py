@@ -6,8 +6,7 @@ One sequence is the prompt followed by the recent window, each step as three tok
 
 and the action of step k is read off the state token s_k. Sequences are right-padded, so that the causal mask alone
 keeps valid tokens from padding; prompts are always full. What is computed is what GPT-2 computes, less work:
-the last block runs only for the tokens that are read, and attention probabilities are not dropped out (fused attention
-has no place for it), only embeddings and residual branches are.
+the last block runs only for the tokens that are read.
 """
 
 from collections.abc import Sequence
@@ -186,9 +185,7 @@ class PromptingDecisionTransformer(nn.Module):
     def forward(self, prompt: Steps, window: Steps) -> Tensor:
         """Prompt of K* and window of L steps -> predicted actions (B, L, d_a) in [-1, 1]."""
         x = torch.cat((self.embed_prompt(prompt), self.embed_window(window)), dim=1)  # (B, T, width)
-        if torch.is_autocast_enabled(x.device.type):  # the residual stream too: half the memory traffic
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        x = self.dropout(self.norm_embedding(x[:, :-1]))  # no state token looks at the last action
+        x = self.dropout(self.norm_embedding(residual(x[:, :-1])))  # no state token looks at the last action
         total = x.shape[1]
         read = torch.arange(3 * prompt.timesteps.shape[1] + 1, total, 3, device=x.device)  # the window's states (L,)
         mask = causal_mask(total, x)
@@ -199,6 +196,12 @@ class PromptingDecisionTransformer(nn.Module):
     def act(self, x: Tensor) -> Tensor:
         """Residual stream at state tokens (..., width) -> actions (..., d_a)."""
         return torch.tanh(self.head(self.norm_final(x)).float())
+
+
+def residual(x: Tensor) -> Tensor:
+    """Under autocast the residual stream is of its type too: half the memory traffic."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def causal_mask(tokens: int, like: Tensor) -> Tensor:

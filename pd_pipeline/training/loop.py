@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -173,23 +173,21 @@ class Trainer:
         self._resume()
         writer = _tensorboard(logs, self.step)
         saved = time.monotonic()
-        with terminated() as stop:
+        with terminated() as stop, closing(writer):
             while self.step < self.params.steps:
                 self._update(compute)
                 self.step += 1
                 if self.step % self.params.log_every == 0 or self.step == self.params.steps:
                     row = self._log(evaluate)
                     progress(self.title, self.step, self.params.steps, f"loss {row['loss']:.5f}")
-                    if writer is not None:
-                        for name, value in row.items():
-                            writer.add_scalar(name, value, self.step)
-                if stop() or time.monotonic() - saved > self.params.checkpoint_seconds:
+                    for name, value in row.items():
+                        writer.add_scalar(name, value, self.step)
+                stopping = stop()
+                if stopping or time.monotonic() - saved > self.params.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
-                if stop():
+                if stopping:
                     raise Interrupted
-        if writer is not None:
-            writer.close()
         return self.history
 
     def _update(self, compute: Callable[[int], dict[str, Tensor]]) -> None:
@@ -253,9 +251,19 @@ class Trainer:
         self._sums = json.loads(metadata["sums"])
 
 
+class _NoWriter:
+    """Stands in where nothing is logged for TensorBoard."""
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Keep nothing."""
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
 def _tensorboard(logs: Path | None, step: int) -> Any:
     if logs is None:
-        return None
+        return _NoWriter()
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(logs), purge_step=step)

@@ -72,7 +72,8 @@ def combine(
 ) -> tuple[list[Tensor], float]:
     """The update direction of eq. 9, and the share of parameters' layers whose guidance was projected.
 
-    `test` says where <g_DM, g_DT> < 0 is asked: once for everything, as eq. 9 reads, or layer by layer.
+    `test` says where <g_DM, g_DT> < 0 is asked: once for everything, as eq. 9 reads, or layer by layer. Under a
+    layer test, `flat` is flat within each layer: parts of a projection of the whole are orthogonal to nothing.
     """
     if mode == "dm_only":
         return list(diffusion), 0.0
@@ -80,6 +81,8 @@ def combine(
         return [weight * x for x in guidance], 0.0
     if mode == "sum":
         return [x + weight * y for x, y in zip(diffusion, guidance, strict=True)], 0.0
+    if test == "layer" and reading == "flat":
+        reading = "layer_flat"
     if test == "global":
         conflicts = [bool(inner(diffusion, guidance) < 0)] * len(diffusion)
     else:

@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.training.diffuser import diffusion_loss
@@ -66,6 +67,11 @@ class Params(TuningParams, OptimizationParams):
 def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
     """Adapt, guide, generate, choose."""
     assert plm.diffuser is not None, "prompt_diffuser reads the diffuser"
+    if params.candidates < params.prompts:
+        raise PipelineError(
+            f"tuned_prompt_diffuser: candidates ({params.candidates}) must be at least prompts ({params.prompts}), "
+            "which are chosen among them"
+        )
     denoiser, diffusion = copy.deepcopy(plm.diffuser[0]).train(), plm.diffuser[1]
     x0, y = few_shot.tensors(plm)
     rows: list[dict[str, float]] = []
