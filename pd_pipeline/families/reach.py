@@ -169,7 +169,7 @@ class Reach(Family):
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one."""
         return {
-            "expert": {"gain": 1.0, "noise": 0.2, "exploring_steps": 40},
+            "expert": {"gain": 1.0, "noise": 0.1, "exploring_steps": 40},
             "medium": {"gain": 0.3, "noise": 0.4, "exploring_steps": 40},
             "random": {"random": True},
         }

@@ -23,7 +23,7 @@ VALIDATION_SEED = 1 << 20  # beside every training seed
 class Params(OptimizationParams):
     """Shape and training of the PLM."""
 
-    steps: int = Field(default=2000, gt=0)
+    steps: int = Field(default=2400, gt=0)
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_per_task: int = Field(default=4, gt=0, description="samples of every training task in each step")
     quality: str = "expert"

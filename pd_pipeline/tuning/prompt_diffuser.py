@@ -48,19 +48,19 @@ class Params(TuningParams, OptimizationParams):
     """Phase two: eq. 9."""
 
     adapt: AdaptParams | None = AdaptParams()
-    steps: int = Field(default=250, gt=0)
-    learning_rate: float = Field(default=3e-4, gt=0)
+    steps: int = Field(default=300, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     clip: float | None = Field(default=1.0, gt=0)
     warmup: int = Field(default=10, ge=0)
     log_every: int = Field(default=1, gt=0)
     batch: int = Field(default=32, gt=0)
-    guidance: float = Field(default=5.0, ge=0, description="lambda")
+    guidance: float = Field(default=20.0, ge=0, description="lambda")
     scale_guidance: bool = Field(default=True, description="bring g_DT to the norm of g_DM before lambda")
     mode: Mode = "projection"
     reading: Reading = "flat"
     test: Literal["global", "layer"] = "global"
     energy: float = Field(default=0.95, gt=0, le=1, description="of the layer_svd reading")
-    chain: int = Field(default=5, gt=0, description="DDIM steps of the reverse chain, in guidance and generation")
+    chain: int = Field(default=3, gt=0, description="DDIM steps of the reverse chain, in guidance and generation")
     candidates: int = Field(default=64, gt=0, description="prompts generated, of which the best are kept")
 
 
