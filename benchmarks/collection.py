@@ -24,13 +24,14 @@ BLOCKS: dict[str, dict[str, Any]] = {"reach": {"horizon": 200}, "point_robot": {
 
 def bare(family: Family, episodes: int) -> float:
     """Steps a second of one environment in a plain loop, nothing kept."""
-    policy = family.behavior(family.default_behaviors()["expert"])
+    behavior = family.default_behaviors()["expert"]
+    policy, options = family.behavior(behavior), {"exploring_steps": behavior.get("exploring_steps", 0)}
     environment = family.make(family.train_tasks[0])
     rng = np.random.default_rng(0)
 
     def loop() -> None:
-        for _ in range(episodes):
-            observation, _ = environment.reset(seed=0)
+        for episode in range(episodes):
+            observation, _ = environment.reset(seed=episode, options=options)  # starts as collection does
             for _ in range(family.horizon):
                 observation = environment.step(policy(environment, observation, rng))[0]
 

@@ -19,9 +19,11 @@ from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer, Steps
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.training.loop import use_bf16
 from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
 
 GOAL, HORIZON, PROMPT = 20, 200, 5
+BF16 = use_bf16("auto", torch.device("cpu"))  # as stage evaluation does
 
 
 def plm(family: Family) -> tuple[PromptingDecisionTransformer, Normalization]:
@@ -94,7 +96,7 @@ def batched(family: Family, block: dict[str, Any], count: int) -> tuple[float, f
     building = timed(lambda: made.append(make_batch(family, block, Path.cwd(), tasks, list(range(count)))))
     given = prompts(family, count), np.ones(count), normalization, made[0], silent, ""
     try:
-        seconds = timed(lambda: rollout([(policy, np.arange(count))], *given))
+        seconds = timed(lambda: rollout([(policy, np.arange(count))], *given, bf16=BF16))
     finally:
         made[0].close()
     return count * HORIZON / seconds, building

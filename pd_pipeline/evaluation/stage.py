@@ -197,7 +197,7 @@ def _target_fit(
     x0, y = held_out.tensors(plm)
     count = min(context.params.fit_prompts, len(y) // 2)
     made, conditions = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
-    real = torch.from_numpy(rng.choice(len(x0), min(64, count), replace=False)).to(plm.device)
+    real = torch.from_numpy(rng.choice(len(x0), min(16, count), replace=False)).to(plm.device)
     return compare(x0.cpu().numpy(), made.cpu().numpy(), rng) | {
         "action_loss_real": float(prompt_losses(plm, held_out, x0[real], y[real], context.seed).mean()),
         "action_loss_generated": float(
