@@ -31,28 +31,32 @@ app = typer.Typer(
 
 @app.command()
 def run(
-    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm.")],
+    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm, or `all` in their order.")],
     key: Annotated[str, typer.Option(help="Which piece of it, such as reach-0; all pieces without it.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Do it again even if it is up to date.")] = False,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Tell DVC what was made from what.")] = True,
 ) -> None:
-    """Run one stage, or one key of it, unless it is up to date."""
+    """Run one stage, one key of it, or all stages in one process, unless they are up to date."""
     from pd_pipeline import graph, lineage, progress
 
     project = graph.load(Path.cwd())
-    keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
-    for one in keys:
+    if stage == "all":
+        pieces = [(name, one) for name in project.stages for one in project.keys(name)]
+    else:
+        keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
+        pieces = [(stage, one) for one in keys]
+    for name, one in pieces:
         report = progress.console()
         try:
-            outcome = lineage.run(project, stage, one, report, force=force, record=record)
+            outcome = lineage.run(project, name, one, report, force=force, record=record)
         finally:
             if isinstance(report, progress.BarProgress):
                 report.close()
-        name = f"{stage} {one}".strip()
+        title = f"{name} {one}".strip()
         if outcome.skipped:
-            typer.echo(f"{name}: up to date")
+            typer.echo(f"{title}: up to date")
         else:
-            typer.echo(f"{name}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
+            typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
 
 
 @app.command()

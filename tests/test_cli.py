@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from pd_pipeline import doctor
+from pd_pipeline import doctor, lineage
 from pd_pipeline.cli import app
 from pd_pipeline.doctor import Finding
+from pd_pipeline.graph import Graph, load
+from pd_pipeline.stage import Key
 from tests.dvc_project import SMALL_PARAMS, call, change, make_project
 
 DEAD_PROCESS = 2**22 + 1  # above the largest process id
@@ -195,3 +197,20 @@ def test_doctor_compares_installed_versions_with_the_needed_ones(monkeypatch: py
         doctor.metadata, "requires", lambda _: ["torch==1.0", "no-such-package", "ruff; extra == 'test'"]
     )
     assert [finding.text.split()[0] for finding in doctor.versions()] == ["torch", "no-such-package"]
+
+
+def test_run_all_goes_through_every_piece_in_the_order_of_the_graph(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def done(project: Graph, stage: str, key: Key, *_: object, **__: object) -> lineage.Outcome:
+        asked.append((stage, str(key)))
+        return lineage.Outcome({}, True, None)
+
+    monkeypatch.setattr(lineage, "run", done)
+    assert invoke("run", "all").exit_code == 0
+    project = load(root)
+    assert asked == [(name, str(key)) for name in project.stages for key in project.keys(name)]
+    assert asked[0][0] == "behavior_policies"
+    assert asked[-1] == ("report", "")
