@@ -23,6 +23,11 @@ class Outcome(NamedTuple):
     ended: np.ndarray  # (n,) bool
 
 
+def episode_seed(seed: int, task: int, prompt: int) -> int:
+    """The seed an episode is reset with: the same for every method, so that prompt i of each meets the same start."""
+    return int(np.random.SeedSequence([seed, task, prompt]).generate_state(1)[0])
+
+
 class LocalBatch:
     """Environments of this process."""
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.environments import make_batch
+from pd_pipeline.evaluation.environments import episode_seed, make_batch
 from pd_pipeline.evaluation.fit import compare
 from pd_pipeline.evaluation.rollouts import Rollouts, rollout
 from pd_pipeline.evaluation.scores import method_metrics
@@ -120,12 +120,8 @@ def _roll_out(
             frozen &= owner != i
     if frozen.any():
         policies.append((policy, np.flatnonzero(frozen)))
-    # the same seeds for every method: prompt i of each meets the same start
     within = np.concatenate([np.arange(count) for count in counts])
-    seeds = [
-        int(np.random.SeedSequence([context.seed, t, int(i)]).generate_state(1)[0])
-        for t, i in zip(tasks, within, strict=True)
-    ]
+    seeds = [episode_seed(context.seed, task, int(prompt)) for task, prompt in zip(tasks, within, strict=True)]
     environments = make_batch(context.family, context.environment, context.root, tasks, seeds, context.params.workers)
     try:
         title = f"evaluation {context.key}"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from pd_pipeline.evaluation.environments import episode_seed
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.gather import Episode
 from pd_pipeline.storage import load_arrays, save_arrays, write_json
@@ -62,11 +63,6 @@ def replay(episodes: Sequence[Episode], family: str, block: dict[str, Any], root
             )
         tried.append(f"{backend or 'default'}: {reason}")
     return Replay(missing=f"No picture: no off-screen OpenGL was found on this machine ({'; '.join(tried)}).")
-
-
-def episode_seed(seed: int, task: int, prompt: int) -> int:
-    """The seed that `evaluation` resets an episode with; `Replay.drift` tells if they ever part."""
-    return int(np.random.SeedSequence([seed, task, prompt]).generate_state(1)[0])
 
 
 def _try(job: Path, backend: str) -> str:
