@@ -70,6 +70,17 @@ def test_splits_are_those_of_the_papers(reach: Reach) -> None:
     assert len(goals) == 20, "every task has its own goal"
 
 
+def test_the_validation_split_never_meets_the_published_targets(reach: Reach) -> None:
+    validation = family(split="validation")
+    assert set(validation.train_tasks) | set(validation.test_tasks) == set(reach.train_tasks)
+
+    def to_nearest(made: Reach) -> np.ndarray:
+        goals = {task: np.array(made.goal(task)["position"]) for task in (*made.train_tasks, *made.test_tasks)}
+        return np.sort([min(np.linalg.norm(goals[t] - goals[u]) for u in made.train_tasks) for t in made.test_tasks])
+
+    assert np.abs(to_nearest(validation) - to_nearest(reach)).max() < 0.01, "as hard as the published split"
+
+
 def test_the_goal_of_the_metadata_is_that_of_the_environment(reach: Reach) -> None:
     for task in (0, 5, 19):
         environment = reach.make(task)
