@@ -66,7 +66,7 @@ def rollout(
             (PromptedPolicy(policy, Steps(*(part[torch.from_numpy(rows).to(device)] for part in steps))), rows)
             for policy, rows in chunks
         ]
-    context = policies[0][0].config.context
+    context = policies[0][0].config.acting_window
     observations = np.zeros((count, horizon, normalization.observation_size), np.float32)
     actions = np.zeros((count, horizon, normalization.action_size), np.float32)
     returns_to_go = np.zeros((count, horizon), np.float32)

@@ -10,28 +10,53 @@ the last block runs only for the tokens that are read.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pd_pipeline.config import Parameters
 
 
-class PolicyConfig(Parameters):
+class PolicyShape(Parameters):
+    """What a user chooses of the policy transformer."""
+
+    context: int = Field(default=20, gt=0, description="K, steps of the window")
+    acting_context: int | None = Field(
+        default=None, gt=0, description="steps of the window in acting and in tuning, at most K; None: K"
+    )
+    width: int = Field(default=128, gt=0)
+    layers: int = Field(default=3, gt=0)
+    heads: int = Field(default=1, gt=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.acting_window > self.context:
+            raise ValueError(f"acting_context {self.acting_context} is above context {self.context}, the one trained")
+        return self
+
+    @property
+    def acting_window(self) -> int:
+        """Steps of the window in acting, and in the action loss that prompts are tuned by.
+
+        With a long history a policy goes on with its own earlier actions instead of correcting them; a shorter one
+        leaves it the prompt and the state. Every window up to K was met in training, so none is foreign to it.
+        """
+        return self.acting_context or self.context
+
+
+class PolicyConfig(PolicyShape):
     """Shape of the policy transformer; saved beside its weights."""
 
     observation_size: int
     action_size: int
     max_timestep: int = Field(description="embedded timesteps: 0 .. max_timestep - 1, the horizon")
     prompt_length: int = Field(default=5, gt=0, description="K*, steps of a prompt")
-    context: int = Field(default=20, gt=0, description="K, steps of the window")
-    width: int = Field(default=128, gt=0)
-    layers: int = Field(default=3, gt=0)
-    heads: int = Field(default=1, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
 class Steps(NamedTuple):
@@ -164,8 +189,6 @@ class PromptingDecisionTransformer(nn.Module):
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
-        if config.width % config.heads:
-            raise ValueError(f"width {config.width} is not a multiple of heads {config.heads}")
         self.config = config
         self.embed_prompt = StepEmbedding(config)
         self.embed_window = StepEmbedding(config)

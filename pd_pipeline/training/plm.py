@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer
+from pd_pipeline.models.decision_transformer import PolicyConfig, PolicyShape, PromptingDecisionTransformer
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.prompts.stage import held_out_episodes
 from pd_pipeline.stage import StageContext
@@ -20,7 +20,7 @@ from pd_pipeline.trajectories.reading import read
 VALIDATION_SEED = 1 << 20  # beside every training seed
 
 
-class Params(OptimizationParams):
+class Params(PolicyShape, OptimizationParams):
     """Shape and training of the PLM."""
 
     steps: int = Field(default=2400, gt=0)
@@ -28,11 +28,6 @@ class Params(OptimizationParams):
     batch_per_task: int = Field(default=4, gt=0, description="samples of every training task in each step")
     quality: str = "expert"
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of episodes kept for the validation loss")
-    context: int = Field(default=20, gt=0, description="K")
-    width: int = Field(default=128, gt=0)
-    layers: int = Field(default=3, gt=0)
-    heads: int = Field(default=1, gt=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def run(context: StageContext) -> dict[str, Any]:
         action_size=normalization.action_size,
         max_timestep=normalization.horizon,
         prompt_length=prompt_length,
-        **params.model_dump(include={"context", "width", "layers", "heads", "dropout"}),
+        **params.model_dump(include=set(PolicyShape.model_fields)),
     )
     with torch.random.fork_rng([]):
         torch.manual_seed(context.seed)

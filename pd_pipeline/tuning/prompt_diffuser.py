@@ -128,7 +128,7 @@ def guide(
         picked = torch.from_numpy(rng.integers(0, len(x0), params.batch)).to(plm.device)
         diffusing = diffusion_loss(denoiser, diffusion, x0[picked], y[picked], generator)
         g_dm = torch.autograd.grad(diffusing, parameters)
-        window, valid = few_shot.windows.any_windows(rng, params.batch, plm.policy.config.context)
+        window, valid = few_shot.windows.any_windows(rng, params.batch, plm.policy.config.acting_window)
         noise = torch.randn(x0[picked].shape, generator=generator, device=plm.device)
         prompt = sample(denoiser, diffusion, noise, y[picked], params.chain)
         with trainer.autocast():

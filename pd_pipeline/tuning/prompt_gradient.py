@@ -41,7 +41,7 @@ def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run
 
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng([seed, step])
-        window, valid = few_shot.windows.any_windows(rng, len(each), plm.policy.config.context)
+        window, valid = few_shot.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
         # a sum over prompts: each moves as if it were alone
         return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * params.prompts
 

@@ -125,7 +125,7 @@ def guidance_loss(plm: Pretrained, x0: Tensor, y: Tensor, window: Steps, valid: 
 @torch.no_grad()
 def prompt_losses(plm: Pretrained, few_shot: FewShot, x0: Tensor, y: Tensor, seed: int, windows: int = 32) -> Tensor:
     """L_DT of each of n prompts over the same `windows` few-shot windows, (n,): the measure to choose prompts by."""
-    window, valid = few_shot.windows.any_windows(np.random.default_rng(seed), windows, plm.policy.config.context)
+    window, valid = few_shot.windows.any_windows(np.random.default_rng(seed), windows, plm.policy.config.acting_window)
     losses = []
     for prompt, condition in zip(x0, y, strict=True):
         repeated = prompt.expand(windows, *prompt.shape), condition.expand(windows, *condition.shape)

@@ -30,7 +30,12 @@ def family(name: str) -> tuple[Family, dict[str, Any]]:
 
 
 def policy(of: Family, seed: int = 0) -> PromptingDecisionTransformer:
-    sizes = {"observation_size": of.observation_size, "action_size": of.action_size, "max_timestep": of.horizon}
+    sizes = {
+        "observation_size": of.observation_size,
+        "action_size": of.action_size,
+        "max_timestep": of.horizon,
+        "acting_context": 3,
+    }
     return made_policy(seed, **sizes)
 
 
@@ -68,7 +73,7 @@ def one_at_a_time(
         observations.append(observation)
         returns_to_go.append(target - total)
         actions.append(np.zeros(normal.action_size, np.float32))
-        first = max(0, step + 1 - model.config.context)
+        first = max(0, step + 1 - model.config.acting_window)
         window = Steps(
             torch.tensor(np.array(returns_to_go[first:], np.float32) / normal.return_scale)[None].float(),
             torch.from_numpy(normal.observations(np.array(observations[first:])))[None].float(),
@@ -104,7 +109,7 @@ def test_batched_equals_one_at_a_time(name: str) -> None:
     given = prompts(of, len(tasks))
     models = [(policy(of, 0), np.array([0, 2, 3])), (policy(of, 1), np.array([1, 4, 5]))]
     found = rolled(of, block, models, tasks, given)
-    assert models[0][0].config.context < of.horizon
+    assert models[0][0].config.acting_window < models[0][0].config.context < of.horizon
     for model, rows in models:
         for i in rows:
             expected = one_at_a_time(
@@ -152,7 +157,7 @@ def test_the_return_to_go_falls_by_the_rewards(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(PromptedPolicy, "act", spy)
     found = rolled(of, block, [(policy(of), np.arange(2))], [0, 1], prompts(of, 2))
-    assert [w.timesteps.shape[1] for w in seen] == [1, 2, 3, 4, 4, 4, 4, 4, 4]
+    assert [w.timesteps.shape[1] for w in seen] == [1, 2, 3, 3, 3, 3, 3, 3, 3], "the acting window"
     np.testing.assert_allclose(seen[0].returns_to_go[:, 0] * 5, [-2, 3])
     last = seen[-1].returns_to_go[:, -1].numpy() * 5
     environment = of.make(1)

@@ -290,9 +290,14 @@ def test_fewer_candidates_than_prompts_are_refused(plm: Pretrained, few_shot: Fe
         tuned("prompt_diffuser", plm, few_shot, tmp_path, candidates=3, prompts=4)
 
 
-def test_prompt_losses_are_those_of_each_prompt_alone(plm: Pretrained, few_shot: FewShot) -> None:
+@pytest.mark.parametrize(("acting_context", "steps"), [(None, 6), (2, 2)])
+def test_prompt_losses_are_those_of_each_prompt_alone(
+    plm: Pretrained, few_shot: FewShot, acting_context: int | None, steps: int
+) -> None:
+    """Over windows as long as acting reads them."""
+    plm.policy.config = plm.policy.config.model_copy(update={"acting_context": acting_context})
     x0, y = (part[:3] for part in few_shot.tensors(plm))
-    window, valid = few_shot.windows.any_windows(np.random.default_rng(0), 32, 6)
+    window, valid = few_shot.windows.any_windows(np.random.default_rng(0), 32, steps)
     expected = [guidance_loss(plm, x0[i].expand(32, -1, -1), y[i].expand(32, -1, -1), window, valid) for i in range(3)]
     torch.testing.assert_close(prompt_losses(plm, few_shot, x0, y, seed=0), torch.stack(expected), atol=1e-6, rtol=1e-5)
 
