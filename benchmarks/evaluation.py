@@ -26,15 +26,19 @@ GOAL, HORIZON, PROMPT = 20, 200, 5
 BF16 = use_bf16("auto", torch.device("cpu"))  # as stage evaluation does
 
 
-def plm(family: Family) -> tuple[PromptingDecisionTransformer, Normalization]:
-    """A PLM of 128 x 3 with random weights: its speed does not depend on them."""
+def plm(family: Family, window: int) -> tuple[PromptingDecisionTransformer, Normalization]:
+    """A PLM of 128 x 3 that acts on `window` steps, with random weights: its speed does not depend on them."""
     size = family.observation_size
     channels = size + family.action_size + 1
     normalization = Normalization(
         np.zeros(channels, np.float32), np.ones(channels, np.float32), 1.0, HORIZON, size, family.action_size
     )
     config = PolicyConfig(
-        observation_size=size, action_size=family.action_size, max_timestep=HORIZON, prompt_length=PROMPT
+        observation_size=size,
+        action_size=family.action_size,
+        max_timestep=HORIZON,
+        prompt_length=PROMPT,
+        acting_context=window,
     )
     torch.manual_seed(0)
     return PromptingDecisionTransformer(config).eval(), normalization
@@ -60,7 +64,7 @@ def one_episode(
 ) -> None:
     """An episode in one environment."""
     steps = prompt_steps(*prompt_tensors(prompt, normalization), normalization)
-    context = policy.config.context
+    context = policy.config.acting_window
     observation, _ = environment.reset(seed=0)
     observations, actions, returns_to_go, rest = [], [], [], 1.0
     for step in range(HORIZON):
@@ -79,18 +83,18 @@ def one_episode(
         rest -= reward
 
 
-def one_at_a_time(family: Family, episodes: int) -> float:
+def one_at_a_time(family: Family, window: int, episodes: int) -> float:
     """Steps a second of one environment after another."""
-    policy, normalization = plm(family)
+    policy, normalization = plm(family, window)
     environment, prompt = family.make(family.test_tasks[0]), prompts(family, 1)
     one_episode(policy, prompt, normalization, environment)
     seconds = timed(lambda: [one_episode(policy, prompt, normalization, environment) for _ in range(episodes)])
     return episodes * HORIZON / seconds
 
 
-def batched(family: Family, block: dict[str, Any], count: int) -> tuple[float, float]:
+def batched(family: Family, block: dict[str, Any], window: int, count: int) -> tuple[float, float]:
     """Steps a second of `count` environments together, and the seconds that building them took."""
-    policy, normalization = plm(family)
+    policy, normalization = plm(family, window)
     tasks = [family.test_tasks[i % len(family.test_tasks)] for i in range(count)]
     made: list[Any] = []
     building = timed(lambda: made.append(make_batch(family, block, Path.cwd(), tasks, list(range(count)))))
@@ -103,16 +107,22 @@ def batched(family: Family, block: dict[str, Any], count: int) -> tuple[float, f
 
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
-    """One at a time and batched, for each family; the batch is what the default run evaluates on reach."""
-    count, episodes = (8, 1) if quick else (180, 4)
-    figures, details = [], {"environments": count, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
-    for name in ("point_robot", "reach"):
+    """One at a time and batched: as many as the default run evaluates on reach, and as many as the full benchmark."""
+    few, many, episodes = (8, 16, 1) if quick else (180, 720, 4)
+    figures, details = [], {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    for name, window, count in (
+        ("point_robot", 20, few),
+        ("point_robot", 5, few),
+        ("point_robot", 5, many),
+        ("reach", 5, few),
+    ):
         block = {"horizon": HORIZON}
         family = load_family(name, block, Path.cwd())
-        reference = one_at_a_time(family, episodes)
-        found, building = batched(family, block, count)
-        figures.append(at_least(f"{name}: batched rollouts", found, reference, "steps/s", goal=GOAL))
-        details[f"{name}: seconds to build the environments"] = building
+        reference = one_at_a_time(family, window, episodes)
+        found, building = batched(family, block, window, count)
+        title = f"{name}: {count} rollouts together, acting on {window} steps"
+        figures.append(at_least(title, found, reference, "steps/s", goal=GOAL))
+        details[f"{title}: seconds to build the environments"] = building
     return figures, details
 
 

@@ -102,8 +102,9 @@ def rolled(of: Family, block: dict[str, Any], models: list, tasks: list[int], gi
 
 
 @pytest.mark.parametrize("name", ["point_robot", "line"])
-def test_batched_equals_one_at_a_time(name: str) -> None:
-    """Several policies, tasks and prompts together; the context is shorter than the episode."""
+def test_batched_equals_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several policies, tasks and prompts together, in parts; the context is shorter than the episode."""
+    monkeypatch.setattr("pd_pipeline.evaluation.rollouts.CPU_CHUNK", 6)  # two rows of three steps
     of, block = family(name)
     tasks = [0, 1, 2, 1, 0, 2]
     given = prompts(of, len(tasks))
