@@ -25,7 +25,7 @@ BLOCKS: dict[str, dict[str, Any]] = {"reach": {"horizon": 200}, "point_robot": {
 def bare(family: Family, episodes: int) -> float:
     """Steps a second of one environment in a plain loop, nothing kept."""
     behavior = family.default_behaviors()["expert"]
-    policy, options = family.behavior(behavior), {"exploring_steps": behavior.get("exploring_steps", 0)}
+    policy, options = family.behavior(behavior), behavior.get("reset")
     environment = family.make(family.train_tasks[0])
     rng = np.random.default_rng(0)
 

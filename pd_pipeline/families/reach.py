@@ -58,6 +58,7 @@ class ReachEnv(gymnasium.Env):
         self.simulator = environment
         self._mask_object = mask_object
         self._renderer: Any = None
+        self._pushes: tuple[np.random.Generator, float, int] | None = None
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space = environment.action_space
 
@@ -71,22 +72,35 @@ class ReachEnv(gymnasium.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Back to the start of the task, the same every time: Meta-World ignores the seed.
 
-        `options={"exploring_steps": n}` then moves the gripper in a direction drawn from `seed` for up to n steps and
-        counts the episode from there.
+        For collection, `options` disturb the arm, with numbers drawn from `seed`. `exploring_steps: n` first moves it
+        in a random direction for up to n steps. `push_chance: p` and `push_steps: n` do so again, with probability p
+        after a step, for up to n steps. Moves are not steps of the episode: the next observation shows where they led.
         """
         observation, _ = self.simulator.reset()
-        if steps := (options or {}).get("exploring_steps", 0):
-            rng = np.random.default_rng(seed)
-            drift = np.append(rng.uniform(-1.0, 1.0, 3), 0.0).astype(np.float32)  # fingers at rest
-            for _ in range(rng.integers(0, steps + 1)):
-                observation = self.simulator.step(drift)[0]
-            self.simulator.curr_path_length = 0
+        options, rng = options or {}, np.random.default_rng(seed)
+        chance = options.get("push_chance", 0.0)
+        self._pushes = (rng, chance, options["push_steps"]) if chance else None
+        if steps := options.get("exploring_steps", 0):
+            observation = self._move(observation, rng, steps)
         return self._hide(observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """One step of 12.5 ms x 5 frames."""
         observation, reward, terminated, truncated, info = self.simulator.step(action)
+        if self._pushes is not None:
+            rng, chance, steps = self._pushes
+            if rng.random() < chance:
+                observation = self._move(observation, rng, steps)
         return self._hide(observation), float(reward), terminated, truncated, {"success": info["success"] > 0}
+
+    def _move(self, observation: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
+        """Up to `most` steps in a random direction; the observation they lead to."""
+        drift = np.append(rng.uniform(-1.0, 1.0, 3), 0.0).astype(np.float32)  # fingers at rest
+        counted, self.simulator.curr_path_length = self.simulator.curr_path_length, 0  # beyond 500 it refuses to step
+        for _ in range(rng.integers(0, most + 1)):
+            observation = self.simulator.step(drift)[0]
+        self.simulator.curr_path_length = counted
+        return observation
 
     def full_observation(self, observation: np.ndarray) -> np.ndarray:
         """A copy of `observation` with the goal written in, as the scripted policy needs it."""
@@ -182,10 +196,15 @@ class Reach(Family):
         return ReachEnv(environment, self.params.mask_object)
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
-        """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one."""
+        """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one.
+
+        The expert is pushed now and then: without that no step of its data lies more than millimetres off its path,
+        and no loss on it tells a policy that corrects itself from one that does not.
+        """
+        start = {"exploring_steps": 40}
         return {
-            "expert": {"gain": 1.0, "noise": 0.1, "exploring_steps": 40},
-            "medium": {"gain": 0.3, "noise": 0.4, "exploring_steps": 40},
+            "expert": {"gain": 1.0, "noise": 0.1, "reset": start | {"push_chance": 0.03, "push_steps": 8}},
+            "medium": {"gain": 0.3, "noise": 0.4, "reset": start},
             "random": {"random": True},
         }
 

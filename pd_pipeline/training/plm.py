@@ -14,7 +14,7 @@ from pd_pipeline.prompts.stage import held_out_episodes
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import COST_FILE, read_json, save_arrays, write_json
 from pd_pipeline.training.loop import OptimizationParams, Trainer, generator_of, load_weights, pick_device, weights
-from pd_pipeline.training.policy_data import PolicyData, policy_loss
+from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, policy_loss
 from pd_pipeline.trajectories.reading import read
 
 VALIDATION_SEED = 1 << 20  # beside every training seed
@@ -27,6 +27,7 @@ class Params(PolicyShape, OptimizationParams):
     learning_rate: float = Field(default=1e-3, gt=0)
     batch_per_task: int = Field(default=4, gt=0, description="samples of every training task in each step")
     quality: str = "expert"
+    interpolation: TaskInterpolation = TaskInterpolation()
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of episodes kept for the validation loss")
 
 
@@ -58,7 +59,11 @@ def run(context: StageContext) -> dict[str, Any]:
 
     def loss_of_step(step: int) -> torch.Tensor:
         batch = training.batch(
-            np.random.default_rng([context.seed, step]), params.batch_per_task, prompt_length, params.context
+            np.random.default_rng([context.seed, step]),
+            params.batch_per_task,
+            prompt_length,
+            params.context,
+            params.interpolation,
         )
         policy.refresh_dropout(len(batch.valid), residual, generator_of(context.seed, step, device))
         return policy_loss(policy, batch)

@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from pd_pipeline.config import Parameters
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.trajectories.reading import Trajectories
@@ -21,6 +23,38 @@ class Batch(NamedTuple):
     prompt: Steps  # (B, K*)
     window: Steps  # (B, K)
     valid: Tensor  # (B, K) bool: False where the episode is shorter than the window
+
+
+class TaskInterpolation(Parameters):
+    """Training samples between tasks: task interpolation (Yao et al., ICLR 2022) for trajectories.
+
+    A sample is mixed with one of another episode at the same timesteps, prompt and window with the same weight:
+    x = w x_1 + (1 - w) x_2 for returns-to-go, states and actions, w uniform in [-e, 1 + e]. A few training tasks are
+    told apart like classes, and prompts of a new one then fall to the nearest of them; in between and beyond
+    (e > 0) they become points of a line. It fits tasks whose behaviour is close to linear in the goal, such as
+    reaching; a mixture of two gaits is no gait.
+    """
+
+    share: float = Field(default=0.0, ge=0, le=1, description="of the samples; 0: off")
+    extrapolation: float = Field(default=0.0, ge=0, description="e: how far beyond either task weights go")
+
+
+def between(one: Batch, other: Batch, weight: Tensor) -> Batch:
+    """weight * one + (1 - weight) * other for weights (B,): actions are kept in [-1, 1], timesteps are those of one."""
+
+    def mix(a: Tensor, b: Tensor) -> Tensor:
+        w = weight.view(-1, *[1] * (a.dim() - 1))  # (B, 1, ..)
+        return w * a + (1 - w) * b
+
+    def steps(a: Steps, b: Steps) -> Steps:
+        return Steps(
+            mix(a.returns_to_go, b.returns_to_go),
+            mix(a.observations, b.observations),
+            mix(a.actions, b.actions).clamp(-1, 1),
+            a.timesteps,
+        )
+
+    return Batch(steps(one.prompt, other.prompt), steps(one.window, other.window), one.valid)
 
 
 class PolicyData:
@@ -38,14 +72,41 @@ class PolicyData:
         self.episodes = [np.flatnonzero(data.task_id == task) for task in np.unique(data.task_id)]
         self.device = device
 
-    def batch(self, rng: np.random.Generator, per_task: int, prompt_length: int, context: int) -> Batch:
-        """`per_task` samples of every task."""
+    def batch(
+        self,
+        rng: np.random.Generator,
+        per_task: int,
+        prompt_length: int,
+        context: int,
+        interpolation: TaskInterpolation | None = None,
+    ) -> Batch:
+        """`per_task` samples of every task, some of them between tasks where `interpolation` asks for it."""
         window_episode = np.concatenate([rng.choice(of, per_task) for of in self.episodes])  # (B,)
         long = [of[self.lengths[of] >= prompt_length] for of in self.episodes]
         prompt_episode = np.concatenate([rng.choice(of, per_task) for of in long])
         prompt_start = rng.integers(0, self.lengths[prompt_episode] - prompt_length + 1)
-        window, valid = self.windows(window_episode, rng, context)
-        return Batch(self._steps(prompt_episode, prompt_start, prompt_length)[0], window, valid)
+        window_end = rng.integers(1, self.lengths[window_episode] + 1)
+
+        def samples(windows: np.ndarray, prompts: np.ndarray) -> Batch:
+            window, valid = self._steps(windows, np.maximum(window_end - context, 0), context, window_end)
+            return Batch(self._steps(prompts, prompt_start, prompt_length)[0], window, valid)
+
+        batch = samples(window_episode, prompt_episode)
+        if interpolation is None or interpolation.share == 0:
+            return batch
+        partner = rng.permutation(len(window_episode))
+        fits = (self.lengths[window_episode[partner]] >= window_end) & (
+            self.lengths[prompt_episode[partner]] >= prompt_start + prompt_length
+        )
+        partner = np.where(fits, partner, np.arange(len(partner)))  # a sample without a partner mixes with itself
+        mixed = rng.random(len(partner)) < interpolation.share
+        reach = interpolation.extrapolation
+        weight = np.where(mixed, rng.uniform(-reach, 1 + reach, len(partner)), 1.0).astype(np.float32)
+        return between(
+            batch,
+            samples(window_episode[partner], prompt_episode[partner]),
+            torch.from_numpy(weight).to(self.device),
+        )
 
     def windows(self, episodes: np.ndarray, rng: np.random.Generator, context: int) -> tuple[Steps, Tensor]:
         """A random window of each of these episodes: Steps (B, K) and its valid steps (B, K)."""

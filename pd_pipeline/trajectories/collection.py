@@ -75,8 +75,8 @@ def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, see
     policy = family.behavior(behavior)
     environment = family.make(shard.task)
     horizon = family.horizon
-    # where resets are deterministic, exploring starts are what makes episodes differ
-    options = {"exploring_steps": behavior["exploring_steps"]} if "exploring_steps" in behavior else None
+    # what a reset is told: where resets are deterministic, exploring starts are what makes episodes differ
+    options = behavior.get("reset")
     episodes = []
     for episode in range(shard.first, shard.first + shard.episodes):
         key = [seed, shard.task, *shard.quality.encode(), episode]

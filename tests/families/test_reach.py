@@ -228,6 +228,58 @@ def test_qualities_are_ordered(reach: Reach) -> None:
     assert returns[0] > returns[1] > returns[2]
 
 
+def test_exploring_starts_differ_by_seed_and_are_not_steps(reach: Reach) -> None:
+    environment = reach.make(5)
+    still = environment.reset()[0]
+    starts = [environment.reset(seed=seed, options={"exploring_steps": 40})[0] for seed in (1, 1, 2)]
+    np.testing.assert_array_equal(starts[0], starts[1])
+    assert np.linalg.norm(starts[0][:3] - starts[2][:3]) > 0.01
+    assert np.linalg.norm(starts[0][:3] - still[:3]) > 0.01
+    assert environment.unwrapped.simulator.curr_path_length == 0
+
+
+def test_pushes_move_the_arm_between_steps_and_are_not_steps() -> None:
+    made = family(horizon=500)
+    pushed = {"push_chance": 0.2, "push_steps": 8}
+
+    def episode(seed: int, options: dict[str, float] | None) -> tuple[np.ndarray, np.ndarray]:
+        environment = made.make(5)
+        observations = [environment.reset(seed=seed, options=options)[0]]
+        rewards = []
+        for _ in range(500):  # as many as the simulator allows, pushes not counted
+            action = expert(made)(environment, observations[-1], np.random.default_rng(0))
+            observation, reward, _, truncated, _ = environment.step(action)
+            observations.append(observation)
+            rewards.append(reward)
+        assert truncated
+        return np.array(observations), np.array(rewards)
+
+    calm, (first, rewards), (same, _), (other, _) = (
+        episode(seed, options) for seed, options in ((1, None), (1, pushed), (1, pushed), (2, pushed))
+    )
+    np.testing.assert_array_equal(first, same)
+    assert not np.array_equal(first, other)
+
+    def jumps(observations: np.ndarray) -> np.ndarray:
+        """Distance of the gripper between two steps at the goal, metres."""
+        return np.linalg.norm(np.diff(observations[100:, :3], axis=0), axis=1)
+
+    assert jumps(calm[0]).max() < 0.002
+    assert 0.05 < (jumps(first) > 0.01).mean() < 0.25, "about as often as asked for, unless a push is short"
+    assert 0.5 * calm[1].sum() < rewards.sum() < calm[1].sum()
+    after = made.make(5)
+    after.reset(seed=1, options=pushed)
+    again = after.reset(seed=1)[0]
+    np.testing.assert_array_equal(again, calm[0][0])
+    assert np.array_equal(after.step(np.zeros(4, np.float32))[0], _still(made)), "pushes end with the episode"
+
+
+def _still(made: Reach) -> np.ndarray:
+    environment = made.make(5)
+    environment.reset()
+    return environment.step(np.zeros(4, np.float32))[0]
+
+
 def test_dimensions_that_never_change_are_there(reach: Reach) -> None:
     """Why the deviation is guarded when normalising."""
     observations = run(reach.make(0), expert(reach), 50)["observation"]

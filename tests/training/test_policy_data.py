@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pd_pipeline.prompts.segments import Normalization, cut
-from pd_pipeline.training.policy_data import PolicyData, prompt_steps, prompt_tensors
+from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, between, prompt_steps, prompt_tensors
 from pd_pipeline.trajectories.reading import Trajectories
 from tests.builders import D_A, D_S, trajectories
 
@@ -130,3 +130,44 @@ def test_the_reward_row_is_not_read_and_timesteps_stay_embedded() -> None:
     assert timesteps.dtype == torch.long
     assert timesteps.min() == 0
     assert timesteps.max() == 9
+
+
+def test_between_two_samples_lie_their_weighted_means(data: PolicyData) -> None:
+    one, other = (data.batch(np.random.default_rng([0, step]), 3, 2, 4) for step in (5, 6))
+    mixed = between(one, other, torch.tensor([1.0, 0.0, 0.25, 0.5, 1.5, -0.5]))
+    for part in ("prompt", "window"):
+        a, b, c = (getattr(batch, part) for batch in (one, other, mixed))
+        torch.testing.assert_close(c.observations[0], a.observations[0])
+        torch.testing.assert_close(c.observations[1], b.observations[1])
+        torch.testing.assert_close(c.observations[2], 0.25 * a.observations[2] + 0.75 * b.observations[2])
+        torch.testing.assert_close(c.returns_to_go[4], 1.5 * a.returns_to_go[4] - 0.5 * b.returns_to_go[4])
+        torch.testing.assert_close(c.actions[5], (1.5 * b.actions[5] - 0.5 * a.actions[5]).clamp(-1, 1))
+        torch.testing.assert_close(c.timesteps, a.timesteps)
+    torch.testing.assert_close(mixed.valid, one.valid)
+
+
+def test_interpolated_samples_mix_two_episodes_at_the_same_steps(data: PolicyData) -> None:
+    """Observations are (task, episode, step): the step is that of the timestep, whatever the weight."""
+    beyond = 0
+    for step in range(50):
+        batch = data.batch(np.random.default_rng([1, step]), 3, 2, 4, TaskInterpolation(share=1, extrapolation=0.5))
+        for part, valid in ((batch.prompt, torch.ones(6, 2, dtype=torch.bool)), (batch.window, batch.valid)):
+            torch.testing.assert_close(part.observations[..., 2][valid], part.timesteps[valid].float())
+            tasks = part.observations[..., 0][valid]
+            beyond += int(((tasks < 0) | (tasks > 3)).sum())
+            assert tasks.min() >= -1.5
+            assert tasks.max() <= 4.5
+        assert batch.window.actions.abs().max() <= 1
+    assert beyond > 0, "some lie beyond both tasks"
+
+
+def test_without_interpolation_nothing_else_is_drawn(data: PolicyData) -> None:
+    plain_batch = data.batch(np.random.default_rng(3), 3, 2, 4)
+    off = data.batch(np.random.default_rng(3), 3, 2, 4, TaskInterpolation())
+    torch.testing.assert_close(plain_batch.window.observations, off.window.observations)
+
+
+def test_interpolation_gives_prompt_and_window_the_same_weight(data: PolicyData) -> None:
+    batch = data.batch(np.random.default_rng(5), 50, 2, 4, TaskInterpolation(share=1, extrapolation=0.3))
+    tasks = batch.prompt.observations[:, 0, 0], batch.window.observations[:, 0, 0]
+    torch.testing.assert_close(*tasks)
