@@ -152,7 +152,9 @@ class Reach(Family):
     outside the convex hull of the training goals (0 to 68 mm), more than the distance to the nearest one (10 to 69 mm).
     The split `validation` leaves the published targets out altogether and takes those five of the fifteen training
     tasks whose two distances come closest to theirs (0 to 74 and 18 to 74 mm): whatever is chosen by looking at
-    returns is chosen there. Behaviour: Meta-World's scripted policy, which sees the goal, scaled by `gain`, with
+    returns is chosen there, or under another benchmark seed, whose goals are others. Success: the fingertips within
+    5 cm of the goal; the scripted policy brings the hand there, 4.5 cm above them, so that an error of 5 mm downward or
+    2 cm sideways already fails. Behaviour: Meta-World's scripted policy, which sees the goal, scaled by `gain`, with
     Gaussian noise of `noise`, clipped to the bounds; what is stored is the clipped action.
     """
 
