@@ -36,7 +36,7 @@ class Verdict(NamedTuple):
 def decimals(values: Iterable[float]) -> int:
     """Digits after the point that suit the largest of `values`."""
     largest = max((abs(value) for value in values), default=0.0)
-    return 0 if largest >= 1000 else 1 if largest >= 100 else 2 if largest >= 1 else 3
+    return 1 if largest >= 100 else 2 if largest >= 1 else 3
 
 
 def number(value: float, digits: int) -> str:

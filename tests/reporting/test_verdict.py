@@ -78,7 +78,7 @@ def test_share_of_a_zero_ceiling_is_unknown() -> None:
 def test_numbers_as_people_read_them() -> None:
     assert number(-1234.56, 1) == "\N{MINUS SIGN}1,234.6"
     assert percent(0.9849) == "98.5 %"
-    assert [decimals([value]) for value in (2000, -150, 3, 0.5)] == [0, 1, 2, 3]
+    assert [decimals([value]) for value in (2000, -150, 3, 0.5)] == [1, 1, 2, 3]
 
 
 def test_what_mattered_follows_the_figures() -> None:
