@@ -13,7 +13,10 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.storage import read_json
 
 CHECKS: dict[str, dict[str, tuple[str, bool]]] = {
-    "trajectories": {"valid": ("Every file passes `pd-pipeline validate`.", True)},
+    "trajectories": {
+        "valid": ("Every file passes `pd-pipeline validate`.", True),
+        "expert_quality": ("Expert data reaches the family's bars of return, success and early ends.", False),
+    },
     "plm": {"losses_finite": ("No loss is infinite or not a number.", True)},
     "diffuser": {"losses_finite": ("No loss is infinite or not a number.", True)},
     "evaluation": {"metrics_complete": ("Every method of params.yaml has its metrics.", True)},
@@ -49,6 +52,16 @@ def _valid(project: Graph, out: Path) -> dict[str, int]:
     return {file.name: sum(len(batch.step) for batch in stream(file)) for file in sorted(out.glob("*.parquet"))}
 
 
+def _expert_quality(project: Graph, out: Path) -> dict[str, float]:
+    from pd_pipeline.trajectories.quality import EXPERT, missed_bars
+
+    summary = read_json(out / "summary.json")
+    if missed := missed_bars(summary, project.family(out.name).expert_bars):
+        raise PipelineError(f"{out / 'expert.parquet'}: {'; '.join(missed)}: train or script a better policy")
+    names = ("return_mean", "success_rate", "early_ends", "coverage")
+    return {name: summary[EXPERT][name] for name in names if summary.get(EXPERT, {}).get(name) is not None}
+
+
 def _losses_finite(project: Graph, out: Path) -> dict[str, float]:
     with (out / "losses.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -68,6 +81,7 @@ def _metrics_complete(project: Graph, out: Path) -> dict[str, int]:
 
 _TESTS: dict[str, Callable[[Graph, Path], dict]] = {
     "valid": _valid,
+    "expert_quality": _expert_quality,
     "losses_finite": _losses_finite,
     "metrics_complete": _metrics_complete,
 }

@@ -27,13 +27,22 @@ class Parameters(BaseModel):
 
 
 class RunParams(Parameters):
-    """What is run: the cross product of families (with their target tasks), seeds and methods."""
+    """What is run: the cross product of families (with their target tasks), seeds and methods.
+
+    A variant is a method once more under another name, with parameters of its own in `tuned_<variant>`: other data,
+    an ablation.
+    """
 
     families: tuple[str, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     methods: tuple[str, ...] = Field(
         default=("prompt_dt", "prompt_diffuser", "prompt_gradient", "full_finetune", "noise_prompt"), min_length=1
     )
+    variants: dict[str, str] = Field(default={}, description="name of a variant -> the method it varies")
+
+    def method_of(self, name: str) -> str:
+        """The method that `name`, itself or a variant, stands for."""
+        return self.variants.get(name, name)
 
 
 class ParamsFile(Parameters):

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pd_pipeline import config
-from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
+from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile, RunParams
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family, source_file
 from pd_pipeline.progress import Progress
@@ -58,10 +58,15 @@ class Stage:
         return importlib.import_module(self.params_module).Params
 
 
-def stages(methods: tuple[str, ...]) -> dict[str, Stage]:
+def stages(asked: RunParams) -> dict[str, Stage]:
     """All stages in an order that respects their needs."""
-    if unknown := [method for method in methods if method not in METHODS]:
+    methods = {name: asked.method_of(name) for name in asked.methods}
+    if unknown := [name for name, method in methods.items() if method not in METHODS]:
         raise PipelineError(f"{PARAMS_FILE}: run.methods: unknown {unknown}: known are {', '.join(METHODS)}")
+    if hidden := sorted(set(asked.variants) & set(METHODS)):
+        raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are methods already: choose other names")
+    if bad := [name for name in asked.variants if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
+        raise PipelineError(f"{PARAMS_FILE}: run.variants: {bad}: a name is small letters, digits and '_'")
     p = "pd_pipeline."
 
     def stage(name: str, module: str, axes: tuple[str, ...], *needs: str, params: str | None = None) -> Stage:
@@ -75,8 +80,8 @@ def stages(methods: tuple[str, ...]) -> dict[str, Stage]:
         stage("plm", "training.plm", (FAMILY, SEED), "trajectories", "prompts"),
         stage("diffuser", "training.diffuser", (FAMILY, SEED), "prompts"),
         *(
-            stage(f"tuned_{m}", "tuning.stage", (FAMILY, TASK, SEED), *METHODS[m], params=f"tuning.{m}")
-            for m in methods
+            stage(f"tuned_{name}", "tuning.stage", (FAMILY, TASK, SEED), *METHODS[method], params=f"tuning.{method}")
+            for name, method in methods.items()
         ),
         stage("evaluation", "evaluation.stage", (FAMILY, SEED), "trajectories", "prompts", "plm", "diffuser", *tuned),
         stage("report", "reporting.stage", (), "trajectories", "plm", "diffuser", *tuned, "evaluation"),
@@ -201,7 +206,7 @@ def load(root: Path) -> Graph:
                 f"{PARAMS_FILE}: run.families: '{name}': a name is letters, digits, '_' and '-', the first a letter"
             )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
-    return Graph(root, params, stages(params.run.methods), tasks)
+    return Graph(root, params, stages(params.run), tasks)
 
 
 def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -82,10 +82,18 @@ def read_json(path: Path) -> Any:
         raise PipelineError(f"{path}: not valid JSON ({error}): remove it and run its stage again") from None
 
 
+def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    """Write rows of numbers as CSV, atomically; columns in order of appearance, empty where a row has no figure."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [",".join(names)] + [",".join(repr(row[n]) if n in row else "" for n in names) for row in rows]
+    with atomic_file(path) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+
+
 def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
     """Write named arrays as safetensors, atomically. No file name or time is embedded: equal arrays, equal bytes."""
     with atomic_file(path) as temporary:
-        save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, temporary, dict(metadata or {}))
+        save_file({name: np.asarray(a, order="C") for name, a in arrays.items()}, temporary, dict(metadata or {}))
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

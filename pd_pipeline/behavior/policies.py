@@ -1,32 +1,56 @@
-"""Stage behavior_policies: describe the policy of every quality level in `policies.json`.
+"""Stage behavior_policies: describe the policy of every quality level in `policies.json`, trained where it must be.
 
 Scripted policies need no training: their description is the family's default, changed where params.yaml says so.
+Locomotion has no script: one goal-conditioned policy is trained, and its checkpoints lie beside the descriptions.
 """
 
+import shutil
+import time
 from typing import Any
 
+from pd_pipeline.behavior.learning import LearningParams
 from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.goal_policy import located
+from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import write_json
+from pd_pipeline.storage import COST_FILE, write_json, write_table
 
 
 class Params(Parameters):
-    """Per quality, what differs from the family's own description."""
+    """Per quality, what differs from the family's own description; and how policies are trained, where they are."""
 
     levels: dict[str, dict[str, Any]] = {}
+    learning: LearningParams = LearningParams()
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write the descriptions; a quality that the family does not know needs a whole description in params.yaml."""
-    levels = context.family.default_behaviors()
-    for quality, changes in context.params.levels.items():
+    family, params = context.family, context.params
+    metrics: dict[str, Any] = {}
+    if isinstance(family, Locomotion):
+        metrics = _train(context, family, params.learning)
+    levels = family.default_behaviors()
+    for quality, changes in params.levels.items():
         levels[quality] = levels.get(quality, {}) | changes
         try:
-            context.family.behavior(levels[quality])
+            family.behavior(located(levels[quality], context.out))
         except KeyError as error:
             raise PipelineError(
                 f"families.{context.key.family}.behavior_policies.levels.{quality}: {error} is missing"
             ) from None
     write_json(context.out / "policies.json", levels)
-    return {"levels": len(levels)}
+    return {"levels": len(levels)} | metrics
+
+
+def _train(context: StageContext, family: Locomotion, params: LearningParams) -> dict[str, Any]:
+    """Train the family's policy into the out: a safetensors file a checkpoint, and `learning.csv`."""
+    from pd_pipeline.behavior.ppo import learn  # seconds to import
+
+    began = time.monotonic()
+    rows = learn(family, context.environment, context.root, params, context.work, context.progress)
+    for quality in family.qualities:
+        shutil.copyfile(context.work / f"{quality}.safetensors", context.out / f"{quality}.safetensors")
+    write_table(context.out / "learning.csv", rows)
+    write_json(context.out / COST_FILE, {"seconds": time.monotonic() - began, "steps": rows[-1]["steps"]})
+    return {"return_mean": rows[-1]["return_mean"], "early_ends": rows[-1]["early_ends"]}

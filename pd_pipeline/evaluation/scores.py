@@ -32,7 +32,10 @@ def method_metrics(
     seed: int,
     draws: int,
 ) -> dict[str, dict[str, Any]]:
-    """Method -> its metrics. `summaries` and `seconds` say what tuning cost, one summary a target."""
+    """Method -> its metrics. `summaries` and `seconds` say what tuning cost, one summary a target.
+
+    Where the family knows no success (null in the scores) there is no rate of it.
+    """
     methods = scores["method"].unique(maintain_order=True).to_list()
     means = {m: float(np.mean(np.concatenate(by_task(scores, m)))) for m in methods}
     metrics = {}
@@ -41,7 +44,8 @@ def method_metrics(
         rng = np.random.default_rng(seed)
         iqm = stratified_bootstrap(runs, interquartile_mean, rng, draws)
         average = stratified_bootstrap(runs, mean, rng, draws)
-        success = wilson(int(rows["success"].sum()), len(rows))
+        known = rows["success"].null_count() == 0
+        success = wilson(int(rows["success"].sum()), len(rows)) if known else None
         metrics[method] = {
             "return_mean": average.value,
             "return_mean_low": average.low,
@@ -49,9 +53,9 @@ def method_metrics(
             "return_iqm": iqm.value,
             "ci_low": iqm.low,
             "ci_high": iqm.high,
-            "success_rate": success.value,
-            "success_low": success.low,
-            "success_high": success.high,
+            "success_rate": success.value if success else None,
+            "success_low": success.low if success else None,
+            "success_high": success.high if success else None,
             "normalized": (
                 normalized(means[method], means[FLOOR], means[CEILING]) if FLOOR in means and CEILING in means else None
             ),
@@ -63,7 +67,7 @@ def method_metrics(
             "tasks": {
                 str(task): {
                     "return_mean": float(part["return"].to_numpy().mean()),
-                    "success_rate": float(part["success"].to_numpy().mean()),
+                    "success_rate": float(part["success"].to_numpy().mean()) if known else None,
                 }
                 for (task,), part in rows.group_by("task", maintain_order=True)
             },

@@ -148,7 +148,7 @@ def _scores(context: StageContext, results: list[Result], rollouts: Rollouts) ->
     ]
     return pl.DataFrame(rows).with_columns(
         pl.Series("return", rollouts.returns),
-        pl.Series("success", rollouts.success),
+        pl.Series("success", rollouts.success if context.family.has_success else [None] * len(rows), dtype=pl.Boolean),
         pl.Series("length", rollouts.lengths),
     )
 

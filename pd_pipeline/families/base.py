@@ -17,9 +17,9 @@ import importlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -30,6 +30,33 @@ from pd_pipeline.errors import PipelineError
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
 """(environment, observation [d_s], generator) -> action [d_a] within the bounds; may look into the environment."""
+
+
+@runtime_checkable
+class BatchPolicy(Protocol):
+    """A `Policy` that also acts in many environments at once, in fewer and larger operations."""
+
+    def __call__(self, environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Action (d_a,) in one environment."""
+
+    def together(
+        self,
+        environments: Sequence[gymnasium.Env],
+        observations: np.ndarray,
+        rngs: Sequence[np.random.Generator],
+    ) -> np.ndarray:
+        """Actions (n, d_a) for observations (n, d_s), each with its own generator."""
+
+
+class ExpertBars(NamedTuple):
+    """What expert data must reach to be worth learning from; None: not asked for."""
+
+    return_mean: float | None = None
+    """At least this return, mean over tasks."""
+    success_rate: float | None = None
+    """At least this share of episodes with success."""
+    early_ends: float | None = None
+    """At most this share of episodes that end before the horizon."""
 
 
 class FamilyParams(Parameters):
@@ -54,6 +81,12 @@ class Family(ABC):
     train_tasks: tuple[int, ...]
     test_tasks: tuple[int, ...]
     qualities: tuple[str, ...] = ("expert", "medium", "random")
+    has_success: bool = True
+    """Whether an episode can succeed; where not, there is only its return."""
+    targets_are_trained: ClassVar[bool] = False
+    """Whether the published split tests on tasks that it also trains on."""
+    lanes: int = 1
+    """Episodes that one process collects side by side; more than one pays where policies are `BatchPolicy`."""
 
     def __init__(self, name: str, params: FamilyParams):
         self.name = name
@@ -68,6 +101,11 @@ class Family(ABC):
     def action_size(self) -> int:
         """Width d_a of an action."""
         return len(self.action_low)
+
+    @property
+    def expert_bars(self) -> ExpertBars:
+        """What the family's expert data must reach at this horizon."""
+        return ExpertBars()
 
     @abstractmethod
     def goal(self, task: int) -> dict[str, Any]:
@@ -96,6 +134,10 @@ class Family(ABC):
 
 BUILT_IN = {
     "reach": "pd_pipeline.families.reach:Reach",
+    "pick_place": "pd_pipeline.families.pick_place:PickPlace",
+    "cheetah_dir": "pd_pipeline.families.cheetah_dir:CheetahDir",
+    "cheetah_vel": "pd_pipeline.families.cheetah_vel:CheetahVel",
+    "ant_dir": "pd_pipeline.families.ant_dir:AntDir",
     "point_robot": "pd_pipeline.families.point_robot:PointRobot",
 }
 
@@ -137,7 +179,7 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
     if not (isinstance(cls, type) and issubclass(cls, Family)):
         raise PipelineError(f"{where}.entry_point: '{cls}' is neither a Family nor a gymnasium.Env")
     family = cls(name, parse(cls.Params, block, where))
-    if overlap := set(family.train_tasks) & set(family.test_tasks):
+    if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):
         raise PipelineError(f"{where}: tasks {sorted(overlap)} are both training and test tasks")
     if not family.train_tasks or not family.test_tasks:
         raise PipelineError(f"{where}: the family needs at least one training and one test task")

@@ -1,168 +1,43 @@
 """Meta-World ML1 reach-v3: a robot arm moves its gripper to a hidden place."""
 
-from functools import cached_property
-from importlib.metadata import version
 from typing import Any, Literal
 
-import gymnasium
-import numpy as np
 from pydantic import Field
 
-from pd_pipeline.families.base import Family, FamilyParams, Policy
+from pd_pipeline.families.meta_world import MetaWorld, MetaWorldParams
 
-GOAL = slice(36, 39)  # the three goal components of the observation
-OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, now and one step before
-SUCCESS_RADIUS = 0.05  # metres
 TASKS = range(20)  # of ML1's fifty training tasks, those of the papers
 TARGETS = {
     "published": (5, 8, 14, 15, 19),  # 6, 9, 15, 16 and 20 of the papers, counted from one
     "validation": (0, 2, 11, 12, 16),
 }
-CAMERA_TARGET = (0.0, 0.65, 0.15)
-GOAL_COLOR = np.array([0.1, 0.75, 0.3, 0.55], np.float32)
 
 
-class ReachParams(FamilyParams):
+class ReachParams(MetaWorldParams):
     """Parameters of ML1 reach."""
 
-    horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers; Meta-World allows no more")
-    benchmark_seed: int = Field(default=0, ge=0, description="seed of ML1: decides the goals")
     split: Literal["published", "validation"] = Field(
         default="published", description="validation: five of the training tasks are targets, to choose settings by"
     )
     mask_object: bool = Field(default=True, description="hide the puck, which identifies a task without solving it")
 
 
-class ReachEnv(gymnasium.Env):
-    """One reach task with its goal hidden.
-
-    ## Observation (39, float32, metres unless said)
-    | index | meaning |
-    |---|---|
-    | 0-2 | position of the gripper |
-    | 3 | opening of the gripper, 0 to 1 |
-    | 4-6, 7-10 | position and rotation (quaternion) of the puck: differs by task, is irrelevant to reaching |
-    | 11-17 | zeros |
-    | 18-35 | the same eighteen numbers one step before |
-    | 36-38 | the goal, zero here: ML1 hides it |
-
-    ## Action
-    Four numbers in [-1, 1]: the gripper's displacement along x, y, z and the force of its fingers.
-
-    ## Reward, start, end
-    Meta-World's "v2" reward, 10 at the goal; success within 5 cm. Every reset of a task gives the same state, so that
-    a deterministic policy repeats its episode: vary the prompt, not the episode. No terminal state.
-    """
-
-    def __init__(self, environment: Any, mask_object: bool):
-        self.simulator = environment
-        self._mask_object = mask_object
-        self._renderer: Any = None
-        self._pushes: tuple[np.random.Generator, float, int] | None = None
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float32)
-        self.action_space = environment.action_space
-
-    @property
-    def goal(self) -> np.ndarray:
-        """The hidden goal (3,), metres: for scripted policies and pictures only."""
-        return self.simulator._target_pos
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Back to the start of the task, the same every time: Meta-World ignores the seed.
-
-        For collection, `options` disturb the arm, with numbers drawn from `seed`. `exploring_steps: n` first moves it
-        in a random direction for up to n steps. `push_chance: p` and `push_steps: n` do so again, with probability p
-        after a step, for up to n steps. Moves are not steps of the episode: the next observation shows where they led.
-        """
-        observation, _ = self.simulator.reset()
-        options, rng = options or {}, np.random.default_rng(seed)
-        chance = options.get("push_chance", 0.0)
-        self._pushes = (rng, chance, options["push_steps"]) if chance else None
-        if steps := options.get("exploring_steps", 0):
-            observation = self._move(observation, rng, steps)
-        return self._hide(observation), {}
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step of 12.5 ms x 5 frames."""
-        observation, reward, terminated, truncated, info = self.simulator.step(action)
-        if self._pushes is not None:
-            rng, chance, steps = self._pushes
-            if rng.random() < chance:
-                observation = self._move(observation, rng, steps)
-        return self._hide(observation), float(reward), terminated, truncated, {"success": info["success"] > 0}
-
-    def _move(self, observation: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
-        """Up to `most` steps in a random direction; the observation they lead to."""
-        drift = np.append(rng.uniform(-1.0, 1.0, 3), 0.0).astype(np.float32)  # fingers at rest
-        counted, self.simulator.curr_path_length = self.simulator.curr_path_length, 0  # beyond 500 it refuses to step
-        for _ in range(rng.integers(0, most + 1)):
-            observation = self.simulator.step(drift)[0]
-        self.simulator.curr_path_length = counted
-        return observation
-
-    def full_observation(self, observation: np.ndarray) -> np.ndarray:
-        """A copy of `observation` with the goal written in, as the scripted policy needs it."""
-        shown = observation.astype(np.float64)
-        shown[GOAL] = self.goal
-        return shown
-
-    def picture(self, height: int = 240, width: int = 320) -> np.ndarray:
-        """The scene (height, width, 3) uint8 with the hidden goal as a green ball of the radius that counts as success.
-
-        Needs an OpenGL that renders off screen; MUJOCO_GL (egl, osmesa) names it and is read when mujoco is imported.
-        """
-        import mujoco
-
-        if self._renderer is None:
-            self.simulator.model.site("goal").rgba[3] = 0.0  # Meta-World's own mark is as red as the arm
-            self._renderer = mujoco.Renderer(self.simulator.model, height, width)
-        camera = mujoco.MjvCamera()  # Meta-World's corner cameras hang upside down
-        camera.lookat[:], camera.distance, camera.azimuth, camera.elevation = CAMERA_TARGET, 1.25, 130.0, -24.0
-        self._renderer.update_scene(self.simulator.data, camera)
-        scene = self._renderer.scene
-        ball = (mujoco.mjtGeom.mjGEOM_SPHERE, np.full(3, SUCCESS_RADIUS), self.goal, np.eye(3).ravel(), GOAL_COLOR)
-        mujoco.mjv_initGeom(scene.geoms[scene.ngeom], *ball)
-        scene.ngeom += 1
-        for costly in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):  # most of a picture's time
-            scene.flags[costly] = 0
-        return self._renderer.render()
-
-    def close(self) -> None:
-        """Free the simulator, and what drew it."""
-        if self._renderer is not None:
-            self._renderer.close()
-        self.simulator.close()
-
-    def _hide(self, observation: np.ndarray) -> np.ndarray:
-        hidden = observation.astype(np.float32)
-        hidden[GOAL] = 0.0
-        if self._mask_object:
-            for part in OBJECT:
-                hidden[part] = 0.0
-        return hidden
-
-
-class Reach(Family):
+class Reach(MetaWorld):
     """ML1 reach-v3: the first 20 training tasks of the benchmark seed, 15 to train on and 5 to test.
 
-    Tasks come from the class API, since the environment registered with Gymnasium serves the test split; `test_tasks`
-    of a seed are the `train_tasks` of the next and are not used. What makes a target hard is how far its goal lies
-    outside the convex hull of the training goals (0 to 68 mm), more than the distance to the nearest one (10 to 69 mm).
-    The split `validation` leaves the published targets out altogether and takes those five of the fifteen training
-    tasks whose two distances come closest to theirs (0 to 74 and 18 to 74 mm): whatever is chosen by looking at
-    returns is chosen there, or under another benchmark seed, whose goals are others. Success: the fingertips within
-    5 cm of the goal; the scripted policy brings the hand there, 4.5 cm above them, so that an error of 5 mm downward or
-    2 cm sideways already fails. Behaviour: Meta-World's scripted policy, which sees the goal, scaled by `gain`, with
-    Gaussian noise of `noise`, clipped to the bounds; what is stored is the clipped action.
+    What makes a target hard is how far its goal lies outside the convex hull of the training goals (0 to 68 mm), more
+    than the distance to the nearest one (10 to 69 mm). The split `validation` leaves the published targets out
+    altogether and takes those five of the fifteen training tasks whose two distances come closest to theirs (0 to 74
+    and 18 to 74 mm): whatever is chosen by looking at returns is chosen there, or under another benchmark seed, whose
+    goals are others. Success: the fingertips within 5 cm of the goal; the scripted policy brings the hand there, 4.5 cm
+    above them, so that an error of 5 mm downward or 2 cm sideways already fails.
     """
 
     Params = ReachParams
     params: ReachParams
-    observation_size = 39
-    action_low = np.full(4, -1.0, np.float32)
-    action_high = np.full(4, 1.0, np.float32)
+    environment = "reach-v3"
+    tasks = TASKS
+    success_radius = 0.05
 
     def __init__(self, name: str, params: ReachParams):
         super().__init__(name, params)
@@ -170,32 +45,11 @@ class Reach(Family):
         held_out = {*TARGETS["published"], *self.test_tasks}
         self.train_tasks = tuple(task for task in TASKS if task not in held_out)
 
-    @cached_property
-    def _benchmark(self) -> Any:
-        import metaworld  # half a second, and only simulation needs it
+    def script(self) -> Any:
+        """Straight to the goal."""
+        from metaworld.policies import SawyerReachV3Policy
 
-        return metaworld.ML1("reach-v3", seed=self.params.benchmark_seed)
-
-    @cached_property
-    def _goals(self) -> list[list[float]]:
-        simulator = self._benchmark.train_classes["reach-v3"]()  # one for all: building it is what takes time
-        goals = []
-        for task in self._benchmark.train_tasks[: len(TASKS)]:
-            simulator.set_task(task)
-            simulator.reset()
-            goals.append([float(x) for x in simulator._target_pos])
-        return goals
-
-    def goal(self, task: int) -> dict[str, Any]:
-        """Position of the goal in metres."""
-        return {"position": self._goals[task]}
-
-    def make(self, task: int) -> gymnasium.Env:
-        """The simulator set to `task`."""
-        environment = self._benchmark.train_classes["reach-v3"]()
-        environment.set_task(self._benchmark.train_tasks[task])
-        environment.reset()  # `_target_pos` is set by the first reset
-        return ReachEnv(environment, self.params.mask_object)
+        return SawyerReachV3Policy()
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one.
@@ -209,27 +63,3 @@ class Reach(Family):
             "medium": {"gain": 0.3, "noise": 0.4, "reset": start},
             "random": {"random": True},
         }
-
-    def behavior(self, description: dict[str, Any]) -> Policy:
-        """The scripted policy with goal access, made worse as `description` says."""
-        from metaworld.policies import SawyerReachV3Policy
-
-        script = SawyerReachV3Policy()
-
-        def act(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-            if description.get("random"):
-                return rng.uniform(self.action_low, self.action_high).astype(np.float32)
-            shown = environment.unwrapped.full_observation(observation)  # type: ignore[attr-defined]
-            action = description["gain"] * np.clip(script.get_action(shown), -1.0, 1.0)
-            action = action + description["noise"] * rng.standard_normal(4)
-            return np.clip(action, self.action_low, self.action_high).astype(np.float32)
-
-        return act
-
-    def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray:
-        """The arm, the table and the goal."""
-        return environment.unwrapped.picture()  # type: ignore[attr-defined]
-
-    def versions(self) -> dict[str, str]:
-        """Meta-World and MuJoCo decide the trajectories too."""
-        return super().versions() | {"metaworld": version("metaworld"), "mujoco": version("mujoco")}

@@ -29,7 +29,8 @@ class Episode:
     observations: np.ndarray  # (T, d_s), without what follows the end
     actions: np.ndarray  # (T, d_a)
     episode_return: float
-    success: bool
+    success: bool | None
+    """None where the family knows no success."""
 
 
 @dataclass(frozen=True)

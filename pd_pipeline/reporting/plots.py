@@ -33,19 +33,26 @@ Metrics = Mapping[str, Mapping[str, Any]]
 def comparison(metrics: Metrics) -> Figure:
     """Return (mean and interquartile mean) and success of every method, with 95 % intervals."""
     order = sorted(metrics, key=lambda method: metrics[method]["return_mean"])
-    figure, (returns, success) = new_figure(0.34 * len(order) + 1.15, 1, 2, sharey=True, width_ratios=(3, 2))
+    succeeds = all(values["success_rate"] is not None for values in metrics.values())
+    size = 0.34 * len(order) + 1.15
+    if succeeds:
+        figure, (returns, success) = new_figure(size, 1, 2, sharey=True, width_ratios=(3, 2))
+    else:
+        figure, (returns,) = new_figure(size)
     for row, method in enumerate(order):
         values, style = metrics[method], method_style(method)
         _interval(returns, row + 0.12, values, ("return_mean", "return_mean_low", "return_mean_high"), style)
         _interval(returns, row - 0.18, values, ("return_iqm", "ci_low", "ci_high"), style, hollow=True)
-        low_high = ("success_rate", "success_low", "success_high")
-        _interval(success, row, {name: 100 * values[name] for name in low_high}, low_high, style)
+        if succeeds:
+            low_high = ("success_rate", "success_low", "success_high")
+            _interval(success, row, {name: 100 * values[name] for name in low_high}, low_high, style)
     returns.set_yticks(range(len(order)), order)
     returns.set_ylim(-0.6, len(order) - 0.4)
     returns.set_title("Return (filled: mean, hollow: IQM)")
-    success.set_title("Success, %")
-    success.set_xlim(-4, 104)
-    for axes in (returns, success):
+    if succeeds:
+        success.set_title("Success, %")
+        success.set_xlim(-4, 104)
+    for axes in figure.axes:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
     return figure
@@ -93,8 +100,10 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
 
 
 @styled
-def data_returns(summary: Mapping[str, Mapping[str, Any]], targets: Iterable[int] = ()) -> Figure:
-    """Mean return of the behaviour data of each task, a row a quality; target tasks stand out."""
+def data_returns(
+    summary: Mapping[str, Mapping[str, Any]], targets: Iterable[int] = (), bar: float | None = None
+) -> Figure:
+    """Mean return of the behaviour data of each task, a row a quality; target tasks stand out, `bar` is drawn."""
     figure, (axes,) = new_figure(0.42 * len(summary) + 0.9)
     chosen, qualities = set(targets), list(summary)
     for row, quality in enumerate(reversed(qualities)):
@@ -111,10 +120,30 @@ def data_returns(summary: Mapping[str, Mapping[str, Any]], targets: Iterable[int
                 markeredgecolor=PAPER,
                 markeredgewidth=0.4,
             )
+    if bar is not None:
+        axes.axvline(bar, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
     axes.set_yticks(range(len(qualities)), list(reversed(qualities)))
     axes.set_ylim(-0.5, len(qualities) - 0.5)
     axes.set_xlabel("mean return of a task" + (" (diamonds: target tasks)" if chosen else ""))
     axes.grid(axis="y", visible=False)
+    return figure
+
+
+@styled
+def data_coverage(summary: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """State coverage and share of early ends of each quality of data."""
+    qualities = list(summary)[::-1]
+    figure, panels = new_figure(0.3 * len(qualities) + 0.75, 1, 2, sharey=True)
+    for axes, name, title in zip(
+        panels, ("coverage", "early_ends"), ("State coverage, %", "Early ends, %"), strict=True
+    ):
+        values = [100 * summary[quality][name] for quality in qualities]
+        colors = [QUALITY_COLORS.get(quality, "#CC79A7") for quality in qualities]
+        axes.barh(range(len(qualities)), values, 0.6, color=colors)
+        axes.set_xlim(0, 100)
+        axes.set_title(title)
+        axes.grid(axis="y", visible=False)
+    panels[0].set_yticks(range(len(qualities)), qualities)
     return figure
 
 
@@ -181,7 +210,9 @@ def stage_plots(stage: str, out: Path) -> dict[str, bytes]:
         else:
             figures["loss"] = tuning_losses(stage.removeprefix("tuned_"), [table])
     elif stage == "trajectories" and (out / "summary.json").exists():
-        figures["returns"] = data_returns(read_json(out / "summary.json"))
+        summary = read_json(out / "summary.json")
+        figures["returns"] = data_returns(summary)
+        figures["states visited and episodes lost"] = data_coverage(summary)
     elif stage == "evaluation" and (out / "metrics.json").exists():
         metrics = read_json(out / "metrics.json")["methods"]
         figures["comparison"] = comparison(metrics)

@@ -44,7 +44,7 @@ PACKAGES = (
 def stage_parameters(params: ParamsFile, family: str, stage: str) -> dict[str, Any]:
     """The effective parameters of a stage: what params.yaml sets, and the defaults of the code."""
     method = stage.removeprefix("tuned_")
-    module = f"tuning.{method}" if stage.startswith("tuned_") else PARAMS_MODULES[stage]
+    module = f"tuning.{params.run.method_of(method)}" if stage.startswith("tuned_") else PARAMS_MODULES[stage]
     model = importlib.import_module(f"pd_pipeline.{module}").Params
     return parse(model, params.block(family, stage), f"families.{family}.{stage}").model_dump(mode="json")
 

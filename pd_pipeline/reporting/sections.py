@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from pd_pipeline.families.base import ExpertBars
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
 from pd_pipeline.reporting import curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
@@ -30,7 +31,7 @@ class Plot(NamedTuple):
     """An SVG element."""
 
 
-def family_figures(inputs: Mapping[str, Path], results: FamilyResults) -> dict[str, list[Plot]]:
+def family_figures(inputs: Mapping[str, Path], results: FamilyResults, bars: ExpertBars) -> dict[str, list[Plot]]:
     """Chapter of the page -> its figures."""
     chapters = {
         "comparison": _comparison(results),
@@ -39,7 +40,7 @@ def family_figures(inputs: Mapping[str, Path], results: FamilyResults) -> dict[s
         "prompts": _prompts(inputs, results),
         "fit": _fit(results),
         "training": _training(results),
-        "data": _data(results),
+        "data": _data(results, bars),
     }
     return {
         chapter: [Plot(title, sentence, svg(figure, f"{results.name}: {title}")) for title, sentence, figure in drawn]
@@ -191,9 +192,21 @@ def _training(results: FamilyResults) -> Drawn:
     ]
 
 
-def _data(results: FamilyResults) -> Drawn:
-    sentence = "Mean return of the collected trajectories of each task, by the quality of the policy that made them."
-    return [("Behaviour data", sentence, plots.data_returns(results.data, results.targets))]
+def _data(results: FamilyResults, bars: ExpertBars) -> Drawn:
+    return [
+        (
+            "Behaviour data",
+            "Mean return of the collected trajectories of each task, by the quality of the policy that made them"
+            + ("; the dashed line is what the mean over tasks of expert data must reach." if bars.return_mean else "."),
+            plots.data_returns(results.data, results.targets, bars.return_mean),
+        ),
+        (
+            "States visited and episodes lost",
+            "Share of the cells of each state dimension that a quality's data visits, and of its episodes that ended "
+            "before the horizon.",
+            plots.data_coverage(results.data),
+        ),
+    ]
 
 
 def family_pictures(context: StageContext, block: dict[str, Any], results: FamilyResults) -> dict[str, Any]:
@@ -205,8 +218,7 @@ def family_pictures(context: StageContext, block: dict[str, Any], results: Famil
     if made.missing:
         return {"missing": made.missing}
     outcomes = [
-        f"{episode.method} {'solves it' if episode.success else 'does not solve it'} "
-        f"(return {number(episode.episode_return, 1)})"
+        f"{episode.method} {_OUTCOMES[episode.success]} (return {number(episode.episode_return, 1)})"
         for episode in chosen
     ]
     return {
@@ -217,6 +229,9 @@ def family_pictures(context: StageContext, block: dict[str, Any], results: Famil
         "animation": "data:image/webp;base64," + base64.b64encode(animation(made)).decode(),
         "filmstrip": "data:image/webp;base64," + base64.b64encode(filmstrip(made)).decode(),
     }
+
+
+_OUTCOMES = {True: "solves it", False: "does not solve it", None: "runs"}
 
 
 def _most_different(results: FamilyResults) -> list[Episode]:

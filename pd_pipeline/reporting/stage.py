@@ -5,6 +5,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from pd_pipeline import config
+from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance
 from pd_pipeline.reporting.canvas import method_style
 from pd_pipeline.reporting.gather import FamilyResults, gather
@@ -12,6 +13,7 @@ from pd_pipeline.reporting.sections import family_figures, family_pictures
 from pd_pipeline.reporting.verdict import decimals, judge, number, percent, what_mattered
 from pd_pipeline.stage import NoParams, StageContext
 from pd_pipeline.storage import atomic_file
+from pd_pipeline.trajectories.quality import missed_bars
 
 PAGE = "index.html"
 
@@ -48,6 +50,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def section(context: StageContext, params: config.ParamsFile, results: FamilyResults) -> dict[str, Any]:
     """All that the page needs of one family."""
     name = results.name
+    family = load_family(name, params.block(name, "environment"), context.root)
     fits = list(results.fit.values())
     values = [values["return_mean"] for values in results.metrics.values()]
     qualities = [values["return_mean"] for values in results.data.values()]
@@ -56,9 +59,11 @@ def section(context: StageContext, params: config.ParamsFile, results: FamilyRes
         "results": results,
         "verdict": judge(results.metrics, results.frozen),
         "mattered": what_mattered(results.metrics, results.logs.get("prompt_diffuser", {}), fits),
-        "figures": family_figures(context.inputs, results),
+        "figures": family_figures(context.inputs, results, family.expert_bars),
         "pictures": family_pictures(context, params.block(name, "environment"), results),
         "colors": {method: method_style(method)[0] for method in results.methods},
+        "unseen": not family.targets_are_trained,
+        "missed_data": missed_bars(results.data, family.expert_bars),
         "digits": decimals(values),
         "data_digits": decimals(qualities),
         "parameters": provenance.effective_parameters(params, name, context.root),

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pd_pipeline.evaluation.scores import CEILING, REFERENCE
+from pd_pipeline.evaluation.scores import CEILING, FLOOR, REFERENCE
 
 SHARE_OF_CEILING = 0.985
+NORMALIZED = 0.98
 SUCCESS = 0.95
 MINUS = "\N{MINUS SIGN}"
 
@@ -55,10 +56,10 @@ def share_of(value: float, ceiling: float) -> float | None:
 
 
 def judge(metrics: Mapping[str, Mapping[str, Any]], frozen: Mapping[str, bool]) -> Verdict:
-    """Hold Prompt Diffuser against its three bars. `frozen`: method -> whether it keeps the PLM's weights."""
+    """Hold Prompt Diffuser against its bars. `frozen`: method -> whether it keeps the PLM's weights."""
     if REFERENCE not in metrics:
         return Verdict(f"{REFERENCE} was not run: nothing to judge.", [Check(f"{REFERENCE} runs", "not run", None)])
-    checks = [_share_check(metrics), _success_check(metrics), _frozen_check(metrics, frozen)]
+    checks = [_share_check(metrics), *_success_check(metrics), _frozen_check(metrics, frozen)]
     missed, good, unknown = ([c for c in checks if c.met is state] for state in (False, True, None))
     parts = []
     if missed:
@@ -79,6 +80,8 @@ def _share_check(metrics: Mapping[str, Mapping[str, Any]]) -> Check:
     bar = f"at least {percent(SHARE_OF_CEILING)} of {CEILING}'s return"
     if CEILING not in metrics:
         return Check(bar, f"{CEILING} was not run", None)
+    if metrics[REFERENCE]["success_rate"] is None:  # locomotion, whose returns have no zero of their own
+        return _normalized_check(metrics[REFERENCE]["normalized"])
     ceiling = metrics[CEILING]["return_mean"]
     share = share_of(metrics[REFERENCE]["return_mean"], ceiling)
     if share is None:
@@ -91,9 +94,18 @@ def _share_check(metrics: Mapping[str, Mapping[str, Any]]) -> Check:
     return Check(bar, f"a return {percent(abs(1 - share))} {side} {CEILING}'s", share >= SHARE_OF_CEILING)
 
 
-def _success_check(metrics: Mapping[str, Mapping[str, Any]]) -> Check:
+def _normalized_check(value: float | None) -> Check:
+    bar = f"at least {percent(NORMALIZED)} of the way from {FLOOR} to {CEILING}"
+    if value is None:
+        return Check(bar, f"{FLOOR} was not run, or is as good as {CEILING}", None)
+    return Check(bar, f"{percent(value)} of the way from {FLOOR} to {CEILING}", value >= NORMALIZED)
+
+
+def _success_check(metrics: Mapping[str, Mapping[str, Any]]) -> list[Check]:
     rate = metrics[REFERENCE]["success_rate"]
-    return Check(f"at least {percent(SUCCESS)} success", f"success in {percent(rate)} of episodes", rate >= SUCCESS)
+    if rate is None:  # locomotion: there is only the return
+        return []
+    return [Check(f"at least {percent(SUCCESS)} success", f"success in {percent(rate)} of episodes", rate >= SUCCESS)]
 
 
 def _frozen_check(metrics: Mapping[str, Mapping[str, Any]], frozen: Mapping[str, bool]) -> Check:

@@ -10,11 +10,9 @@ not yet written: nothing else decides what follows. Checkpoints live in the stag
 
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +24,9 @@ from torch import Tensor, nn
 
 from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.progress import Progress
-from pd_pipeline.storage import atomic_file, load_arrays, save_arrays
+from pd_pipeline.storage import load_arrays, save_arrays, write_table
 
 
 class OptimizationParams(Parameters):
@@ -49,13 +48,6 @@ class OptimizationParams(Parameters):
     checkpoint_seconds: float = Field(default=20.0, ge=0)
 
 
-class Interrupted(SystemExit):
-    """SIGTERM came: the state is saved, and the process leaves with the shell's code for it."""
-
-    def __init__(self) -> None:
-        super().__init__(128 + signal.SIGTERM)
-
-
 class Diverged(PipelineError):
     """The loss is no longer finite; trying again would give the same."""
 
@@ -68,10 +60,7 @@ class History:
 
     def write(self, path: Path) -> None:
         """Write as CSV; columns in order of appearance, empty where a row has no such figure."""
-        names = list(dict.fromkeys(name for row in self.rows for name in row))
-        lines = [",".join(names)] + [",".join(repr(row[n]) if n in row else "" for n in names) for row in self.rows]
-        with atomic_file(path) as temporary:
-            temporary.write_text("\n".join(lines) + "\n")
+        write_table(path, self.rows)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -106,20 +95,6 @@ def learning_rate(params: OptimizationParams, step: int) -> float:
         return params.learning_rate
     done = (step - params.warmup) / max(params.steps - params.warmup, 1)
     return params.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
-
-
-@contextmanager
-def terminated() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGTERM has come; outside the main thread it never does."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag.is_set
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: flag.set())
-    try:
-        yield flag.is_set
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 class Trainer:

@@ -7,18 +7,20 @@ survive a kill in the work folder, and the files do not depend on the number of 
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 from pydantic import Field
 
 from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family, load_family
+from pd_pipeline.families.base import BatchPolicy, Family, Policy, load_family
+from pd_pipeline.families.goal_policy import located
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
@@ -63,7 +65,7 @@ def plan(family: Family, params: TrajectoriesParams) -> list[Shard]:
     """All shards, in the order of the files."""
     shards = []
     for quality, count in params.episodes.items():
-        for task in sorted((*family.train_tasks, *family.test_tasks)):
+        for task in sorted({*family.train_tasks, *family.test_tasks}):
             episodes = count.train if task in family.train_tasks else count.test
             for first in range(0, episodes, params.episodes_a_shard):
                 shards.append(Shard(quality, task, first, min(params.episodes_a_shard, episodes - first)))
@@ -73,46 +75,78 @@ def plan(family: Family, params: TrajectoriesParams) -> list[Shard]:
 def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, seed: int) -> dict[str, np.ndarray]:
     """Run one shard: arrays named like the columns, episodes one after another."""
     policy = family.behavior(behavior)
-    environment = family.make(shard.task)
-    horizon = family.horizon
+    environments = [family.make(shard.task) for _ in range(min(family.lanes, shard.episodes))]
     # what a reset is told: where resets are deterministic, exploring starts are what makes episodes differ
     options = behavior.get("reset")
-    episodes = []
-    for episode in range(shard.first, shard.first + shard.episodes):
-        key = [seed, shard.task, *shard.quality.encode(), episode]
-        rng = np.random.default_rng(key)
-        observations = np.empty((horizon, family.observation_size), np.float32)
-        actions = np.empty((horizon, family.action_size), np.float32)
-        rewards = np.empty(horizon, np.float32)
-        terminated, success = np.zeros(horizon, bool), np.zeros(horizon, bool)
-        observation, _ = environment.reset(seed=int(rng.integers(2**31)), options=options)
-        length = horizon
-        for step in range(horizon):
-            action = policy(environment, observation, rng)
-            observations[step], actions[step] = observation, action
-            observation, rewards[step], terminated[step], stopped, info = environment.step(action)
-            success[step] = bool(info.get("success", False))
-            if terminated[step] or stopped:
-                length = step + 1
-                break
-        truncated = np.zeros(length, bool)
-        truncated[-1] = not terminated[length - 1]
-        episodes.append(
-            {
+    numbers = range(shard.first, shard.first + shard.episodes)
+    episodes: list[dict[str, np.ndarray]] = []
+    for first in range(0, shard.episodes, len(environments)):
+        some = numbers[first : first + len(environments)]
+        rngs = [np.random.default_rng([seed, shard.task, *shard.quality.encode(), number]) for number in some]
+        for number, steps in zip(
+            some, side_by_side(family, policy, environments[: len(some)], rngs, options), strict=True
+        ):
+            length = len(steps["reward"])
+            about: dict[str, np.ndarray] = {
                 "task_id": np.full(length, shard.task, np.int32),
-                "episode_id": np.full(length, episode, np.int64),
+                "episode_id": np.full(length, number, np.int64),
                 "step": np.arange(length, dtype=np.int32),
-                "observation": observations[:length],
-                "action": actions[:length],
-                "reward": rewards[:length],
-                "return_to_go": return_to_go(rewards[:length]),
-                "terminated": terminated[:length],
-                "truncated": truncated,
-                "success": success[:length],
+                "return_to_go": return_to_go(steps["reward"]),
+                "truncated": np.append(np.zeros(length - 1, bool), not steps["terminated"][-1]),
             }
-        )
-    environment.close()
+            episodes.append(steps | about)
+    for environment in environments:
+        environment.close()
     return {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
+
+
+def side_by_side(
+    family: Family,
+    policy: Policy,
+    environments: Sequence[gymnasium.Env],
+    rngs: Sequence[np.random.Generator],
+    options: dict[str, Any] | None,
+) -> list[dict[str, np.ndarray]]:
+    """One episode in each environment, in step; the columns that the environments decide, without what was not run."""
+    count, horizon = len(environments), family.horizon
+    columns = {
+        "observation": np.empty((count, horizon, family.observation_size), np.float32),
+        "action": np.empty((count, horizon, family.action_size), np.float32),
+        "reward": np.empty((count, horizon), np.float32),
+        "terminated": np.zeros((count, horizon), bool),
+        "success": np.zeros((count, horizon), bool),
+    }
+    lengths = np.full(count, horizon)
+    pairs = zip(environments, rngs, strict=True)
+    present = np.stack([e.reset(seed=int(rng.integers(2**31)), options=options)[0] for e, rng in pairs])
+    running = list(range(count))
+    for step in range(horizon):
+        columns["observation"][running, step] = present[running]
+        actions = _act(policy, [environments[i] for i in running], present[running], [rngs[i] for i in running])
+        columns["action"][running, step] = actions
+        ended = np.zeros(count, bool)
+        for i, action in zip(running, actions, strict=True):
+            present[i], columns["reward"][i, step], terminated, truncated, info = environments[i].step(action)
+            columns["terminated"][i, step] = terminated
+            columns["success"][i, step] = bool(info.get("success", False))
+            ended[i] = terminated or truncated
+        lengths[ended] = step + 1
+        running = [i for i in running if not ended[i]]
+        if not running:
+            break
+    return [{name: column[i, : lengths[i]] for name, column in columns.items()} for i in range(count)]
+
+
+def _act(
+    policy: Policy,
+    environments: list[gymnasium.Env],
+    observations: np.ndarray,
+    rngs: list[np.random.Generator],
+) -> np.ndarray:
+    """Actions (n, d_a) for observations (n, d_s)."""
+    if isinstance(policy, BatchPolicy):
+        return policy.together(environments, observations, rngs)
+    return np.stack([policy(e, o, rng) for e, o, rng in zip(environments, observations, rngs, strict=True)])
 
 
 @lru_cache(maxsize=1)
@@ -143,7 +177,7 @@ def collect(
     `block` is the family's `environment` block of params.yaml, from which workers rebuild it; `policies` is the out
     of stage behavior_policies; `work` keeps finished shards.
     """
-    behaviors = read_json(policies / "policies.json")
+    behaviors = {quality: located(d, policies) for quality, d in read_json(policies / "policies.json").items()}
     if unknown := set(params.episodes) - set(behaviors):
         raise PipelineError(f"trajectories.episodes names {sorted(unknown)}, but policies are {sorted(behaviors)}")
     shards = plan(family, params)
@@ -159,7 +193,7 @@ def collect(
         done, steps = done + 1, steps + length
         progress(title, done, len(shards), f"{steps / (time.monotonic() - began):,.0f} steps/s")
     seconds = time.monotonic() - began
-    goals = {task: family.goal(task) for task in sorted((*family.train_tasks, *family.test_tasks))}
+    goals = {task: family.goal(task) for task in sorted({*family.train_tasks, *family.test_tasks})}
     for quality in params.episodes:
         metadata = TrajectoryMetadata(
             family=family.name,

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import COST_FILE, write_json
 from pd_pipeline.trajectories.collection import TrajectoriesParams, collect
+from pd_pipeline.trajectories.quality import summarise
 from pd_pipeline.trajectories.reading import read
 
 Params = TrajectoriesParams
@@ -24,24 +23,9 @@ def run(context: StageContext) -> dict[str, Any]:
         context.work,
         context.progress,
     )
-    summary: dict[str, Any] = {}
-    for quality in context.params.episodes:
-        data = read(context.out / f"{quality}.parquet")
-        per_task = {
-            int(task): {
-                "episodes": int((data.task_id == task).sum()),
-                "return_mean": float(data.episode_returns[data.task_id == task].mean()),
-                "success_rate": float(data.episode_success[data.task_id == task].mean()),
-            }
-            for task in np.unique(data.task_id)
-        }
-        summary[quality] = {
-            "steps": len(data.rewards),
-            "episodes": len(data.task_id),
-            "return_mean": float(data.episode_returns.mean()),
-            "success_rate": float(data.episode_success.mean()),
-            "tasks": per_task,
-        }
+    summary = summarise(
+        context.family, {quality: read(context.out / f"{quality}.parquet") for quality in context.params.episodes}
+    )
     write_json(context.out / "summary.json", summary)
     write_json(context.out / COST_FILE, cost)
     return {f"return_mean_{quality}": values["return_mean"] for quality, values in summary.items()} | {

@@ -31,7 +31,7 @@ from pd_pipeline.trajectories.reading import Trajectories
 class TuningParams(Parameters):
     """What every method is given: the same few-shot trajectories, and how many prompts it must leave."""
 
-    few_shot: int = Field(default=5, gt=0, description="trajectories of the target task")
+    few_shot: int | None = Field(default=5, gt=0, description="trajectories of the target task; None: all there are")
     quality: str = Field(default="expert", description="quality of these trajectories")
     prompts: int = Field(default=8, gt=0, description="prompts to leave for evaluation")
 
@@ -97,13 +97,14 @@ class Tuned:
 def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the few-shot episodes and of the others: the same draw for every method of a seed."""
     episodes = len(data.task_id)
-    if episodes < params.few_shot:
+    count = params.few_shot or episodes
+    if episodes < count:
         raise PipelineError(
-            f"task {data.task_id[0]}: {params.few_shot} few-shot trajectories are asked for, {episodes} are there: "
+            f"task {data.task_id[0]}: {count} few-shot trajectories are asked for, {episodes} are there: "
             "collect more (trajectories.episodes) or ask for fewer (few_shot)"
         )
     order = np.random.default_rng([seed, int(data.task_id[0])]).permutation(episodes)
-    return np.sort(order[: params.few_shot]), np.sort(order[params.few_shot :])
+    return np.sort(order[:count]), np.sort(order[count:])
 
 
 def to_prompts(x0: Tensor, y: Tensor, normalization: Normalization, task: int) -> Prompts:

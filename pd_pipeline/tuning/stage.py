@@ -17,7 +17,7 @@ from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, draw_few_shot
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write `prompts.safetensors`, `log.csv`, `summary.json`, `cost.json` and what weights were tuned."""
-    method = importlib.import_module(f"pd_pipeline.tuning.{context.stage.removeprefix('tuned_')}")
+    method = importlib.import_module(type(context.params).__module__)  # a variant's stage has another name
     params, seed = context.params, context.seed
     began = time.monotonic()
     device = pick_device(getattr(params, "device", "cpu"))

@@ -22,7 +22,7 @@ def custom(cls: str, **block: Any) -> dict[str, Any]:
 
 
 def test_every_built_in_family_is_here() -> None:
-    assert BUILT_IN.keys() == {"reach", "point_robot"}
+    assert BUILT_IN.keys() == {"reach", "pick_place", "cheetah_dir", "cheetah_vel", "ant_dir", "point_robot"}
 
 
 @pytest.mark.filterwarnings("ignore:Constant")
@@ -89,7 +89,7 @@ def test_mistakes_are_named(block: dict[str, Any], message: str) -> None:
 
 
 def test_unknown_family_names_the_built_in_ones_and_the_way_out() -> None:
-    with pytest.raises(PipelineError, match=r"unknown family: built in are reach, point_robot.*entry_point"):
+    with pytest.raises(PipelineError, match=r"unknown family: built in are reach, pick_place, .*entry_point"):
         entry_point("cheetah", {})
 
 

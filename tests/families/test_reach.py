@@ -9,7 +9,8 @@ from scipy.optimize import nnls
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Policy, load_family
-from pd_pipeline.families.reach import GOAL, OBJECT, Reach, ReachEnv
+from pd_pipeline.families.meta_world import GOAL, OBJECT, MetaWorldEnv
+from pd_pipeline.families.reach import Reach
 from pd_pipeline.trajectories.collection import Shard, collect_episodes
 from tests.builders import benchmark
 from tests.builders import reach as family
@@ -29,7 +30,7 @@ def expert(made: Reach) -> Policy:
     return made.behavior({"gain": 1.0, "noise": 0.0})
 
 
-def run(environment: ReachEnv, policy: Policy, steps: int) -> dict[str, np.ndarray]:
+def run(environment: MetaWorldEnv, policy: Policy, steps: int) -> dict[str, np.ndarray]:
     """One episode: observations before each action, actions, rewards, success."""
     observation, _ = environment.reset()
     rows = []
@@ -135,7 +136,7 @@ def test_setting_partially_observable_by_hand_goes_half_way() -> None:
     simulator._partially_observable = False
     assert simulator.reset()[0][GOAL].any()
     assert not simulator.step(np.zeros(4, np.float32))[0][GOAL].any()
-    wrapped = ReachEnv(simulator, mask_object=False)
+    wrapped = MetaWorldEnv(simulator, mask_object=False, success_radius=0.05)
     assert not wrapped.reset()[0][GOAL].any()
     assert not wrapped.step(np.zeros(4, np.float32))[0][GOAL].any()
     assert wrapped.goal.any(), "while scripted policies still see it"
@@ -210,7 +211,7 @@ def test_the_expert_succeeds_and_without_the_goal_it_fails(reach: Reach, task: i
     assert np.argmax(episode["success"]) < 100
     assert 1600 < episode["reward"].sum() < 2000, "10 a step at the goal"
 
-    def blind(environment: ReachEnv, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def blind(environment: MetaWorldEnv, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         from metaworld.policies import SawyerReachV3Policy
 
         return np.clip(SawyerReachV3Policy().get_action(observation.astype(np.float64)), -1, 1).astype(np.float32)

@@ -18,13 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.interruption import Interrupted
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import save_arrays
 from pd_pipeline.training import loop
 from pd_pipeline.training.loop import (
     Diverged,
     History,
-    Interrupted,
     OptimizationParams,
     Trainer,
     generator_of,

@@ -1,0 +1,157 @@
+"""Many environments with random goals, stepped by a few processes: what PPO collects from."""
+
+import json
+import multiprocessing
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import load_family
+from pd_pipeline.families.locomotion import Locomotion
+
+
+class Lanes:
+    """Environments of one process. Episodes follow each other, each under a goal of its own.
+
+    What a lane does is a pure function of (seed, round, lane) and the actions: a training that resumes at the start of
+    a round goes on as if it had never stopped.
+    """
+
+    def __init__(self, family: Locomotion, lanes: Sequence[int], seed: int):
+        self.family, self.lanes, self.seed = family, lanes, seed
+        self.environments: list[Any] = [family.with_goal(0.0) for _ in lanes]
+        self._rngs: list[np.random.Generator] = []
+        self._steps = np.zeros(len(lanes), int)
+        self._returns = np.zeros(len(lanes))
+
+    def reset(self, turn: int) -> np.ndarray:
+        """Begin round `turn`: observations with goals (n, d_s + d_g)."""
+        self._rngs = [np.random.default_rng([self.seed, turn, lane]) for lane in self.lanes]
+        return np.stack([self._begin(i) for i in range(len(self.lanes))])
+
+    def _begin(self, i: int) -> np.ndarray:
+        environment, rng = self.environments[i], self._rngs[i]
+        environment.goal = self.family.draw_goal(rng)
+        self._steps[i], self._returns[i] = 0, 0.0
+        return self._shown(environment, environment.reset(seed=int(rng.integers(2**31)))[0])
+
+    def _shown(self, environment: gymnasium.Env, observation: np.ndarray) -> np.ndarray:
+        return np.concatenate([observation, self.family.goal_features(environment)])
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Observations, rewards (n,), whether an episode ended (n,) and infos; a lane that ended has begun anew."""
+        count = len(self.lanes)
+        observations = np.empty((count, self.family.observation_size + self.family.goal_size), np.float32)
+        rewards, done = np.empty(count, np.float32), np.zeros(count, bool)
+        infos: list[dict[str, Any]] = [{} for _ in range(count)]
+        for i, (environment, action) in enumerate(zip(self.environments, actions, strict=True)):
+            observation, reward, terminated, _, _ = environment.step(action)
+            rewards[i] = reward
+            self._steps[i] += 1
+            self._returns[i] += reward
+            shown = self._shown(environment, observation)
+            done[i] = terminated or self._steps[i] == self.family.horizon
+            if done[i]:
+                infos[i] = {  # the names by which SB3 bootstraps at a time limit and averages episodes
+                    "terminal_observation": shown,
+                    "TimeLimit.truncated": not terminated,
+                    "episode": {"r": float(self._returns[i]), "l": int(self._steps[i]), "t": 0.0},
+                }
+                shown = self._begin(i)
+            observations[i] = shown
+        return observations, rewards, done, infos
+
+
+def _serve(pipe: Connection, name: str, block: str, root: Path, lanes: Sequence[int], seed: int) -> None:
+    family = load_family(name, json.loads(block), root)
+    assert isinstance(family, Locomotion)
+    mine = Lanes(family, lanes, seed)
+    pipe.send(None)
+    while (asked := pipe.recv()) is not None:
+        pipe.send(mine.reset(asked) if isinstance(asked, int) else mine.step(asked))
+
+
+class WorkerLanes(VecEnv):
+    """`count` lanes in `workers` processes, as Stable-Baselines3 wants them: one answer a process and step.
+
+    `reset` begins the round `turn`, which the caller sets; what comes back does not depend on the number of workers.
+    """
+
+    def __init__(self, family: Locomotion, block: dict[str, Any], root: Path, count: int, seed: int, workers: int):
+        size = family.observation_size + family.goal_size
+        super().__init__(
+            count,
+            gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32),
+            gymnasium.spaces.Box(family.action_low, family.action_high, dtype=np.float32),
+        )
+        self.turn = 0
+        context = multiprocessing.get_context("spawn")
+        bounds = np.linspace(0, count, min(workers, count) + 1).astype(int)
+        self._slices = [slice(a, b) for a, b in pairwise(bounds)]
+        self._pipes, self._processes = [], []
+        for a, b in pairwise(bounds):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, family.name, json.dumps(block), root, range(a, b), seed)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self._processes.append(process)
+        self._gather()
+
+    def _gather(self) -> list[Any]:
+        try:
+            return [pipe.recv() for pipe in self._pipes]
+        except EOFError:
+            raise PipelineError(
+                "behavior_policies: a process that runs environments died: its own error stands above, or memory ran "
+                "out (lower learning.workers)"
+            ) from None
+
+    def reset(self) -> np.ndarray:
+        """Observations (n, d) at the start of round `turn`."""
+        for pipe in self._pipes:
+            pipe.send(self.turn)
+        return np.concatenate(self._gather())
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Hand out actions (n, d_a)."""
+        for pipe, part in zip(self._pipes, self._slices, strict=True):
+            pipe.send(actions[part])
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Observations (n, d), rewards (n,), ends (n,), infos."""
+        observations, rewards, done, infos = zip(*self._gather(), strict=True)
+        return np.concatenate(observations), np.concatenate(rewards), np.concatenate(done), list(chain(*infos))
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe, process in zip(self._pipes, self._processes, strict=True):
+            if process.is_alive():
+                pipe.send(None)
+            process.join()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Of what SB3 asks for, only `render_mode`, which there is none of."""
+        if attr_name != "render_mode":
+            raise AttributeError(attr_name)
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Environments live in other processes."""
+        raise AttributeError(attr_name)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """Environments live in other processes."""
+        raise AttributeError(method_name)
+
+    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
+        """They are bare."""
+        return [False] * self.num_envs

@@ -1,0 +1,24 @@
+"""How a behaviour policy is trained, apart from what trains it: families with a script need not load that."""
+
+from pydantic import Field
+
+from pd_pipeline.config import Parameters
+
+
+class LearningParams(Parameters):
+    """How the goal-conditioned policy is trained: PPO with normalised observations and returns."""
+
+    seed: int = 0
+    steps: int = Field(default=4_200_000, gt=0, description="of the environment, all lanes together")
+    lanes: int = Field(default=32, gt=0, description="environments that a round collects from")
+    batch: int = Field(default=1600, gt=0, description="steps of an update")
+    epochs: int = Field(default=8, gt=0, description="passes over a round's steps")
+    learning_rate: float = Field(default=3e-4, gt=0)
+    discount: float = Field(default=0.99, gt=0, lt=1)
+    advantage_decay: float = Field(default=0.95, gt=0, le=1, description="lambda of generalised advantages")
+    clip: float = Field(default=0.2, gt=0, description="range of the probability ratio")
+    entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    width: int = Field(default=256, gt=0)
+    layers: int = Field(default=2, gt=0)
+    workers: int | None = Field(default=None, ge=1, description="processes for environments; None: one a core")
+    checkpoint_seconds: float = Field(default=30.0, ge=0)

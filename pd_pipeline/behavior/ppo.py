@@ -1,0 +1,174 @@
+"""One goal-conditioned policy for all tasks of a family, trained with Stable-Baselines3's PPO, in rounds.
+
+A round is one episode's horizon in every lane and the updates from it. It is a pure function of the state before it
+and (seed, round): the state is saved between rounds, and a training that was killed goes on to the same bytes.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecNormalize
+
+from pd_pipeline.behavior.lanes import WorkerLanes
+from pd_pipeline.behavior.learning import LearningParams
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families import goal_policy
+from pd_pipeline.families.locomotion import Locomotion
+from pd_pipeline.interruption import Interrupted, terminated
+from pd_pipeline.progress import Progress
+from pd_pipeline.storage import load_arrays, save_arrays
+
+STATE = "state.safetensors"
+Rows = list[dict[str, float]]
+
+
+def learn(
+    family: Locomotion,
+    block: dict[str, Any],
+    root: Path,
+    params: LearningParams,
+    work: Path,
+    progress: Progress,
+) -> Rows:
+    """Train; leave `random`, `medium` and `expert` (first, middle and last checkpoint) as safetensors in `work`.
+
+    `block` is the family's `environment` block, from which workers rebuild it. Returns a row a round: steps, mean
+    return and length of its episodes, exploration noise included, and the share that ended early. Raises Interrupted
+    after SIGTERM; then the state is saved.
+    """
+    if params.lanes * family.horizon % params.batch:
+        raise PipelineError(
+            f"families.{family.name}.behavior_policies.learning.batch: {params.batch} does not divide a round's "
+            f"{params.lanes} x {family.horizon} steps"
+        )
+    rounds = -(-params.steps // (params.lanes * family.horizon))
+    named = {0: "random", rounds // 2: "medium", rounds: "expert"}
+    lanes = WorkerLanes(family, block, root, params.lanes, params.seed, params.workers or os.cpu_count() or 1)
+    try:
+        with torch.random.fork_rng(devices=[]), _numpy_seed_kept(), terminated() as stop:
+            torch.manual_seed(params.seed)
+            learner = Learner(lanes, family.horizon, params)
+            rows = learner.restore(work / STATE) if (work / STATE).exists() else []
+            saved = time.monotonic()
+            for turn in range(len(rows), rounds + 1):
+                if turn in named:
+                    learner.export(work / f"{named[turn]}.safetensors")
+                if turn < rounds:
+                    rows.append(learner.round(turn, lanes))
+                    shown = f"return {rows[-1]['return_mean']:,.1f}"
+                    progress(f"behavior_policies {family.name}", turn + 1, rounds, shown)
+                stopping = stop()
+                if stopping or time.monotonic() - saved > params.checkpoint_seconds:
+                    learner.save(work / STATE, rows)
+                    saved = time.monotonic()
+                if stopping:
+                    raise Interrupted
+    finally:
+        lanes.close()
+    return rows
+
+
+class _numpy_seed_kept:
+    """SB3 shuffles with NumPy's global generator: give it back as it was."""
+
+    def __enter__(self) -> None:
+        self._state = np.random.get_state()  # noqa: NPY002
+
+    def __exit__(self, *_: object) -> None:
+        np.random.set_state(self._state)  # noqa: NPY002
+
+
+class Learner:
+    """PPO with the running statistics of its inputs and returns."""
+
+    def __init__(self, lanes: WorkerLanes, horizon: int, params: LearningParams):
+        self.params = params
+        self.normalized = VecNormalize(lanes, clip_obs=goal_policy.INPUT_CLIP, gamma=params.discount)
+        self.ppo = PPO(
+            "MlpPolicy",
+            self.normalized,
+            n_steps=horizon,
+            batch_size=params.batch,
+            n_epochs=params.epochs,
+            learning_rate=params.learning_rate,
+            gamma=params.discount,
+            gae_lambda=params.advantage_decay,
+            clip_range=params.clip,
+            ent_coef=params.entropy,
+            policy_kwargs={
+                "net_arch": [params.width] * params.layers,
+                "activation_fn": torch.nn.Tanh,
+                "log_std_init": -0.5,
+            },
+            stats_window_size=params.lanes * horizon,  # every episode of a round
+            device="cpu",
+        )
+        self.ppo.set_logger(Logger(folder=None, output_formats=[]))
+        self._horizon = horizon
+
+    def round(self, turn: int, lanes: WorkerLanes) -> dict[str, float]:
+        """Collect from all lanes and update; figures of the episodes that ended."""
+        words = np.random.SeedSequence([self.params.seed, turn]).generate_state(2)
+        torch.manual_seed(int(words[0]))
+        np.random.seed(int(words[1]))  # noqa: NPY002
+        lanes.turn = turn
+        steps = self.params.lanes * self._horizon
+        self.ppo.learn(steps)  # begins with a reset
+        episodes = list(self.ppo.ep_info_buffer or [])
+        return {
+            "steps": (turn + 1) * steps,
+            "return_mean": float(np.mean([e["r"] for e in episodes])) if episodes else float("nan"),
+            "length_mean": float(np.mean([e["l"] for e in episodes])) if episodes else float("nan"),
+            "early_ends": float(np.mean([e["l"] < self._horizon for e in episodes])) if episodes else float("nan"),
+        }
+
+    def export(self, path: Path) -> None:
+        """Write the present policy as `goal_policy` reads it."""
+        policy: Any = self.ppo.policy
+        linears = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)] + [policy.action_net]
+        statistics = self._statistics()["inputs"]
+        goal_policy.save(
+            path,
+            [(layer.weight.detach().numpy(), layer.bias.detach().numpy()) for layer in linears],
+            mean=statistics.mean,
+            deviation=np.sqrt(statistics.var + self.normalized.epsilon),
+            log_std=policy.log_std.detach().numpy(),
+        )
+
+    def save(self, path: Path, rows: Rows) -> None:
+        """Keep everything that later rounds depend on."""
+        arrays = {f"policy.{name}": t.numpy() for name, t in self.ppo.policy.state_dict().items()}
+        for i, moments in self.ppo.policy.optimizer.state_dict()["state"].items():
+            arrays |= {f"optimizer.{i}.{name}": t.numpy() for name, t in moments.items()}
+        for name, statistics in self._statistics().items():
+            arrays |= {f"{name}.{part}": np.asarray(getattr(statistics, part)) for part in ("mean", "var", "count")}
+        save_arrays(path, arrays, {"rows": json.dumps(rows)})
+
+    def restore(self, path: Path) -> Rows:
+        """Load what `save` kept; the rows of the rounds done."""
+        arrays, metadata = load_arrays(path)
+        tensors = {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
+        policy = self.ppo.policy
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        policy.load_state_dict({name: tensors[f"policy.{name}"] for name in policy.state_dict()})
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                number, _, moment = rest.partition(".")
+                moments.setdefault(int(number), {})[moment] = tensor
+        groups = policy.optimizer.state_dict()["param_groups"]
+        policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        for name, statistics in self._statistics().items():
+            statistics.mean, statistics.var = arrays[f"{name}.mean"].copy(), arrays[f"{name}.var"].copy()
+            statistics.count = float(arrays[f"{name}.count"])
+        return json.loads(metadata["rows"])
+
+    def _statistics(self) -> dict[str, Any]:
+        return {"inputs": self.normalized.obs_rms, "returns": self.normalized.ret_rms}

@@ -1,0 +1,99 @@
+"""A learned goal-conditioned policy: weights without pickle, acting in numpy for one environment or many."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.storage import load_arrays, save_arrays
+
+INPUT_CLIP = 10.0  # normalised inputs are clipped to +- this, in training and here
+WEIGHTS = "weights"
+
+
+@dataclass(frozen=True)
+class GoalPolicy:
+    """A Gaussian policy with tanh layers over the normalised observation and goal: a(s, g) ~ N(mu(s, g), diag(std^2)).
+
+    The goal's features are read off the environment, never stored with the observation. Actions are in the units of
+    the task and clipped to its bounds, as they were in training.
+    """
+
+    layers: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """(weight [out, in], bias [out]) of each layer, float32; tanh after all but the last."""
+    mean: np.ndarray  # (d_s + d_g,) float32
+    deviation: np.ndarray  # (d_s + d_g,) float32
+    log_std: np.ndarray  # (d_a,) float32
+    low: np.ndarray  # (d_a,) float32
+    high: np.ndarray  # (d_a,) float32
+    features: Callable[[gymnasium.Env], np.ndarray]
+    """Goal features (d_g,) of an environment."""
+    noise: float = 1.0
+    """Exploration: a multiple of the learned standard deviation."""
+
+    def mu(self, inputs: np.ndarray) -> np.ndarray:
+        """Mean actions (n, d_a) for observations with goals (n, d_s + d_g)."""
+        hidden = np.clip((inputs - self.mean) / self.deviation, -INPUT_CLIP, INPUT_CLIP)
+        for weight, bias in self.layers[:-1]:
+            hidden = np.tanh(hidden @ weight.T + bias)
+        weight, bias = self.layers[-1]
+        return hidden @ weight.T + bias
+
+    def together(
+        self,
+        environments: Sequence[gymnasium.Env],
+        observations: np.ndarray,
+        rngs: Sequence[np.random.Generator],
+    ) -> np.ndarray:
+        """Actions (n, d_a) for observations (n, d_s), each with noise of its own generator."""
+        goals = np.stack([self.features(environment) for environment in environments])
+        actions = self.mu(np.concatenate([observations, goals], axis=1))
+        if self.noise:
+            drawn = np.stack([rng.standard_normal(len(self.low), np.float32) for rng in rngs])
+            actions = actions + self.noise * np.exp(self.log_std) * drawn
+        return np.clip(actions, self.low, self.high).astype(np.float32)
+
+    def __call__(self, environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Action (d_a,) for an observation (d_s,)."""
+        return self.together([environment], observation[None], [rng])[0]
+
+
+def save(path: Path, layers: Sequence[tuple[np.ndarray, np.ndarray]], **others: np.ndarray) -> None:
+    """Write the layers and `mean`, `deviation`, `log_std` as safetensors."""
+    arrays = dict(others)
+    for i, (weight, bias) in enumerate(layers):
+        arrays |= {f"layer{i}.weight": weight, f"layer{i}.bias": bias}
+    save_arrays(path, {name: array.astype(np.float32) for name, array in arrays.items()})
+
+
+def load(
+    path: Path,
+    low: np.ndarray,
+    high: np.ndarray,
+    inputs: int,
+    features: Callable[[gymnasium.Env], np.ndarray],
+    noise: float,
+) -> GoalPolicy:
+    """Read a policy for `inputs` = d_s + d_g numbers. Raises PipelineError where it is missing or of another width."""
+    arrays, _ = load_arrays(path)
+    try:
+        count = sum(name.endswith(".weight") for name in arrays)
+        layers = tuple((arrays[f"layer{i}.weight"], arrays[f"layer{i}.bias"]) for i in range(count))
+        policy = GoalPolicy(layers, arrays["mean"], arrays["deviation"], arrays["log_std"], low, high, features, noise)
+    except KeyError as error:
+        raise PipelineError(f"{path}: no tensor {error}: not a policy of stage behavior_policies") from None
+    if policy.mean.shape != (inputs,) or policy.log_std.shape != low.shape:
+        raise PipelineError(
+            f"{path}: made for {len(policy.mean)} inputs and {len(policy.log_std)} actions, but the family has "
+            f"{inputs} and {len(low)}: train it again (stage behavior_policies)"
+        )
+    return policy
+
+
+def located(description: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A description whose weights file, named relative to `policies.json`, is found from anywhere."""
+    return description | {WEIGHTS: str(folder / description[WEIGHTS])} if WEIGHTS in description else description

@@ -1,0 +1,75 @@
+"""What collected data is worth: return, success, early ends and state coverage by quality and task."""
+
+from typing import Any
+
+import numpy as np
+
+from pd_pipeline.families.base import ExpertBars, Family
+from pd_pipeline.trajectories.reading import Trajectories
+
+CELLS = 20  # of the range of a state dimension
+EXPERT = "expert"
+
+
+def summarise(family: Family, data: dict[str, Trajectories]) -> dict[str, Any]:
+    """Figures of every quality; means over tasks weigh tasks alike, whatever number of episodes each has.
+
+    `coverage` is the share of cells that a quality's states visit, of 20 in each dimension between the 0.5th and the
+    99.5th percentile of all qualities together, mean over dimensions that vary.
+    """
+    pooled = np.concatenate([d.observations for d in data.values()])
+    low, high = np.percentile(pooled, [0.5, 99.5], axis=0)  # (d_s,) each
+    return {
+        quality: _figures(family, d) | {"coverage": coverage(d.observations, low, high)} for quality, d in data.items()
+    }
+
+
+def _figures(family: Family, data: Trajectories) -> dict[str, Any]:
+    early = data.lengths < family.horizon
+    tasks = {
+        int(task): {
+            "episodes": int(rows.sum()),
+            "return_mean": float(data.episode_returns[rows].mean()),
+            "return_deviation": float(data.episode_returns[rows].std()),
+            "success_rate": float(data.episode_success[rows].mean()) if family.has_success else None,
+            "early_ends": float(early[rows].mean()),
+        }
+        for task in np.unique(data.task_id)
+        for rows in [data.task_id == task]
+    }
+    return {
+        "steps": len(data.rewards),
+        "episodes": len(data.task_id),
+        "return_mean": float(np.mean([t["return_mean"] for t in tasks.values()])),
+        "success_rate": float(np.mean([t["success_rate"] for t in tasks.values()])) if family.has_success else None,
+        "early_ends": float(np.mean([t["early_ends"] for t in tasks.values()])),
+        "tasks": tasks,
+    }
+
+
+def coverage(observations: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
+    """Share of the cells between `low` and `high` (d_s,) that observations (n, d_s) visit, mean over dimensions."""
+    vary = high - low > 1e-6
+    if not vary.any():
+        return 0.0
+    scaled = (observations[:, vary] - low[vary]) / (high - low)[vary]  # (n, d) 0 to 1 between the percentiles
+    inside = (scaled >= 0) & (scaled < 1)
+    visited = [
+        len(np.unique((column[rows] * CELLS).astype(int))) for column, rows in zip(scaled.T, inside.T, strict=True)
+    ]
+    return float(np.mean(visited) / CELLS)
+
+
+def missed_bars(summary: dict[str, Any], bars: ExpertBars) -> list[str]:
+    """What the expert data of a summary fails to reach, in words; empty where it is good enough."""
+    if EXPERT not in summary:
+        return []
+    found = summary[EXPERT]
+    missed = []
+    if bars.return_mean is not None and found["return_mean"] < bars.return_mean:
+        missed.append(f"mean return {found['return_mean']:,.1f} is below {bars.return_mean:,.0f}")
+    if bars.success_rate is not None and found["success_rate"] < bars.success_rate:
+        missed.append(f"success rate {found['success_rate']:.1%} is below {bars.success_rate:.0%}")
+    if bars.early_ends is not None and found["early_ends"] > bars.early_ends:
+        missed.append(f"{found['early_ends']:.1%} of episodes end early, above {bars.early_ends:.0%}")
+    return missed

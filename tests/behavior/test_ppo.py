@@ -1,0 +1,167 @@
+"""Training the behaviour policy: it learns, it resumes to the same bytes, it does not depend on the workers."""
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pd_pipeline.behavior.lanes import Lanes, WorkerLanes
+from pd_pipeline.behavior.learning import LearningParams
+from pd_pipeline.behavior.ppo import STATE, learn
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families import goal_policy
+from pd_pipeline.families.base import load_family
+from pd_pipeline.families.locomotion import Locomotion
+from pd_pipeline.interruption import Interrupted
+from pd_pipeline.progress import silent
+
+BLOCK: dict[str, Any] = {"horizon": 10}
+SMALL = {"lanes": 4, "steps": 160, "batch": 20, "epochs": 2, "width": 8, "workers": 1, "checkpoint_seconds": 0}
+POLICIES = ("random", "medium", "expert")
+
+
+def family(name: str = "cheetah_vel", **block: Any) -> Locomotion:
+    made = load_family(name, BLOCK | block, Path.cwd())
+    assert isinstance(made, Locomotion)
+    return made
+
+
+def trained(work: Path, progress: Any = silent, **changes: Any) -> list[dict[str, float]]:
+    work.mkdir(exist_ok=True)
+    return learn(family(), BLOCK, Path.cwd(), LearningParams.model_validate(SMALL | changes), work, progress)
+
+
+def test_lanes_are_a_pure_function_of_seed_round_and_lane() -> None:
+    made = family()
+    both, second = Lanes(made, range(2), seed=3), Lanes(made, [1], seed=3)
+    np.testing.assert_array_equal(both.reset(5)[1], second.reset(5)[0])
+    actions = np.random.default_rng(0).uniform(-1, 1, (25, 2, 6)).astype(np.float32)
+    for step in actions:  # across the ends of two episodes
+        one, other = both.step(step), second.step(step[1:])
+        np.testing.assert_array_equal(one[0][1], other[0][0])
+        assert one[1][1] == other[1][0]
+    assert not np.array_equal(both.reset(6), both.reset(5))
+
+
+def test_an_episode_that_ends_begins_anew_under_another_goal() -> None:
+    made = family()
+    lanes = Lanes(made, [0], seed=0)
+    first = lanes.reset(0)
+    for _ in range(9):
+        observations, _, done, _ = lanes.step(np.zeros((1, 6), np.float32))
+        assert not done.any()
+        assert observations[0, -1] == first[0, -1], "the goal stays within an episode"
+    observations, rewards, done, (info,) = lanes.step(np.zeros((1, 6), np.float32))
+    assert done.all()
+    assert info["TimeLimit.truncated"]
+    assert info["episode"]["l"] == 10
+    assert info["terminal_observation"][-1] == first[0, -1]
+    assert observations[0, -1] != first[0, -1]
+    assert rewards[0] < 0
+
+
+def test_workers_give_what_one_process_gives() -> None:
+    made = family()
+    lanes, actions = Lanes(made, range(3), seed=1), np.full((3, 6), 0.3, np.float32)
+    spread = WorkerLanes(made, BLOCK, Path.cwd(), 3, 1, workers=2)
+    try:
+        spread.turn = 7
+        np.testing.assert_array_equal(spread.reset(), lanes.reset(7))
+        for _ in range(12):
+            for ours, theirs in zip(spread.step(actions)[:3], lanes.step(actions)[:3], strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    finally:
+        spread.close()
+
+
+def test_training_leaves_three_policies_and_a_curve(tmp_path: Path) -> None:
+    rows = trained(tmp_path / "work")
+    assert [row["steps"] for row in rows] == [40, 80, 120, 160]
+    assert all(row["length_mean"] == 10 and row["early_ends"] == 0 and row["return_mean"] < 0 for row in rows)
+    made = family()
+    environment = made.make(20)
+    observation, _ = environment.reset(seed=0)
+    actions = [
+        made.behavior({"weights": str(tmp_path / "work" / f"{name}.safetensors"), "noise": 0.0})(
+            environment, observation, np.random.default_rng(0)
+        )
+        for name in POLICIES
+    ]
+    assert not np.allclose(actions[0], actions[1])
+    assert not np.allclose(actions[1], actions[2])
+
+
+def test_what_is_exported_acts_as_the_trained_policy_does(tmp_path: Path) -> None:
+    from pd_pipeline.behavior.ppo import Learner
+
+    made = family()
+    params = LearningParams.model_validate(SMALL)
+    lanes = WorkerLanes(made, BLOCK, Path.cwd(), 4, 0, workers=1)
+    try:
+        learner = Learner(lanes, 10, params)
+        learner.round(0, lanes)
+        learner.export(tmp_path / "policy.safetensors")
+        shown = lanes.reset()
+        wanted, _ = learner.ppo.predict(learner.normalized.normalize_obs(shown), deterministic=True)
+    finally:
+        lanes.close()
+    policy = goal_policy.load(
+        tmp_path / "policy.safetensors", made.action_low, made.action_high, 18, made.goal_features, 0.0
+    )
+    np.testing.assert_allclose(np.clip(policy.mu(shown), -1, 1), wanted, atol=1e-5)
+
+
+def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+
+    def kill(description: str, done: int, total: int, figures: str = "") -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "killed", kill)
+    assert (tmp_path / "killed" / STATE).exists()
+    assert not (tmp_path / "killed" / "expert.safetensors").exists()
+    assert trained(tmp_path / "killed") == whole
+    for name in POLICIES:
+        file = f"{name}.safetensors"
+        assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
+    assert threading.current_thread() is threading.main_thread()
+
+    def stop(description: str, done: int, total: int, figures: str = "") -> None:
+        if done == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        trained(tmp_path / "work", stop, checkpoint_seconds=1000)
+    assert (tmp_path / "work" / STATE).exists()
+    seen: list[int] = []
+    trained(tmp_path / "work", lambda description, done, total, figures="": seen.append(done))
+    assert seen == [2, 3, 4]
+
+
+def test_global_generators_are_given_back(tmp_path: Path) -> None:
+    np.random.seed(5)  # noqa: NPY002
+    wanted = np.random.random(3)  # noqa: NPY002
+    np.random.seed(5)  # noqa: NPY002
+    trained(tmp_path / "work", steps=40)
+    np.testing.assert_array_equal(np.random.random(3), wanted)  # noqa: NPY002
+
+
+def test_a_batch_that_does_not_divide_a_round_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"learning\.batch: 30 does not divide a round's 4 x 10 steps"):
+        trained(tmp_path / "work", batch=30)
+
+
+def test_ppo_learns_to_stand_still(tmp_path: Path) -> None:
+    """Acting costs something and nothing else is near: within seconds the noise of actions must shrink."""
+    rows = trained(tmp_path / "work", lanes=16, steps=16 * 10 * 40, batch=160, epochs=5, learning_rate=3e-3, width=32)
+    first, last = (np.mean([row["return_mean"] for row in part]) for part in (rows[:8], rows[-8:]))
+    assert last > first

@@ -1,0 +1,59 @@
+"""pick_place: the split of the papers, a script that succeeds, a goal that is hidden and a puck that is not."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pd_pipeline.families.base import load_family
+from pd_pipeline.families.meta_world import GOAL, OBJECT
+from pd_pipeline.families.pick_place import PickPlace
+from pd_pipeline.trajectories.collection import Shard, collect_episodes
+
+pytestmark = [
+    pytest.mark.xdist_group("pick_place"),  # one process builds the benchmark
+    pytest.mark.filterwarnings("ignore:Constant"),
+]
+
+
+@pytest.fixture(scope="module")
+def made() -> PickPlace:
+    family = load_family("pick_place", {"horizon": 200}, Path.cwd())
+    assert isinstance(family, PickPlace)
+    return family
+
+
+def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
+    assert [task + 1 for task in made.test_tasks] == [11, 17, 25, 36, 41]
+    assert len(made.train_tasks) == 45
+    assert made.params.benchmark_seed == 1
+    assert load_family("pick_place", {}, Path.cwd()).horizon == 500
+
+
+def test_the_script_carries_the_puck_to_the_goal(made: PickPlace) -> None:
+    arrays = collect_episodes(
+        made, made.default_behaviors()["expert"], Shard("expert", made.test_tasks[0], 0, 2), seed=0
+    )
+    success = arrays["success"].reshape(2, 200)
+    assert success.any(1).all()
+    assert not arrays["observation"][:, GOAL].any()
+    goal = np.array(made.goal(made.test_tasks[0])["position"])
+    puck = arrays["observation"].reshape(2, 200, 39)[:, :, 4:7]
+    apart = np.linalg.norm(puck[:, 1:] - goal, axis=2)  # the observation after a step
+    assert apart[success[:, :-1]].max() <= 0.07 + 1e-3
+    assert np.linalg.norm(puck[0, 0] - goal) > 0.07, "it does not begin there"
+
+
+def test_the_puck_is_seen_and_the_goal_is_not(made: PickPlace) -> None:
+    observations = [made.make(task).reset()[0] for task in made.test_tasks[:2]]
+    for part in OBJECT:
+        assert (observations[0][part] != observations[1][part]).any()
+    others = np.ones(39, bool)
+    for part in OBJECT:
+        others[part] = False
+    np.testing.assert_allclose(observations[0][others], observations[1][others], atol=1e-6)
+
+
+def test_expert_data_is_held_to_ninety_five_percent_success(made: PickPlace) -> None:
+    assert made.expert_bars.success_rate == 0.95
+    assert made.expert_bars.return_mean is None
