@@ -82,10 +82,9 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     """Bare loop, workers, bare loop, for each family."""
     cores = os.cpu_count() or 1
     figures, details = [], {"cores": cores}
-    for name, (alone_episodes, episodes) in EPISODES.items():
+    for name, sizes in EPISODES.items():
         family = load_family(name, BLOCK, Path.cwd())
-        if quick:
-            alone_episodes, episodes = 1, 1
+        alone_episodes, episodes = (1, 1) if quick else sizes
         before = bare(family, alone_episodes)
         found = workers(family, BLOCK, episodes)
         single = statistics.mean((before, bare(family, alone_episodes)))
