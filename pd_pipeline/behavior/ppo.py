@@ -5,6 +5,7 @@ and (seed, round): the state is saved between rounds, and a training that was ki
 """
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
@@ -54,14 +56,14 @@ def learn(
     try:
         with torch.random.fork_rng(devices=[]), _numpy_seed_kept(), terminated() as stop:
             torch.manual_seed(params.seed)
-            learner = Learner(lanes, family.horizon, params)
+            learner = Learner(lanes, family.horizon, params, rounds)
             rows = learner.restore(work / STATE) if (work / STATE).exists() else []
             saved = time.monotonic()
             for turn in range(len(rows), rounds + 1):
                 if turn in named:
                     learner.export(work / f"{named[turn]}.safetensors")
                 if turn < rounds:
-                    rows.append(learner.round(turn, lanes))
+                    rows.append(learner.round(turn))
                     shown = f"return {rows[-1]['return_mean']:,.1f}"
                     progress(f"behavior_policies {family.name}", turn + 1, rounds, shown)
                 stopping = stop()
@@ -85,11 +87,25 @@ class _numpy_seed_kept:
         np.random.set_state(self._state)  # noqa: NPY002
 
 
+class _OneThreadWhileCollecting(BaseCallback):
+    """Threads of PyTorch that wait for work would take the cores from the processes that run environments."""
+
+    def _on_rollout_start(self) -> None:
+        self._threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        torch.set_num_threads(self._threads)
+
+
 class Learner:
     """PPO with the running statistics of its inputs and returns."""
 
-    def __init__(self, lanes: WorkerLanes, horizon: int, params: LearningParams):
-        self.params = params
+    def __init__(self, lanes: WorkerLanes, horizon: int, params: LearningParams, rounds: int):
+        self.params, self.lanes, self._rounds = params, lanes, rounds
         self.normalized = VecNormalize(lanes, clip_obs=goal_policy.INPUT_CLIP, gamma=params.discount)
         self.ppo = PPO(
             "MlpPolicy",
@@ -97,15 +113,15 @@ class Learner:
             n_steps=horizon,
             batch_size=params.batch,
             n_epochs=params.epochs,
-            learning_rate=params.learning_rate,
+            learning_rate=self._rate,
             gamma=params.discount,
             gae_lambda=params.advantage_decay,
             clip_range=params.clip,
             ent_coef=params.entropy,
             policy_kwargs={
                 "net_arch": [params.width] * params.layers,
-                "activation_fn": torch.nn.Tanh,
-                "log_std_init": -0.5,
+                "activation_fn": torch.nn.ReLU,
+                "log_std_init": math.log(params.initial_deviation),
             },
             stats_window_size=params.lanes * horizon,  # every episode of a round
             device="cpu",
@@ -113,14 +129,18 @@ class Learner:
         self.ppo.set_logger(Logger(folder=None, output_formats=[]))
         self._horizon = horizon
 
-    def round(self, turn: int, lanes: WorkerLanes) -> dict[str, float]:
+    def _rate(self, _: float) -> float:
+        """SB3 hands over what remains of a round; what counts is the training's."""
+        return self.params.learning_rate * (0.05 + 0.95 * (1 - self.lanes.turn / self._rounds))
+
+    def round(self, turn: int) -> dict[str, float]:
         """Collect from all lanes and update; figures of the episodes that ended."""
         words = np.random.SeedSequence([self.params.seed, turn]).generate_state(2)
         torch.manual_seed(int(words[0]))
         np.random.seed(int(words[1]))  # noqa: NPY002
-        lanes.turn = turn
+        self.lanes.turn = turn
         steps = self.params.lanes * self._horizon
-        self.ppo.learn(steps)  # begins with a reset
+        self.ppo.learn(steps, callback=_OneThreadWhileCollecting())  # begins with a reset
         episodes = list(self.ppo.ep_info_buffer or [])
         return {
             "steps": (turn + 1) * steps,

@@ -17,14 +17,14 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True)
 class GoalPolicy:
-    """A Gaussian policy with tanh layers over the normalised observation and goal: a(s, g) ~ N(mu(s, g), diag(std^2)).
+    """A Gaussian policy of rectified layers over the normalised observation and goal: N(mu(s, g), diag(std^2)).
 
     The goal's features are read off the environment, never stored with the observation. Actions are in the units of
     the task and clipped to its bounds, as they were in training.
     """
 
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
-    """(weight [out, in], bias [out]) of each layer, float32; tanh after all but the last."""
+    """(weight [out, in], bias [out]) of each layer, float32; max(0, .) after all but the last."""
     mean: np.ndarray  # (d_s + d_g,) float32
     deviation: np.ndarray  # (d_s + d_g,) float32
     log_std: np.ndarray  # (d_a,) float32
@@ -39,7 +39,7 @@ class GoalPolicy:
         """Mean actions (n, d_a) for observations with goals (n, d_s + d_g)."""
         hidden = np.clip((inputs - self.mean) / self.deviation, -INPUT_CLIP, INPUT_CLIP)
         for weight, bias in self.layers[:-1]:
-            hidden = np.tanh(hidden @ weight.T + bias)
+            hidden = np.maximum(hidden @ weight.T + bias, 0.0)
         weight, bias = self.layers[-1]
         return hidden @ weight.T + bias
 

@@ -102,8 +102,8 @@ def test_what_is_exported_acts_as_the_trained_policy_does(tmp_path: Path) -> Non
     params = LearningParams.model_validate(SMALL)
     lanes = WorkerLanes(made, BLOCK, Path.cwd(), 4, 0, workers=1)
     try:
-        learner = Learner(lanes, 10, params)
-        learner.round(0, lanes)
+        learner = Learner(lanes, 10, params, 4)
+        learner.round(0)
         learner.export(tmp_path / "policy.safetensors")
         shown = lanes.reset()
         wanted, _ = learner.ppo.predict(learner.normalized.normalize_obs(shown), deterministic=True)
