@@ -109,3 +109,41 @@ def test_work_digest_changes_with_the_parameters(project: Graph, tmp_path: Path)
     before = project.work_digest("behavior_policies", key)
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("horizon: 6", "horizon: 7"))
     assert graph.load(tmp_path).work_digest("behavior_policies", key) != before
+
+
+VARIANT = SMALL_PARAMS.replace("run: {", "run: {variants: {prompt_dt_all: prompt_dt}, ")
+
+
+def varied(folder: Path, text: str) -> Graph:
+    (folder / "params.yaml").write_text(text)
+    return graph.load(folder)
+
+
+def test_a_variant_is_its_method_with_parameters_of_its_own(tmp_path: Path) -> None:
+    text = VARIANT.replace("methods: [prompt_dt", "methods: [prompt_dt_all, prompt_dt")
+    text = text.replace("    tuned_prompt_dt:", "    tuned_prompt_dt_all: {few_shot: null}\n    tuned_prompt_dt:")
+    project = varied(tmp_path, text)
+    stage, key = project.stages["tuned_prompt_dt_all"], project.keys("tuned_prompt_dt_all")[0]
+    assert stage.needs == project.stages["tuned_prompt_dt"].needs
+    assert project.code("tuned_prompt_dt_all", key) == project.code("tuned_prompt_dt", key)
+    assert project.stage_params("tuned_prompt_dt_all", key).model_dump()["few_shot"] is None
+    assert project.stage_params("tuned_prompt_dt", key).model_dump()["few_shot"] is not None
+    assert project.out("tuned_prompt_dt_all", key) != project.out("tuned_prompt_dt", key)
+
+
+@pytest.mark.parametrize(
+    ("variants", "message"),
+    [
+        ("{noise_prompt: prompt_dt}", r"run\.variants: \['noise_prompt'\] are methods already"),
+        ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: a name is small letters"),
+    ],
+)
+def test_variants_that_cannot_be_named_so_are_refused(tmp_path: Path, variants: str, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        varied(tmp_path, VARIANT.replace("{prompt_dt_all: prompt_dt}", variants))
+
+
+def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
+    text = VARIANT.replace("prompt_dt_all: prompt_dt", "mine: no_such_method").replace("methods: [", "methods: [mine, ")
+    with pytest.raises(PipelineError, match=r"run\.methods: unknown \['mine'\]"):
+        varied(tmp_path, text)

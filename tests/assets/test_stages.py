@@ -1,5 +1,6 @@
 """Asset bodies: what a materialization says, what a check stops, what is not tried again."""
 
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -10,6 +11,8 @@ from assets.definitions import build
 from assets.reporting_back import report
 from assets.sensors import dvc_lock_sensor
 from pd_pipeline import graph, lineage
+from pd_pipeline.families.base import ExpertBars
+from pd_pipeline.families.point_robot import PointRobot
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import write_json
@@ -52,8 +55,8 @@ def test_a_materialization_says_what_was_made(root: Path, instance: dg.DagsterIn
     data_version = lineage.up_to_date(graph.load(root), "trajectories", KEY)
     assert event.tags is not None
     assert event.tags["dagster/data_version"] == data_version
-    (check,) = result.get_asset_check_evaluations()
-    assert (check.check_name, check.passed, check.blocking) == ("valid", True, True)
+    checks = {check.check_name: (check.passed, check.blocking) for check in result.get_asset_check_evaluations()}
+    assert checks == {"valid": (True, True), "expert_quality": (True, False)}
 
 
 def test_what_is_up_to_date_is_skipped_and_keeps_its_figures(root: Path, instance: dg.DagsterInstance) -> None:
@@ -114,6 +117,20 @@ def test_checks_pass_on_what_is_right(root: Path, trained_project: Path, tmp_pat
     assert check_results(project, "evaluation", tmp_path)[0].passed
     assert check_results(project, "trajectories", trained_project / "data/trajectories/point_robot")[0].passed
     assert check_results(project, "plm", trained_project / "data/plm/point_robot-0")[0].passed
+
+
+def test_expert_data_below_its_bar_fails_its_check(
+    root: Path, trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "point_robot"
+    shutil.copytree(trained_project / "data/trajectories/point_robot", out)
+    good = check_results(graph.load(root), "trajectories", out)[1]
+    assert (good.check_name, good.passed) == ("expert_quality", True)
+    assert {"return_mean", "early_ends", "coverage"} <= good.metadata.keys()
+    monkeypatch.setattr(PointRobot, "expert_bars", ExpertBars(return_mean=1e6))
+    bad = check_results(graph.load(root), "trajectories", out)[1]
+    assert not bad.passed
+    assert "is below 1,000,000" in str(bad.description)
 
 
 def test_the_sensor_reports_once_what_was_made_outside(root: Path, instance: dg.DagsterInstance) -> None:

@@ -180,3 +180,11 @@ def test_scores_by_task_pair_up_whatever_their_order() -> None:
     shuffled = scores.sample(fraction=1, shuffle=True, seed=1)
     for one, other in zip(by_task(scores, "a"), by_task(shuffled, "a"), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_without_success_there_is_no_rate_of_it() -> None:
+    scores = scores_of({"prompt_dt": [[1.0, 2.0]]}).with_columns(pl.lit(None, pl.Boolean).alias("success"))
+    found = method_metrics(scores, {}, {}, 0, 10)["prompt_dt"]
+    assert found["success_rate"] is found["success_low"] is found["success_high"] is None
+    assert all(task["success_rate"] is None for task in found["tasks"].values())
+    assert found["return_mean"] == 1.5

@@ -14,7 +14,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 @pytest.mark.parametrize(
     ("stage", "out", "titles"),
     [
-        ("trajectories", "trajectories/point_robot", {"returns"}),
+        ("trajectories", "trajectories/point_robot", {"returns", "states visited and episodes lost"}),
         ("plm", "plm/point_robot-0", {"learning curves"}),
         ("diffuser", "diffuser/point_robot-0", {"learning curves"}),
         ("tuned_prompt_diffuser", "tuned_prompt_diffuser/point_robot-0/1", {"L_DM and L_DT", "gradients"}),

@@ -53,7 +53,9 @@ def test_mujoco_is_pictured_where_it_can_be(tmp_path: Path) -> None:
 
 def test_page_stands_without_pictures(reported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_try", lambda job, backend: "no GL here")
-    monkeypatch.setattr(stage, "family_figures", lambda inputs, results: defaultdict(list))  # drawn in other tests
+    monkeypatch.setattr(
+        stage, "family_figures", lambda inputs, results, bars: defaultdict(list)
+    )  # drawn in other tests
     project = graph.load(reported_project)
     inputs = {need: reported_project / "data" / need for need in project.stages["report"].needs}
     out, work = tmp_path / "out", tmp_path / "work"

@@ -54,6 +54,16 @@ def test_a_difference_within_its_interval_is_called_so() -> None:
     assert "within its 95 % interval" in judge(values, FROZEN).checks[2].found
 
 
+@pytest.mark.parametrize(("normalized", "met"), [(0.98, True), (0.97, False), (None, None)])
+def test_where_nothing_succeeds_the_normalised_scale_judges(normalized: float | None, met: bool | None) -> None:
+    values = {name: value | {"success_rate": None} for name, value in metrics(-20.0).items()}
+    values["prompt_diffuser"]["normalized"] = normalized
+    checks = judge(values, FROZEN).checks
+    assert len(checks) == 2
+    assert checks[0].met is met
+    assert "of the way from noise_prompt to full_finetune" in checks[0].bar
+
+
 def test_what_was_not_run_is_not_judged() -> None:
     verdict = judge({"prompt_diffuser": method(5.0)}, {"prompt_diffuser": True})
     assert [check.met for check in verdict.checks] == [None, True, None]
