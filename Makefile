@@ -1,4 +1,4 @@
-# setup  run  test  check  ui  bench  clean: see README.md
+# setup  run  published  test  check  ui  bench  clean: see README.md
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 PYTHON ?= python3
@@ -8,7 +8,7 @@ export DAGSTER_DISABLE_TELEMETRY := yes
 export DAGSTER_HOME := $(abspath .dagster)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup run test check ui bench clean
+.PHONY: setup run published test check ui bench clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,10 @@ run: $(VENV)/.installed
 	@dvc repro --quiet
 	@echo "report: $(abspath data/reports/index.html)"
 
+published: $(VENV)/.installed
+	@cd published && pd-pipeline run all
+	@echo "report: $(abspath published/data/reports/index.html)"
+
 test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
@@ -50,3 +54,4 @@ bench: $(VENV)/.installed-bench
 
 clean:
 	rm -rf $(VENV) .work .dagster .pytest_cache .mypy_cache .ruff_cache data/*/ build *.egg-info
+	rm -rf published/data published/.work published/dvc.yaml published/dvc.lock published/.dvc/cache published/.dvc/tmp
