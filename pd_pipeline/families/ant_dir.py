@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from pydantic import Field
 
-from pd_pipeline.families.base import ExpertBars
+from pd_pipeline.families.base import ExpertBars, split_tasks
 from pd_pipeline.families.locomotion import Locomotion, LocomotionParams
 
 # fmt: off
@@ -23,8 +23,10 @@ ANGLES = (  # radians; of the published data, so that tasks are the same ones
 )
 # fmt: on
 SECTOR = (0, 7, 17, 18, 27, 28)  # every angle between 60 and 140 degrees
+TARGETS = {"published": (6, 17, 23, 30, 41), "validation": (12, 14, 24, 26, 27)}
 SPLITS: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
-    "published": (tuple(t for t in range(50) if t not in (6, 17, 23, 30, 41)), (6, 17, 23, 30, 41)),
+    "published": split_tasks(range(50), TARGETS, "published"),
+    "validation": split_tasks(range(50), TARGETS, "validation"),
     "published_ood": ((8, 13, 16, 20, 22, 26, 32, 37), (1, 4, 41)),
     "sector": (tuple(t for t in range(50) if t not in SECTOR), SECTOR),
 }
@@ -34,7 +36,7 @@ HEALTHY_HEIGHT = (0.2, 1.0)  # metres
 class AntDirParams(LocomotionParams):
     """Parameters of ant_dir."""
 
-    split: Literal["published", "published_ood", "sector"] = Field(
+    split: Literal["published", "validation", "published_ood", "sector"] = Field(
         default="published", description="which directions are trained on, and which are targets"
     )
 
@@ -91,7 +93,8 @@ class AntDirEnv(AntEnv):
 class AntDir(Locomotion):
     """Reward `v . (cos g, sin g) - 0.5 ||a||^2 + 1`; horizon 200; 50 published angles g.
 
-    Splits: `published` holds out five directions of fifty. `published_ood` trains on eight directions and tests on
+    Splits: `published` holds out five directions of fifty, each 1 to 4 degrees from a training one; `validation`
+    leaves these out and takes five more, to choose settings by. `published_ood` trains on eight directions and tests on
     three, of which only task 1 (24 degrees) lies outside the sector of the training ones. `sector` holds out every
     direction between 60 and 140 degrees, so that each of its six targets lies outside what was trained on.
     What differs from the papers: MuJoCo's version; contact costs are zero here as they were, unnoticed, there.

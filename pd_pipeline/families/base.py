@@ -17,7 +17,7 @@ import importlib
 import importlib.util
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -130,6 +130,14 @@ class Family(ABC):
     def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray | None:
         """An RGB picture [height, width, 3] uint8 of the present state, or None where the family has none."""
         return None
+
+
+def split_tasks(
+    tasks: Iterable[int], targets: Mapping[str, tuple[int, ...]], split: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(training tasks, targets) of a split; targets called `published` are trained on in no split."""
+    held_out = {*targets["published"], *targets[split]}
+    return tuple(task for task in tasks if task not in held_out), targets[split]
 
 
 BUILT_IN = {

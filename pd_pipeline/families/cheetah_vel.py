@@ -1,14 +1,26 @@
 """cheetah_vel: run at a hidden speed."""
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from pd_pipeline.families.base import ExpertBars
+from pd_pipeline.families.base import ExpertBars, split_tasks
 from pd_pipeline.families.cheetah import Cheetah, CheetahEnv, CheetahParams
 
 SPEEDS = np.linspace(0.075, 3.0, 40)  # m/s
-TARGETS = (2, 7, 15, 23, 26)  # 0.225, 0.6, 1.2, 1.8, 2.025 m/s
+TARGETS = {
+    "published": (2, 7, 15, 23, 26),  # 0.225, 0.6, 1.2, 1.8, 2.025 m/s
+    "validation": (4, 10, 18, 30, 36),
+}
+
+
+class CheetahVelParams(CheetahParams):
+    """Parameters of cheetah_vel."""
+
+    split: Literal["published", "validation"] = Field(
+        default="published", description="validation: five of the training tasks are targets, to choose settings by"
+    )
 
 
 class CheetahVelEnv(CheetahEnv):
@@ -23,16 +35,19 @@ class CheetahVel(Cheetah):
     """Reward `-|speed - goal| - 0.05 ||a||^2`; horizon 200; goals `linspace(0.075, 3, 40)` m/s.
 
     Splits: the papers' five targets, 35 tasks to train on; each target lies between two training goals 0.075 m/s
-    away. What differs from the papers: MuJoCo's version, and the observation, which there had the torso's position
-    too (`obs: paper20`).
+    away. `validation` leaves them out and takes five of the 35, which lie so too. What differs from the papers:
+    MuJoCo's version, and the observation, which there had the torso's position too (`obs: paper20`).
     History: MACAW's tasks (Mitchell et al., 2021), taken up by Prompt-DT (Xu et al., 2022).
     """
 
-    Params = CheetahParams
+    Params = CheetahVelParams
+    params: CheetahVelParams
     environment = CheetahVelEnv
-    test_tasks = TARGETS
-    train_tasks = tuple(task for task in range(len(SPEEDS)) if task not in TARGETS)
     bars = ExpertBars(return_mean=-20.0)
+
+    def __init__(self, name: str, params: CheetahVelParams):
+        super().__init__(name, params)
+        self.train_tasks, self.test_tasks = split_tasks(range(len(SPEEDS)), TARGETS, params.split)
 
     def goal_of(self, task: int) -> float:
         """Speed in m/s."""

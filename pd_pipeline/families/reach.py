@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from pd_pipeline.families.base import split_tasks
 from pd_pipeline.families.meta_world import MetaWorld, MetaWorldParams
 
 TASKS = range(20)  # of ML1's fifty training tasks, those of the papers
@@ -41,9 +42,7 @@ class Reach(MetaWorld):
 
     def __init__(self, name: str, params: ReachParams):
         super().__init__(name, params)
-        self.test_tasks = TARGETS[params.split]
-        held_out = {*TARGETS["published"], *self.test_tasks}
-        self.train_tasks = tuple(task for task in TASKS if task not in held_out)
+        self.train_tasks, self.test_tasks = split_tasks(TASKS, TARGETS, params.split)
 
     def script(self) -> Any:
         """Straight to the goal."""

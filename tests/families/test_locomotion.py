@@ -179,6 +179,18 @@ def test_splits_are_those_of_the_papers() -> None:
     assert sorted((*ant.train_tasks, *ant.test_tasks)) == list(range(50))
 
 
+@pytest.mark.parametrize("name", ["cheetah_vel", "ant_dir"])
+def test_the_validation_split_never_meets_the_published_targets(name: str) -> None:
+    published, validation = family(name), family(name, split="validation")
+    assert {*validation.train_tasks, *validation.test_tasks} == set(published.train_tasks)
+
+    def nearest(made: Locomotion) -> float:
+        known = np.array([made.goal_of(task) for task in made.train_tasks])
+        return max(float(np.abs(known - made.goal_of(task)).min()) for task in made.test_tasks)
+
+    assert nearest(validation) == pytest.approx(nearest(published), abs=0.05), "as far from what is trained on"
+
+
 def test_the_sector_split_holds_out_every_direction_of_its_sector() -> None:
     made = family("ant_dir", split="sector")
     degrees = np.degrees(ANGLES)

@@ -27,6 +27,8 @@ def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
     assert [task + 1 for task in made.test_tasks] == [11, 17, 25, 36, 41]
     assert len(made.train_tasks) == 45
     assert made.params.benchmark_seed == 1
+    validation = load_family("pick_place", {"split": "validation"}, Path.cwd())
+    assert {*validation.train_tasks, *validation.test_tasks} == set(made.train_tasks)
     assert load_family("pick_place", {}, Path.cwd()).horizon == 500
 
 
