@@ -1,10 +1,8 @@
 """Many environments with random goals, stepped by a few processes: what PPO collects from."""
 
 import json
-import multiprocessing
 from collections.abc import Sequence
-from itertools import chain, pairwise
-from multiprocessing.connection import Connection
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +10,9 @@ import gymnasium
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
 
-from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.locomotion import Locomotion
+from pd_pipeline.workers import Answer, Workers, shares
 
 
 class Lanes:
@@ -69,13 +67,11 @@ class Lanes:
         return observations, rewards, done, infos
 
 
-def _serve(pipe: Connection, name: str, block: str, root: Path, lanes: Sequence[int], seed: int) -> None:
+def _local(name: str, block: str, root: Path, lanes: Sequence[int], seed: int) -> Answer:
     family = load_family(name, json.loads(block), root)
     assert isinstance(family, Locomotion)
     mine = Lanes(family, lanes, seed)
-    pipe.send(None)
-    while (asked := pipe.recv()) is not None:
-        pipe.send(mine.reset(asked) if isinstance(asked, int) else mine.step(asked))
+    return lambda message: mine.reset(message) if isinstance(message, int) else mine.step(message)
 
 
 class WorkerLanes(VecEnv):
@@ -92,51 +88,27 @@ class WorkerLanes(VecEnv):
             gymnasium.spaces.Box(family.action_low, family.action_high, dtype=np.float32),
         )
         self.turn = 0
-        context = multiprocessing.get_context("spawn")
-        bounds = np.linspace(0, count, min(workers, count) + 1).astype(int)
-        self._slices = [slice(a, b) for a, b in pairwise(bounds)]
-        self._pipes, self._processes = [], []
-        for a, b in pairwise(bounds):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, family.name, json.dumps(block), root, range(a, b), seed)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        self._gather()
-
-    def _gather(self) -> list[Any]:
-        try:
-            return [pipe.recv() for pipe in self._pipes]
-        except EOFError:
-            raise PipelineError(
-                "behavior_policies: a process that runs environments died: its own error stands above, or memory ran "
-                "out (lower learning.workers)"
-            ) from None
+        self._shares = shares(count, workers)
+        arguments = [(family.name, json.dumps(block), root, range(count)[part], seed) for part in self._shares]
+        self._workers = Workers(_local, arguments, "behavior_policies", "lower learning.workers")
 
     def reset(self) -> np.ndarray:
         """Observations (n, d) at the start of round `turn`."""
-        for pipe in self._pipes:
-            pipe.send(self.turn)
-        return np.concatenate(self._gather())
+        self._workers.send([self.turn] * len(self._shares))
+        return np.concatenate(self._workers.gather())
 
     def step_async(self, actions: np.ndarray) -> None:
         """Hand out actions (n, d_a)."""
-        for pipe, part in zip(self._pipes, self._slices, strict=True):
-            pipe.send(actions[part])
+        self._workers.send([actions[part] for part in self._shares])
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Observations (n, d), rewards (n,), ends (n,), infos."""
-        observations, rewards, done, infos = zip(*self._gather(), strict=True)
+        observations, rewards, done, infos = zip(*self._workers.gather(), strict=True)
         return np.concatenate(observations), np.concatenate(rewards), np.concatenate(done), list(chain(*infos))
 
     def close(self) -> None:
         """End the processes."""
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            if process.is_alive():
-                pipe.send(None)
-            process.join()
+        self._workers.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
         """Of what SB3 asks for, only `render_mode`, which there is none of."""

@@ -1,17 +1,14 @@
 """Many environments stepped together, in worker processes that each hold a share of them."""
 
 import json
-import multiprocessing
 import os
-from itertools import pairwise
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
+from pd_pipeline.workers import Answer, Workers, shares
 
 
 class Outcome(NamedTuple):
@@ -64,12 +61,9 @@ class LocalBatch:
             environment.close()
 
 
-def _serve(pipe: Connection, name: str, block: str, root: Path, tasks: list[int], seeds: list[int]) -> None:
+def _local(name: str, block: str, root: Path, tasks: list[int], seeds: list[int]) -> Answer:
     batch = LocalBatch(load_family(name, json.loads(block), root), tasks, seeds)
-    pipe.send(None)
-    while (actions := pipe.recv()) is not None:
-        pipe.send(batch.reset() if isinstance(actions, str) else batch.step(actions))
-    batch.close()
+    return lambda message: batch.reset() if isinstance(message, str) else batch.step(message)
 
 
 class WorkerBatch:
@@ -78,48 +72,24 @@ class WorkerBatch:
     def __init__(
         self, family: Family, block: dict[str, Any], root: Path, tasks: list[int], seeds: list[int], workers: int
     ):
-        context = multiprocessing.get_context("spawn")
-        bounds = np.linspace(0, len(tasks), workers + 1).astype(int)
-        self._slices = [slice(a, b) for a, b in pairwise(bounds)]
-        self._pipes, self._processes = [], []
-        for part in self._slices:
-            ours, theirs = context.Pipe()
-            arguments = (theirs, family.name, json.dumps(block), root, tasks[part], seeds[part])
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
-        self._gather()
-
-    def _gather(self) -> list[Any]:
-        """One answer of every worker. Raises PipelineError where one died."""
-        try:
-            return [pipe.recv() for pipe in self._pipes]
-        except EOFError:
-            raise PipelineError(
-                "evaluation: a process that runs environments died: its own error stands above, or memory ran out "
-                "(lower evaluation.workers)"
-            ) from None
+        self._shares = shares(len(tasks), workers)
+        text = json.dumps(block)
+        arguments = [(family.name, text, root, tasks[part], seeds[part]) for part in self._shares]
+        self._workers = Workers(_local, arguments, "evaluation", "lower evaluation.workers")
 
     def reset(self) -> np.ndarray:
         """Observations (n, d_s)."""
-        for pipe in self._pipes:
-            pipe.send("reset")
-        return np.concatenate(self._gather())
+        self._workers.send(["reset"] * len(self._shares))
+        return np.concatenate(self._workers.gather())
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Apply actions (n, d_a) in task units."""
-        for pipe, part in zip(self._pipes, self._slices, strict=True):
-            pipe.send(actions[part])
-        return Outcome(*(np.concatenate(column) for column in zip(*self._gather(), strict=True)))
+        self._workers.send([actions[part] for part in self._shares])
+        return Outcome(*(np.concatenate(column) for column in zip(*self._workers.gather(), strict=True)))
 
     def close(self) -> None:
         """End the workers."""
-        for pipe, process in zip(self._pipes, self._processes, strict=True):
-            if process.is_alive():
-                pipe.send(None)
-            process.join()
+        self._workers.close()
 
 
 def make_batch(

@@ -1,15 +1,16 @@
 """What the Meta-World ML1 families share: a robot arm, tasks whose goal is hidden, a script that sees it."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gymnasium
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy
+from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy, split_tasks
 
 GOAL = slice(36, 39)  # the three goal components of the observation
 OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, now and one step before
@@ -23,6 +24,9 @@ class MetaWorldParams(FamilyParams):
     horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers; Meta-World allows no more")
     benchmark_seed: int = Field(default=0, ge=0, description="seed of ML1: decides the goals")
     mask_object: bool = Field(default=False, description="hide the puck")
+    split: Literal["published", "validation"] = Field(
+        default="published", description="validation: five of the training tasks are targets, to choose settings by"
+    )
 
 
 class MetaWorldEnv(gymnasium.Env):
@@ -157,10 +161,17 @@ class MetaWorld(Family):
     environment: ClassVar[str]
     """Meta-World's name of the task."""
     tasks: ClassVar[range]
+    """Of the benchmark's fifty training tasks."""
+    targets: ClassVar[Mapping[str, tuple[int, ...]]]
+    """Split -> its target tasks."""
     success_radius: ClassVar[float]  # metres
     observation_size = 39
     action_low = np.full(4, -1.0, np.float32)
     action_high = np.full(4, 1.0, np.float32)
+
+    def __init__(self, name: str, params: MetaWorldParams):
+        super().__init__(name, params)
+        self.train_tasks, self.test_tasks = split_tasks(self.tasks, self.targets, params.split)
 
     @abstractmethod
     def script(self) -> Any:

@@ -1,10 +1,9 @@
 """Meta-World ML1 pick-place-v3: grasp a puck that lies elsewhere in every task and carry it to a hidden place."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from pd_pipeline.families.base import split_tasks
 from pd_pipeline.families.meta_world import MetaWorld, MetaWorldParams
 
 TASKS = range(50)
@@ -19,9 +18,6 @@ class PickPlaceParams(MetaWorldParams):
 
     horizon: int = Field(default=500, gt=0, le=500, description="as in the papers; Meta-World allows no more")
     benchmark_seed: int = Field(default=1, ge=0, description="seed of ML1: decides goals and places of the puck")
-    split: Literal["published", "validation"] = Field(
-        default="published", description="validation: five of the training tasks are targets, to choose settings by"
-    )
 
 
 class PickPlace(MetaWorld):
@@ -36,11 +32,8 @@ class PickPlace(MetaWorld):
     params: PickPlaceParams
     environment = "pick-place-v3"
     tasks = TASKS
+    targets = TARGETS
     success_radius = 0.07
-
-    def __init__(self, name: str, params: PickPlaceParams):
-        super().__init__(name, params)
-        self.train_tasks, self.test_tasks = split_tasks(TASKS, TARGETS, params.split)
 
     def script(self) -> Any:
         """Above the puck, down, close, to the goal."""

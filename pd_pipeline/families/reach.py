@@ -1,10 +1,9 @@
 """Meta-World ML1 reach-v3: a robot arm moves its gripper to a hidden place."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
-from pd_pipeline.families.base import split_tasks
 from pd_pipeline.families.meta_world import MetaWorld, MetaWorldParams
 
 TASKS = range(20)  # of ML1's fifty training tasks, those of the papers
@@ -17,9 +16,6 @@ TARGETS = {
 class ReachParams(MetaWorldParams):
     """Parameters of ML1 reach."""
 
-    split: Literal["published", "validation"] = Field(
-        default="published", description="validation: five of the training tasks are targets, to choose settings by"
-    )
     mask_object: bool = Field(default=True, description="hide the puck, which identifies a task without solving it")
 
 
@@ -38,11 +34,8 @@ class Reach(MetaWorld):
     params: ReachParams
     environment = "reach-v3"
     tasks = TASKS
+    targets = TARGETS
     success_radius = 0.05
-
-    def __init__(self, name: str, params: ReachParams):
-        super().__init__(name, params)
-        self.train_tasks, self.test_tasks = split_tasks(TASKS, TARGETS, params.split)
 
     def script(self) -> Any:
         """Straight to the goal."""

@@ -185,7 +185,7 @@ def test_workers_give_what_one_process_gives() -> None:
     finally:
         local.close()
         spread.close()
-    assert all(process.exitcode == 0 for process in spread._processes)
+    assert all(process.exitcode == 0 for process in spread._workers._processes)
 
 
 def test_ended_environments_are_not_stepped() -> None:

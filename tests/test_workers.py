@@ -1,0 +1,46 @@
+"""Worker processes: shares, answers in order, and what a dead one becomes."""
+
+import os
+from typing import Any
+
+import pytest
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.workers import Answer, Workers, shares
+
+
+def scaled(factor: int) -> Answer:
+    def answer(message: Any) -> Any:
+        if message == "die":
+            os._exit(1)
+        return factor * message
+
+    return answer
+
+
+def test_shares_cover_everything_once() -> None:
+    for count, workers in ((7, 3), (3, 8), (1, 1), (32, 2)):
+        parts = shares(count, workers)
+        assert [i for part in parts for i in range(count)[part]] == list(range(count))
+        assert len(parts) == min(count, workers)
+        sizes = [part.stop - part.start for part in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_each_process_answers_its_own_messages_in_order() -> None:
+    workers = Workers(scaled, [(2,), (10,)], "test", "no advice")
+    workers.send([1, 2])
+    assert workers.gather() == [2, 20]
+    workers.send([3, 0])
+    assert workers.gather() == [6, 0]
+    workers.close()
+    assert [process.exitcode for process in workers._processes] == [0, 0]
+
+
+def test_a_process_that_dies_is_an_error_that_says_where() -> None:
+    workers = Workers(scaled, [(2,), (10,)], "evaluation", "lower evaluation.workers")
+    workers.send([1, "die"])
+    with pytest.raises(PipelineError, match=r"evaluation: a process .* died.*lower evaluation\.workers"):
+        workers.gather()
+    workers._processes[1].join()
+    workers.close()
