@@ -51,6 +51,11 @@ def learn(
             f"{params.lanes} x {family.horizon} steps"
         )
     rounds = -(-params.steps // (params.lanes * family.horizon))
+    if rounds < 2:
+        raise PipelineError(
+            f"families.{family.name}.behavior_policies.learning.steps: {params.steps} is one round of {params.lanes} x "
+            f"{family.horizon} steps: first, middle and last checkpoint need two at least"
+        )
     named = {0: "random", rounds // 2: "medium", rounds: "expert"}
     lanes = WorkerLanes(family, block, root, params.lanes, params.seed, params.workers or os.cpu_count() or 1)
     try:

@@ -151,13 +151,18 @@ def test_global_generators_are_given_back(tmp_path: Path) -> None:
     np.random.seed(5)  # noqa: NPY002
     wanted = np.random.random(3)  # noqa: NPY002
     np.random.seed(5)  # noqa: NPY002
-    trained(tmp_path / "work", steps=40)
+    trained(tmp_path / "work", steps=80)
     np.testing.assert_array_equal(np.random.random(3), wanted)  # noqa: NPY002
 
 
 def test_a_batch_that_does_not_divide_a_round_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"learning\.batch: 30 does not divide a round's 4 x 10 steps"):
         trained(tmp_path / "work", batch=30)
+
+
+def test_a_training_of_one_round_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"learning\.steps: 40 is one round of 4 x 10 steps"):
+        trained(tmp_path / "work", steps=40)
 
 
 def test_ppo_learns_to_stand_still(tmp_path: Path) -> None:
