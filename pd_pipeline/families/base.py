@@ -115,6 +115,10 @@ class Family(ABC):
     def make(self, task: int) -> gymnasium.Env:
         """A fresh environment of one task."""
 
+    def retarget(self, environment: gymnasium.Env, task: int) -> bool:
+        """Make an environment of this family one of `task` from its next reset on; False where only `make` can."""
+        return False
+
     @abstractmethod
     def behavior(self, description: dict[str, Any]) -> Policy:
         """The behaviour policy that one entry of `policies.json` (stage behavior_policies) describes."""

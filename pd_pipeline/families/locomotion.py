@@ -63,6 +63,11 @@ class Locomotion(Family):
         """A fresh environment of one task."""
         return self.with_goal(self.goal_of(task))
 
+    def retarget(self, environment: Any, task: int) -> bool:
+        """Another goal in the same body: loading that takes as long as a hundred steps."""
+        environment.unwrapped.goal = self.goal_of(task)
+        return True
+
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """A checkpoint a quality, beside `policies.json`."""
         return {q: {goal_policy.WEIGHTS: f"{q}.safetensors", "noise": 1.0} for q in self.qualities}

@@ -72,10 +72,32 @@ def plan(family: Family, params: TrajectoriesParams) -> list[Shard]:
     return shards
 
 
-def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, seed: int) -> dict[str, np.ndarray]:
+class Pool:
+    """Environments of one family, kept from shard to shard where they can change their task."""
+
+    def __init__(self, family: Family):
+        self.family = family
+        self._kept: list[gymnasium.Env] = []
+
+    def of(self, task: int, count: int) -> list[gymnasium.Env]:
+        """`count` environments of a task."""
+        if not all([self.family.retarget(environment, task) for environment in self._kept]):
+            self.close()
+        self._kept += [self.family.make(task) for _ in range(count - len(self._kept))]
+        return self._kept[:count]
+
+    def close(self) -> None:
+        """Close them all."""
+        for environment in self._kept:
+            environment.close()
+        self._kept = []
+
+
+def collect_episodes(pool: Pool, behavior: dict[str, Any], shard: Shard, seed: int) -> dict[str, np.ndarray]:
     """Run one shard: arrays named like the columns, episodes one after another."""
+    family = pool.family
     policy = family.behavior(behavior)
-    environments = [family.make(shard.task) for _ in range(min(family.lanes, shard.episodes))]
+    environments = pool.of(shard.task, min(family.lanes, shard.episodes))
     # what a reset is told: where resets are deterministic, exploring starts are what makes episodes differ
     options = behavior.get("reset")
     numbers = range(shard.first, shard.first + shard.episodes)
@@ -95,8 +117,6 @@ def collect_episodes(family: Family, behavior: dict[str, Any], shard: Shard, see
                 "truncated": np.append(np.zeros(length - 1, bool), not steps["terminated"][-1]),
             }
             episodes.append(steps | about)
-    for environment in environments:
-        environment.close()
     return {name: np.concatenate([e[name] for e in episodes]) for name in episodes[0]}
 
 
@@ -150,14 +170,14 @@ def _act(
 
 
 @lru_cache(maxsize=1)
-def _worker_family(name: str, block: str, root: Path) -> Family:
+def _worker_pool(name: str, block: str, root: Path) -> Pool:
     import json
 
-    return load_family(name, json.loads(block), root)  # once a process: building a benchmark takes a second
+    return Pool(load_family(name, json.loads(block), root))  # once a process: building a benchmark takes a second
 
 
 def _work(name: str, block: str, root: Path, behavior: dict[str, Any], shard: Shard, seed: int, file: Path) -> int:
-    arrays = collect_episodes(_worker_family(name, block, root), behavior, shard, seed)
+    arrays = collect_episodes(_worker_pool(name, block, root), behavior, shard, seed)
     save_arrays(file, arrays)
     return len(arrays["step"])
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from scipy.stats import entropy
 
 from pd_pipeline.families.base import ExpertBars, Family
 from pd_pipeline.trajectories.reading import Trajectories
@@ -14,8 +15,7 @@ EXPERT = "expert"
 def summarise(family: Family, data: dict[str, Trajectories]) -> dict[str, Any]:
     """Figures of every quality; means over tasks weigh tasks alike, whatever number of episodes each has.
 
-    `coverage` is the share of cells that a quality's states visit, of 20 in each dimension between the 0.5th and the
-    99.5th percentile of all qualities together, mean over dimensions that vary.
+    `coverage` says how evenly a quality's states fill the space that all qualities together visit; see there.
     """
     pooled = np.concatenate([d.observations for d in data.values()])
     low, high = np.percentile(pooled, [0.5, 99.5], axis=0)  # (d_s,) each
@@ -48,16 +48,21 @@ def _figures(family: Family, data: Trajectories) -> dict[str, Any]:
 
 
 def coverage(observations: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
-    """Share of the cells between `low` and `high` (d_s,) that observations (n, d_s) visit, mean over dimensions."""
+    """How evenly observations (n, d_s) fill the twenty cells of each dimension between `low` and `high` (d_s,).
+
+    The effective number of cells, exp of the entropy of their shares, over their number: 1 where all are visited
+    alike, 1 / 20 where only one is. Mean over the dimensions that vary.
+    """
     vary = high - low > 1e-6
     if not vary.any():
         return 0.0
     scaled = (observations[:, vary] - low[vary]) / (high - low)[vary]  # (n, d) 0 to 1 between the percentiles
     inside = (scaled >= 0) & (scaled < 1)
-    visited = [
-        len(np.unique((column[rows] * CELLS).astype(int))) for column, rows in zip(scaled.T, inside.T, strict=True)
-    ]
-    return float(np.mean(visited) / CELLS)
+    effective = []
+    for column, rows in zip(scaled.T, inside.T, strict=True):
+        counts = np.bincount((column[rows] * CELLS).astype(int), minlength=CELLS)
+        effective.append(np.exp(entropy(counts)) if counts.any() else 0.0)
+    return float(np.mean(effective) / CELLS)
 
 
 def missed_bars(summary: dict[str, Any], bars: ExpertBars) -> list[str]:

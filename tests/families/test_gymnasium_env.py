@@ -66,7 +66,7 @@ def test_environment_takes_its_task_and_the_shared_options() -> None:
 def test_stored_actions_are_the_clipped_ones() -> None:
     made = family(tasks=[{"goal": -1.0}, {"goal": 1.9}, {"goal": 1.0}])
     description = made.default_behaviors()["expert"] | {"arguments": {"gain": 50.0}}
-    arrays = collect_episodes(made, description, Shard("expert", 1, 0, 1), seed=0)
+    arrays = collect_episodes(Pool(made), description, Shard("expert", 1, 0, 1), seed=0)
     assert arrays["action"].max() == 2.0
     moved = np.diff(arrays["observation"][:, 0])
     np.testing.assert_allclose(moved, 0.5 * arrays["action"][:-1, 0], atol=1e-5)

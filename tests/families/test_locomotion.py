@@ -14,6 +14,7 @@ from pd_pipeline.families.ant_dir import ANGLES, SECTOR, AntDir
 from pd_pipeline.families.base import ExpertBars, load_family
 from pd_pipeline.families.cheetah_vel import SPEEDS
 from pd_pipeline.families.locomotion import Locomotion
+from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
 
 NAMES = ("cheetah_dir", "cheetah_vel", "ant_dir")
 DT = 0.05
@@ -265,3 +266,15 @@ def test_weights_of_another_width_or_none_are_refused(weights: Callable[[Locomot
         other.behavior({"weights": str(weights(made)), "noise": 1.0})
     with pytest.raises(Exception, match="no such file"):
         made.behavior({"weights": "nowhere.safetensors", "noise": 1.0})
+
+
+def test_a_body_that_changes_its_goal_is_as_good_as_a_new_one(weights: Callable[[Locomotion], Path]) -> None:
+    made = family("ant_dir", horizon=20)
+    behavior = {"weights": str(weights(made)), "noise": 1.0}
+    pool, shard = Pool(made), Shard("expert", 3, 5, 2)
+    collect_episodes(pool, behavior, Shard("expert", 0, 0, 3), seed=1)
+    kept = pool.of(3, 3)
+    used = collect_episodes(pool, behavior, shard, seed=1)
+    assert pool.of(3, 3) == kept, "no body is built twice"
+    for name, array in collect_episodes(Pool(made), behavior, shard, seed=1).items():
+        np.testing.assert_array_equal(used[name], array)

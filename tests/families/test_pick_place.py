@@ -8,7 +8,7 @@ import pytest
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.meta_world import GOAL, OBJECT
 from pd_pipeline.families.pick_place import PickPlace
-from pd_pipeline.trajectories.collection import Shard, collect_episodes
+from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
 
 pytestmark = [
     pytest.mark.xdist_group("pick_place"),  # one process builds the benchmark
@@ -34,7 +34,7 @@ def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
 
 def test_the_script_carries_the_puck_to_the_goal(made: PickPlace) -> None:
     arrays = collect_episodes(
-        made, made.default_behaviors()["expert"], Shard("expert", made.test_tasks[0], 0, 2), seed=0
+        Pool(made), made.default_behaviors()["expert"], Shard("expert", made.test_tasks[0], 0, 2), seed=0
     )
     success = arrays["success"].reshape(2, 200)
     assert success.any(1).all()

@@ -8,7 +8,7 @@ import pytest
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.point_robot import PointRobot
-from pd_pipeline.trajectories.collection import Shard, collect_episodes
+from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
 
 
 def family(**block) -> PointRobot:
@@ -66,7 +66,7 @@ def test_qualities_are_ordered_and_the_expert_arrives() -> None:
     made = family()
     returns = {}
     for quality, description in made.default_behaviors().items():
-        arrays = collect_episodes(made, description, Shard(quality, 3, 0, 8), seed=0)
+        arrays = collect_episodes(Pool(made), description, Shard(quality, 3, 0, 8), seed=0)
         returns[quality] = arrays["reward"].sum() / 8
         assert np.abs(arrays["action"]).max() <= 1
         if quality == "expert":

@@ -11,7 +11,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Policy, load_family
 from pd_pipeline.families.meta_world import GOAL, OBJECT, MetaWorldEnv
 from pd_pipeline.families.reach import Reach
-from pd_pipeline.trajectories.collection import Shard, collect_episodes
+from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
 from tests.builders import benchmark
 from tests.builders import reach as family
 
@@ -182,7 +182,7 @@ def test_the_script_sees_the_goal_in_a_copy(reach: Reach) -> None:
 
 def test_stored_observations_stay_masked_and_stored_actions_are_clipped(reach: Reach) -> None:
     noisy = {"gain": 1.0, "noise": 0.8}
-    arrays = collect_episodes(reach, noisy, Shard("expert", 5, 0, 1), seed=0)
+    arrays = collect_episodes(Pool(reach), noisy, Shard("expert", 5, 0, 1), seed=0)
     assert not arrays["observation"][:, GOAL].any()
     assert np.abs(arrays["action"]).max() == 1.0, "the bound is reached, so something was clipped"
     environment = reach.make(5)
@@ -223,7 +223,7 @@ def test_the_expert_succeeds_and_without_the_goal_it_fails(reach: Reach, task: i
 
 def test_qualities_are_ordered(reach: Reach) -> None:
     returns = [
-        collect_episodes(reach, description, Shard(quality, 8, 0, 1), seed=0)["reward"].sum()
+        collect_episodes(Pool(reach), description, Shard(quality, 8, 0, 1), seed=0)["reward"].sum()
         for quality, description in reach.default_behaviors().items()
     ]
     assert returns[0] > returns[1] > returns[2]
@@ -298,7 +298,7 @@ def test_horizons_beyond_500_are_refused_and_500_runs() -> None:
     with pytest.raises(PipelineError, match=r"families\.reach\.environment\.horizon.*500.*501"):
         family(horizon=501)
     made = family(horizon=500)
-    arrays = collect_episodes(made, {"gain": 1.0, "noise": 0.0}, Shard("expert", 5, 0, 2), seed=0)
+    arrays = collect_episodes(Pool(made), {"gain": 1.0, "noise": 0.0}, Shard("expert", 5, 0, 2), seed=0)
     returns = arrays["reward"].reshape(2, 500).sum(1)
     assert (returns > 4500).all(), "4,830 on average over tasks"
     assert arrays["truncated"].reshape(2, 500)[:, -1].all()

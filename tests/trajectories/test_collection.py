@@ -12,7 +12,7 @@ from pd_pipeline.families.point_robot import PointRobot
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import load_arrays, read_json, write_json
 from pd_pipeline.trajectories import collection
-from pd_pipeline.trajectories.collection import Shard, TrajectoriesParams, collect, collect_episodes, plan
+from pd_pipeline.trajectories.collection import Pool, Shard, TrajectoriesParams, collect, collect_episodes, plan
 from pd_pipeline.trajectories.reading import read, return_to_go
 
 BLOCK: dict[str, Any] = {"horizon": 6, "tasks": 4, "test_tasks": [2]}
@@ -65,11 +65,11 @@ def test_finished_shards_are_not_collected_again(
     ran: list[Shard] = []
     original = collect_episodes
 
-    def interrupted(family: Any, behavior: Any, shard: Shard, seed: int) -> dict[str, np.ndarray]:
+    def interrupted(pool: Pool, behavior: Any, shard: Shard, seed: int) -> dict[str, np.ndarray]:
         if len(ran) == 4:
             raise KeyboardInterrupt
         ran.append(shard)
-        return original(family, behavior, shard, seed)
+        return original(pool, behavior, shard, seed)
 
     monkeypatch.setattr(collection, "collect_episodes", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -77,9 +77,9 @@ def test_finished_shards_are_not_collected_again(
     first, ran[:] = list(ran), []
     assert not (tmp_path / "again" / "out" / "expert.parquet").exists()
 
-    def spy(family: Any, behavior: Any, shard: Shard, seed: int) -> dict[str, np.ndarray]:
+    def spy(pool: Pool, behavior: Any, shard: Shard, seed: int) -> dict[str, np.ndarray]:
         ran.append(shard)
-        return original(family, behavior, shard, seed)
+        return original(pool, behavior, shard, seed)
 
     monkeypatch.setattr(collection, "collect_episodes", spy)
     again = collected(tmp_path / "again", tmp_path / "w2", family=plane)
@@ -91,7 +91,7 @@ def test_finished_shards_are_not_collected_again(
 
 
 def test_what_is_stored_is_what_happened(plane: PointRobot) -> None:
-    arrays = collect_episodes(plane, plane.default_behaviors()["medium"], Shard("medium", 1, 3, 2), seed=0)
+    arrays = collect_episodes(Pool(plane), plane.default_behaviors()["medium"], Shard("medium", 1, 3, 2), seed=0)
     assert arrays["episode_id"].tolist() == [3] * 6 + [4] * 6
     assert arrays["step"].tolist() == [*range(6), *range(6)]
     assert arrays["truncated"].tolist() == ([False] * 5 + [True]) * 2
@@ -110,8 +110,8 @@ def test_what_is_stored_is_what_happened(plane: PointRobot) -> None:
 def test_a_shard_is_a_pure_function(plane: PointRobot) -> None:
     """Episode 4 is the same alone and among others."""
     behavior = plane.default_behaviors()["expert"]
-    alone = collect_episodes(plane, behavior, Shard("expert", 0, 4, 1), seed=7)
-    among = collect_episodes(plane, behavior, Shard("expert", 0, 2, 3), seed=7)
+    alone = collect_episodes(Pool(plane), behavior, Shard("expert", 0, 4, 1), seed=7)
+    among = collect_episodes(Pool(plane), behavior, Shard("expert", 0, 2, 3), seed=7)
     for name, array in alone.items():
         np.testing.assert_array_equal(array, among[name][12:])
 

@@ -39,12 +39,14 @@ def test_a_family_without_success_has_no_rate(plane: Family) -> None:
 def test_coverage_counts_cells() -> None:
     grid = (np.arange(CELLS) + 0.5)[:, None] / CELLS
     low, high = np.zeros(1), np.ones(1)
-    assert coverage(grid, low, high) == 1.0
-    assert coverage(grid[: CELLS // 2], low, high) == 0.5
-    assert coverage(np.repeat(grid[:1], 9, axis=0), low, high) == 1 / CELLS
+    assert coverage(grid, low, high) == pytest.approx(1.0)
+    assert coverage(grid[: CELLS // 2], low, high) == pytest.approx(0.5)
+    assert coverage(np.repeat(grid[:1], 9, axis=0), low, high) == pytest.approx(1 / CELLS)
     assert coverage(grid + 5, low, high) == 0.0
     constant = np.concatenate([grid, np.ones_like(grid)], axis=1)
-    assert coverage(constant, np.array([0.0, 1.0]), np.array([1.0, 1.0])) == 1.0, "what never varies does not count"
+    assert coverage(constant, np.array([0.0, 1.0]), np.array([1.0, 1.0])) == pytest.approx(1.0), (
+        "what never varies does not count"
+    )
 
 
 def test_wider_data_covers_more(plane: Family) -> None:
