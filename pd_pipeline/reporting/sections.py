@@ -202,8 +202,8 @@ def _data(results: FamilyResults, bars: ExpertBars) -> Drawn:
         ),
         (
             "States visited and episodes lost",
-            "How evenly a quality's data fills the cells of each state dimension (100 %: all alike), and the share of its "
-            "episodes that ended before the horizon.",
+            "How evenly a quality's data fills the cells of each state dimension (100 %: all alike), and the share of "
+            "its episodes that ended before the horizon.",
             plots.data_coverage(results.data),
         ),
     ]

@@ -12,7 +12,7 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.gymnasium_env import GymnasiumFamily
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import write_json
-from pd_pipeline.trajectories.collection import Shard, TrajectoriesParams, collect, collect_episodes
+from pd_pipeline.trajectories.collection import Pool, Shard, TrajectoriesParams, collect, collect_episodes
 from pd_pipeline.trajectories.reading import read
 from tests.conftest import run_stages
 
