@@ -44,6 +44,7 @@ check: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pd-pipeline graph --check
+	cd published && $(BIN)/pd-pipeline graph --check
 
 ui: $(VENV)/.installed
 	@mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $(DAGSTER_HOME)/dagster.yaml
@@ -54,4 +55,4 @@ bench: $(VENV)/.installed-bench
 
 clean:
 	rm -rf $(VENV) .work .dagster .pytest_cache .mypy_cache .ruff_cache data/*/ build *.egg-info
-	rm -rf published/data published/.work published/dvc.yaml published/dvc.lock published/.dvc/cache published/.dvc/tmp
+	rm -rf published/data published/.work published/dvc.lock published/.dvc/cache published/.dvc/tmp

@@ -6,6 +6,7 @@ files that families import stand in the list of every key.
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,8 +30,13 @@ def address(stage: str, key: Key) -> str:
 
 
 def relative(path: Path, root: Path) -> str:
-    """How dvc.yaml names a file: relative inside the project, absolute where the package is installed elsewhere."""
-    return path.relative_to(root).as_posix() if root in path.parents else path.as_posix()
+    """How dvc.yaml names a file: relative in the project and for a project in the package's checkout, else absolute.
+
+    A checkout may then lie anywhere, and hold projects whose dvc.yaml is under version control.
+    """
+    if root in path.parents:
+        return path.relative_to(root).as_posix()
+    return Path(os.path.relpath(path, root)).as_posix() if PACKAGE.parent in root.parents else path.as_posix()
 
 
 def render(graph: Graph) -> str:

@@ -1,7 +1,9 @@
 """Processes that each hold a share of many things and answer message by message."""
 
 import multiprocessing
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
@@ -11,6 +13,24 @@ import numpy as np
 from pd_pipeline.errors import PipelineError
 
 Answer = Callable[[Any], Any]
+
+
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes started meanwhile compute on one thread each, or theirs and those of all others fight for the cores."""
+    before = {name: os.environ.get(name) for name in _THREADS}
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def shares(count: int, workers: int) -> list[slice]:
@@ -37,13 +57,14 @@ class Workers:
         self._error = f"{where}: a process that runs environments died: its own error stands above, or memory ran out"
         self._error += f" ({advice})"
         self._pipes, self._processes = [], []
-        for each in arguments:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, build, each), daemon=True)
-            process.start()
-            theirs.close()
-            self._pipes.append(ours)
-            self._processes.append(process)
+        with one_thread_each():
+            for each in arguments:
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_serve, args=(theirs, build, each), daemon=True)
+                process.start()
+                theirs.close()
+                self._pipes.append(ours)
+                self._processes.append(process)
         self.gather()
 
     def send(self, messages: Sequence[Any]) -> None:

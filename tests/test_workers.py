@@ -44,3 +44,18 @@ def test_a_process_that_dies_is_an_error_that_says_where() -> None:
         workers.gather()
     workers._processes[1].join()
     workers.close()
+
+
+def threads(name: str) -> Answer:
+    return lambda message: os.environ[name]
+
+
+def test_processes_compute_on_one_thread_each_and_the_parent_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
+    workers = Workers(threads, [("OMP_NUM_THREADS",), ("OPENBLAS_NUM_THREADS",)], "test", "no advice")
+    workers.send([0, 0])
+    assert workers.gather() == ["1", "1"]
+    workers.close()
+    assert os.environ["OMP_NUM_THREADS"] == "7"
+    assert "MKL_NUM_THREADS" not in os.environ

@@ -7,7 +7,7 @@ survive a kill in the work folder, and the files do not depend on the number of 
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
+from pd_pipeline.workers import one_thread_each
 
 
 class EpisodeCount(Parameters):
@@ -136,37 +137,33 @@ def side_by_side(
         "terminated": np.zeros((count, horizon), bool),
         "success": np.zeros((count, horizon), bool),
     }
-    lengths = np.full(count, horizon)
-    pairs = zip(environments, rngs, strict=True)
-    present = np.stack([e.reset(seed=int(rng.integers(2**31)), options=options)[0] for e, rng in pairs])
-    running = list(range(count))
+    observations, actions, rewards, terminated, success = columns.values()
+    lengths, running = [horizon] * count, list(range(count))
+    present = [
+        environment.reset(seed=int(rng.integers(2**31)), options=options)[0]
+        for environment, rng in zip(environments, rngs, strict=True)
+    ]
     for step in range(horizon):
-        columns["observation"][running, step] = present[running]
-        actions = _act(policy, [environments[i] for i in running], present[running], [rngs[i] for i in running])
-        columns["action"][running, step] = actions
-        ended = np.zeros(count, bool)
-        for i, action in zip(running, actions, strict=True):
-            present[i], columns["reward"][i, step], terminated, truncated, info = environments[i].step(action)
-            columns["terminated"][i, step] = terminated
-            columns["success"][i, step] = bool(info.get("success", False))
-            ended[i] = terminated or truncated
-        lengths[ended] = step + 1
-        running = [i for i in running if not ended[i]]
-        if not running:
-            break
+        chosen = _act(policy, *([every[i] for i in running] for every in (environments, present, rngs)))
+        over = False
+        for i, action in zip(running, chosen, strict=True):
+            observations[i, step], actions[i, step] = present[i], action
+            present[i], rewards[i, step], terminated[i, step], stopped, info = environments[i].step(action)
+            success[i, step] = bool(info.get("success", False))
+            if terminated[i, step] or stopped:
+                lengths[i], over = step + 1, True
+        if over:
+            running = [i for i in running if lengths[i] > step + 1]
+            if not running:
+                break
     return [{name: column[i, : lengths[i]] for name, column in columns.items()} for i in range(count)]
 
 
-def _act(
-    policy: Policy,
-    environments: list[gymnasium.Env],
-    observations: np.ndarray,
-    rngs: list[np.random.Generator],
-) -> np.ndarray:
-    """Actions (n, d_a) for observations (n, d_s)."""
+def _act(policy: Policy, environments: list[Any], observations: list[Any], rngs: list[Any]) -> Iterable[np.ndarray]:
+    """An action (d_a,) for each environment."""
     if isinstance(policy, BatchPolicy):
-        return policy.together(environments, observations, rngs)
-    return np.stack([policy(e, o, rng) for e, o, rng in zip(environments, observations, rngs, strict=True)])
+        return policy.together(environments, np.stack(observations), rngs)
+    return [policy(e, o, rng) for e, o, rng in zip(environments, observations, rngs, strict=True)]
 
 
 @lru_cache(maxsize=1)
@@ -237,7 +234,7 @@ def _run(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[int]:
             yield _work(*job)
         return
     # spawn: the parent may hold threads (Dagster, torch) that a fork would copy half-way
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with one_thread_each(), ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(_work, *job) for job in jobs]):
             yield future.result()
 
