@@ -26,10 +26,11 @@ from pd_pipeline import rendering
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
+from pd_pipeline.lockfile import spliced
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address, relative
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import digest
+from pd_pipeline.storage import atomic_file, digest
 
 LOCK_FILE = "dvc.lock"
 STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the commands it runs
@@ -197,10 +198,24 @@ def _record(graph: Graph, stage: str, key: Key, before: Snapshot) -> str:
             piece.save()
         refuse_changes(graph, stage, key, before)
         piece.commit()
-        piece.dump(update_pipeline=False)
+        _enter(graph.root / LOCK_FILE, piece)
         return str(piece.outs[0].hash_info.value)
 
     return _with_repo(graph.root, commit)
+
+
+def _enter(lock: Path, piece: Any) -> None:
+    """Write the piece's entry into dvc.lock, as text where that can be done."""
+    from dvc.stage.serialize import to_lockfile
+    from dvc.utils.serialize import dumps_yaml
+
+    entry = dumps_yaml({"schema": "2.0", "stages": to_lockfile(piece)})
+    text = spliced(lock.read_text() if lock.is_file() else "", entry)
+    if text is None:
+        piece.dump(update_pipeline=False)
+        return
+    with atomic_file(lock) as temporary:
+        temporary.write_text(text)
 
 
 def _piece(repo: Any, stage: str, key: Key) -> Any:

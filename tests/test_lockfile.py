@@ -1,0 +1,62 @@
+"""One entry of dvc.lock replaced as text is what DVC would have written."""
+
+from typing import Any
+
+import pytest
+from dvc.utils.serialize import dumps_yaml, loads_yaml
+
+from pd_pipeline.lockfile import HEAD, spliced
+
+
+def entry(name: str, md5: str) -> dict[str, Any]:
+    return {
+        name: {
+            "cmd": f"pd-pipeline run {name}",
+            "deps": [{"path": "a.py", "hash": "md5", "md5": md5, "size": 3}],
+            "params": {"params.yaml": {"families.x.plm": {"name": "a: b", "list": [1, 2], "empty": {}}}},
+            "outs": [{"path": f"data/{name}", "hash": "md5", "md5": md5 + ".dir", "size": 9, "nfiles": 2}],
+        }
+    }
+
+
+def lock(*entries: dict[str, Any]) -> str:
+    stages = {name: value for each in entries for name, value in each.items()}
+    return dumps_yaml({"schema": "2.0", "stages": stages})
+
+
+FIRST, SECOND, THIRD = entry("plm@reach-0", "1"), entry("plm@reach-1", "2"), entry("report", "3")
+
+
+@pytest.mark.parametrize(
+    ("before", "added"),
+    [
+        ((FIRST, SECOND, THIRD), entry("plm@reach-0", "9")),
+        ((FIRST, SECOND, THIRD), entry("plm@reach-1", "9")),
+        ((FIRST, SECOND, THIRD), entry("report", "9")),
+        ((FIRST, SECOND), THIRD),
+        ((SECOND,), FIRST),
+    ],
+)
+def test_an_entry_takes_its_place_or_the_last(before: tuple[dict[str, Any], ...], added: dict[str, Any]) -> None:
+    stages = {name: value for each in before for name, value in each.items()} | added
+    found = spliced(lock(*before), lock(added))
+    assert found == dumps_yaml({"schema": "2.0", "stages": stages})
+    assert loads_yaml(found)["stages"] == stages
+
+
+def test_the_first_entry_makes_the_file() -> None:
+    assert spliced("", lock(FIRST)) == lock(FIRST)
+    assert lock(FIRST).startswith(HEAD)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "schema: '3.0'\nstages:\n  a:\n    cmd: b\n",
+        lock(FIRST) + "datasets:\n- name: x\n",
+        "stages: {}\nschema: '2.0'\n",
+        lock(FIRST).rstrip("\n"),
+    ],
+)
+def test_a_file_laid_out_otherwise_is_left_to_dvc(text: str) -> None:
+    assert spliced(text, lock(SECOND)) is None
