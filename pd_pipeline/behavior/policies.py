@@ -6,7 +6,10 @@ Locomotion has no script: one goal-conditioned policy is trained, and its checkp
 
 import shutil
 import time
+from pathlib import Path
 from typing import Any
+
+from pydantic import Field
 
 from pd_pipeline.behavior.learning import LearningParams
 from pd_pipeline.config import Parameters
@@ -14,7 +17,14 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.goal_policy import located
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import COST_FILE, write_json, write_table
+from pd_pipeline.storage import COST_FILE, digest, write_json, write_table
+
+
+class Trained(Parameters):
+    """Policies of an earlier training, an out of this stage, used instead of training again."""
+
+    folder: str = Field(description="beside params.yaml, or absolute")
+    digest: str = Field(description="of its checkpoints, so that params.yaml says which they are")
 
 
 class Params(Parameters):
@@ -22,6 +32,7 @@ class Params(Parameters):
 
     levels: dict[str, dict[str, Any]] = {}
     learning: LearningParams = LearningParams()
+    trained: Trained | None = None
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -29,7 +40,10 @@ def run(context: StageContext) -> dict[str, Any]:
     family, params = context.family, context.params
     metrics: dict[str, Any] = {}
     if isinstance(family, Locomotion):
-        metrics = _train(context, family, params.learning)
+        if params.trained is None:
+            metrics = _train(context, family, params.learning)
+        else:
+            _take(context, family, context.root / params.trained.folder, params.trained.digest)
     levels = family.default_behaviors()
     for quality, changes in params.levels.items():
         levels[quality] = levels.get(quality, {}) | changes
@@ -41,6 +55,20 @@ def run(context: StageContext) -> dict[str, Any]:
             ) from None
     write_json(context.out / "policies.json", levels)
     return {"levels": len(levels)} | metrics
+
+
+def _take(context: StageContext, family: Locomotion, folder: Path, wanted: str) -> None:
+    """Copy the checkpoints of `folder`, if they are those asked for."""
+    where = f"families.{family.name}.behavior_policies.trained"
+    files = [folder / f"{quality}.safetensors" for quality in family.qualities]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise PipelineError(f"{where}.folder: {folder} lacks {', '.join(missing)}")
+    if (found := digest(*files)) != wanted:
+        raise PipelineError(f"{where}.digest: {wanted}, but the checkpoints of {folder} have {found}")
+    for file in files:
+        shutil.copyfile(file, context.out / file.name)
+    for description in family.default_behaviors().values():
+        family.behavior(located(description, context.out))  # refuses weights of another width
 
 
 def _train(context: StageContext, family: Locomotion, params: LearningParams) -> dict[str, Any]:

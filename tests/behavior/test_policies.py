@@ -1,0 +1,69 @@
+"""Stage behavior_policies: trained here, or taken from an earlier training."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pd_pipeline import graph
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.progress import silent
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import digest, read_json
+
+LEARNING = "{lanes: 4, steps: 80, batch: 20, epochs: 1, width: 8, workers: 1}"
+FILES = ("expert.safetensors", "medium.safetensors", "random.safetensors")
+
+
+def made(root: Path, block: str, family: str = "cheetah_vel") -> tuple[Path, dict[str, Any]]:
+    """The out of the stage and its metrics."""
+    root.mkdir(exist_ok=True)
+    (root / "params.yaml").write_text(
+        f"run: {{families: [{family}], methods: [prompt_dt]}}\n"
+        f"families:\n  {family}:\n    environment: {{horizon: 10}}\n    behavior_policies: {block}\n"
+    )
+    project = graph.load(root)
+    metrics = graph.run(project, "behavior_policies", Key(family), silent)
+    return root / project.out("behavior_policies", Key(family)), metrics
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out, metrics = made(tmp_path_factory.mktemp("trained"), f"{{learning: {LEARNING}}}")
+    assert metrics["return_mean"] < 0
+    return out
+
+
+def test_a_training_leaves_checkpoints_descriptions_and_its_curve(trained: Path) -> None:
+    names = {file.name for file in trained.iterdir()}
+    assert names == {*FILES, "policies.json", "learning.csv", "cost.json"}
+    policies = read_json(trained / "policies.json")
+    assert policies["medium"] == {"weights": "medium.safetensors", "noise": 1.0}
+    assert (trained / "learning.csv").read_text().startswith("steps,return_mean,length_mean,early_ends\n40,")
+
+
+def test_an_earlier_training_is_taken_instead(trained: Path, tmp_path: Path) -> None:
+    wanted = digest(*(trained / name for name in FILES))
+    out, _ = made(tmp_path / "p", f'{{trained: {{folder: "{trained}", digest: {wanted}}}}}')
+    for name in FILES:
+        assert (out / name).read_bytes() == (trained / name).read_bytes()
+    assert not (out / "learning.csv").exists()
+
+
+def test_other_checkpoints_than_those_named_are_refused(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        PipelineError, match=r"behavior_policies\.trained\.digest: 12ab, but the checkpoints of .* have"
+    ):
+        made(tmp_path / "p", f'{{trained: {{folder: "{trained}", digest: 12ab}}}}')
+    assert not (tmp_path / "p/data/behavior_policies/cheetah_vel").exists()
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"trained\.folder: .*nowhere lacks expert\.safetensors, medium"):
+        made(tmp_path / "p", "{trained: {folder: nowhere, digest: 12ab}}")
+
+
+def test_checkpoints_of_another_family_are_refused(trained: Path, tmp_path: Path) -> None:
+    wanted = digest(*(trained / name for name in FILES))
+    with pytest.raises(PipelineError, match="made for 18 inputs and 6 actions, but the family has 29 and 8"):
+        made(tmp_path / "p", f'{{trained: {{folder: "{trained}", digest: {wanted}}}}}', "ant_dir")
