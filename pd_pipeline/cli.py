@@ -128,12 +128,15 @@ def _show(values: dict[str, object], depth: int) -> None:
 
 
 @app.command()
-def publish(family: Annotated[str, typer.Argument(help="Family of params.yaml.")]) -> None:
+def publish(
+    family: Annotated[str, typer.Argument(help="Family of params.yaml.")],
+    to: Annotated[Path, typer.Option(help="Folder that gets a folder of the family's name.")] = Path("results"),
+) -> None:
     """Copy the numbers of this run, small and with what made them, to results/<family>/."""
     from pd_pipeline.reporting.publish import publish as copy
 
-    for file in copy(Path.cwd(), family, Path.cwd() / "results" / family):
-        typer.echo(str(file.relative_to(Path.cwd())))
+    for file in copy(Path.cwd(), family, to / family):
+        typer.echo(str(file))
 
 
 @app.command()

@@ -5,25 +5,28 @@ from typing import Any
 
 import polars as pl
 
-from pd_pipeline import config
 from pd_pipeline.evaluation.scores import method_metrics
+from pd_pipeline.graph import Graph, load
+from pd_pipeline.rendering import address
 from pd_pipeline.reporting.plots import stage_plots
 from pd_pipeline.reporting.provenance import effective_parameters, git_revision, machine, versions
+from pd_pipeline.stage import Key
 from pd_pipeline.storage import COST_FILE, atomic_directory, atomic_file, digest, read_json, write_json
 
 
 def publish(root: Path, family: str, destination: Path) -> list[Path]:
     """Write metrics, scores, fit, plots and what made them into `destination`; returns the files."""
-    params = config.load(root)
+    graph = load(root)
+    params = graph.params
     with atomic_directory(destination) as folder:
         tables: list[pl.DataFrame] = []
         sources: dict[str, str] = {}
         summaries: dict[str, list[dict[str, Any]]] = {}
         seconds: dict[str, float] = {}
         for seed in params.run.seeds:
-            evaluation = root / "data" / "evaluation" / f"{family}-{seed}"
+            evaluation = graph.root / graph.out("evaluation", Key(family, None, seed))
             tables.append(pl.read_parquet(evaluation / "scores.parquet"))
-            sources[evaluation.relative_to(root).as_posix()] = digest(evaluation)
+            sources[evaluation.relative_to(graph.root).as_posix()] = digest(evaluation)
             metrics = read_json(evaluation / "metrics.json")
             write_json(folder / f"metrics-{seed}.json", metrics)
             write_json(folder / f"fit-{seed}.json", read_json(evaluation / "fit.json"))
@@ -37,21 +40,23 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
         with atomic_file(folder / "scores.csv") as file:
             scores.write_csv(file)
         write_json(folder / "metrics.json", {"methods": method_metrics(scores, summaries, seconds, 0, 2000)})
-        write_json(folder / "provenance.json", _provenance(root, params, family) | {"digests": sources})
+        write_json(folder / "provenance.json", _provenance(graph, family) | {"digests": sources})
     return sorted(destination.iterdir())
 
 
-def _provenance(root: Path, params: config.ParamsFile, family: str) -> dict[str, Any]:
+def _provenance(graph: Graph, family: str) -> dict[str, Any]:
+    pieces = [(stage, key) for stage in graph.stages for key in graph.keys(stage) if key.family == family]
     costs = {
-        file.parent.relative_to(root / "data").as_posix(): read_json(file)["seconds"]
-        for file in sorted((root / "data").glob(f"*/{family}*/**/{COST_FILE}"))
+        address(stage, key): read_json(graph.root / graph.out(stage, key) / COST_FILE)["seconds"]
+        for stage, key in pieces
+        if (graph.root / graph.out(stage, key) / COST_FILE).exists()
     }
     return {
-        "command": "make run",
-        "seeds": list(params.run.seeds),
-        "parameters": effective_parameters(params, family, root),
+        "command": "pd-pipeline run all",
+        "seeds": list(graph.params.run.seeds),
+        "parameters": effective_parameters(graph.params, family, graph.root),
         "versions": versions(),
-        "revision": git_revision(root),
+        "revision": git_revision(graph.root),
         "machine": machine(),
         "seconds": costs,
     }
