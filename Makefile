@@ -55,4 +55,4 @@ bench: $(VENV)/.installed-bench
 
 clean:
 	rm -rf $(VENV) .work .dagster .pytest_cache .mypy_cache .ruff_cache data/*/ build *.egg-info
-	rm -rf published/data published/.work published/dvc.lock published/.dvc/cache published/.dvc/tmp
+	rm -rf published/data/*/ published/.work published/dvc.lock published/.dvc/cache published/.dvc/tmp

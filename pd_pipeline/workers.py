@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any
@@ -65,23 +65,30 @@ class Workers:
                 theirs.close()
                 self._pipes.append(ours)
                 self._processes.append(process)
-        self.gather()
+        try:
+            self.gather()
+        except PipelineError:
+            self.close()
+            raise
 
     def send(self, messages: Sequence[Any]) -> None:
-        """Hand one message to each process."""
-        for pipe, message in zip(self._pipes, messages, strict=True):
-            pipe.send(message)
+        """Hand one message to each process. Raises PipelineError where one died."""
+        try:
+            for pipe, message in zip(self._pipes, messages, strict=True):
+                pipe.send(message)
+        except OSError:
+            raise PipelineError(self._error) from None
 
     def gather(self) -> list[Any]:
         """One answer of every process. Raises PipelineError where one died."""
         try:
             return [pipe.recv() for pipe in self._pipes]
-        except EOFError:
+        except (EOFError, OSError):
             raise PipelineError(self._error) from None
 
     def close(self) -> None:
         """End the processes."""
         for pipe, process in zip(self._pipes, self._processes, strict=True):
-            if process.is_alive():
+            with suppress(OSError):  # it died already
                 pipe.send(None)
             process.join()

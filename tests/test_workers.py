@@ -43,7 +43,18 @@ def test_a_process_that_dies_is_an_error_that_says_where() -> None:
     with pytest.raises(PipelineError, match=r"evaluation: a process .* died.*lower evaluation\.workers"):
         workers.gather()
     workers._processes[1].join()
+    with pytest.raises(PipelineError, match="died"):  # asked again, the pipe itself is broken
+        workers.send([1, 1])
     workers.close()
+
+
+def fails() -> Answer:
+    os._exit(1)
+
+
+def test_a_process_that_dies_at_once_leaves_none_behind() -> None:
+    with pytest.raises(PipelineError, match="died"):
+        Workers(fails, [()], "test", "no advice")
 
 
 def threads(name: str) -> Answer:

@@ -44,6 +44,8 @@ def run(context: StageContext) -> dict[str, Any]:
             metrics = _train(context, family, params.learning)
         else:
             _take(context, family, context.root / params.trained.folder, params.trained.digest)
+    elif params.trained is not None:
+        raise PipelineError(f"families.{family.name}.behavior_policies.trained: its policies are scripts: remove this")
     levels = family.default_behaviors()
     for quality, changes in params.levels.items():
         levels[quality] = levels.get(quality, {}) | changes

@@ -95,15 +95,18 @@ class _numpy_seed_kept:
 class _OneThreadWhileCollecting(BaseCallback):
     """Threads of PyTorch that wait for work would take the cores from the processes that run environments."""
 
+    def __init__(self, otherwise: int):
+        super().__init__()
+        self._otherwise = otherwise
+
     def _on_rollout_start(self) -> None:
-        self._threads = torch.get_num_threads()
         torch.set_num_threads(1)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._otherwise)
 
 
 class Learner:
@@ -145,7 +148,11 @@ class Learner:
         np.random.seed(int(words[1]))  # noqa: NPY002
         self.lanes.turn = turn
         steps = self.params.lanes * self._horizon
-        self.ppo.learn(steps, callback=_OneThreadWhileCollecting())  # begins with a reset
+        threads = torch.get_num_threads()
+        try:
+            self.ppo.learn(steps, callback=_OneThreadWhileCollecting(threads))  # begins with a reset
+        finally:
+            torch.set_num_threads(threads)
         episodes = list(self.ppo.ep_info_buffer or [])
         return {
             "steps": (turn + 1) * steps,

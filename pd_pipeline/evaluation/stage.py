@@ -14,7 +14,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.environments import episode_seed, make_batch
 from pd_pipeline.evaluation.fit import compare
 from pd_pipeline.evaluation.rollouts import Rollouts, rollout
-from pd_pipeline.evaluation.scores import method_metrics
+from pd_pipeline.evaluation.scores import REFERENCE, method_metrics
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
@@ -164,7 +164,7 @@ def _fit(context: StageContext, results: list[Result], plm: Pretrained) -> dict[
     count = min(context.params.fit_prompts, len(y) // 2)
     made, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
     fit: dict[str, Any] = {"pretrained": compare(x0.cpu().numpy(), made.cpu().numpy(), rng), "targets": {}}
-    for result in results:
+    for result in (result for result in results if result.method == REFERENCE):  # its variants are not mixed in
         for name in ("adapted", "guided"):
             if (result.directory / f"{name}.safetensors").exists():
                 load_weights(denoiser, result.directory / f"{name}.safetensors", "the diffuser's configuration")

@@ -75,5 +75,5 @@ def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
 
 
 def normalized(value: float, floor: float, ceiling: float) -> float | None:
-    """Position of `value` between floor (0) and ceiling (1); None where they are equal."""
-    return (value - floor) / (ceiling - floor) if ceiling != floor else None
+    """Position of `value` between floor (0) and ceiling (1); None where the ceiling is not above the floor."""
+    return (value - floor) / (ceiling - floor) if ceiling > floor else None

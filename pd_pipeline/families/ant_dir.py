@@ -95,8 +95,9 @@ class AntDir(Locomotion):
 
     Splits: `published` holds out five directions of fifty, each 1 to 4 degrees from a training one; `validation`
     leaves these out and takes five more, to choose settings by. `published_ood` trains on eight directions and tests on
-    three, of which only task 1 (24 degrees) lies outside the sector of the training ones. `sector` holds out every
-    direction between 60 and 140 degrees, so that each of its six targets lies outside what was trained on.
+    three, of which only task 1 lies outside the sector of the training ones, 44 degrees from the nearest. `sector`
+    holds out every direction between 60 and 140 degrees, so that each of its six targets lies outside what was
+    trained on.
     What differs from the papers: MuJoCo's version; contact costs are zero here as they were, unnoticed, there.
     History: MACAW's tasks (Mitchell et al., 2021), taken up by Prompt-DT (Xu et al., 2022).
     """
@@ -107,6 +108,7 @@ class AntDir(Locomotion):
     goal_size = 2
     action_low = np.full(8, -1.0, np.float32)
     action_high = np.full(8, 1.0, np.float32)
+    ending_cost = 200.0  # without it the fastest policies jump or fall in 6 % of episodes
     bars = ExpertBars(return_mean=700.0, early_ends=0.05)
 
     def __init__(self, name: str, params: AntDirParams):

@@ -26,6 +26,8 @@ METHOD_STYLES = {
     "noise_prompt": ("#8C8C8C", "X"),
 }
 SPARE_STYLES = (("#CC79A7", "v"), ("#56B4E9", "P"), ("#A6761D", "<"), ("#7570B3", ">"), ("#66A61E", "p"))
+MEDIUM, ALL = "_medium", "_all"
+VARIANT_MARKERS = {MEDIUM: "d", ALL: "*"}
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
 QUALITY_COLORS = {"expert": BLUE, "medium": ORANGE, "random": GREY}
 
@@ -83,10 +85,23 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -
 
 
 def method_style(method: str) -> tuple[str, str]:
-    """(colour, marker) of a method: always the same, whichever methods it is shown with."""
+    """(colour, marker) of a method: always the same, whichever methods it is shown with.
+
+    A variant named after its method (`prompt_dt_medium`) has its colour, paler for medium and darker for all data.
+    """
     if method in METHOD_STYLES:
         return METHOD_STYLES[method]
+    for ending, marker in VARIANT_MARKERS.items():
+        if (parent := method.removesuffix(ending)) in METHOD_STYLES and parent != method:
+            return _mixed(METHOD_STYLES[parent][0], 0.5 if ending == MEDIUM else -0.35), marker
     return SPARE_STYLES[zlib.crc32(method.encode()) % len(SPARE_STYLES)]
+
+
+def _mixed(color: str, share: float) -> str:
+    """A colour mixed with white (share > 0) or black (share < 0)."""
+    parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+    mixed = [round(part + abs(share) * ((255 if share > 0 else 0) - part)) for part in parts]
+    return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
 def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:

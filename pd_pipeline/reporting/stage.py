@@ -57,7 +57,8 @@ def section(context: StageContext, params: config.ParamsFile, results: FamilyRes
     return {
         "name": name,
         "results": results,
-        "verdict": judge(results.metrics, results.frozen),
+        # a variant is no rival: it may have other data
+        "verdict": judge(results.metrics, {m: f for m, f in results.frozen.items() if m not in params.run.variants}),
         "mattered": what_mattered(results.metrics, results.logs.get("prompt_diffuser", {}), fits),
         "figures": family_figures(context.inputs, results, family.expert_bars),
         "pictures": family_pictures(context, params.block(name, "environment"), results),

@@ -1,7 +1,9 @@
 """Stage trajectories: behaviour policies act in worker processes; shards become one Parquet file a quality.
 
-A shard is a few episodes of one task and quality, a pure function of (seed, task, quality, episode): finished shards
-survive a kill in the work folder, and the files do not depend on the number of workers.
+A shard is a few episodes of one task and quality, a pure function of the seed and of what it is: finished shards
+survive a kill in the work folder, and the files do not depend on the number of workers. An episode is a pure function
+of (seed, task, quality, episode) under a scripted policy; under a learned one, which acts for all episodes of a shard
+at once, its last bits depend on how many these are.
 """
 
 import multiprocessing

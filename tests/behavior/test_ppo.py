@@ -64,6 +64,21 @@ def test_an_episode_that_ends_begins_anew_under_another_goal() -> None:
     assert rewards[0] < 0
 
 
+def test_an_early_end_costs_the_training_and_not_the_figures() -> None:
+    made = family("ant_dir")
+    lanes = Lanes(made, [0], seed=0)
+    lanes.reset(0)
+    body = lanes.environments[0]
+    position = body.data.qpos.copy()
+    position[2] = 1.5  # above what counts as healthy
+    body.set_state(position, np.zeros_like(body.data.qvel))
+    _, rewards, done, (info,) = lanes.step(np.zeros((1, 8), np.float32))
+    assert done.all()
+    assert not info["TimeLimit.truncated"]
+    assert rewards[0] == pytest.approx(info["episode"]["r"] - made.ending_cost, abs=1e-3)
+    assert made.ending_cost > 100
+
+
 def test_workers_give_what_one_process_gives() -> None:
     made = family()
     lanes, actions = Lanes(made, range(3), seed=1), np.full((3, 6), 0.3, np.float32)

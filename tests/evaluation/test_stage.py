@@ -188,3 +188,22 @@ def test_without_success_there_is_no_rate_of_it() -> None:
     assert found["success_rate"] is found["success_low"] is found["success_high"] is None
     assert all(task["success_rate"] is None for task in found["tasks"].values())
     assert found["return_mean"] == 1.5
+
+
+def test_a_variant_has_its_scores_and_leaves_the_fit_of_its_method_alone(tuned_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "varied"
+    shutil.copytree(tuned_project, root)
+    text = (root / "params.yaml").read_text()
+    text = text.replace(
+        "seeds: [0]}",
+        "seeds: [0], variants: {prompt_diffuser_more: prompt_diffuser},\n"
+        "  methods: [prompt_dt, prompt_diffuser, full_finetune, noise_prompt, prompt_diffuser_more]}",
+    )
+    block = next(line for line in text.splitlines() if "tuned_prompt_diffuser:" in line)
+    text = text.replace(block, block + "\n" + block.replace("prompt_diffuser:", "prompt_diffuser_more:"))
+    (root / "params.yaml").write_text(text)
+    before = read_json(root / "data/evaluation/point_robot-0/fit.json")
+    run_stages(root, "tuned_prompt_diffuser_more", "evaluation")
+    after = root / "data/evaluation/point_robot-0"
+    assert read_json(after / "fit.json") == before
+    assert "prompt_diffuser_more" in read_json(after / "metrics.json")["methods"]

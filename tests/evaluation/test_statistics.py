@@ -143,3 +143,4 @@ def test_normalized() -> None:
     assert normalized(-5.0, -10.0, 0.0) == 0.5
     assert normalized(12.0, 0.0, 10.0) == pytest.approx(1.2)
     assert normalized(1.0, 2.0, 2.0) is None
+    assert normalized(1.0, 3.0, 2.0) is None, "upside down, the worst would be best"

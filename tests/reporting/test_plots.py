@@ -67,3 +67,9 @@ def test_phases_follow_each_other_on_one_axis() -> None:
     assert joined["step"].tolist() == [5, 10, 11, 12]
     assert joined["l_dm"].tolist() == [4, 3, 2, 1]
     assert table["step"].tolist() == [5, 10, 1, 2]
+
+
+def test_a_variant_is_told_from_its_method_and_from_other_variants() -> None:
+    names = [f"{method}{ending}" for method in METHOD_STYLES for ending in ("", "_medium", "_all")]
+    assert len({method_style(name) for name in names}) == len(names)
+    assert len({method_style(name)[0] for name in names}) == len(names), "bars have no markers"
