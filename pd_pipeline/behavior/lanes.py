@@ -51,7 +51,7 @@ class Lanes:
         infos: list[dict[str, Any]] = [{} for _ in range(count)]
         for i, (environment, action) in enumerate(zip(self.environments, actions, strict=True)):
             observation, reward, terminated, _, _ = environment.step(action)
-            rewards[i] = reward - self.family.ending_cost * terminated
+            rewards[i] = reward
             self._steps[i] += 1
             self._returns[i] += reward
             shown = self._shown(environment, observation)

@@ -35,8 +35,6 @@ class Locomotion(Family):
     lanes = 20
     goal_size: int
     """Width d_g of the goal's features."""
-    ending_cost: ClassVar[float] = 0.0
-    """What the policy's training, and nothing else, takes off the reward of a step that ends an episode early."""
     bars: ClassVar[ExpertBars]
     """At the papers' horizon."""
 
