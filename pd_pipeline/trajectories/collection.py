@@ -9,7 +9,7 @@ at once, its last bits depend on how many these are.
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import lru_cache
 from pathlib import Path
@@ -139,33 +139,32 @@ def side_by_side(
         "terminated": np.zeros((count, horizon), bool),
         "success": np.zeros((count, horizon), bool),
     }
-    observations, actions, rewards, terminated, success = columns.values()
+    together = policy.together if isinstance(policy, BatchPolicy) else None
+    views = [[column[i] for column in columns.values()] for i in range(count)]  # a row by one index: it is what is fast
     lengths, running = [horizon] * count, list(range(count))
     present = [
         environment.reset(seed=int(rng.integers(2**31)), options=options)[0]
         for environment, rng in zip(environments, rngs, strict=True)
     ]
     for step in range(horizon):
-        chosen = _act(policy, *([every[i] for i in running] for every in (environments, present, rngs)))
+        if together is not None:
+            seen = np.stack([present[i] for i in running])
+            chosen = together([environments[i] for i in running], seen, [rngs[i] for i in running])
         over = False
-        for i, action in zip(running, chosen, strict=True):
-            observations[i, step], actions[i, step] = present[i], action
-            present[i], rewards[i, step], terminated[i, step], stopped, info = environments[i].step(action)
-            success[i, step] = bool(info.get("success", False))
-            if terminated[i, step] or stopped:
+        for row, i in enumerate(running):
+            environment = environments[i]
+            action = chosen[row] if together is not None else policy(environment, present[i], rngs[i])
+            observation, actions, rewards, terminated, success = views[i]
+            observation[step], actions[step] = present[i], action
+            present[i], rewards[step], ended, truncated, info = environment.step(action)
+            terminated[step], success[step] = ended, bool(info.get("success", False))
+            if ended or truncated:
                 lengths[i], over = step + 1, True
         if over:
             running = [i for i in running if lengths[i] > step + 1]
             if not running:
                 break
     return [{name: column[i, : lengths[i]] for name, column in columns.items()} for i in range(count)]
-
-
-def _act(policy: Policy, environments: list[Any], observations: list[Any], rngs: list[Any]) -> Iterable[np.ndarray]:
-    """An action (d_a,) for each environment."""
-    if isinstance(policy, BatchPolicy):
-        return policy.together(environments, np.stack(observations), rngs)
-    return [policy(e, o, rng) for e, o, rng in zip(environments, observations, rngs, strict=True)]
 
 
 @lru_cache(maxsize=1)
