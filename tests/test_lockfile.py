@@ -56,6 +56,7 @@ def test_the_first_entry_makes_the_file() -> None:
         lock(FIRST) + "datasets:\n- name: x\n",
         "stages: {}\nschema: '2.0'\n",
         lock(FIRST).rstrip("\n"),
+        dumps_yaml({"schema": "2.0", "stages": {"a": FIRST, "b": FIRST}}),
     ],
 )
 def test_a_file_laid_out_otherwise_is_left_to_dvc(text: str) -> None:

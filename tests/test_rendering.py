@@ -95,6 +95,15 @@ def test_inside_the_repository_paths_are_relative() -> None:
     assert "- pd_pipeline/training/loop.py" in text
 
 
+def test_a_project_within_the_repository_names_the_code_relatively() -> None:
+    """So that its dvc.yaml can be under version control, wherever the checkout lies."""
+    published = PACKAGE.parent / "published"
+    text = rendering.render(graph.load(published))
+    assert "- ../pd_pipeline/training/loop.py" in text
+    assert str(PACKAGE.parent) not in text
+    assert text == (published / "dvc.yaml").read_text()
+
+
 def test_elsewhere_the_code_of_the_package_is_named_absolutely(root: Path) -> None:
     stages = YAML(typ="safe").load(rendering.render(graph.load(root)))["stages"]
     assert str(PACKAGE / "training" / "loop.py") in stages["plm"]["do"]["deps"]

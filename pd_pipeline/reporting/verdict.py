@@ -97,7 +97,7 @@ def _share_check(metrics: Mapping[str, Mapping[str, Any]]) -> Check:
 def _normalized_check(value: float | None) -> Check:
     bar = f"at least {percent(NORMALIZED)} of the way from {FLOOR} to {CEILING}"
     if value is None:
-        return Check(bar, f"{FLOOR} or {CEILING} was not run, or is not the lower of the two", None)
+        return Check(bar, f"{FLOOR} or {CEILING} was not run, or {CEILING} is not the better of the two", None)
     return Check(bar, f"{percent(value)} of the way from {FLOOR} to {CEILING}", value >= NORMALIZED)
 
 
