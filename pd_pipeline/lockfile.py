@@ -1,8 +1,8 @@
 """dvc.lock as text: one entry replaced without reading the others.
 
-DVC rewrites the whole file through a YAML parser that keeps comments, in pure Python: recording one of the seven hundred
-pieces of the published benchmark took 19 seconds so, and takes 3 without. Entries are blocks of lines, so that replacing one needs
-no parser at all.
+DVC rewrites the whole file through a YAML parser that keeps comments, in pure Python: recording one of the seven
+hundred pieces of the published benchmark took 19 seconds so, and takes 3 without. Entries are blocks of lines, so that
+replacing one needs no parser at all.
 """
 
 import re
