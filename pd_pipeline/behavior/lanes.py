@@ -78,16 +78,26 @@ class WorkerLanes(VecEnv):
     """`count` lanes in `workers` processes, as Stable-Baselines3 wants them: one answer a process and step.
 
     `reset` begins the round `turn`, which the caller sets; what comes back does not depend on the number of workers.
+    `ending_cost` is taken off the reward of a step that ends its episode early.
     """
 
-    def __init__(self, family: Locomotion, block: dict[str, Any], root: Path, count: int, seed: int, workers: int):
+    def __init__(
+        self,
+        family: Locomotion,
+        block: dict[str, Any],
+        root: Path,
+        count: int,
+        seed: int,
+        workers: int,
+        ending_cost: float = 0.0,
+    ):
         size = family.observation_size + family.goal_size
         super().__init__(
             count,
             gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32),
             gymnasium.spaces.Box(family.action_low, family.action_high, dtype=np.float32),
         )
-        self.turn = 0
+        self.turn, self._ending_cost = 0, ending_cost
         self._shares = shares(count, workers)
         arguments = [(family.name, json.dumps(block), root, range(count)[part], seed) for part in self._shares]
         self._workers = Workers(_local, arguments, "behavior_policies", "lower learning.workers")
@@ -104,7 +114,10 @@ class WorkerLanes(VecEnv):
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Observations (n, d), rewards (n,), ends (n,), infos."""
         observations, rewards, done, infos = zip(*self._workers.gather(), strict=True)
-        return np.concatenate(observations), np.concatenate(rewards), np.concatenate(done), list(chain(*infos))
+        told = list(chain(*infos))
+        early = np.array([not info.get("TimeLimit.truncated", True) for info in told])
+        paid = np.concatenate(rewards) - np.float32(self._ending_cost) * early
+        return np.concatenate(observations), paid, np.concatenate(done), told
 
     def close(self) -> None:
         """End the processes."""

@@ -10,12 +10,16 @@ class LearningParams(Parameters):
 
     seed: int = 0
     steps: int = Field(default=3_200_000, gt=0, description="of the environment, all lanes together")
+    medium: float = Field(
+        default=0.5, gt=0, lt=1, description="share of the steps after which the medium policy is kept"
+    )
     lanes: int = Field(default=32, gt=0, description="environments that a round collects from")
     batch: int = Field(default=1600, gt=0, description="steps of an update")
     epochs: int = Field(default=8, gt=0, description="passes over a round's steps")
     learning_rate: float = Field(default=1e-3, gt=0, description="at the start; falls linearly to 5 % of it")
     initial_deviation: float = Field(default=0.37, gt=0, description="of exploring actions, in the action's units")
     discount: float = Field(default=0.97, gt=0, lt=1)
+    ending_cost: float = Field(default=0.0, ge=0, description="taken off the reward where an episode ends early")
     advantage_decay: float = Field(default=0.95, gt=0, le=1, description="lambda of generalised advantages")
     clip: float = Field(default=0.2, gt=0, description="range of the probability ratio")
     entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")

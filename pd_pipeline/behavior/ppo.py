@@ -56,8 +56,10 @@ def learn(
             f"families.{family.name}.behavior_policies.learning.steps: {params.steps} is one round of {params.lanes} x "
             f"{family.horizon} steps: first, middle and last checkpoint need two at least"
         )
-    named = {0: "random", rounds // 2: "medium", rounds: "expert"}
-    lanes = WorkerLanes(family, block, root, params.lanes, params.seed, params.workers or os.cpu_count() or 1)
+    middle = min(max(1, round(rounds * params.medium)), rounds - 1)
+    named = {0: "random", middle: "medium", rounds: "expert"}
+    workers = params.workers or os.cpu_count() or 1
+    lanes = WorkerLanes(family, block, root, params.lanes, params.seed, workers, params.ending_cost)
     try:
         with torch.random.fork_rng(devices=[]), _numpy_seed_kept(), terminated() as stop:
             torch.manual_seed(params.seed)

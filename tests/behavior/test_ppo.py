@@ -92,6 +92,44 @@ def test_workers_give_what_one_process_gives() -> None:
         spread.close()
 
 
+def test_only_an_early_end_costs() -> None:
+    made, block = family("ant_dir", horizon=60), {"horizon": 60}
+    plain = WorkerLanes(made, block, Path.cwd(), 8, 0, workers=1)
+    costly = WorkerLanes(made, block, Path.cwd(), 8, 0, workers=1, ending_cost=150.0)
+    early, late = 0, 0
+    try:
+        plain.reset()
+        costly.reset()
+        for actions in np.random.default_rng(0).choice([-1.0, 1.0], (120, 8, 8)).astype(np.float32):
+            actions[4:] = 0.0  # these stand still to the horizon
+            _, rewards, done, infos = plain.step(actions)
+            ended_early = np.array([d and not i["TimeLimit.truncated"] for d, i in zip(done, infos, strict=True)])
+            np.testing.assert_allclose(rewards - costly.step(actions)[1], np.where(ended_early, 150.0, 0.0), atol=1e-4)
+            early, late = early + ended_early.sum(), late + (done & ~ended_early).sum()
+    finally:
+        plain.close()
+        costly.close()
+    assert min(early, late) > 0, "both kinds of ends were seen"
+
+
+def test_the_medium_policy_is_kept_after_its_share(tmp_path: Path) -> None:
+    trained(tmp_path / "half")
+    trained(tmp_path / "quarter", medium=0.25)
+    one, other = (
+        [(tmp_path / name / f"{p}.safetensors").read_bytes() for p in POLICIES] for name in ("half", "quarter")
+    )
+    assert [a == b for a, b in zip(one, other, strict=True)] == [True, False, True]
+    stopped = tmp_path / "stopped"
+
+    def stop(description: str, done: int, total: int, figures: str = "") -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(stopped, stop, medium=0.25)
+    assert (stopped / "medium.safetensors").read_bytes() == other[1], "the policy of the first of four rounds"
+
+
 def test_training_leaves_three_policies_and_a_curve(tmp_path: Path) -> None:
     rows = trained(tmp_path / "work")
     assert [row["steps"] for row in rows] == [40, 80, 120, 160]
