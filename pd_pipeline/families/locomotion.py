@@ -93,14 +93,14 @@ class Locomotion(Family):
 
 
 def picture(environment: Any, height: int = 240, width: int = 320) -> np.ndarray:
-    """The scene (height, width, 3) uint8, the camera tracking the torso; needs an OpenGL that renders off screen."""
+    """The scene (height, width, 3) uint8, the torso in its middle; needs an OpenGL that renders off screen."""
     import mujoco
 
     renderer = getattr(environment, "off_screen", None)
     if renderer is None:
         renderer = environment.off_screen = mujoco.Renderer(environment.model, height, width)
     camera = mujoco.MjvCamera()
-    camera.type, camera.trackbodyid = mujoco.mjtCamera.mjCAMERA_TRACKING, 1
+    camera.lookat[:] = environment.data.body("torso").xpos  # MuJoCo's tracking camera follows late
     camera.distance, camera.azimuth, camera.elevation = 4.0, 90.0, -25.0
     renderer.update_scene(environment.data, camera)
     for costly in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):  # most of a picture's time

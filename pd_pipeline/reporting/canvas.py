@@ -104,10 +104,11 @@ def _mixed(color: str, share: float) -> str:
     return "#" + "".join(f"{part:02x}" for part in mixed)
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 3) -> None:
-    """One legend under the figure, from the artists of `axes`."""
+def legend_below(figure: Figure, axes: Axes) -> None:
+    """One legend under the figure, from the artists of `axes`, in as many columns as its words leave room for."""
     handles, labels = axes.get_legend_handles_labels()
     if handles:
+        columns = 3 if max(map(len, labels)) <= 17 else 2
         figure.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from pd_pipeline.evaluation.scores import FLOOR
 from pd_pipeline.evaluation.statistics import mean, stratified_bootstrap
 from pd_pipeline.reporting.canvas import (
     BLUE,
-    INK,
     MUTED,
     PAPER,
     QUALITY_COLORS,
@@ -24,6 +25,7 @@ from pd_pipeline.reporting.canvas import (
 )
 from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
 from pd_pipeline.reporting.gather import read_table
+from pd_pipeline.reporting.verdict import number
 from pd_pipeline.storage import read_json
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -49,6 +51,12 @@ def comparison(metrics: Metrics) -> Figure:
     returns.set_yticks(range(len(order)), order)
     returns.set_ylim(-0.6, len(order) - 0.4)
     returns.set_title("Return (filled: mean, hollow: IQM)")
+    names = ("return_mean_low", "return_mean_high", "ci_low", "ci_high")
+    window = _window({method: [values[name] for name in names] for method, values in metrics.items()})
+    if window:
+        returns.set_xlim(window)
+        beyond = f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {number(metrics[FLOOR]['return_mean'], 0)}, off the scale"
+        returns.annotate(beyond, (0.02, order.index(FLOOR)), xycoords=("axes fraction", "data"), va="center")
     if succeeds:
         success.set_title("Success, %")
         success.set_xlim(-4, 104)
@@ -56,6 +64,17 @@ def comparison(metrics: Metrics) -> Figure:
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
     return figure
+
+
+def _window(values: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
+    """Limits that show what lies between the other methods, where the floor would take most of the scale."""
+    others = [value for method in values if method != FLOOR for value in values[method]]
+    if FLOOR not in values or not others:
+        return None
+    low, high = min(others), max(others)
+    if low - min(values[FLOOR]) < 1.5 * (high - low):
+        return None
+    return low - 0.2 * (high - low), high + 0.08 * (high - low)
 
 
 def _interval(
@@ -81,17 +100,23 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
     tasks = sorted(scores["task"].unique().to_list())
     figure, (axes,) = new_figure(2.9)
     width, rng = 0.82 / len(methods), np.random.default_rng(0)
-    for i, method in enumerate(methods):
-        color, _ = method_style(method)
-        rows = scores.filter(pl.col("method") == method)
-        estimates = [
-            stratified_bootstrap([rows.filter(pl.col("task") == task)["return"].to_numpy()], mean, rng, 500)
+    estimates = {
+        method: [
+            stratified_bootstrap([part["return"].to_numpy()], mean, rng, 500)
             for task in tasks
+            for part in [scores.filter(pl.col("method") == method, pl.col("task") == task)]
         ]
+        for method in methods
+    }
+    window = _window({method: [v for e in each for v in (e.low, e.high)] for method, each in estimates.items()})
+    for i, (method, each) in enumerate(estimates.items()):
+        color, marker = method_style(method)
         x = np.arange(len(tasks)) + (i - (len(methods) - 1) / 2) * width
-        values = np.array([estimate.value for estimate in estimates])
-        axes.bar(x, values, 0.92 * width, color=color, label=method)
-        axes.vlines(x, [e.low for e in estimates], [e.high for e in estimates], color=INK, linewidth=0.9)
+        axes.vlines(x, [e.low for e in each], [e.high for e in each], color=color, linewidth=1.6)
+        label = f"{method} (below)" if window and method == FLOOR else method
+        axes.plot(x, [e.value for e in each], marker, color=color, markersize=5.5, label=label)
+    if window:
+        axes.set_ylim(window)
     axes.set_xticks(range(len(tasks)), [f"task {task}" for task in tasks])
     axes.set_ylabel("return")
     axes.grid(axis="x", visible=False)
@@ -171,6 +196,7 @@ def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
         axes.set_yticks(range(len(rows)), list(reversed(rows)))
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_title(title)
         axes.grid(axis="y", visible=False)
     legend_below(figure, panels[0])

@@ -61,8 +61,8 @@ def _comparison(results: FamilyResults) -> Drawn:
         ),
         (
             "Return by target task",
-            "Bars are mean returns, lines their 95 % intervals over prompts and seeds: a method that fails on one task "
-            "only shows it here.",
+            "Marks are mean returns, lines their 95 % intervals over prompts and seeds: a method that fails on one "
+            "task only shows it here.",
             plots.per_task(results.scores, results.methods),
         ),
     ]

@@ -1,12 +1,14 @@
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
 from pd_pipeline.reporting.canvas import CSS_VARIABLES, METHOD_STYLES, method_style, svg
 from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean
-from pd_pipeline.reporting.plots import stage_plots
+from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -28,6 +30,23 @@ def test_stage_plots(reported_project: Path, stage: str, out: str, titles: set[s
     plots = stage_plots(stage, reported_project / "data" / out)
     assert set(plots) == titles
     assert all(image.startswith(PNG) and len(image) > 3000 for image in plots.values())
+
+
+def outcome(mean: float) -> dict[str, Any]:
+    around = {"return_mean_low": mean - 1, "return_mean_high": mean + 1, "ci_low": mean - 1, "ci_high": mean + 1}
+    return {"return_mean": mean, "return_iqm": mean, "success_rate": None} | around
+
+
+@pytest.mark.parametrize(("floor", "beyond"), [(-232.0, True), (-25.0, False)])
+def test_a_floor_far_below_does_not_take_the_scale(floor: float, beyond: bool) -> None:
+    metrics = {"prompt_diffuser": outcome(-19.0), "prompt_dt": outcome(-24.0), "noise_prompt": outcome(floor)}
+    axes = comparison(metrics).axes[0]
+    assert any("off the scale" in text.get_text() for text in axes.texts) is beyond
+    assert axes.get_xlim()[0] > -30.0
+    assert axes.get_xlim()[0] < -25.0 < -18.0 < axes.get_xlim()[1]
+    rows = [{"method": m, "task": t, "return": v["return_mean"]} for m, v in metrics.items() for t in (0, 1)]
+    legend = per_task(pl.DataFrame(rows * 3), list(metrics)).legends[0]
+    assert ("noise_prompt (below)" in [text.get_text() for text in legend.get_texts()]) is beyond
 
 
 def test_svg_follows_the_page() -> None:
