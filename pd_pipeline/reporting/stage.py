@@ -75,6 +75,11 @@ def section(context: StageContext, params: config.ParamsFile, results: FamilyRes
 
 def render(**values: Any) -> str:
     """The page from its template."""
+    return templates().get_template("report.html").render(**values)
+
+
+def templates() -> Environment:
+    """The page's templates, in which a name that nobody gave is an error."""
     environment = Environment(
         loader=PackageLoader("pd_pipeline.reporting"),
         autoescape=select_autoescape(),
@@ -83,4 +88,4 @@ def render(**values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent)
-    return environment.get_template("report.html").render(**values)
+    return environment

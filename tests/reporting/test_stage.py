@@ -8,7 +8,8 @@ import polars as pl
 from pd_pipeline import config, graph
 from pd_pipeline.reporting import provenance
 from pd_pipeline.reporting.gather import gather
-from pd_pipeline.reporting.verdict import decimals, number, percent
+from pd_pipeline.reporting.stage import templates
+from pd_pipeline.reporting.verdict import Check, Verdict, decimals, number, percent
 from pd_pipeline.storage import read_json
 
 
@@ -53,6 +54,30 @@ def test_numbers_are_those_of_the_evaluation(page: str, reported_project: Path) 
 def test_every_family_asked_for_and_no_other(page: str) -> None:
     assert re.findall(r'<section class="family" id="([^"]+)"', page) == ["point_robot"]
     assert "forgotten" not in page
+
+
+def test_overview_has_a_column_a_family() -> None:
+    met, missed = Check("bar", "found", True), Check("bar", "found", False)
+    families = [
+        {
+            "name": name,
+            "digits": 1,
+            "results": {"metrics": {"prompt_diffuser": {"return_mean": value, "normalized": share}}},
+            "verdict": Verdict("", [met, missed]),
+        }
+        for name, value, share in (("reach", 1845.04, 1.003), ("cheetah_vel", -19.09, None))
+    ]
+    text = str(templates().get_template("parts.html").module.overview(families, ["prompt_diffuser"]))  # type: ignore[attr-defined]
+    cells = re.findall(r"<td>(.*?)</td>", text.replace("\n", ""))
+    assert re.findall(r'href="#(\w+)"', text) == ["reach", "cheetah_vel"]
+    assert cells == [
+        "prompt_diffuser",
+        "1,845.0<small>1.003</small>",
+        "\N{MINUS SIGN}19.1<small>\N{EN DASH}</small>",
+        "bars met by prompt_diffuser",
+        "1 of 2",
+        "1 of 2",
+    ]
 
 
 def test_page_says_what_made_it(page: str, reported_project: Path) -> None:
