@@ -1,16 +1,21 @@
 """Stage behavior_policies: trained here, or taken from an earlier training."""
 
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import load_family
+from pd_pipeline.families.goal_policy import located
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest, read_json
 
+ROOT = Path(__file__).parents[2]
 LEARNING = "{lanes: 4, steps: 80, batch: 20, epochs: 1, width: 8, workers: 1}"
 FILES = ("expert.safetensors", "medium.safetensors", "random.safetensors")
 
@@ -67,3 +72,30 @@ def test_checkpoints_of_another_family_are_refused(trained: Path, tmp_path: Path
     wanted = digest(*(trained / name for name in FILES))
     with pytest.raises(PipelineError, match="made for 18 inputs and 6 actions, but the family has 29 and 8"):
         made(tmp_path / "p", f'{{trained: {{folder: "{trained}", digest: {wanted}}}}}', "ant_dir")
+
+
+SHIPPED = re.findall(r"\{trained: \{folder: policies/(\w+), digest: (\w+)\}\}", (ROOT / "README.md").read_text())
+
+
+def test_the_readme_names_every_shipped_policy() -> None:
+    assert sorted(name for name, _ in SHIPPED) == sorted(p.name for p in (ROOT / "published/policies").iterdir())
+
+
+@pytest.mark.parametrize(("family", "wanted"), SHIPPED)
+def test_shipped_policies_are_taken_and_act(family: str, wanted: str, tmp_path: Path) -> None:
+    block = f'{{trained: {{folder: "{ROOT / "published/policies" / family}", digest: {wanted}}}}}'
+    out, _ = made(tmp_path / "p", block, family)
+    locomotion = load_family(family, {}, tmp_path)
+    policies = read_json(out / "policies.json")
+
+    def episode(quality: str) -> float:
+        act = locomotion.behavior(located(policies[quality] | {"noise": 0.0}, out))
+        environment, rng = locomotion.make(locomotion.train_tasks[-1]), np.random.default_rng(0)
+        observation, _ = environment.reset(seed=0)
+        total = 0.0
+        for _ in range(100):
+            observation, reward, *_ = environment.step(act(environment, observation, rng))
+            total += float(reward)
+        return total
+
+    assert episode("expert") > episode("random") + 100
