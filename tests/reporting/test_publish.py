@@ -20,7 +20,11 @@ def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp
     assert ours.keys() == theirs.keys()
     assert ours["prompt_dt"]["return_mean"] == theirs["prompt_dt"]["return_mean"]
     made = read_json(folder / "provenance.json")
-    assert made["digests"] == {"data/evaluation/point_robot-0": digest(evaluation)}
+    trajectories = reported_project / "data/trajectories/point_robot"
+    assert made["digests"]["evaluation@point_robot-0"] == digest(evaluation)
+    assert made["digests"]["trajectories@point_robot"] == digest(trajectories)
+    assert read_json(folder / "data.json") == read_json(trajectories / "summary.json")
+    assert {"comparison.png", "per-task.png", "data-returns.png"} <= names
     assert made["parameters"]["plm"]["steps"] == 60
     assert made["seconds"]["plm@point_robot-0"] > 0
     assert made["seconds"]["tuned_prompt_diffuser@point_robot-1-0"] > 0
