@@ -78,7 +78,7 @@ class WorkerLanes(VecEnv):
     """`count` lanes in `workers` processes, as Stable-Baselines3 wants them: one answer a process and step.
 
     `reset` begins the round `turn`, which the caller sets; what comes back does not depend on the number of workers.
-    `ending_cost` is taken off the reward of a step that ends its episode early.
+    `ending_cost` is taken off the reward of a step that terminates its episode.
     """
 
     def __init__(
@@ -115,8 +115,8 @@ class WorkerLanes(VecEnv):
         """Observations (n, d), rewards (n,), ends (n,), infos."""
         observations, rewards, done, infos = zip(*self._workers.gather(), strict=True)
         told = list(chain(*infos))
-        early = np.array([not info.get("TimeLimit.truncated", True) for info in told])
-        paid = np.concatenate(rewards) - np.float32(self._ending_cost) * early
+        terminated = np.array([not info.get("TimeLimit.truncated", True) for info in told])
+        paid = np.concatenate(rewards) - np.float32(self._ending_cost) * terminated
         return np.concatenate(observations), paid, np.concatenate(done), told
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ class LearningParams(Parameters):
     learning_rate: float = Field(default=1e-3, gt=0, description="at the start; falls linearly to 5 % of it")
     initial_deviation: float = Field(default=0.37, gt=0, description="of exploring actions, in the action's units")
     discount: float = Field(default=0.97, gt=0, lt=1)
-    ending_cost: float = Field(default=0.0, ge=0, description="taken off the reward where an episode ends early")
+    ending_cost: float = Field(default=0.0, ge=0, description="taken off the reward of a step that terminates")
     advantage_decay: float = Field(default=0.95, gt=0, le=1, description="lambda of generalised advantages")
     clip: float = Field(default=0.2, gt=0, description="range of the probability ratio")
     entropy: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")

@@ -39,7 +39,7 @@ def learn(
     work: Path,
     progress: Progress,
 ) -> Rows:
-    """Train; leave `random`, `medium` and `expert` (first, middle and last checkpoint) as safetensors in `work`.
+    """Train; leave `random`, `medium` and `expert` as safetensors in `work`: first, intermediate and last checkpoint.
 
     `block` is the family's `environment` block, from which workers rebuild it. Returns a row a round: steps, mean
     return and length of its episodes, exploration noise included, and the share that ended early. Raises Interrupted
@@ -54,10 +54,9 @@ def learn(
     if rounds < 2:
         raise PipelineError(
             f"families.{family.name}.behavior_policies.learning.steps: {params.steps} is one round of {params.lanes} x "
-            f"{family.horizon} steps: first, middle and last checkpoint need two at least"
+            f"{family.horizon} steps: first, medium and last checkpoint need two at least"
         )
-    middle = min(max(1, round(rounds * params.medium)), rounds - 1)
-    named = {0: "random", middle: "medium", rounds: "expert"}
+    named = {0: "random", max(1, int(rounds * params.medium)): "medium", rounds: "expert"}
     workers = params.workers or os.cpu_count() or 1
     lanes = WorkerLanes(family, block, root, params.lanes, params.seed, workers, params.ending_cost)
     try:

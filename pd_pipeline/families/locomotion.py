@@ -26,8 +26,9 @@ class Locomotion(Family):
 
     One policy for all goals is trained (stage behavior_policies), which is far cheaper than one a task: it is shown
     the goal's features beside the observation, for goals drawn from `draw_goal`. Expert, medium and random data come
-    from its last, middle and first checkpoint, each with its own exploration noise times `noise`; what is stored is the
-    action clipped to the bounds, and the observation without the goal. Episodes start from Gymnasium's noisy state.
+    from its last, an intermediate and its first checkpoint, each with its own exploration noise times `noise`; what is
+    stored is the action clipped to the bounds, and the observation without the goal. Episodes start from Gymnasium's
+    noisy state.
     """
 
     params: LocomotionParams

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETDOWN
 from matplotlib.ticker import MaxNLocator
 
 from pd_pipeline.evaluation.scores import FLOOR
@@ -25,7 +26,7 @@ from pd_pipeline.reporting.canvas import (
 )
 from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
 from pd_pipeline.reporting.gather import read_table
-from pd_pipeline.reporting.verdict import number
+from pd_pipeline.reporting.verdict import decimals, number
 from pd_pipeline.storage import read_json
 
 Metrics = Mapping[str, Mapping[str, Any]]
@@ -41,22 +42,25 @@ def comparison(metrics: Metrics) -> Figure:
         figure, (returns, success) = new_figure(size, 1, 2, sharey=True, width_ratios=(3, 2))
     else:
         figure, (returns,) = new_figure(size)
+    names = ("return_mean_low", "return_mean_high", "ci_low", "ci_high")
+    window = _window({method: [values[name] for name in names] for method, values in metrics.items()})
     for row, method in enumerate(order):
         values, style = metrics[method], method_style(method)
-        _interval(returns, row + 0.12, values, ("return_mean", "return_mean_low", "return_mean_high"), style)
-        _interval(returns, row - 0.18, values, ("return_iqm", "ci_low", "ci_high"), style, hollow=True)
+        if window and values["return_mean"] < window[0]:
+            mean_return = number(values["return_mean"], decimals(v["return_mean"] for v in metrics.values()))
+            beyond = f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {mean_return}, off the scale"
+            returns.annotate(beyond, (0.02, row), xycoords=("axes fraction", "data"), va="center")
+        else:
+            _interval(returns, row + 0.12, values, ("return_mean", "return_mean_low", "return_mean_high"), style)
+            _interval(returns, row - 0.18, values, ("return_iqm", "ci_low", "ci_high"), style, hollow=True)
         if succeeds:
             low_high = ("success_rate", "success_low", "success_high")
             _interval(success, row, {name: 100 * values[name] for name in low_high}, low_high, style)
+    if window:
+        returns.set_xlim(window)
     returns.set_yticks(range(len(order)), order)
     returns.set_ylim(-0.6, len(order) - 0.4)
     returns.set_title("Return (filled: mean, hollow: IQM)")
-    names = ("return_mean_low", "return_mean_high", "ci_low", "ci_high")
-    window = _window({method: [values[name] for name in names] for method, values in metrics.items()})
-    if window:
-        returns.set_xlim(window)
-        beyond = f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {number(metrics[FLOOR]['return_mean'], 0)}, off the scale"
-        returns.annotate(beyond, (0.02, order.index(FLOOR)), xycoords=("axes fraction", "data"), va="center")
     if succeeds:
         success.set_title("Success, %")
         success.set_xlim(-4, 104)
@@ -72,7 +76,7 @@ def _window(values: Mapping[str, Sequence[float]]) -> tuple[float, float] | None
     if FLOOR not in values or not others:
         return None
     low, high = min(others), max(others)
-    if low - min(values[FLOOR]) < 1.5 * (high - low):
+    if low == high or low - min(values[FLOOR]) < 1.5 * (high - low):
         return None
     return low - 0.2 * (high - low), high + 0.08 * (high - low)
 
@@ -113,8 +117,10 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
         color, marker = method_style(method)
         x = np.arange(len(tasks)) + (i - (len(methods) - 1) / 2) * width
         axes.vlines(x, [e.low for e in each], [e.high for e in each], color=color, linewidth=1.6)
-        label = f"{method} (below)" if window and method == FLOOR else method
-        axes.plot(x, [e.value for e in each], marker, color=color, markersize=5.5, label=label)
+        axes.plot(x, [e.value for e in each], marker, color=color, markersize=5.5, label=method)
+        below = [place for place, e in zip(x, each, strict=True) if window and e.value < window[0]]
+        edge = axes.get_xaxis_transform()
+        axes.plot(below, [0.03] * len(below), marker=CARETDOWN, linestyle="", color=color, transform=edge)
     if window:
         axes.set_ylim(window)
     axes.set_xticks(range(len(tasks)), [f"task {task}" for task in tasks])

@@ -109,17 +109,23 @@ def _success_check(metrics: Mapping[str, Mapping[str, Any]]) -> list[Check]:
 
 
 def _frozen_check(metrics: Mapping[str, Mapping[str, Any]], frozen: Mapping[str, bool]) -> Check:
-    bar = "not below any other method that keeps the PLM frozen, by the 95 % interval of the paired difference"
+    bar = "no other method that keeps the PLM frozen is better by more than chance (95 % interval of the difference)"
     others = {m: v["return_mean"] for m, v in metrics.items() if m != REFERENCE and frozen.get(m, False)}
     if not others:
         return Check(bar, "no other such method was run", None)
     ours = metrics[REFERENCE]["return_mean"]
-    better = [method for method in others if metrics[method]["difference_to_prompt_diffuser"]["low"] > 0]
-    best = max(better or others, key=lambda method: others[method])
+    best = max(others, key=lambda method: others[method])
     digits = decimals([ours, others[best]])
     found = f"return {number(ours, digits)} against {number(others[best], digits)} of the best other, {best}"
-    if others[best] > ours:
-        found += f", a difference {'beyond' if better else 'within'} its 95 % interval"
+    better = {m: metrics[m]["difference_to_prompt_diffuser"] for m in others}
+    better = {m: difference for m, difference in better.items() if difference["low"] > 0}
+    if better:
+        found += "; better beyond chance: " + ", ".join(
+            f"{m} by {number(d['value'], digits)} ({number(d['low'], digits)} to {number(d['high'], digits)})"
+            for m, d in better.items()
+        )
+    elif others[best] > ours:
+        found += ", a difference within its 95 % interval"
     return Check(bar, found, not better)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
@@ -14,6 +15,7 @@ from pd_pipeline.families.goal_policy import located
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest, read_json
+from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
 
 ROOT = Path(__file__).parents[2]
 LEARNING = "{lanes: 4, steps: 80, batch: 20, epochs: 1, width: 8, workers: 1}"
@@ -82,20 +84,36 @@ def test_the_readme_names_every_shipped_policy() -> None:
 
 
 @pytest.mark.parametrize(("family", "wanted"), SHIPPED)
-def test_shipped_policies_are_taken_and_act(family: str, wanted: str, tmp_path: Path) -> None:
+def test_a_line_of_the_readme_changes_no_other_family(family: str, wanted: str) -> None:
+    line = f"{{trained: {{folder: policies/{family}, digest: {wanted}}}}}"
+    text = (ROOT / "published/params.yaml").read_text()
+    head, found, tail = text.partition(f"\n  {family}:")
+    assert found
+    changed = (
+        head + found + re.sub(r"(behavior_policies:)[^\n]*(\n      learning[^\n]*)?", rf"\1 {line}", tail, count=1)
+    )
+    before, after = (
+        {name: blocks["behavior_policies"] for name, blocks in YAML(typ="safe").load(version)["families"].items()}
+        for version in (text, changed)
+    )
+    assert after[family]["trained"]["digest"] == wanted
+    assert {name for name in before if before[name] != after[name]} == {family}
+
+
+@pytest.mark.parametrize(("family", "wanted"), SHIPPED)
+def test_shipped_policies_act_as_well_as_their_names_say(family: str, wanted: str, tmp_path: Path) -> None:
     block = f'{{trained: {{folder: "{ROOT / "published/policies" / family}", digest: {wanted}}}}}'
     out, _ = made(tmp_path / "p", block, family)
-    locomotion = load_family(family, {}, tmp_path)
-    policies = read_json(out / "policies.json")
-
-    def episode(quality: str) -> float:
-        act = locomotion.behavior(located(policies[quality] | {"noise": 0.0}, out))
-        environment, rng = locomotion.make(locomotion.train_tasks[-1]), np.random.default_rng(0)
-        observation, _ = environment.reset(seed=0)
-        total = 0.0
-        for _ in range(100):
-            observation, reward, *_ = environment.step(act(environment, observation, rng))
-            total += float(reward)
-        return total
-
-    assert episode("expert") > episode("random") + 100
+    locomotion = load_family(family, {"horizon": 100}, tmp_path)
+    pool = Pool(locomotion)
+    means, ends = {}, {}
+    for quality, description in read_json(out / "policies.json").items():
+        episodes = [
+            collect_episodes(pool, located(description, out), Shard(quality, task, 0, 6), seed=0)
+            for task in locomotion.train_tasks[-5:]
+        ]
+        starts = [np.flatnonzero(data["step"] == 0) for data in episodes]
+        means[quality] = np.mean([d["return_to_go"][at].mean() for d, at in zip(episodes, starts, strict=True)])
+        ends[quality] = np.mean([d["terminated"].sum() / len(at) for d, at in zip(episodes, starts, strict=True)])
+    assert means["random"] < means["medium"] < means["expert"], means
+    assert ends["expert"] < 0.1, "the data's own bar, 5 % of whole episodes, holds on more of them"

@@ -93,15 +93,15 @@ def test_workers_give_what_one_process_gives() -> None:
 
 
 def test_only_an_early_end_costs() -> None:
-    made, block = family("ant_dir", horizon=60), {"horizon": 60}
-    plain = WorkerLanes(made, block, Path.cwd(), 8, 0, workers=1)
-    costly = WorkerLanes(made, block, Path.cwd(), 8, 0, workers=1, ending_cost=150.0)
+    made, block = family("ant_dir", horizon=40), {"horizon": 40}
+    plain = WorkerLanes(made, block, Path.cwd(), 4, 0, workers=1)
+    costly = WorkerLanes(made, block, Path.cwd(), 4, 0, workers=1, ending_cost=150.0)
     early, late = 0, 0
     try:
         plain.reset()
         costly.reset()
-        for actions in np.random.default_rng(0).choice([-1.0, 1.0], (120, 8, 8)).astype(np.float32):
-            actions[4:] = 0.0  # these stand still to the horizon
+        for actions in np.random.default_rng(0).choice([-1.0, 1.0], (80, 4, 8)).astype(np.float32):
+            actions[2:] = 0.0  # these stand still to the horizon
             _, rewards, done, infos = plain.step(actions)
             ended_early = np.array([d and not i["TimeLimit.truncated"] for d, i in zip(done, infos, strict=True)])
             np.testing.assert_allclose(rewards - costly.step(actions)[1], np.where(ended_early, 150.0, 0.0), atol=1e-4)

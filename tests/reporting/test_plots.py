@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.markers import CARETDOWN
 
 from pd_pipeline.reporting.canvas import CSS_VARIABLES, METHOD_STYLES, method_style, svg
 from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean
 from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
+from pd_pipeline.reporting.verdict import number
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -37,16 +39,39 @@ def outcome(mean: float) -> dict[str, Any]:
     return {"return_mean": mean, "return_iqm": mean, "success_rate": None} | around
 
 
+def scores(metrics: dict[str, dict[str, Any]]) -> pl.DataFrame:
+    rows = [{"method": m, "task": t, "return": v["return_mean"] + t} for m, v in metrics.items() for t in (0, 1)]
+    return pl.DataFrame(rows * 3)
+
+
 @pytest.mark.parametrize(("floor", "beyond"), [(-232.0, True), (-25.0, False)])
 def test_a_floor_far_below_does_not_take_the_scale(floor: float, beyond: bool) -> None:
     metrics = {"prompt_diffuser": outcome(-19.0), "prompt_dt": outcome(-24.0), "noise_prompt": outcome(floor)}
     axes = comparison(metrics).axes[0]
-    assert any("off the scale" in text.get_text() for text in axes.texts) is beyond
-    assert axes.get_xlim()[0] > -30.0
-    assert axes.get_xlim()[0] < -25.0 < -18.0 < axes.get_xlim()[1]
-    rows = [{"method": m, "task": t, "return": v["return_mean"]} for m, v in metrics.items() for t in (0, 1)]
-    legend = per_task(pl.DataFrame(rows * 3), list(metrics)).legends[0]
-    assert ("noise_prompt (below)" in [text.get_text() for text in legend.get_texts()]) is beyond
+    said = [text.get_text() for text in axes.texts]
+    assert said == ([f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {number(floor, 1)}, off the scale"] if beyond else [])
+    assert -30.0 < axes.get_xlim()[0] < -25.0 < -18.0 < axes.get_xlim()[1]
+    tasks = per_task(scores(metrics), list(metrics)).axes[0]
+    assert tasks.get_ylim()[0] > -30
+    triangles = [line for line in tasks.lines if line.get_marker() == CARETDOWN]
+    assert sum(len(line.get_xdata()) for line in triangles) == (2 if beyond else 0)  # type: ignore[arg-type]
+
+
+def test_a_floor_within_the_scale_stays_drawn_however_wide_its_interval() -> None:
+    wide = outcome(-20.0) | {"ci_low": -900.0, "return_mean_low": -900.0}
+    axes = comparison({"prompt_diffuser": outcome(-19.0), "prompt_dt": outcome(-24.0), "noise_prompt": wide}).axes[0]
+    assert not axes.texts
+    assert axes.get_xlim()[0] > -30
+
+
+@pytest.mark.filterwarnings("error")
+def test_equal_returns_have_a_scale() -> None:
+    metrics = {
+        name: {key: 5.0 if value is not None else None for key, value in outcome(5.0).items()}
+        for name in ("prompt_diffuser", "prompt_dt", "noise_prompt")
+    }
+    assert not comparison(metrics).axes[0].texts
+    assert not comparison({"prompt_dt": metrics["prompt_dt"], "noise_prompt": outcome(0.0)}).axes[0].texts
 
 
 def test_svg_follows_the_page() -> None:

@@ -57,13 +57,13 @@ def test_every_family_asked_for_and_no_other(page: str) -> None:
 
 
 def test_overview_has_a_column_a_family() -> None:
-    met, missed = Check("bar", "found", True), Check("bar", "found", False)
+    met, missed, unknown = (Check("bar", "found", state) for state in (True, False, None))
     families = [
         {
             "name": name,
             "digits": 1,
             "results": {"metrics": {"prompt_diffuser": {"return_mean": value, "normalized": share}}},
-            "verdict": Verdict("", [met, missed]),
+            "verdict": Verdict("", [met, missed, unknown]),
         }
         for name, value, share in (("reach", 1845.04, 1.003), ("cheetah_vel", -19.09, None))
     ]

@@ -7,7 +7,7 @@ from pd_pipeline.reporting.verdict import decimals, judge, number, percent, shar
 
 
 def method(mean: float, success: float = 1.0, low: float = -1.0, high: float = 1.0) -> dict[str, Any]:
-    difference = {"value": 0.0, "low": low, "high": high}
+    difference = {"value": (low + high) / 2, "low": low, "high": high}
     return {"return_mean": mean, "success_rate": success, "difference_to_prompt_diffuser": difference}
 
 
@@ -48,13 +48,25 @@ def test_a_method_that_tunes_the_plm_is_no_rival() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prompt_dt", "met", "said"), [(98.9, True, None), (99.2, True, "within"), (99.4, False, "beyond")]
-)
-def test_a_better_method_counts_beyond_its_interval(prompt_dt: float, met: bool, said: str | None) -> None:
+    ("prompt_dt", "met", "said"),
+    [
+        (98.9, True, "return 99.00 against 98.90 of the best other, prompt_dt"),
+        (99.2, True, "return 99.00 against 99.20 of the best other, prompt_dt, a difference within its 95 % interval"),
+        (99.4, False, "return 99.00 against 99.40 of the best other, prompt_dt; better beyond chance: prompt_dt by "
+                      "0.40 (0.10 to 0.70)"),
+    ],
+)  # fmt: skip
+def test_a_better_method_counts_beyond_its_interval(prompt_dt: float, met: bool, said: str) -> None:
     check = judge(metrics(99.0, prompt_dt=prompt_dt), FROZEN).checks[2]
     assert check.met is met
-    assert ("its 95 % interval" in check.found) is (said is not None)
-    assert said is None or f"{said} its 95 % interval" in check.found
+    assert check.found == said
+
+
+def test_the_best_other_need_not_be_the_one_beyond_chance() -> None:
+    values = metrics(99.0, prompt_dt=99.4) | {"prompt_gradient": method(101.0, low=-0.5, high=4.5)}
+    check = judge(values, FROZEN | {"prompt_gradient": True}).checks[2]
+    assert not check.met
+    assert "of the best other, prompt_gradient; better beyond chance: prompt_dt by" in check.found
 
 
 @pytest.mark.parametrize(("normalized", "met"), [(0.98, True), (0.97, False), (None, None)])
