@@ -14,6 +14,8 @@ from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy, 
 
 GOAL = slice(36, 39)  # the three goal components of the observation
 OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, now and one step before
+OBJECT_HEIGHT = 6  # of the observation
+LIFTED = 0.06  # metres; on the table it is 0.02
 CAMERA_TARGET = (0.0, 0.65, 0.15)
 GOAL_COLOR = np.array([0.1, 0.75, 0.3, 0.55], np.float32)
 
@@ -56,7 +58,7 @@ class MetaWorldEnv(gymnasium.Env):
         self._mask_object = mask_object
         self._success_radius = success_radius
         self._renderer: Any = None
-        self._pushes: tuple[np.random.Generator, float, int] | None = None
+        self._pushes: tuple[np.random.Generator, float, int, bool] | None = None
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (39,), np.float32)
         self.action_space = environment.action_space
 
@@ -72,12 +74,14 @@ class MetaWorldEnv(gymnasium.Env):
 
         For collection, `options` disturb the arm, with numbers drawn from `seed`. `exploring_steps: n` first moves it
         in a random direction for up to n steps. `push_chance: p` and `push_steps: n` do so again, with probability p
-        after a step, for up to n steps. Moves are not steps of the episode: the next observation shows where they led.
+        after a step, for up to n steps; `push_lifted` only while the object is off the table, and with the fingers as
+        the last action had them rather than at rest. Moves are not steps of the episode: the next observation shows
+        where they led.
         """
         observation, _ = self.simulator.reset()
         options, rng = options or {}, np.random.default_rng(seed)
         chance = options.get("push_chance", 0.0)
-        self._pushes = (rng, chance, options["push_steps"]) if chance else None
+        self._pushes = (rng, chance, options["push_steps"], options.get("push_lifted", False)) if chance else None
         if steps := options.get("exploring_steps", 0):
             observation = self._move(observation, rng, steps)
         return self._hide(observation), {}
@@ -86,14 +90,14 @@ class MetaWorldEnv(gymnasium.Env):
         """One step of 12.5 ms x 5 frames."""
         observation, reward, terminated, truncated, info = self.simulator.step(action)
         if self._pushes is not None:
-            rng, chance, steps = self._pushes
-            if rng.random() < chance:
-                observation = self._move(observation, rng, steps)
+            rng, chance, steps, lifted = self._pushes
+            if rng.random() < chance and (not lifted or observation[OBJECT_HEIGHT] > LIFTED):
+                observation = self._move(observation, rng, steps, float(action[3]) if lifted else 0.0)
         return self._hide(observation), float(reward), terminated, truncated, {"success": info["success"] > 0}
 
-    def _move(self, observation: np.ndarray, rng: np.random.Generator, most: int) -> np.ndarray:
+    def _move(self, observation: np.ndarray, rng: np.random.Generator, most: int, fingers: float = 0.0) -> np.ndarray:
         """Up to `most` steps in a random direction; the observation they lead to."""
-        drift = np.append(rng.uniform(-1.0, 1.0, 3), 0.0).astype(np.float32)  # fingers at rest
+        drift = np.append(rng.uniform(-1.0, 1.0, 3), fingers).astype(np.float32)
         counted, self.simulator.curr_path_length = self.simulator.curr_path_length, 0  # beyond 500 it refuses to step
         for _ in range(rng.integers(0, most + 1)):
             observation = self.simulator.step(drift)[0]

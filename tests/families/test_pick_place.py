@@ -1,12 +1,13 @@
 """pick_place: the split of the papers, a script that succeeds, a goal that is hidden and a puck that is not."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pd_pipeline.families.base import load_family
-from pd_pipeline.families.meta_world import GOAL, OBJECT
+from pd_pipeline.families.meta_world import GOAL, LIFTED, OBJECT
 from pd_pipeline.families.pick_place import PickPlace
 from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
 
@@ -23,6 +24,11 @@ def made() -> PickPlace:
     return family
 
 
+def disturbed(made: PickPlace, **changes: Any) -> dict[str, Any]:
+    expert = made.default_behaviors()["expert"]
+    return expert | {"reset": expert["reset"] | changes}
+
+
 def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
     assert [task + 1 for task in made.test_tasks] == [11, 17, 25, 36, 41]
     assert len(made.train_tasks) == 45
@@ -34,7 +40,7 @@ def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
 
 def test_the_script_carries_the_puck_to_the_goal(made: PickPlace) -> None:
     arrays = collect_episodes(
-        Pool(made), made.default_behaviors()["expert"], Shard("expert", made.test_tasks[0], 0, 2), seed=0
+        Pool(made), disturbed(made, push_chance=0.0), Shard("expert", made.test_tasks[0], 0, 2), 0
     )
     success = arrays["success"].reshape(2, 200)
     assert success.any(1).all()
@@ -44,6 +50,25 @@ def test_the_script_carries_the_puck_to_the_goal(made: PickPlace) -> None:
     apart = np.linalg.norm(puck[:, 1:] - goal, axis=2)  # the observation after a step
     assert apart[success[:, :-1]].max() <= 0.07 + 1e-3
     assert np.linalg.norm(puck[0, 0] - goal) > 0.07, "it does not begin there"
+
+
+def test_the_expert_is_pushed_while_it_holds_the_puck_and_brings_it_back(made: PickPlace) -> None:
+    def episodes(chance: float) -> tuple[np.ndarray, np.ndarray]:
+        arrays = collect_episodes(
+            Pool(made), disturbed(made, push_chance=chance), Shard("expert", made.test_tasks[0], 0, 2), 0
+        )
+        return arrays["observation"].reshape(2, 200, 39), arrays["success"].reshape(2, 200)
+
+    (calm, _), (pushed, success) = episodes(0.0), episodes(0.1)
+    for one, other in zip(calm, pushed, strict=True):
+        lifted = int(np.argmax(one[:, 6] > LIFTED))
+        assert lifted > 10
+        np.testing.assert_array_equal(one[: lifted + 1], other[: lifted + 1])
+        assert np.linalg.norm(one[lifted + 1 :, :3] - other[lifted + 1 :, :3], axis=1).max() > 0.03
+        assert np.linalg.norm(other[lifted:, :3] - other[lifted:, 4:7], axis=1).max() < 0.08, (
+            "the puck stays in the hand"
+        )
+    assert success[:, -50:].mean() > 0.5
 
 
 def test_the_puck_is_seen_and_the_goal_is_not(made: PickPlace) -> None:
