@@ -1,7 +1,9 @@
 """Point estimates with intervals: mean, interquartile mean, success, and differences between methods.
 
 Scores are given as one array a task, the strata: runs are resampled within a task, never across, since tasks are
-fixed and runs are not (Agarwal et al., NeurIPS 2021).
+fixed and runs are not (Agarwal et al., NeurIPS 2021). Runs of one seed share its policy and its tuning, so that with
+several seeds these are resampled first, for all tasks alike, and runs within them: twenty episodes of three policies
+are not sixty independent ones.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-Scores = Sequence[np.ndarray]
-"""One array (runs,) a task."""
+Scores = Sequence[Sequence[np.ndarray]]
+"""Of each seed, one array (runs,) a task; a task has the same number of runs under every seed."""
 
 
 class Estimate(NamedTuple):
@@ -40,26 +42,43 @@ def stratified_bootstrap(
     draws: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
-    """`statistic` of all runs pooled, with its percentile interval over runs resampled within each task."""
-    resampled = np.concatenate(
-        [task[rng.integers(0, len(task), (draws, len(task)))] for task in scores], axis=1
-    )  # (draws, all runs)
-    low, high = np.quantile(statistic(resampled), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Estimate(float(statistic(np.concatenate(list(scores)))), float(low), float(high))
+    """`statistic` of all runs pooled, with its percentile interval over seeds and over runs within each task."""
+    tasks = _resampled(scores, _drawn_seeds(scores, rng, draws), rng)
+    low, high = np.quantile(statistic(np.concatenate(tasks, 1)), [(1 - confidence) / 2, (1 + confidence) / 2])
+    pooled = np.concatenate([runs for seed in scores for runs in seed])
+    return Estimate(float(statistic(pooled)), float(low), float(high))
 
 
 def paired_difference(
     scores: Scores, reference: Scores, rng: np.random.Generator, draws: int = 2000, confidence: float = 0.95
 ) -> Estimate:
-    """Mean over tasks of (mean score - mean reference), tasks paired, runs of both resampled within the task."""
-
-    def task_means(tasks: Scores) -> np.ndarray:
-        return np.stack([t[rng.integers(0, len(t), (draws, len(t)))].mean(1) for t in tasks])  # (tasks, draws)
-
-    differences = (task_means(scores) - task_means(reference)).mean(0)  # (draws,)
+    """Mean over tasks of (mean score - mean reference), tasks and seeds paired, runs of both resampled within."""
+    seeds = _drawn_seeds(scores, rng, draws)
+    drawn = zip(_resampled(scores, seeds, rng), _resampled(reference, seeds, rng), strict=True)
+    differences = np.mean([one.mean(1) - other.mean(1) for one, other in drawn], axis=0)  # (draws,)
     low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    value = np.mean([a.mean() - b.mean() for a, b in zip(scores, reference, strict=True)])
-    return Estimate(float(value), float(low), float(high))
+    pairs = zip(_pooled(scores), _pooled(reference), strict=True)
+    return Estimate(float(np.mean([a.mean() - b.mean() for a, b in pairs])), float(low), float(high))
+
+
+def _drawn_seeds(scores: Scores, rng: np.random.Generator, draws: int) -> np.ndarray:
+    """(draws, seeds): which seeds each draw is made of."""
+    return rng.integers(0, len(scores), (draws, len(scores)))
+
+
+def _pooled(scores: Scores) -> list[np.ndarray]:
+    """A task's runs of all seeds (seeds x runs,)."""
+    return [np.concatenate(runs) for runs in zip(*scores, strict=True)]
+
+
+def _resampled(scores: Scores, seeds: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+    """Of each task (draws, seeds x runs): runs drawn with replacement within the drawn seeds."""
+    drawn = []
+    for task in zip(*scores, strict=True):
+        runs = np.stack(task)  # (seeds, runs)
+        picked = rng.integers(0, runs.shape[1], (*seeds.shape, runs.shape[1]))  # (draws, seeds, runs)
+        drawn.append(runs[seeds[..., None], picked].reshape(len(seeds), -1))
+    return drawn
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:

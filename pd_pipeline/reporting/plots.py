@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.markers import CARETDOWN
 from matplotlib.ticker import MaxNLocator
 
-from pd_pipeline.evaluation.scores import FLOOR
+from pd_pipeline.evaluation.scores import FLOOR, by_task
 from pd_pipeline.evaluation.statistics import mean, stratified_bootstrap
 from pd_pipeline.reporting.canvas import (
     BLUE,
@@ -100,15 +100,14 @@ def _interval(
 
 @styled
 def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
-    """Mean return of every method on each target task, with 95 % bootstrap intervals over prompts and seeds."""
+    """Mean return of every method on each target task, with 95 % bootstrap intervals over seeds and prompts."""
     tasks = sorted(scores["task"].unique().to_list())
     figure, (axes,) = new_figure(2.9)
     width, rng = 0.82 / len(methods), np.random.default_rng(0)
     estimates = {
         method: [
-            stratified_bootstrap([part["return"].to_numpy()], mean, rng, 500)
+            stratified_bootstrap(by_task(scores.filter(pl.col("task") == task), method), mean, rng, 500)
             for task in tasks
-            for part in [scores.filter(pl.col("method") == method, pl.col("task") == task)]
         ]
         for method in methods
     }

@@ -10,7 +10,7 @@ from pd_pipeline.graph import Graph, load
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
-from pd_pipeline.reporting.provenance import effective_parameters, git_revision, machine, versions
+from pd_pipeline.reporting.provenance import effective_parameters, git_revision, machine, stage_parameters, versions
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import COST_FILE, atomic_directory, atomic_file, digest, read_json, write_json
 
@@ -36,7 +36,8 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
         scores = pl.concat(tables)
         with atomic_file(folder / "scores.csv") as file:
             scores.write_csv(file)
-        pooled = method_metrics(scores, summaries, seconds, 0, 2000)
+        draws = stage_parameters(params, family, "evaluation")["bootstrap"]
+        pooled = method_metrics(scores, summaries, seconds, params.run.seeds[0], draws)
         write_json(folder / "metrics.json", {"methods": pooled})
         _draw(folder, {"comparison": png(comparison(pooled)), "per task": png(per_task(scores, list(pooled)))})
         data = graph.root / graph.out("trajectories", Key(family))

@@ -56,8 +56,8 @@ def _comparison(results: FamilyResults) -> Drawn:
         (
             "Methods compared",
             "Each mark is a method's return or success rate over all target tasks, seeds and prompts; the line is its "
-            "95 % interval (bootstrap within tasks for returns, Wilson for success). A noise prompt far below is not "
-            "drawn to scale.",
+            "95 % interval (bootstrap over seeds and within tasks for returns, Wilson for success). A noise prompt far "
+            "below is not drawn to scale.",
             plots.comparison(results.metrics),
         ),
         (

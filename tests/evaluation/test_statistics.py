@@ -17,9 +17,10 @@ from pd_pipeline.evaluation.statistics import (
 )
 
 
-def scores(tasks: int = 5, runs: int = 8, seed: int = 0, shift: float = 0.0) -> list[np.ndarray]:
+def scores(tasks: int = 5, runs: int = 8, seed: int = 0, shift: float = 0.0) -> list[list[np.ndarray]]:
+    """Of one seed."""
     rng = np.random.default_rng(seed)
-    return [rng.normal(10 * task + shift, 1 + task, runs) for task in range(tasks)]
+    return [[rng.normal(10 * task + shift, 1 + task, runs) for task in range(tasks)]]
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40))
@@ -36,7 +37,7 @@ def test_iqm_of_many_at_once() -> None:
 @pytest.mark.parametrize("runs", [4, 8, 10])
 def test_point_estimates_are_those_of_rliable(runs: int) -> None:
     given = scores(runs=runs)
-    matrix = np.stack(given, axis=1)  # (runs, tasks)
+    matrix = np.stack(given[0], axis=1)  # (runs, tasks)
     rng = np.random.default_rng(0)
     assert stratified_bootstrap(given, interquartile_mean, rng, 10).value == pytest.approx(
         metrics.aggregate_iqm(matrix)
@@ -50,7 +51,7 @@ def test_point_estimates_are_those_of_rliable(runs: int) -> None:
 )
 def test_intervals_are_those_of_rliable(ours, theirs) -> None:
     given = scores(runs=10)
-    matrix = np.stack(given, axis=1)
+    matrix = np.stack(given[0], axis=1)
     _, intervals = library.get_interval_estimates(
         {"x": matrix},
         lambda x: np.array([theirs(x)]),
@@ -67,12 +68,12 @@ def test_intervals_are_those_of_rliable(ours, theirs) -> None:
 
 def test_runs_are_resampled_within_their_task() -> None:
     """Runs of a task that are all alike leave no uncertainty, however far tasks lie apart."""
-    found = stratified_bootstrap([np.full(5, 0.0), np.full(5, 100.0)], mean, np.random.default_rng(0), 200)
+    found = stratified_bootstrap([[np.full(5, 0.0), np.full(5, 100.0)]], mean, np.random.default_rng(0), 200)
     assert found == (50.0, 50.0, 50.0)
 
 
 def test_tasks_may_have_different_numbers_of_runs() -> None:
-    found = stratified_bootstrap([np.zeros(2), np.ones(6)], mean, np.random.default_rng(0), 100)
+    found = stratified_bootstrap([[np.zeros(2), np.ones(6)]], mean, np.random.default_rng(0), 100)
     assert found.value == pytest.approx(0.75)
 
 
@@ -86,7 +87,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(300):
-        found = stratified_bootstrap([rng.normal(size=15), rng.normal(1, 1, 15)], mean, rng, 400)
+        found = stratified_bootstrap([[rng.normal(size=15), rng.normal(1, 1, 15)]], mean, rng, 400)
         covered += found.low <= 0.5 <= found.high
     assert 0.88 < covered / 300 < 0.98
 
@@ -104,7 +105,10 @@ def test_wilson_is_that_of_scipy(successes: int, trials: int, confidence: float)
 
 def test_paired_difference_by_hand() -> None:
     found = paired_difference(
-        [np.array([3.0]), np.array([10.0, 12.0])], [np.array([1.0]), np.array([10.0])], np.random.default_rng(0), 400
+        [[np.array([3.0]), np.array([10.0, 12.0])]],
+        [[np.array([1.0]), np.array([10.0])]],
+        np.random.default_rng(0),
+        400,
     )
     assert found.value == pytest.approx(((3 - 1) + (11 - 10)) / 2)
     assert (found.low, found.high) == (1.0, 2.0)
@@ -112,12 +116,13 @@ def test_paired_difference_by_hand() -> None:
 
 def test_paired_difference_is_that_of_a_bootstrap_of_scipy() -> None:
     one, other = scores(3, 12, 0, shift=1.0), scores(3, 12, 1)
+    samples = (*one[0], *other[0])
 
     def statistic(*samples: np.ndarray, axis: int = -1) -> np.ndarray:
         return np.mean([samples[i].mean(axis) - samples[i + 3].mean(axis) for i in range(3)], axis=0)
 
     expected = stats.bootstrap(
-        (*one, *other), statistic, n_resamples=4000, method="percentile", vectorized=True, rng=0
+        samples, statistic, n_resamples=4000, method="percentile", vectorized=True, rng=0
     ).confidence_interval
     found = paired_difference(one, other, np.random.default_rng(0), 4000)
     width = expected.high - expected.low
@@ -127,10 +132,41 @@ def test_paired_difference_is_that_of_a_bootstrap_of_scipy() -> None:
 
 def test_pairing_removes_what_differs_between_tasks() -> None:
     """Tasks on very different scales of return: only the difference within a task counts."""
-    far = [np.array([0.0, 0.1]), np.array([1000.0, 1000.1])]
-    found = paired_difference([task + 1 for task in far], far, np.random.default_rng(0), 500)
+    far = [[np.array([0.0, 0.1]), np.array([1000.0, 1000.1])]]
+    found = paired_difference([[task + 1 for task in far[0]]], far, np.random.default_rng(0), 500)
     assert found.value == pytest.approx(1)
     assert found.high - found.low < 0.3
+
+
+def several_seeds(effects: np.ndarray, rng: np.random.Generator, tasks: int = 3, runs: int = 20) -> list:
+    """Runs that share the effect of their seed."""
+    return [[effect + rng.normal(size=runs) for _ in range(tasks)] for effect in effects]
+
+
+def test_seeds_that_differ_widen_the_interval() -> None:
+    """Alike runs of unlike seeds: what is uncertain is the seed, and a draw is any three of the three."""
+    given = [[np.full(50, value)] * 2 for value in (0.0, 3.0, 9.0)]
+    found = stratified_bootstrap(given, mean, np.random.default_rng(0), 4000, confidence=0.999)
+    assert found == (4.0, 0.0, 9.0)
+
+
+def test_the_interval_covers_over_seeds_too() -> None:
+    """Ten seeds, each with sixty runs: runs taken for independent would hold the mean in a third of the draws."""
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        found = stratified_bootstrap(several_seeds(rng.normal(size=10), rng), mean, rng, 300)
+        covered += found.low <= 0 <= found.high
+    assert 0.82 < covered / 200 < 0.98, "a percentile bootstrap of ten covers in about 90 %"
+
+
+def test_the_difference_pairs_seeds() -> None:
+    """What a seed's policy gives to both methods is not in their difference."""
+    rng = np.random.default_rng(0)
+    effects = 100 * rng.normal(size=3)
+    one, other = several_seeds(effects + 1, rng), several_seeds(effects, rng)
+    found = paired_difference(one, other, rng, 1000)
+    assert 0.2 < found.low < found.value < found.high < 1.8
 
 
 def test_methods_must_cover_the_same_tasks() -> None:

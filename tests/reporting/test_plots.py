@@ -40,8 +40,13 @@ def outcome(mean: float) -> dict[str, Any]:
 
 
 def scores(metrics: dict[str, dict[str, Any]]) -> pl.DataFrame:
-    rows = [{"method": m, "task": t, "return": v["return_mean"] + t} for m, v in metrics.items() for t in (0, 1)]
-    return pl.DataFrame(rows * 3)
+    rows = [
+        {"method": method, "task": task, "seed": 0, "prompt": prompt, "return": values["return_mean"] + task}
+        for method, values in metrics.items()
+        for task in (0, 1)
+        for prompt in range(3)
+    ]
+    return pl.DataFrame(rows)
 
 
 @pytest.mark.parametrize(("floor", "beyond"), [(-232.0, True), (-25.0, False)])
