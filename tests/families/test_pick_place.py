@@ -39,6 +39,7 @@ def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
 
 
 def test_the_script_carries_the_puck_to_the_goal(made: PickPlace) -> None:
+    """Not the hand, as Meta-World's own: that left the puck 4 cm below."""
     arrays = collect_episodes(
         Pool(made), disturbed(made, push_chance=0.0), Shard("expert", made.test_tasks[0], 0, 2), 0
     )
@@ -50,6 +51,10 @@ def test_the_script_carries_the_puck_to_the_goal(made: PickPlace) -> None:
     apart = np.linalg.norm(puck[:, 1:] - goal, axis=2)  # the observation after a step
     assert apart[success[:, :-1]].max() <= 0.07 + 1e-3
     assert np.linalg.norm(puck[0, 0] - goal) > 0.07, "it does not begin there"
+    at_rest = puck[:, -50:] - goal
+    assert np.abs(at_rest.mean(1)).max() < 0.015
+    hand = arrays["observation"].reshape(2, 200, 39)[:, -50:, :3] - goal
+    assert hand[..., 2].mean() > 0.03, "above it"
 
 
 def test_the_expert_is_pushed_while_it_holds_the_puck_and_brings_it_back(made: PickPlace) -> None:
@@ -63,7 +68,7 @@ def test_the_expert_is_pushed_while_it_holds_the_puck_and_brings_it_back(made: P
     for one, other in zip(calm, pushed, strict=True):
         lifted = int(np.argmax(one[:, 6] > LIFTED))
         assert lifted > 10
-        np.testing.assert_array_equal(one[: lifted + 1], other[: lifted + 1])
+        np.testing.assert_array_equal(one[:lifted], other[:lifted])
         assert np.linalg.norm(one[lifted + 1 :, :3] - other[lifted + 1 :, :3], axis=1).max() > 0.03
         assert np.linalg.norm(other[lifted:, :3] - other[lifted:, 4:7], axis=1).max() < 0.08, (
             "the puck stays in the hand"
