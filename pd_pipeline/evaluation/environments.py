@@ -20,9 +20,9 @@ class Outcome(NamedTuple):
     ended: np.ndarray  # (n,) bool
 
 
-def episode_seed(seed: int, task: int, prompt: int) -> int:
-    """The seed an episode is reset with: the same for every method, so that prompt i of each meets the same start."""
-    return int(np.random.SeedSequence([seed, task, prompt]).generate_state(1)[0])
+def episode_seed(seed: int, task: int, prompt: int, episode: int = 0) -> int:
+    """The seed an episode is reset with: the same for every method, so that prompt i of each meets the same starts."""
+    return int(np.random.SeedSequence([seed, task, prompt, episode]).generate_state(1)[0])
 
 
 class LocalBatch:

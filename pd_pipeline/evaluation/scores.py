@@ -5,24 +5,28 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.statistics import (
     Scores,
+    estimate,
     interquartile_mean,
     mean,
     normalized,
     paired_difference,
-    stratified_bootstrap,
-    wilson,
+    success_rate,
 )
 
 FLOOR, CEILING, REFERENCE = "noise_prompt", "full_finetune", "prompt_diffuser"
 
 
 def by_task(scores: pl.DataFrame, method: str) -> Scores:
-    """Returns of a method, of each seed one array (runs,) a task, sorted so that methods pair up."""
-    rows = scores.filter(pl.col("method") == method)
-    groups = rows.group_by("seed", "task").agg(pl.col("return").sort_by("prompt")).sort("seed", "task")
-    seeds = groups.partition_by("seed", maintain_order=True)
+    """Returns of a method, of each seed one array (runs,) a task; seeds and tasks sorted, so that methods pair up.
+
+    A run is a prompt: its episodes share it and are averaged.
+    """
+    runs = scores.filter(pl.col("method") == method).group_by("seed", "task", "prompt").agg(pl.col("return").mean())
+    tasks = runs.group_by("seed", "task").agg(pl.col("return").sort_by("prompt")).sort("seed", "task")
+    seeds = tasks.partition_by("seed", maintain_order=True)
     return [[np.asarray(values) for values in seed["return"].to_list()] for seed in seeds]
 
 
@@ -35,19 +39,20 @@ def method_metrics(
 ) -> dict[str, dict[str, Any]]:
     """Method -> its metrics. `summaries` and `seconds` say what tuning cost, one summary a target.
 
-    Where the family knows no success (null in the scores) there is no rate of it. Its interval takes episodes for
-    independent, and is the narrower for it with several seeds.
+    Where the family knows no success (null in the scores) there is no rate of it. Every method must have scores of the
+    same seeds and tasks.
     """
     methods = scores["method"].unique(maintain_order=True).to_list()
+    _check_complete(scores, methods)
     means = {m: float(scores.filter(pl.col("method") == m)["return"].to_numpy().mean()) for m in methods}
     metrics = {}
     for method in methods:
         runs, rows = by_task(scores, method), scores.filter(pl.col("method") == method)
         rng = np.random.default_rng(seed)
-        iqm = stratified_bootstrap(runs, interquartile_mean, rng, draws)
-        average = stratified_bootstrap(runs, mean, rng, draws)
+        iqm = estimate(runs, interquartile_mean, rng, draws)
+        average = estimate(runs, mean, rng, draws)
         known = rows["success"].null_count() == 0
-        success = wilson(int(rows["success"].sum()), len(rows)) if known else None
+        success = success_rate([s["success"].to_numpy() for s in rows.partition_by("seed")]) if known else None
         metrics[method] = {
             "return_mean": average.value,
             "return_mean_low": average.low,
@@ -78,3 +83,16 @@ def method_metrics(
             difference = paired_difference(runs, by_task(scores, REFERENCE), rng, draws)
             metrics[method]["difference_to_prompt_diffuser"] = difference._asdict()
     return metrics
+
+
+def _check_complete(scores: pl.DataFrame, methods: list[str]) -> None:
+    cells = scores.select("seed", "task").unique()
+    for method in methods:
+        present = scores.filter(pl.col("method") == method)
+        missing = cells.join(present, on=["seed", "task"], how="anti").sort("seed", "task")
+        if len(missing):
+            seed, task = missing.row(0)
+            raise PipelineError(
+                f"{method} has no scores of seed {seed}, task {task}, which another method has: "
+                "run stage evaluation again for all seeds, with the same methods"
+            )

@@ -33,6 +33,7 @@ from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
 class Params(Parameters):
     """How scores are made."""
 
+    episodes: int = Field(default=1, gt=0, description="of each prompt; more where starts are random")
     workers: int | None = Field(default=None, ge=1, description="processes for environments; None: one a core")
     device: str = "auto"
     precision: Literal["auto", "bf16", "float32"] = "auto"
@@ -58,8 +59,13 @@ def run(context: StageContext) -> dict[str, Any]:
     device = pick_device(params.device)
     policy, normalization = load_policy(context.inputs["plm"], device)
     results = [_result(context, d, name.removeprefix("tuned_"), task) for name, task, d in _directories(context)]
-    rollouts = _roll_out(context, results, policy, normalization, device)
-    scores = _scores(context, results, rollouts)
+    rollouts, tables = None, []
+    for episode in range(params.episodes):
+        again = _roll_out(context, results, policy, normalization, device, episode)
+        rollouts = rollouts or again  # those of the first are kept
+        tables.append(_scores(context, results, again, episode))
+    assert rollouts is not None
+    scores = pl.concat(tables)
     with atomic_file(context.out / "scores.parquet") as temporary:
         scores.write_parquet(temporary)
     cost: dict[str, float] = {}
@@ -71,7 +77,7 @@ def run(context: StageContext) -> dict[str, Any]:
     write_json(context.out / "metrics.json", {"methods": metrics, "family": context.key.family, "seed": context.seed})
     plm = Pretrained(policy, normalization, device, load_diffuser(context.inputs["diffuser"], device))
     write_json(context.out / "fit.json", _fit(context, results, plm))
-    first = scores.with_row_index().filter(pl.col("prompt") == 0)
+    first = scores.with_row_index().filter(pl.col("prompt") == 0, pl.col("episode") == 0)
     rows = first["index"].to_numpy()
     save_arrays(
         context.out / "rollouts.safetensors",
@@ -104,8 +110,9 @@ def _roll_out(
     policy: PromptingDecisionTransformer,
     normalization: Normalization,
     device: torch.device,
+    episode: int,
 ) -> Rollouts:
-    """All prompts of all results, one episode each; a result with its own weights acts with them."""
+    """An episode of every prompt of every result; a result with its own weights acts with them."""
     counts = [len(result.prompts) for result in results]
     owner = np.repeat(np.arange(len(results)), counts)  # (n,) index of the result
     tasks = [results[i].task for i in owner]
@@ -121,30 +128,32 @@ def _roll_out(
     if frozen.any():
         policies.append((policy, np.flatnonzero(frozen)))
     within = np.concatenate([np.arange(count) for count in counts])
-    seeds = [episode_seed(context.seed, task, int(prompt)) for task, prompt in zip(tasks, within, strict=True)]
+    seeds = [episode_seed(context.seed, task, int(prompt), episode) for task, prompt in zip(tasks, within, strict=True)]
     environments = make_batch(context.family, context.environment, context.root, tasks, seeds, context.params.workers)
     try:
-        title = f"evaluation {context.key}"
+        count = context.params.episodes
+        title = f"evaluation {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")
         bf16 = use_bf16(context.params.precision, device)
         return rollout(policies, prompts, targets, normalization, environments, context.progress, title, bf16)
     finally:
         environments.close()
 
 
-def _scores(context: StageContext, results: list[Result], rollouts: Rollouts) -> pl.DataFrame:
-    """One row a method, task, seed and prompt."""
+def _scores(context: StageContext, results: list[Result], rollouts: Rollouts, episode: int) -> pl.DataFrame:
+    """One row a method, task, seed, prompt and episode."""
     rows = [
         {
             "method": result.method,
             "task": result.task,
             "seed": context.seed,
             "prompt": prompt,
+            "episode": episode,
             "target_return": result.target_return,
-            "origin": "generated" if episode < 0 else f"episode {episode}",
+            "origin": "generated" if origin < 0 else f"episode {origin}",
             "origin_step": int(start),
         }
         for result in results
-        for prompt, (episode, start) in enumerate(zip(result.prompts.episode_id, result.prompts.start, strict=True))
+        for prompt, (origin, start) in enumerate(zip(result.prompts.episode_id, result.prompts.start, strict=True))
     ]
     return pl.DataFrame(rows).with_columns(
         pl.Series("return", rollouts.returns),

@@ -1,9 +1,9 @@
 """Point estimates with intervals: mean, interquartile mean, success, and differences between methods.
 
-Scores are given as one array a task, the strata: runs are resampled within a task, never across, since tasks are
-fixed and runs are not (Agarwal et al., NeurIPS 2021). Runs of one seed share its policy and its tuning, so that with
-several seeds these are resampled first, for all tasks alike, and runs within them: twenty episodes of three policies
-are not sixty independent ones.
+Scores are given by seed and, within it, by task. With one seed runs are resampled within a task, never across, since
+tasks are fixed and runs are not (Agarwal et al., NeurIPS 2021): the interval is over prompts and starts. Runs of one
+seed share its policy, so that with several seeds an interval is Student's, of one value a seed: a bootstrap of three
+seeds, as of their runs taken for independent, covers far less than it says.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 Scores = Sequence[Sequence[np.ndarray]]
-"""Of each seed, one array (runs,) a task; a task has the same number of runs under every seed."""
+"""Of each seed, one array (runs,) a task; the same tasks under every seed."""
 
 
 class Estimate(NamedTuple):
@@ -35,50 +35,73 @@ def interquartile_mean(values: np.ndarray) -> np.ndarray:
     return np.sort(values, axis=-1)[..., cut : count - cut].mean(-1)
 
 
-def stratified_bootstrap(
+def estimate(
     scores: Scores,
     statistic: Callable[[np.ndarray], np.ndarray],
     rng: np.random.Generator,
     draws: int = 2000,
     confidence: float = 0.95,
 ) -> Estimate:
-    """`statistic` of all runs pooled, with its percentile interval over seeds and over runs within each task."""
-    tasks = _resampled(scores, _drawn_seeds(scores, rng, draws), rng)
-    low, high = np.quantile(statistic(np.concatenate(tasks, 1)), [(1 - confidence) / 2, (1 + confidence) / 2])
-    pooled = np.concatenate([runs for seed in scores for runs in seed])
-    return Estimate(float(statistic(pooled)), float(low), float(high))
+    """`statistic` of all runs pooled, with its interval: bootstrap within tasks of one seed, over seeds of several."""
+    value = float(statistic(np.concatenate([runs for seed in scores for runs in seed])))
+    if len(scores) > 1:
+        return _over_seeds(value, [float(statistic(np.concatenate(list(seed)))) for seed in scores], confidence)
+    drawn = np.concatenate([_resampled(runs, rng, draws) for runs in scores[0]], axis=1)  # (draws, all runs)
+    return Estimate(value, *_percentiles(statistic(drawn), confidence))
 
 
 def paired_difference(
     scores: Scores, reference: Scores, rng: np.random.Generator, draws: int = 2000, confidence: float = 0.95
 ) -> Estimate:
-    """Mean over tasks of (mean score - mean reference), tasks and seeds paired, runs of both resampled within."""
-    seeds = _drawn_seeds(scores, rng, draws)
-    drawn = zip(_resampled(scores, seeds, rng), _resampled(reference, seeds, rng), strict=True)
-    differences = np.mean([one.mean(1) - other.mean(1) for one, other in drawn], axis=0)  # (draws,)
-    low, high = np.quantile(differences, [(1 - confidence) / 2, (1 + confidence) / 2])
-    pairs = zip(_pooled(scores), _pooled(reference), strict=True)
-    return Estimate(float(np.mean([a.mean() - b.mean() for a, b in pairs])), float(low), float(high))
+    """Mean over tasks of (mean score - mean reference), tasks and seeds paired.
+
+    With one seed the runs of both are resampled within the task, each for itself though prompt i of both meets the
+    same start: rather too wide.
+    """
+    seeds = [
+        float(np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)]))
+        for ours, theirs in zip(scores, reference, strict=True)
+    ]
+    if len(seeds) > 1:
+        return _over_seeds(float(np.mean(seeds)), seeds, confidence)
+
+    def task_means(tasks: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([_resampled(runs, rng, draws).mean(1) for runs in tasks])  # (tasks, draws)
+
+    differences = (task_means(scores[0]) - task_means(reference[0])).mean(0)  # (draws,)
+    return Estimate(seeds[0], *_percentiles(differences, confidence))
 
 
-def _drawn_seeds(scores: Scores, rng: np.random.Generator, draws: int) -> np.ndarray:
-    """(draws, seeds): which seeds each draw is made of."""
-    return rng.integers(0, len(scores), (draws, len(scores)))
+def _resampled(runs: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
+    """(draws, runs): the runs drawn with replacement."""
+    return runs[rng.integers(0, len(runs), (draws, len(runs)))]
 
 
-def _pooled(scores: Scores) -> list[np.ndarray]:
-    """A task's runs of all seeds (seeds x runs,)."""
-    return [np.concatenate(runs) for runs in zip(*scores, strict=True)]
+def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
-def _resampled(scores: Scores, seeds: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-    """Of each task (draws, seeds x runs): runs drawn with replacement within the drawn seeds."""
-    drawn = []
-    for task in zip(*scores, strict=True):
-        runs = np.stack(task)  # (seeds, runs)
-        picked = rng.integers(0, runs.shape[1], (*seeds.shape, runs.shape[1]))  # (draws, seeds, runs)
-        drawn.append(runs[seeds[..., None], picked].reshape(len(seeds), -1))
-    return drawn
+def _over_seeds(value: float, seeds: Sequence[float], confidence: float) -> Estimate:
+    """`value` with Student's interval of the k values of the seeds: k - 1 degrees of freedom."""
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + confidence) / 2, len(seeds) - 1) * np.std(seeds, ddof=1) / np.sqrt(len(seeds)))
+    return Estimate(value, value - half, value + half)
+
+
+def success_rate(seeds: Sequence[np.ndarray], confidence: float = 0.95) -> Estimate:
+    """Share of successes of all runs, given one array (runs,) of bools a seed, with Wilson's interval.
+
+    With several seeds it reaches as far as Student's interval of their rates, where that is farther: Wilson's takes
+    runs for independent, and Student's knows no uncertainty where all seeds are alike.
+    """
+    runs = np.concatenate(list(seeds))
+    found = wilson(int(runs.sum()), len(runs), confidence)
+    if len(seeds) == 1:
+        return found
+    over = _over_seeds(found.value, [float(seed.mean()) for seed in seeds], confidence)
+    return Estimate(found.value, max(0.0, min(found.low, over.low)), min(1.0, max(found.high, over.high)))
 
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:

@@ -181,10 +181,6 @@ class MetaWorld(Family):
     def script(self) -> Any:
         """A fresh scripted policy: `get_action(observation with the goal)`."""
 
-    def shown(self, observation: np.ndarray) -> np.ndarray:
-        """What the script sees, made of the observation with the goal written in."""
-        return observation
-
     @property
     def expert_bars(self) -> ExpertBars:
         """The script solves every task; noise may cost an episode now and then."""
@@ -224,7 +220,7 @@ class MetaWorld(Family):
         def act(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             if description.get("random"):
                 return rng.uniform(self.action_low, self.action_high).astype(np.float32)
-            shown = self.shown(environment.unwrapped.full_observation(observation))  # type: ignore[attr-defined]
+            shown = environment.unwrapped.full_observation(observation)  # type: ignore[attr-defined]
             action = description["gain"] * np.clip(script.get_action(shown), -1.0, 1.0)
             action = action + description["noise"] * rng.standard_normal(4)
             return np.clip(action, self.action_low, self.action_high).astype(np.float32)

@@ -16,6 +16,19 @@ TARGETS = {
 }
 
 
+class PuckToGoal:
+    """A script that takes the hand to the goal, made to take the puck there."""
+
+    def __init__(self, script: Any):
+        self._script = script
+
+    def get_action(self, observation: np.ndarray) -> np.ndarray:
+        """The action (4,) at an observation (39,) with the goal: goal + hand - puck is where the hand has to go."""
+        moved = observation.copy()
+        moved[GOAL] += observation[HAND] - observation[PUCK]
+        return self._script.get_action(moved)
+
+
 class PickPlaceParams(MetaWorldParams):
     """Parameters of ML1 pick-place."""
 
@@ -30,11 +43,11 @@ class PickPlace(MetaWorld):
     training task by it. Only the goal, in the air above the table, is for the prompt to tell. Success: the puck within
     7 cm of the goal; the full reward within 5.
 
-    Two things make the expert's data fit to learn precision from. Meta-World's script takes the hand to the goal, and
-    the puck, which hangs 4 cm below it, to the edge of those 5 cm, so that a policy as precise as a centimetre earns
-    little: here the script is shown a goal that takes the puck there. And the expert is pushed now and then while it
-    holds the puck, since data of an undisturbed one shows no error being corrected, and the policy learned from it
-    comes to rest beside the goal, on the tasks it was trained on too.
+    Two things make the scripted data fit to learn precision from. Meta-World's script takes the hand to the goal, and
+    the puck, which hangs 4 to 5 cm below it, to the edge of those 5 cm, so that a policy as precise as a centimetre
+    earns little: here it takes the puck there. And the expert is pushed now and then while it holds the puck, since
+    data of an undisturbed one shows no error being corrected, and the policy learned from it comes to rest beside the
+    goal, on the tasks it was trained on too.
     """
 
     Params = PickPlaceParams
@@ -48,12 +61,7 @@ class PickPlace(MetaWorld):
         """Above the puck, down, close, to the goal."""
         from metaworld.policies import SawyerPickPlaceV3Policy
 
-        return SawyerPickPlaceV3Policy()
-
-    def shown(self, observation: np.ndarray) -> np.ndarray:
-        """The goal as the hand must see it to bring the puck there, which hangs below it: goal + hand - puck."""
-        observation[GOAL] += observation[HAND] - observation[PUCK]
-        return observation
+        return PuckToGoal(SawyerPickPlaceV3Policy())
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """Expert: the script with a little noise, so that episodes differ, and pushes. Medium: a weak and noisy one."""

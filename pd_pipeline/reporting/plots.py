@@ -12,7 +12,7 @@ from matplotlib.markers import CARETDOWN
 from matplotlib.ticker import MaxNLocator
 
 from pd_pipeline.evaluation.scores import FLOOR, by_task
-from pd_pipeline.evaluation.statistics import mean, stratified_bootstrap
+from pd_pipeline.evaluation.statistics import estimate, mean
 from pd_pipeline.reporting.canvas import (
     BLUE,
     MUTED,
@@ -100,15 +100,12 @@ def _interval(
 
 @styled
 def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
-    """Mean return of every method on each target task, with 95 % bootstrap intervals over seeds and prompts."""
+    """Mean return of every method on each target task, with its 95 % interval."""
     tasks = sorted(scores["task"].unique().to_list())
     figure, (axes,) = new_figure(2.9)
     width, rng = 0.82 / len(methods), np.random.default_rng(0)
     estimates = {
-        method: [
-            stratified_bootstrap(by_task(scores.filter(pl.col("task") == task), method), mean, rng, 500)
-            for task in tasks
-        ]
+        method: [estimate(by_task(scores.filter(pl.col("task") == task), method), mean, rng, 500) for task in tasks]
         for method in methods
     }
     window = _window({method: [v for e in each for v in (e.low, e.high)] for method, each in estimates.items()})

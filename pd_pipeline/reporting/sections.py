@@ -56,13 +56,13 @@ def _comparison(results: FamilyResults) -> Drawn:
         (
             "Methods compared",
             "Each mark is a method's return or success rate over all target tasks, seeds and prompts; the line is its "
-            "95 % interval (bootstrap over seeds and within tasks for returns, Wilson for success). A noise prompt far "
-            "below is not drawn to scale.",
+            "95 % interval: of one seed over prompts (bootstrap within tasks for returns, Wilson for success), of "
+            "several over seeds (Student). A noise prompt far below is not drawn to scale.",
             plots.comparison(results.metrics),
         ),
         (
             "Return by target task",
-            "Marks are mean returns, lines their 95 % intervals over prompts and seeds: a method that fails on one "
+            "Marks are mean returns, lines their 95 % intervals: a method that fails on one "
             "task only shows it here. A triangle at the edge stands for a mark below it.",
             plots.per_task(results.scores, results.methods),
         ),

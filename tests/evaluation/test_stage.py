@@ -66,7 +66,9 @@ def test_metrics_follow_from_the_scores(out: Path) -> None:
 
 def test_one_score_a_method_task_and_prompt(out: Path, tuned_project: Path) -> None:
     scores = pl.read_parquet(out / "scores.parquet")
-    assert {"method", "task", "seed", "prompt", "return", "success", "target_return", "origin"} <= set(scores.columns)
+    assert {"method", "task", "seed", "prompt", "episode", "return", "success", "target_return", "origin"} <= set(
+        scores.columns
+    )
     assert not scores.select("method", "task", "seed", "prompt").is_duplicated().any()
     counts = dict(scores.group_by("method").len().iter_rows())
     assert counts == {
@@ -138,10 +140,10 @@ def test_no_trajectory_left_to_measure_the_fit_with(project: Path) -> None:
         run_stages(project, "evaluation")
 
 
-def scores_of(methods: dict[str, list[list[float]]]) -> pl.DataFrame:
+def scores_of(methods: dict[str, list[list[float]]], seed: int = 0) -> pl.DataFrame:
     """Method -> returns by task."""
     rows = [
-        {"method": method, "task": task, "seed": 0, "prompt": prompt, "return": value, "success": value > 5}
+        {"method": method, "task": task, "seed": seed, "prompt": prompt, "return": value, "success": value > 5}
         for method, tasks in methods.items()
         for task, values in enumerate(tasks)
         for prompt, value in enumerate(values)
@@ -176,11 +178,55 @@ def test_without_floor_or_ceiling_nothing_is_normalised() -> None:
 
 
 def test_scores_by_task_pair_up_whatever_their_order() -> None:
-    scores = scores_of({"a": [[1.0, 2.0], [3.0, 4.0]]})
-    shuffled = scores.sample(fraction=1, shuffle=True, seed=1)
-    found = by_task(shuffled, "a")
-    np.testing.assert_array_equal(found, by_task(scores, "a"))
-    np.testing.assert_array_equal(found, [[[1.0, 2.0], [3.0, 4.0]]])
+    scores = pl.concat([scores_of({"a": [[1.0, 2.0], [3.0, 4.0]]}, 2), scores_of({"a": [[5.0, 6.0], [7.0, 8.0]]}, 1)])
+    shuffled = by_task(scores.sample(fraction=1, shuffle=True, seed=1), "a")
+    np.testing.assert_array_equal(shuffled, [[[5.0, 6.0], [7.0, 8.0]], [[1.0, 2.0], [3.0, 4.0]]])
+
+
+def test_episodes_of_a_prompt_are_one_run() -> None:
+    first, second = scores_of({"a": [[1.0, 2.0], [3.0, 4.0]]}), scores_of({"a": [[3.0, 6.0], [5.0, 8.0]]})
+    np.testing.assert_array_equal(by_task(pl.concat([first, second]), "a"), [[[2.0, 4.0], [4.0, 6.0]]])
+
+
+def test_metrics_of_several_seeds_by_hand() -> None:
+    """Two seeds far apart, and a method that is 1 and 3 above the other: Student's interval of 1 and 3."""
+    given = [
+        scores_of({"prompt_diffuser": [[0.0, 4.0], [2.0, 2.0]], "prompt_dt": [[1.0, 5.0], [3.0, 3.0]]}, 0),
+        scores_of({"prompt_diffuser": [[90.0, 94.0], [92.0, 92.0]], "prompt_dt": [[93.0, 97.0], [95.0, 95.0]]}, 1),
+    ]
+    found = method_metrics(pl.concat(given), {}, {}, 0, 10)["prompt_dt"]
+    half = 12.7062 * np.std([1.0, 3.0], ddof=1) / np.sqrt(2)  # t of one degree of freedom
+    difference = found["difference_to_prompt_diffuser"]
+    assert difference == pytest.approx({"value": 2.0, "low": 2 - half, "high": 2 + half}, rel=1e-4)
+    assert found["return_mean"] == 49.0
+    assert found["return_mean_high"] == pytest.approx(49 + 12.7062 * np.std([3.0, 95.0], ddof=1) / np.sqrt(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("drop", [{"seed": 1, "task": 0}, {"seed": 0, "task": 1}])
+def test_a_method_without_scores_of_a_seed_or_task_is_named(drop: dict[str, int]) -> None:
+    methods = {"a": [[1.0], [2.0]], "b": [[3.0], [4.0]]}
+    scores = pl.concat([scores_of(methods, 0), scores_of(methods, 1)])
+    gone = (pl.col("method") == "b") & pl.all_horizontal(*(pl.col(name) == value for name, value in drop.items()))
+    with pytest.raises(PipelineError, match=f"b has no scores of seed {drop['seed']}, task {drop['task']}"):
+        method_metrics(scores.filter(~gone), {}, {}, 0, 10)
+
+
+def test_more_episodes_begin_elsewhere_and_leave_the_first_as_they_were(
+    out: Path, tuned_project: Path, tmp_path: Path
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(tuned_project, root)
+    set_params(root, "evaluation: {workers: 1", "evaluation: {episodes: 3, workers: 1")
+    run_stages(root, "evaluation")
+    more = pl.read_parquet(root / "data/evaluation/point_robot-0/scores.parquet")
+    once = pl.read_parquet(out / "scores.parquet")
+    assert more.filter(pl.col("episode") == 0).equals(once)
+    assert not more.select("method", "task", "seed", "prompt", "episode").is_duplicated().any()
+    assert len(more) == 3 * len(once)
+    returns = more.filter(pl.col("method") == "prompt_dt").sort("episode")["return"].to_numpy().reshape(3, -1)
+    assert all((returns[0] != other).any() for other in returns[1:])
+    assert (returns[1] != returns[2]).any()
+    assert digest(root / "data/evaluation/point_robot-0/rollouts.safetensors") == digest(out / "rollouts.safetensors")
 
 
 def test_without_success_there_is_no_rate_of_it() -> None:

@@ -1,5 +1,7 @@
 """The statistics against scipy and rliable."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,11 +10,12 @@ from rliable import library, metrics
 from scipy import stats
 
 from pd_pipeline.evaluation.statistics import (
+    estimate,
     interquartile_mean,
     mean,
     normalized,
     paired_difference,
-    stratified_bootstrap,
+    success_rate,
     wilson,
 )
 
@@ -39,10 +42,8 @@ def test_point_estimates_are_those_of_rliable(runs: int) -> None:
     given = scores(runs=runs)
     matrix = np.stack(given[0], axis=1)  # (runs, tasks)
     rng = np.random.default_rng(0)
-    assert stratified_bootstrap(given, interquartile_mean, rng, 10).value == pytest.approx(
-        metrics.aggregate_iqm(matrix)
-    )
-    assert stratified_bootstrap(given, mean, rng, 10).value == pytest.approx(metrics.aggregate_mean(matrix))
+    assert estimate(given, interquartile_mean, rng, 10).value == pytest.approx(metrics.aggregate_iqm(matrix))
+    assert estimate(given, mean, rng, 10).value == pytest.approx(metrics.aggregate_mean(matrix))
 
 
 @pytest.mark.filterwarnings("ignore:random_state is deprecated")
@@ -59,7 +60,7 @@ def test_intervals_are_those_of_rliable(ours, theirs) -> None:
         random_state=np.random.RandomState(0),
     )
     low, high = intervals["x"][:, 0]
-    found = stratified_bootstrap(given, ours, np.random.default_rng(0), 4000)
+    found = estimate(given, ours, np.random.default_rng(0), 4000)
     width = high - low
     assert found.low == pytest.approx(low, abs=0.06 * width)
     assert found.high == pytest.approx(high, abs=0.06 * width)
@@ -68,17 +69,17 @@ def test_intervals_are_those_of_rliable(ours, theirs) -> None:
 
 def test_runs_are_resampled_within_their_task() -> None:
     """Runs of a task that are all alike leave no uncertainty, however far tasks lie apart."""
-    found = stratified_bootstrap([[np.full(5, 0.0), np.full(5, 100.0)]], mean, np.random.default_rng(0), 200)
+    found = estimate([[np.full(5, 0.0), np.full(5, 100.0)]], mean, np.random.default_rng(0), 200)
     assert found == (50.0, 50.0, 50.0)
 
 
 def test_tasks_may_have_different_numbers_of_runs() -> None:
-    found = stratified_bootstrap([[np.zeros(2), np.ones(6)]], mean, np.random.default_rng(0), 100)
+    found = estimate([[np.zeros(2), np.ones(6)]], mean, np.random.default_rng(0), 100)
     assert found.value == pytest.approx(0.75)
 
 
 def test_confidence_widens_the_interval() -> None:
-    narrow, wide = (stratified_bootstrap(scores(), mean, np.random.default_rng(0), 1000, c) for c in (0.5, 0.99))
+    narrow, wide = (estimate(scores(), mean, np.random.default_rng(0), 1000, c) for c in (0.5, 0.99))
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
@@ -87,7 +88,7 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
     covered = 0
     for _ in range(300):
-        found = stratified_bootstrap([[rng.normal(size=15), rng.normal(1, 1, 15)]], mean, rng, 400)
+        found = estimate([[rng.normal(size=15), rng.normal(1, 1, 15)]], mean, rng, 400)
         covered += found.low <= 0.5 <= found.high
     assert 0.88 < covered / 300 < 0.98
 
@@ -138,40 +139,56 @@ def test_pairing_removes_what_differs_between_tasks() -> None:
     assert found.high - found.low < 0.3
 
 
-def several_seeds(effects: np.ndarray, rng: np.random.Generator, tasks: int = 3, runs: int = 20) -> list:
-    """Runs that share the effect of their seed."""
-    return [[effect + rng.normal(size=runs) for _ in range(tasks)] for effect in effects]
+def several_seeds(effects: Sequence[float], rng: np.random.Generator) -> list[list[np.ndarray]]:
+    """Twenty runs of each of three tasks, which share the effect of their seed."""
+    return [[effect + rng.normal(size=20) for _ in range(3)] for effect in effects]
 
 
-def test_seeds_that_differ_widen_the_interval() -> None:
-    """Alike runs of unlike seeds: what is uncertain is the seed, and a draw is any three of the three."""
-    given = [[np.full(50, value)] * 2 for value in (0.0, 3.0, 9.0)]
-    found = stratified_bootstrap(given, mean, np.random.default_rng(0), 4000, confidence=0.999)
-    assert found == (4.0, 0.0, 9.0)
+def test_over_several_seeds_the_interval_is_students_of_their_values() -> None:
+    given = several_seeds((0.0, 3.0, 9.0), np.random.default_rng(0))
+    for statistic in (mean, interquartile_mean):
+        values = [float(statistic(np.concatenate(seed))) for seed in given]
+        expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+        found = estimate(given, statistic, np.random.default_rng(0))
+        assert found.value == pytest.approx(float(statistic(np.concatenate([r for seed in given for r in seed]))))
+        assert found.high - found.value == pytest.approx((expected.high - expected.low) / 2)
+        assert found.value - found.low == pytest.approx((expected.high - expected.low) / 2)
 
 
-def test_the_interval_covers_over_seeds_too() -> None:
-    """Ten seeds, each with sixty runs: runs taken for independent would hold the mean in a third of the draws."""
+@pytest.mark.parametrize("effect", [0.0, 0.3, 3.0])
+def test_the_interval_covers_over_three_seeds_too(effect: float) -> None:
+    """However much seeds differ; a bootstrap of three covers 70 % where they differ more than runs."""
     rng = np.random.default_rng(0)
-    covered = 0
-    for _ in range(200):
-        found = stratified_bootstrap(several_seeds(rng.normal(size=10), rng), mean, rng, 300)
-        covered += found.low <= 0 <= found.high
-    assert 0.82 < covered / 200 < 0.98, "a percentile bootstrap of ten covers in about 90 %"
+    found = [estimate(several_seeds(effect * rng.normal(size=3), rng), mean, rng) for _ in range(400)]
+    assert 0.92 < np.mean([one.low <= 0 <= one.high for one in found]) < 0.98
 
 
 def test_the_difference_pairs_seeds() -> None:
     """What a seed's policy gives to both methods is not in their difference."""
     rng = np.random.default_rng(0)
-    effects = 100 * rng.normal(size=3)
-    one, other = several_seeds(effects + 1, rng), several_seeds(effects, rng)
-    found = paired_difference(one, other, rng, 1000)
-    assert 0.2 < found.low < found.value < found.high < 1.8
+    one, other = several_seeds((101.0, 201.0, 1.0), rng), several_seeds((100.0, 200.0, 0.0), rng)
+    found = paired_difference(one, other, rng)
+    values = [
+        np.mean([a.mean() - b.mean() for a, b in zip(*pair, strict=True)]) for pair in zip(one, other, strict=True)
+    ]
+    expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert found == pytest.approx((np.mean(values), expected.low, expected.high))
+    assert found.high - found.low < 3
+
+
+def test_success_over_seeds_is_as_uncertain_as_the_more_uncertain_of_both() -> None:
+    alike = [np.array([True] * 19 + [False])] * 3
+    assert success_rate(alike) == wilson(57, 60), "alike seeds leave the runs"
+    apart = [np.ones(20, bool), np.zeros(20, bool), np.ones(20, bool)]
+    assert success_rate(apart) == (pytest.approx(2 / 3), 0.0, 1.0)
+    assert success_rate(apart[:1]) == wilson(20, 20)
 
 
 def test_methods_must_cover_the_same_tasks() -> None:
-    with pytest.raises(ValueError, match=r"shorter|longer|broadcast|shape"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         paired_difference(scores(3), scores(2), np.random.default_rng(0), 10)
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        paired_difference(scores(3) * 2, scores(3) * 3, np.random.default_rng(0), 10)
 
 
 def test_normalized() -> None:

@@ -38,23 +38,22 @@ def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
     assert load_family("pick_place", {}, Path.cwd()).horizon == 500
 
 
-def test_the_script_carries_the_puck_to_the_goal(made: PickPlace) -> None:
-    """Not the hand, as Meta-World's own: that left the puck 4 cm below."""
-    arrays = collect_episodes(
-        Pool(made), disturbed(made, push_chance=0.0), Shard("expert", made.test_tasks[0], 0, 2), 0
-    )
+@pytest.mark.parametrize("target", [0, 3])
+def test_the_script_carries_the_puck_to_the_goal(made: PickPlace, target: int) -> None:
+    """Not the hand, as Meta-World's own: that left the puck 4 to 5 cm below."""
+    task = made.test_tasks[target]
+    arrays = collect_episodes(Pool(made), disturbed(made, push_chance=0.0), Shard("expert", task, 0, 2), 0)
     success = arrays["success"].reshape(2, 200)
     assert success.any(1).all()
     assert not arrays["observation"][:, GOAL].any()
-    goal = np.array(made.goal(made.test_tasks[0])["position"])
-    puck = arrays["observation"].reshape(2, 200, 39)[:, :, 4:7]
-    apart = np.linalg.norm(puck[:, 1:] - goal, axis=2)  # the observation after a step
+    goal = np.array(made.goal(task)["position"])
+    observations = arrays["observation"].reshape(2, 200, 39)
+    puck, hand = observations[..., 4:7] - goal, observations[..., :3] - goal
+    apart = np.linalg.norm(puck[:, 1:], axis=2)  # the observation after a step
     assert apart[success[:, :-1]].max() <= 0.07 + 1e-3
-    assert np.linalg.norm(puck[0, 0] - goal) > 0.07, "it does not begin there"
-    at_rest = puck[:, -50:] - goal
-    assert np.abs(at_rest.mean(1)).max() < 0.015
-    hand = arrays["observation"].reshape(2, 200, 39)[:, -50:, :3] - goal
-    assert hand[..., 2].mean() > 0.03, "above it"
+    assert np.linalg.norm(puck[0, 0]) > 0.07, "it does not begin there"
+    assert np.linalg.norm(puck[:, -50:].mean(1), axis=1).max() < 0.008
+    assert hand[:, -50:, 2].mean() > 0.03, "above it"
 
 
 def test_the_expert_is_pushed_while_it_holds_the_puck_and_brings_it_back(made: PickPlace) -> None:

@@ -124,5 +124,7 @@ def test_seeds_are_pooled(project: Path, reported_project: Path) -> None:
     alone = read_json(project / "data/evaluation/point_robot-0/metrics.json")["methods"]["prompt_dt"]
     assert list(results.metrics) == ["prompt_dt", "noise_prompt"]
     assert results.metrics["prompt_dt"]["episodes"] == 2 * alone["episodes"]
-    assert abs(results.metrics["prompt_dt"]["return_mean"] - alone["return_mean"] - 1) < 1e-6
+    pooled = results.metrics["prompt_dt"]
+    assert abs(pooled["return_mean"] - alone["return_mean"] - 1) < 1e-6
+    assert abs(pooled["return_mean_high"] - pooled["return_mean"] - 12.7062) < 1e-3, "Student's of two seeds 2 apart"
     assert {episode.method for episode in results.episodes} == {"prompt_dt", "noise_prompt"}
