@@ -66,6 +66,7 @@ def _provenance(graph: Graph, family: str) -> dict[str, Any]:
         "parameters": effective_parameters(graph.params, family, graph.root),
         "versions": versions(),
         "revision": git_revision(graph.root),
+        "published_with": git_revision(Path(__file__).parents[2]),  # pools seeds and draws
         "machine": machine(),
         "seconds": costs,
         "digests": {
