@@ -83,6 +83,7 @@ def test_overview_has_a_column_a_family() -> None:
 def test_page_says_what_made_it(page: str, reported_project: Path) -> None:
     assert "candidates" in page
     assert "git revision" in page
+    assert re.search(r"evaluation episodes a method,\s+one for each prompt it left", page)
     assert provenance.digest(reported_project / "data/plm/point_robot-0") in page
     for chapter in ("Comparison", "Rollouts", "What mattered", "Tuning", "Generated prompts", "Pre-training", "Data"):
         assert f"<h3>{chapter}</h3>" in page
