@@ -60,7 +60,7 @@ def comparison(metrics: Metrics) -> Figure:
         returns.set_xlim(window)
     returns.set_yticks(range(len(order)), order)
     returns.set_ylim(-0.6, len(order) - 0.4)
-    returns.set_title("Return (filled: mean, hollow: IQM)")
+    returns.set_title("Return (filled: mean, hollow: IQM)" if not succeeds else "Return\n(filled: mean, hollow: IQM)")
     if succeeds:
         success.set_title("Success, %")
         success.set_xlim(-4, 104)
