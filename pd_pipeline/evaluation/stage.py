@@ -59,12 +59,11 @@ def run(context: StageContext) -> dict[str, Any]:
     device = pick_device(params.device)
     policy, normalization = load_policy(context.inputs["plm"], device)
     results = [_result(context, d, name.removeprefix("tuned_"), task) for name, task, d in _directories(context)]
-    rollouts, tables = None, []
-    for episode in range(params.episodes):
+    rollouts = _roll_out(context, results, policy, normalization, device, 0)  # those of the first episode are kept
+    tables = [_scores(context, results, rollouts, 0)]
+    for episode in range(1, params.episodes):
         again = _roll_out(context, results, policy, normalization, device, episode)
-        rollouts = rollouts or again  # those of the first are kept
         tables.append(_scores(context, results, again, episode))
-    assert rollouts is not None
     scores = pl.concat(tables)
     with atomic_file(context.out / "scores.parquet") as temporary:
         scores.write_parquet(temporary)
