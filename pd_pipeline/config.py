@@ -8,22 +8,40 @@ The file has two parts. `run` names what is run (families, seeds, methods). `fam
 it one block a stage, named like the stage; a block left empty (`{}`) takes the defaults of the code.
 """
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, one_line
 
 PARAMS_FILE = "params.yaml"
+
+# Bounds that no user misses: beyond them a slip of the keyboard would take the machine's memory or its day.
+MOST_BYTES = 1 << 20  # of params.yaml
+MOST_VALUES = 200_000  # in params.yaml, aliases counted each time they are used
+DEEPEST = 50  # blocks inside blocks
+MOST_TASKS = 10_000
+LONGEST_HORIZON = 1_000_000
+MOST_STEPS = 1_000_000_000  # of a training
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=64)]
+"""A name that also names files: letters, digits, '_' and '-', the first a letter."""
+
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+"""A seed of a random generator."""
+
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", description="auto: cuda, else mps, else cpu")]
+"""What to compute on."""
 
 
 class Parameters(BaseModel):
     """Base of every parameter block: immutable, and an unknown name is an error rather than silently ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class RunParams(Parameters):
@@ -33,12 +51,14 @@ class RunParams(Parameters):
     an ablation.
     """
 
-    families: tuple[str, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
-    methods: tuple[str, ...] = Field(
-        default=("prompt_dt", "prompt_diffuser", "prompt_gradient", "full_finetune", "noise_prompt"), min_length=1
+    families: tuple[Name, ...] = Field(min_length=1, max_length=100)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, max_length=1000)
+    methods: tuple[Name, ...] = Field(
+        default=("prompt_dt", "prompt_diffuser", "prompt_gradient", "full_finetune", "noise_prompt"),
+        min_length=1,
+        max_length=200,
     )
-    variants: dict[str, str] = Field(default={}, description="name of a variant -> the method it varies")
+    variants: dict[Name, Name] = Field(default={}, description="name of a variant -> the method it varies")
 
     def method_of(self, name: str) -> str:
         """The method that `name`, itself or a variant, stands for."""
@@ -49,7 +69,7 @@ class ParamsFile(Parameters):
     """params.yaml as a whole; the blocks inside `families` are validated by the stages that own them."""
 
     run: RunParams
-    families: dict[str, dict[str, Any]]
+    families: dict[Name, dict[str, dict[str, Any] | None]]
 
     def block(self, family: str, stage: str) -> dict[str, Any]:
         """The raw block of one stage for one family. Raises PipelineError where it is missing."""
@@ -74,27 +94,90 @@ def parse(model: type[P], values: Any, where: str) -> P:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"{where}{'.' if item['loc'] else ''}{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-            f" (found {item['input']!r})"
-            for item in error.errors()
-        ]
-        raise PipelineError("\n".join(lines)) from None
+        raise PipelineError("; ".join(_violation(model, item, where) for item in error.errors()[:8])) from None
+    except RecursionError:
+        raise PipelineError(f"{where}: nested too deeply: no block has more than {DEEPEST} levels") from None
 
 
-def load(root: Path) -> ParamsFile:
-    """Read params.yaml of the project at `root`. Raises PipelineError on a missing, unreadable or invalid file."""
+def _violation(model: type[Parameters], item: Any, where: str) -> str:
+    place = f"{where}{'.' if item['loc'] else ''}{'.'.join(str(part) for part in item['loc'])}"
+    if item["type"] == "extra_forbidden":
+        fields = _fields_at(model, item["loc"][:-1])
+        close = get_close_matches(str(item["loc"][-1]), fields, n=1)
+        meant = f": did you mean '{close[0]}'?" if close else f": known are {', '.join(fields)}"
+        return f"{place}: no such parameter{meant}"
+    return f"{place}: {item['msg']} (found {one_line(repr(item['input']), 80)})"
+
+
+def _fields_at(model: type[Parameters], location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the block at `location` inside `model`; of the model itself where that is not a block."""
+    found: Any = model
+    for part in location:
+        field = getattr(found, "model_fields", {}).get(part)
+        nested = [t for t in _types(field.annotation) if hasattr(t, "model_fields")] if field is not None else []
+        if nested:
+            found = nested[0]
+    return list(found.model_fields)
+
+
+def _types(annotation: Any) -> list[Any]:
+    """A type and, of a union or a container, all those inside it."""
+    return [annotation, *(inner for part in getattr(annotation, "__args__", ()) for inner in _types(part))]
+
+
+def read_text(root: Path) -> str:
+    """The text of params.yaml of the project at `root`. Raises PipelineError where it is missing or unreadable."""
     path = root / PARAMS_FILE
     if not path.is_file():
         raise PipelineError(f"{path}: no such file: run inside a project folder, one that has a {PARAMS_FILE}")
     try:
-        # YAML 1.2 like DVC itself: PyYAML reads 1e-3 as a string.
-        values = YAML(typ="safe", pure=True).load(path.read_text())
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise PipelineError(f"{path}: larger than {MOST_BYTES:,} bytes: not a file of parameters")
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise PipelineError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+
+
+def values_of(text: str, path: Path) -> Any:
+    """The values of YAML 1.2, as DVC reads it (PyYAML reads 1e-3 as a string). Raises PipelineError."""
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+        if _size(values, 0, {}) > MOST_VALUES:
+            raise PipelineError(f"{path}: holds more than {MOST_VALUES:,} values, aliases counted where they are used")
     except YAMLError as error:
         raise PipelineError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise PipelineError(f"{path}: nested too deeply: no block has more than {DEEPEST} levels") from None
+    except (ValueError, OverflowError) as error:  # a date or a number that Python cannot hold
+        if isinstance(error, PipelineError):
+            raise
+        raise PipelineError(f"{path}: not valid YAML: {error}") from None
+    return values
+
+
+def _size(value: Any, depth: int, known: dict[int, int]) -> int:
+    """Values inside `value`, where one that is used twice (a YAML alias) counts twice: counted without walking twice."""
+    if depth > DEEPEST:
+        raise RecursionError
+    if id(value) in known:
+        return known[id(value)]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    known[id(value)] = size = 1 + sum(_size(item, depth + 1, known) for item in inside)
+    return size
+
+
+def checked(values: Any) -> ParamsFile:
+    """The parameters that a file's values are. Raises PipelineError on a violation or on a name given twice."""
     params = parse(ParamsFile, values, PARAMS_FILE)
     for name in ("families", "seeds", "methods"):
         items = getattr(params.run, name)
         if len(set(items)) < len(items):
             raise PipelineError(f"{PARAMS_FILE}: run.{name} names something twice: {list(items)}")
     return params
+
+
+def load(root: Path) -> ParamsFile:
+    """Read params.yaml of the project at `root`. Raises PipelineError on a missing, unreadable or invalid file."""
+    return checked(values_of(read_text(root), root / PARAMS_FILE))

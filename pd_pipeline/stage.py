@@ -1,11 +1,11 @@
 """What a stage function is given: one object, the same from every door."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import Parameters, ParamsFile
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.progress import Progress
 
@@ -43,6 +43,10 @@ class StageContext:
     logs: Path
     """Directory for TensorBoard files: not an out, since they hold times and host names."""
     progress: Progress
+    params_file: ParamsFile
+    """All of params.yaml, from the one reading that this piece of work is recorded with."""
+    facts: dict[str, str] = field(default_factory=dict)
+    """Filled by the stage: `device` and `precision` it computed with, for the record beside the out."""
 
     @cached_property
     def family(self) -> Family:

@@ -4,6 +4,8 @@ Every out is written beside its final place, flushed to disk and renamed, so tha
 the old state or the new one.
 """
 
+import ctypes
+import glob
 import hashlib
 import json
 import os
@@ -11,15 +13,17 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from pd_pipeline.config import Parameters, parse
 from pd_pipeline.errors import PipelineError
 
-COST_FILE = "cost.json"  # wall-clock figures: the only file of an out that may differ between two equal runs
+_C_LIBRARY = ctypes.CDLL(None, use_errno=True)
+P = TypeVar("P", bound=Parameters)
 
 
 def _fsync(path: Path) -> None:
@@ -46,24 +50,72 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary directory; on success it takes the place of `path`, on error `path` is untouched."""
+    """Yield an empty temporary directory; on success it takes the place of `path`, on error `path` is untouched.
+
+    At every instant the old directory or the new one exists whole, whatever ends the process.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    recover(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
-    shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
         yield temporary
         for file in temporary.rglob("*"):
             if file.is_file():
                 _fsync(file)
-        if path.exists():  # a non-empty directory cannot be replaced in one call: move it aside first
-            os.replace(path, retired)
-        os.replace(temporary, path)
+        _swap(temporary, path)
         _fsync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+        if os.path.lexists(temporary):
+            remove(temporary)
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put the directory `new` in the place of `path`; what was there is then at `new`, or beside it as `.old`."""
+    if not os.path.lexists(path):
+        os.rename(new, path)
+        return
+    if _exchanged(new, path):
+        return
+    # a file system that cannot exchange two names in one call: whatever comes between, one of them stands
+    retired = path.with_name(f".{path.name}.{os.getpid()}.old")
+    os.rename(path, retired)
+    try:
+        os.rename(new, path)
+    except BaseException:
+        os.rename(retired, path)
+        raise
+    remove(retired)
+
+
+def _exchanged(a: Path, b: Path) -> bool:
+    """Exchange two names in one call of the kernel (Linux, renameat2); False where it cannot."""
+    if not hasattr(_C_LIBRARY, "renameat2"):
+        return False
+    here = -100  # AT_FDCWD: paths are as for every other call
+    return _C_LIBRARY.renameat2(here, os.fsencode(a), here, os.fsencode(b), 2) == 0  # 2: RENAME_EXCHANGE
+
+
+def recover(path: Path) -> None:
+    """Remove what killed processes left beside `path`, and put it back where one had moved it aside.
+
+    Only for who knows that nobody else is writing `path` now.
+    """
+    for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old")):
+        if os.path.lexists(path):
+            remove(left)
+        else:
+            os.rename(left, path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        remove(left)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a directory or a link, never what a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,14 +124,22 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises PipelineError where it is missing or broken."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises PipelineError where it is missing or broken."""
     try:
-        return json.loads(path.read_text())
+        value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file: run the stage that makes it") from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested without end
         raise PipelineError(f"{path}: not valid JSON ({error}): remove it and run its stage again") from None
+    if not isinstance(value, dict):
+        raise PipelineError(f"{path}: holds no JSON object: remove it and run its stage again")
+    return value
+
+
+def read_model(path: Path, model: type[P]) -> P:
+    """Read a JSON file as a parameter block. Raises PipelineError where a key is missing, unknown or wrong."""
+    return parse(model, read_json(path), f"{path}: values")
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -97,30 +157,49 @@ def save_arrays(path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[
 
 
 def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Read a safetensors file: (arrays, metadata). Raises PipelineError where it is missing or broken."""
+    """Read a safetensors file: (arrays, metadata). Raises PipelineError where it is missing, broken or not finite."""
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file: run the stage that makes it")
     try:
         with safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file: run the stage that makes it") from None
-    except SafetensorError as error:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = file.metadata() or {}
+    except (SafetensorError, ValueError, TypeError) as error:
         raise PipelineError(f"{path}: not a safetensors file ({error}): remove it and run its stage again") from None
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise PipelineError(f"{path}: tensor '{name}' is not finite: remove it and run its stage again")
+    return arrays, metadata
+
+
+def expect_arrays(path: Path, found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
+    """Raise PipelineError unless `found` has just these names, each of its shape (None: any length)."""
+    if set(found) != set(shapes):
+        lacks, extra = sorted(set(shapes) - set(found)), sorted(set(found) - set(shapes))
+        told = f"lacks {', '.join(lacks[:5])}" if lacks else f"has {', '.join(extra[:5])}, which does not belong there"
+        raise PipelineError(f"{path}: {told}: remove it and run its stage again")
+    for name, shape in shapes.items():
+        real = found[name].shape
+        if len(real) != len(shape) or any(want not in (None, is_) for want, is_ in zip(shape, real, strict=True)):
+            wanted = " x ".join("any" if size is None else str(size) for size in shape) or "a number"
+            raise PipelineError(f"{path}: tensor '{name}' has the shape {real}, expected {wanted}")
 
 
 def digest(*parts: Path | str | bytes) -> str:
-    """Hex SHA-256 over files, directories (relative names and contents, cost files left out), strings and bytes."""
+    """Hex SHA-256 over files, directories (relative names and contents), strings and bytes."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path) and part.is_dir():
-            for file in sorted(p for p in part.rglob("*") if p.is_file() and p.name != COST_FILE):
-                total.update(file.relative_to(part).as_posix().encode() + b"\0" + _file_digest(file))
+            for file in sorted(p for p in part.rglob("*") if p.is_file()):
+                total.update(file.relative_to(part).as_posix().encode() + b"\0" + file_digest(file))
         elif isinstance(part, Path):
-            total.update(_file_digest(part))
+            total.update(file_digest(part))
         else:
             total.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
     return total.hexdigest()
 
 
-def _file_digest(path: Path) -> bytes:
+def file_digest(path: Path) -> bytes:
+    """SHA-256 of a file's contents."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
