@@ -1,6 +1,7 @@
-# setup  run  published  test  check  ui  bench  clean: see README.md
+# setup  run  published  test  check  ui  bench  faults  clean: see README.md
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
+MARK := $(VENV).installing
 PYTHON ?= python3
 # Nothing calls out.
 export DVC_NO_ANALYTICS := true
@@ -8,28 +9,31 @@ export DAGSTER_DISABLE_TELEMETRY := yes
 export DAGSTER_HOME := $(abspath .dagster)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup run published test check ui bench clean
+.PHONY: setup run published test check ui bench faults clean
 
 setup: $(VENV)/.installed
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# A mark beside the environment says that an installation is under way. Found at the start, it says that one was
+# killed, which may have left anything: the environment is made anew.
+define install
+	@if [ -e $(MARK) ] || [ ! -x $(BIN)/pip ]; then rm -rf $(VENV); touch $(MARK); $(PYTHON) -m venv $(VENV); fi
+	@touch $(MARK)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(1)'
+	@touch $@ && rm -f $(MARK)
+endef
 
-$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/bin/python
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	touch $@
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call install,)
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
-	touch $@
+	$(call install,[test])
 
 $(VENV)/.installed-bench: $(VENV)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
-	touch $@
+	$(call install,[bench])
 
 run: $(VENV)/.installed
 	@pd-pipeline graph --write
-	@dvc repro --quiet
+	@dvc --wait-for-lock repro --quiet
 	@echo "report: $(abspath data/reports/index.html)"
 
 published: $(VENV)/.installed
@@ -53,6 +57,12 @@ ui: $(VENV)/.installed
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m benchmarks
 
+faults: $(VENV)/.installed-test
+	$(BIN)/python -m tests.faults
+
+# Removes what the pipeline made, by its records; what you put into data/ stays, and so does what lies behind a link.
 clean:
-	rm -rf $(VENV) .work .dagster .pytest_cache .mypy_cache .ruff_cache data/*/ build *.egg-info
-	rm -rf published/data/*/ published/.work published/dvc.lock published/.dvc/cache published/.dvc/tmp
+	@$(PYTHON) -m pd_pipeline.clean .
+	@$(PYTHON) -m pd_pipeline.clean published
+	rm -rf $(VENV) $(MARK) pd_pipeline.egg-info published/.dvc/cache published/.dvc/tmp
+	rm -f published/dvc.lock

@@ -6,8 +6,8 @@ import dagster as dg
 
 from assets.reporting_back import report
 from assets.stages import GPU_POOL
-from pd_pipeline import graph, lineage
-from pd_pipeline.errors import PipelineError
+from pd_pipeline import graph, lineage, preflight
+from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.progress import LineProgress
 
 
@@ -16,14 +16,18 @@ def bring_up_to_date_job(root: Path) -> dg.JobDefinition:
 
     @dg.op(name="make_what_is_out_of_date", pool=GPU_POOL)
     def make(context: dg.OpExecutionContext) -> None:
-        project = graph.load(root)
+        try:
+            project = graph.load(root)
+            preflight.check(project)
+        except PipelineError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
         try:
             for stage in project.stages:
                 for key in project.keys(stage):
                     if not lineage.run(project, stage, key, LineProgress(context.log.info)).skipped:
                         context.log.info(f"{stage} {key}: made")
-        except PipelineError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+        except EXPECTED as error:
+            raise dg.Failure(described(error), allow_retries=False) from None
         finally:
             context.log.info(f"reported: {', '.join(report(context.instance, project)) or 'nothing new'}")
 

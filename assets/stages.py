@@ -8,8 +8,8 @@ import dagster as dg
 from assets.checks import check_results, check_specs
 from assets.metadata import describe, plots
 from assets.partitions import dependency, partitions_of
-from pd_pipeline import graph, lineage
-from pd_pipeline.errors import PipelineError
+from pd_pipeline import graph, lineage, preflight
+from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.stage import Key
@@ -46,11 +46,14 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
         kinds={"python"},
     )
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        fresh = graph.load(root)  # params.yaml may have changed since the definitions were loaded
         try:
+            fresh = graph.load(root)  # params.yaml may have changed since the definitions were loaded
+            preflight.check(fresh)
             return _materialize(context, fresh, stage, _key(context, fresh, stage))
         except PipelineError as error:
-            raise dg.Failure(str(error), allow_retries=False) from error
+            raise dg.Failure(str(error), allow_retries=False) from None
+        except EXPECTED as error:  # of the machine: a full disk, no memory; it may be gone the next time
+            raise dg.Failure(described(error)) from None
 
     return body
 

@@ -1,22 +1,29 @@
 """The `pd-pipeline` command: thin doors to the library."""
 
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import EXPECTED, PipelineError, described
 
 
 class _Group(typer.core.TyperGroup):
-    """Prints a PipelineError as what it is: a message to the user, never a traceback."""
+    """The border of every command: what goes wrong becomes one line, never a traceback."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        from pd_pipeline.interruption import unwind_on_signals
+
+        if threading.current_thread() is threading.main_thread():
+            unwind_on_signals()
         try:
             return super().invoke(ctx)
-        except PipelineError as error:
-            print(f"error: {error}", file=sys.stderr)
+        except BrokenPipeError:
+            raise
+        except EXPECTED as error:
+            print(f"error: {described(error)}", file=sys.stderr)
             raise typer.Exit(1) from None
 
 
@@ -37,10 +44,13 @@ def run(
     record: Annotated[bool, typer.Option("--record/--no-record", help="Tell DVC what was made from what.")] = True,
 ) -> None:
     """Run one stage, one key of it, or all stages in one process, unless they are up to date."""
-    from pd_pipeline import graph, lineage, progress
+    from pd_pipeline import graph, lineage, preflight, progress
 
     project = graph.load(Path.cwd())
+    preflight.check(project)
     if stage == "all":
+        if key:
+            raise PipelineError(f"--key {key}: `run all` makes every piece: name a stage, or leave the key out")
         pieces = [(name, one) for name in project.stages for one in project.keys(name)]
     else:
         keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
@@ -66,9 +76,11 @@ def graph(
 ) -> None:
     """Show the stages and their keys, or render them into dvc.yaml."""
     from pd_pipeline import graph as graphs
-    from pd_pipeline import rendering
+    from pd_pipeline import preflight, rendering
 
     project = graphs.load(Path.cwd())
+    if write:
+        preflight.check(project)
     if write and rendering.write(project):
         typer.echo(f"{rendering.DVC_FILE}: written")
     if check:
@@ -137,6 +149,16 @@ def publish(
 
     for file in copy(Path.cwd(), family, to / family):
         typer.echo(str(file))
+
+
+@app.command()
+def costs() -> None:
+    """Show what each piece of work cost: seconds of all processes that worked on it, device and precision."""
+    from pd_pipeline import graph as graphs
+    from pd_pipeline.reporting.costs import table
+
+    for row in table(graphs.load(Path.cwd())):
+        typer.echo("  ".join(row))
 
 
 @app.command()

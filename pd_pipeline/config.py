@@ -34,7 +34,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=64)
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """A seed of a random generator."""
 
-Device = Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", description="auto: cuda, else mps, else cpu")]
+Device = Annotated[
+    str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$", description="auto: cuda, else mps, else cpu")
+]
 """What to compute on."""
 
 
@@ -137,7 +139,9 @@ def read_text(root: Path) -> str:
             raise PipelineError(f"{path}: larger than {MOST_BYTES:,} bytes: not a file of parameters")
         return content.decode()
     except UnicodeDecodeError as error:
-        raise PipelineError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8") from None
+        raise PipelineError(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}): save it as UTF-8"
+        ) from None
 
 
 def values_of(text: str, path: Path) -> Any:
@@ -158,7 +162,7 @@ def values_of(text: str, path: Path) -> Any:
 
 
 def _size(value: Any, depth: int, known: dict[int, int]) -> int:
-    """Values inside `value`, where one that is used twice (a YAML alias) counts twice: counted without walking twice."""
+    """Values inside `value`; one that is used twice (a YAML alias) counts twice but is walked once."""
     if depth > DEEPEST:
         raise RecursionError
     if id(value) in known:

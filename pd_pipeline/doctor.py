@@ -14,8 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from pd_pipeline import dvc_locks, locks, preflight, records, rendering, storage
 from pd_pipeline import graph as graphs
-from pd_pipeline import rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 
@@ -47,12 +47,15 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from rendering_contexts()
     try:
         project = graphs.load(root)
+        preflight.check(project)
     except PipelineError as error:
         yield Finding("problem", str(error))
         return
     yield Finding("ok", f"params.yaml: {sum(len(project.keys(stage)) for stage in project.stages)} pieces of work")
     yield from dvc_project(project)
-    yield from leftovers(root / "data")
+    yield from stale_locks(root)
+    yield from leftovers(project)
+    yield from own_files(project)
     yield from resume_folders(project)
 
 
@@ -140,31 +143,42 @@ def _broken(lock: Path) -> bool:
     return False
 
 
-def leftovers(data: Path) -> Iterator[Finding]:
-    """Temporary outs of processes that were killed; what a kill left moved aside goes back."""
+def stale_locks(root: Path) -> Iterator[Finding]:
+    """Entries of DVC's lock file whose process number belongs to another program by now."""
+    removed = dvc_locks.remove_stale(root)
+    for holder in removed:
+        yield Finding(
+            "mended",
+            f"DVC's lock named process {holder.pid} ('{holder.command}'), which is '{holder.running}' now: removed",
+        )
+    for holder in dvc_locks.holders(root):
+        yield Finding("note", f"process {holder.pid} ('{holder.command}') works in this project")
+    if not removed:
+        yield Finding("ok", "no lock was left behind")
+
+
+def leftovers(project: Graph) -> Iterator[Finding]:
+    """Temporary outs of processes that were killed, of pieces that nobody is making now."""
     count = 0
-    for path in sorted((*data.rglob(".*.tmp"), *data.rglob(".*.old"))):
-        name, _, rest = path.name[1:].rpartition(".")[0].rpartition(".")
-        if not rest.isdigit() or Path(f"/proc/{rest}").exists() or not path.exists():
-            continue
-        count += 1
-        if path.suffix == ".old" and not path.with_name(name).exists():
-            os.replace(path, path.with_name(name))
-            yield Finding("mended", f"{path.with_name(name)}: put back, a kill had left it moved aside")
-        else:
-            _remove(path)
-            yield Finding("mended", f"{path}: left by a process that was killed: removed")
+    for stage in project.stages:
+        for key in project.keys(stage):
+            out = project.root / project.out(stage, key)
+            found = sorted((*out.parent.glob(f".{out.name}.*.tmp"), *out.parent.glob(f".{out.name}.*.old")))
+            if found and locks.is_free(project.root, stage, key):
+                storage.recover(out)
+                count += len(found)
+                yield Finding("mended", f"{out}: cleared of what a killed process left beside it")
     if not count:
         yield Finding("ok", "no temporary files of killed processes beside the outs")
 
 
-def _remove(path: Path) -> None:
-    import shutil
-
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def own_files(project: Graph) -> Iterator[Finding]:
+    """Files in outs that the pipeline did not make: no stage replaces them, so it cannot run."""
+    for stage in project.stages:
+        for key in project.keys(stage):
+            record, out = records.find(project.root, stage, key), project.root / project.out(stage, key)
+            if record is not None and (names := records.foreign(out, record)):
+                yield Finding("note", f"{out / names[0]}: not what stage {stage} made: move it before running that")
 
 
 def resume_folders(project: Graph) -> Iterator[Finding]:

@@ -9,19 +9,20 @@ import ast
 import importlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import config
+from pd_pipeline import config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile, RunParams
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family, source_file
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key, StageContext
-from pd_pipeline.storage import atomic_directory, digest
+from pd_pipeline.storage import atomic_directory, digest, recover, remove
 
 PACKAGE = Path(__file__).parent
 FAMILY, SEED, TASK = "family", "seed", "task"
@@ -32,6 +33,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "prompt_gradient": ("trajectories", "plm"),
     "full_finetune": ("trajectories", "plm"),
     "noise_prompt": ("trajectories", "plm"),
+    "no_prompt": ("trajectories", "plm"),
 }
 """Tuning method -> the stages it reads."""
 
@@ -61,8 +63,11 @@ class Stage:
 def stages(asked: RunParams) -> dict[str, Stage]:
     """All stages in an order that respects their needs."""
     methods = {name: asked.method_of(name) for name in asked.methods}
-    if unknown := [name for name, method in methods.items() if method not in METHODS]:
-        raise PipelineError(f"{PARAMS_FILE}: run.methods: unknown {unknown}: known are {', '.join(METHODS)}")
+    for name, method in (methods | asked.variants).items():
+        if method not in METHODS:
+            close = get_close_matches(method, METHODS, n=1)
+            meant = f"did you mean '{close[0]}'" if close else f"known are {', '.join(METHODS)}"
+            raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is no method: {meant}")
     if hidden := sorted(set(asked.variants) & set(METHODS)):
         raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are methods already: choose other names")
     if bad := [name for name in asked.variants if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
@@ -94,6 +99,10 @@ class Graph:
     """The stages with their keys for one project: one params.yaml."""
 
     root: Path
+    text: str
+    """params.yaml as it was read: the work and its record take parameters from this one reading."""
+    values: Mapping[str, Any]
+    """The same as plain values, without defaults."""
     params: ParamsFile
     stages: dict[str, Stage]
     tasks: dict[str, tuple[int, ...]]
@@ -155,8 +164,8 @@ class Graph:
 
     def params_keys(self, stage: str, key: Key) -> list[str]:
         """The sections of params.yaml that a piece of work reads."""
-        if key.family is None:
-            return ["run"]
+        if key.family is None:  # the report shows the parameters of everything it reports
+            return ["run", *(f"families.{family}" for family in self.params.run.families)]
         return [f"families.{key.family}.environment", f"families.{key.family}.{stage}"]
 
     def code(self, stage: str, key: Key) -> list[Path]:
@@ -198,51 +207,69 @@ def load(root: Path) -> Graph:
     root = root.resolve()
     for cached in (import_closure, imported_names):  # a process that lives long may meet edited code
         cached.cache_clear()
-    params = config.load(root)
+    text = config.read_text(root)
+    values = config.values_of(text, root / PARAMS_FILE)
+    params = config.checked(values)
     tasks = {}
     for name in params.run.families:
-        if not re.fullmatch(r"[A-Za-z_][\w-]*", name, re.ASCII):
-            raise PipelineError(
-                f"{PARAMS_FILE}: run.families: '{name}': a name is letters, digits, '_' and '-', the first a letter"
-            )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
-    return Graph(root, params, stages(params.run), tasks)
+    return Graph(root, text, values, params, stages(params.run), tasks)
+
+
+def current(graph: Graph) -> Graph:
+    """The graph as params.yaml has it now: `graph` itself where the file is what it was."""
+    return graph if config.read_text(graph.root) == graph.text else load(graph.root)
 
 
 def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
     """Do one piece of work: the function behind `pd-pipeline run`, a DVC stage and a Dagster asset.
 
-    The out appears whole or not at all. Work that was killed goes on where it stopped, if nothing it is made from has
-    changed. Returns the metrics of the stage.
+    The out appears whole or not at all, with a record beside it of what it holds and what it cost. Work that was
+    killed goes on where it stopped, if nothing it is made from has changed. Returns the metrics of the stage. Raises
+    PipelineError where the out holds what the stage did not make: that is never replaced.
     """
     for need, other in graph.upstream(stage, key):
         if not (graph.root / graph.out(need, other)).exists():
             missing = f"{need} --key {other}" if str(other) else need
             raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {missing}` first")
-    name = str(key) or "all"
-    work = graph.root / ".work" / stage / name / graph.work_digest(stage, key)[:16]
+    name, final = str(key) or "all", graph.root / graph.out(stage, key)
+    recover(final)
+    records.refuse_foreign(final, records.foreign(final, records.find(graph.root, stage, key)), stage)
+    made = graph.work_digest(stage, key)
+    work = graph.root / ".work" / stage / name / made[:16]
     if work.parent.is_dir():
         for other_work in work.parent.iterdir():
             if other_work != work:
-                shutil.rmtree(other_work)
+                remove(other_work)
     work.mkdir(parents=True, exist_ok=True)
-    with atomic_directory(graph.root / graph.out(stage, key)) as out:
-        metrics = importlib.import_module(graph.stages[stage].module).run(
-            StageContext(
-                root=graph.root,
-                stage=stage,
-                key=key,
-                params=graph.stage_params(stage, key),
-                environment=graph.params.block(key.family, "environment") if key.family else {},
-                inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
-                out=out,
-                work=work,
-                logs=graph.root / "data" / "tensorboard" / stage / name,
-                progress=progress,
-            )
+    with records.clock(work) as clock, atomic_directory(final) as out:
+        context = StageContext(
+            root=graph.root,
+            stage=stage,
+            key=key,
+            params=graph.stage_params(stage, key),
+            environment=graph.params.block(key.family, "environment") if key.family else {},
+            inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
+            out=out,
+            work=work,
+            logs=graph.root / "data" / "tensorboard" / stage / name,
+            progress=progress,
+            params_file=graph.params,
         )
+        metrics = importlib.import_module(graph.stages[stage].module).run(context)
+        # a file may have come in meanwhile
+        records.refuse_foreign(final, records.foreign(final, records.find(graph.root, stage, key)), stage)
+        records.enter(graph.root, stage, key, out, made=made, seconds=clock.seconds, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
+
+
+def made_already(graph: Graph, stage: str, key: Key) -> bool:
+    """Whether the out stands as its record says, made from the code, parameters and inputs of now."""
+    record, out = records.find(graph.root, stage, key), graph.root / graph.out(stage, key)
+    if record is None or not out.is_dir() or records.listing(out) != record.files:
+        return False
+    return record.made == graph.work_digest(stage, key)
 
 
 @lru_cache(maxsize=256)
@@ -281,7 +308,10 @@ def local_closure(source: Path) -> set[Path]:
 @lru_cache(maxsize=256)
 def imported_names(file: Path) -> tuple[str, ...]:
     """Every module, and every name of a module, that a file imports."""
-    return tuple(_imports(ast.parse(file.read_text(), str(file))))
+    try:
+        return tuple(_imports(ast.parse(file.read_bytes(), str(file))))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise PipelineError(f"{file}: not valid Python: {error}") from None
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:

@@ -12,21 +12,20 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import chdir, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ruamel.yaml import YAML
-
+from pd_pipeline import config, dvc_locks, locks, records, rendering
 from pd_pipeline import graph as graphs
-from pd_pipeline import rendering
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.lockfile import spliced
+from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address, relative
 from pd_pipeline.stage import Key
@@ -66,20 +65,52 @@ def is_project(root: Path) -> bool:
 def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
     """Do one piece of work unless it is up to date, and record it.
 
+    One process at a time works on a piece: whoever comes second waits and then finds it made. params.yaml is read once
+    for the work and its record; where it changed since `graph` was loaded, it is read again before the work begins.
     Called by DVC, which records on its own, or outside a DVC project, or with `record` False, the work is always done
     and nothing recorded. Raises PipelineError where something that the work is made from changed while it ran.
     """
-    record = record and is_project(graph.root) and STAGE_VARIABLE not in os.environ
-    if record:
-        rendering.write(graph)
-        if not force and (data_version := up_to_date(graph, stage, key)):
-            return Outcome({}, True, data_version)
-    before = snapshot(graph, stage, key)
-    metrics = graphs.run(graph, stage, key, progress)
-    if record:
-        return Outcome(metrics, False, _record(graph, stage, key, before))
-    refuse_changes(graph, stage, key, before)
-    return Outcome(metrics, False, None)
+    by_dvc = STAGE_VARIABLE in os.environ
+    record = record and is_project(graph.root) and not by_dvc
+    graph = graphs.current(graph)
+    key = graph.key(stage, str(key))
+    with locks.held(graph.root, stage, key) as lock:
+        if record:
+            rendering.write(graph)
+            if not force and (data_version := up_to_date(graph, stage, key)):
+                return Outcome({}, True, data_version)
+        if by_dvc and lock.waited and graphs.made_already(graph, stage, key):
+            return Outcome({}, True, None)  # by the process that was waited for
+        before = snapshot(graph, stage, key)
+        if is_project(graph.root):
+            _adopt(graph, stage, key)
+        metrics = graphs.run(graph, stage, key, progress)
+        if record:
+            return Outcome(metrics, False, _recorded(graph, stage, key, before, lock))
+        refuse_changes(graph, stage, key, before)
+        return Outcome(metrics, False, None)
+
+
+def _adopt(graph: Graph, stage: str, key: Key) -> None:
+    """Give an out that has no record of its files one, if it is what DVC has on record: made elsewhere, checked out."""
+    out = graph.root / graph.out(stage, key)
+    if not out.is_dir() or not (graph.root / LOCK_FILE).is_file() or records.find(graph.root, stage, key) is not None:
+        return
+    with _repo(graph.root) as repo:
+        if not _piece(repo, stage, key).outs[0].status():
+            records.enter(graph.root, stage, key, out, made="elsewhere", seconds=0.0)
+
+
+def _recorded(graph: Graph, stage: str, key: Key, before: Snapshot, lock: PieceLock) -> str:
+    """Record the piece. Where DVC itself is at the same piece, it waits for our lock: it gets it for a while."""
+    waiting = locks.Waiting()
+    while True:
+        try:
+            return _with_repo(graph.root, lambda repo: _record(graph, stage, key, before, repo), waiting, once=True)
+        except Busy:
+            lock.release()
+            time.sleep(_BUSY_SECONDS)
+            lock.acquire()
 
 
 # The guard
@@ -93,13 +124,13 @@ def snapshot(graph: Graph, stage: str, key: Key) -> Snapshot:
             raise PipelineError(f"{file}: edited since this process started, which still runs the old code: run again")
     paths = [graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs]
     inputs = {path: (_stamp(path), digest(path)) for path in paths if path.exists()}
-    return Snapshot(code, parameters(graph.root, graph.params_keys(stage, key)), inputs)
+    return Snapshot(code, sections(graph.values, graph.params_keys(stage, key)), inputs)
 
 
 def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None:
     """Raise PipelineError where code, parameters or inputs are no longer what they were."""
     changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
-    now = parameters(graph.root, list(before.parameters))
+    now = sections(_values_now(graph), list(before.parameters))
     changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
     for path, (stamp, content) in before.inputs.items():
         if not path.exists() or (_stamp(path) != stamp and digest(path) != content):
@@ -111,29 +142,28 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
         )
 
 
-def parameters(root: Path, names: list[str]) -> dict[str, str]:
-    """The values of sections of params.yaml as JSON, as written there: without defaults."""
-    values = _parsed((root / PARAMS_FILE).read_text())
+def sections(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    """Sections of params.yaml by their dotted names, each as JSON of what is written there, without defaults."""
     found = {}
     for name in names:
-        value = values
+        value: Any = values
         for part in name.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+            value = value.get(part) if isinstance(value, Mapping) else None
         found[name] = _json(value)
     return found
 
 
-@lru_cache(maxsize=4)
-def _parsed(text: str) -> Any:
-    return YAML(typ="safe", pure=True).load(text)
+def _values_now(graph: Graph) -> Mapping[str, Any]:
+    text = config.read_text(graph.root)
+    return graph.values if text == graph.text else config.values_of(text, graph.root / PARAMS_FILE)
 
 
 def version(graph: Graph, stage: str) -> str:
     """Digest of the code and the parameters of all pieces of a stage, as they are now."""
     files = sorted({file for key in graph.keys(stage) for file in graph.code(stage, key)})
-    code = [(relative(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
+    code = [(rendering.code_name(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
     names = sorted({name for key in graph.keys(stage) for name in graph.params_keys(stage, key)})
-    return hashlib.md5(_json([code, parameters(graph.root, names)]).encode()).hexdigest()
+    return hashlib.md5(_json([code, sections(graph.values, names)]).encode()).hexdigest()
 
 
 def _json(value: Any) -> str:
@@ -162,7 +192,7 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
     """MD5 of the out, if code, parameters, inputs and out are still those that DVC has on record; else None."""
     if not (graph.root / LOCK_FILE).is_file() or not (graph.root / graph.out(stage, key)).exists():
         return None
-    return _with_repo(graph.root, lambda repo: _standing(_piece(repo, stage, key)))
+    return _with_repo(graph.root, lambda repo: _standing(_piece(repo, stage, key)), locks.Waiting())
 
 
 def standing(graph: Graph) -> dict[tuple[str, Key], str]:
@@ -181,27 +211,23 @@ def standing(graph: Graph) -> dict[tuple[str, Key], str]:
 
     if not is_project(graph.root) or not (graph.root / rendering.DVC_FILE).is_file():
         return {}
-    return _with_repo(graph.root, look)
+    return _with_repo(graph.root, look, locks.Waiting())
 
 
 def _standing(piece: Any) -> str | None:
     return None if piece.status() else str(piece.outs[0].hash_info.value)
 
 
-def _record(graph: Graph, stage: str, key: Key, before: Snapshot) -> str:
+def _record(graph: Graph, stage: str, key: Key, before: Snapshot, repo: Any) -> str:
     """Write what was made, and from what, into dvc.lock and the cache; returns the MD5 of the out."""
-
-    def commit(repo: Any) -> str:
-        # `Repo.commit` in its parts: what `save` hashes is recorded only if it is still what was there before
-        piece = _piece(repo, stage, key)
-        with chdir(graph.root):  # DVC's cache of runs looks for dvc.yaml in the working directory
-            piece.save()
-        refuse_changes(graph, stage, key, before)
-        piece.commit()
-        _enter(graph.root / LOCK_FILE, piece)
-        return str(piece.outs[0].hash_info.value)
-
-    return _with_repo(graph.root, commit)
+    # `Repo.commit` in its parts: what `save` hashes is recorded only if it is still what was there before
+    piece = _piece(repo, stage, key)
+    with chdir(graph.root):  # DVC's cache of runs looks for dvc.yaml in the working directory
+        piece.save()
+    refuse_changes(graph, stage, key, before)
+    piece.commit()
+    _enter(graph.root / LOCK_FILE, piece)
+    return str(piece.outs[0].hash_info.value)
 
 
 def _enter(lock: Path, piece: Any) -> None:
@@ -227,18 +253,53 @@ def _dvc_file(repo: Any) -> str:
     return str(Path(repo.root_dir) / rendering.DVC_FILE)
 
 
-def _with_repo(root: Path, work: Callable[[Any], T]) -> T:
-    """Give `work` the locked DVC repository, waiting for other processes that hold it or what it needs."""
+class Busy(Exception):
+    """Another process holds what is needed, in DVC's own lock."""
+
+
+@contextmanager
+def _repo(root: Path) -> Iterator[Any]:
+    """DVC's repository. Raises PipelineError for what DVC refuses."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
-    from dvc.repo import Repo, lock_repo
+    from dvc.repo import Repo
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
+    try:
+        with Repo(str(root), _wait_for_lock=True) as repo:
+            yield repo
+    except LockError as error:
+        raise Busy from error
+    except DvcException as error:
+        raise PipelineError(f"DVC: {error}: `pd-pipeline doctor` may know why") from error
+
+
+def _with_repo(root: Path, work: Callable[[Any], T], waiting: Waiting, once: bool = False) -> T:
+    """Give `work` the locked DVC repository, waiting for processes that hold it or, unless `once`, what it needs.
+
+    Raises Busy where `once` is set and another process holds what the work needs.
+    """
+    from dvc.repo import lock_repo
+
     while True:
         try:
-            with Repo(str(root), _wait_for_lock=True) as repo, lock_repo(repo):
+            with _repo(root) as repo, lock_repo(repo):
                 return work(repo)
-        except LockError:  # another process works on the same data: it alone is waited for without end by DVC's lock
+        except Busy:  # DVC's lock of outs and dependencies fails at once; only that of the repository is waited for
+            waiting.say(_who_holds(root))
+            if once:
+                raise
             time.sleep(_BUSY_SECONDS)
-        except DvcException as error:
-            raise PipelineError(f"DVC: {error}: `pd-pipeline doctor` may know why") from error
+
+
+def _who_holds(root: Path) -> str:
+    """A sentence on the processes that DVC's lock file names, and what to do about those that cannot have it."""
+    found = dvc_locks.holders(root)
+    stale = [holder for holder in found if not holder.plausible]
+    if stale:
+        return (
+            f"waiting for DVC's lock of process {stale[0].pid} ('{stale[0].command}'), but the process of that number "
+            f"is '{stale[0].running}': the lock was left behind: `pd-pipeline doctor` removes it"
+        )
+    names = ", ".join(f"process {holder.pid} ('{holder.command}')" for holder in found) or "another process"
+    return f"waiting for DVC's lock, held by {names}: it is free when that ends"

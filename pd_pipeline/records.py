@@ -73,9 +73,8 @@ def refuse_foreign(out: Path, names: list[str], stage: str) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise PipelineError(
-            f"{out / names[0]}{more}: not what stage {stage} made, so it is not replaced: move it out of {out}, which "
-            "belongs to the pipeline (own data is safe in data/incoming/, where nothing is ever removed), or remove it, "
-            "and run again"
+            f"{out / names[0]}{more}: not what stage {stage} made, so it is not replaced: {out} belongs to the pipeline: "
+            "move it elsewhere (data/incoming/ is yours: nothing there is ever removed) or remove it, and run again"
         )
 
 

@@ -3,6 +3,11 @@
 DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, key. A `foreach` item carries the axes of
 its key and the file of its family, which the templates of `do` fill in; DVC allows no template to be a whole list, so
 files that families import stand in the list of every key.
+
+A project in a checkout of this package depends on the package's files by their relative paths. A project elsewhere
+depends on digests of them, kept in code.json beside dvc.yaml: the same package installed at another place, or by
+another user, is the same code. Outs are `persist`: DVC would otherwise remove them before the stage can refuse to
+replace what it did not make.
 """
 
 import json
@@ -14,9 +19,10 @@ from pathlib import Path
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import FAMILY, PACKAGE, SEED, TASK, Graph
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import atomic_file
+from pd_pipeline.storage import atomic_file, digest
 
 DVC_FILE = "dvc.yaml"
+CODE_FILE = "code.json"
 HEADER = (
     "# Rendered from params.yaml and pd_pipeline/graph.py by `pd-pipeline graph --write`: edit those, never this.\n"
 )
@@ -29,14 +35,32 @@ def address(stage: str, key: Key) -> str:
     return f"{stage}@{key}" if str(key) else stage
 
 
-def relative(path: Path, root: Path) -> str:
-    """How dvc.yaml names a file: relative in the project and for a project in the package's checkout, else absolute.
+def in_checkout(root: Path) -> bool:
+    """Whether the project lies in the checkout that this package is, or is that."""
+    return PACKAGE.parent == root or PACKAGE.parent in root.parents
 
-    A checkout may then lie anywhere, and hold projects whose dvc.yaml is under version control.
-    """
-    if root in path.parents:
-        return path.relative_to(root).as_posix()
-    return Path(os.path.relpath(path, root)).as_posix() if PACKAGE.parent in root.parents else path.as_posix()
+
+def relative(path: Path, root: Path) -> str:
+    """How dvc.yaml names a file: relative to the project. A checkout may then lie anywhere."""
+    return path.relative_to(root).as_posix() if root in path.parents else Path(os.path.relpath(path, root)).as_posix()
+
+
+def code_name(path: Path, root: Path) -> str:
+    """A name of a code file that does not depend on where this package is installed."""
+    base = PACKAGE.parent if PACKAGE in path.parents and not in_checkout(root) else root
+    return relative(path, base)
+
+
+def code_digests(graph: Graph) -> dict[str, dict[str, str]]:
+    """Stage -> family (`all` where the stage has none) -> digest of the package's files that make its outs."""
+    found: dict[str, dict[str, str]] = {}
+    for name in graph.stages:
+        for key in graph.keys(name):
+            family = key.family or "all"
+            if family not in found.setdefault(name, {}):
+                files = [file for file in graph.code(name, key) if PACKAGE in file.parents]
+                found[name][family] = digest(*(part for file in files for part in (file.name, file)))
+    return found
 
 
 def render(graph: Graph) -> str:
@@ -47,25 +71,33 @@ def render(graph: Graph) -> str:
 
 def check(graph: Graph) -> None:
     """Raise PipelineError where dvc.yaml is not what `write` would leave."""
-    if _present(graph) != render(graph):
-        raise PipelineError(
-            f"{graph.root / DVC_FILE}: not what params.yaml and the code ask for: run `pd-pipeline graph --write`"
-        )
+    for path, text in _wanted(graph).items():
+        if _present(path) != text:
+            raise PipelineError(f"{path}: not what params.yaml and the code ask for: run `pd-pipeline graph --write`")
 
 
 def write(graph: Graph) -> bool:
-    """Bring dvc.yaml up to date; returns whether it had to change."""
-    text = render(graph)
-    if _present(graph) == text:
-        return False
-    with atomic_file(graph.root / DVC_FILE) as temporary:
-        temporary.write_text(text)
-    return True
+    """Bring dvc.yaml, and code.json where there is one, up to date; returns whether one of them had to change."""
+    stale = {path: text for path, text in _wanted(graph).items() if _present(path) != text}
+    for path, text in stale.items():
+        with atomic_file(path) as temporary:
+            temporary.write_text(text)
+    return bool(stale)
 
 
-def _present(graph: Graph) -> str | None:
-    path = graph.root / DVC_FILE
-    return path.read_text() if path.is_file() else None
+def _wanted(graph: Graph) -> dict[Path, str]:
+    """The files that this module renders, with their text."""
+    files = {graph.root / DVC_FILE: render(graph)}
+    if not in_checkout(graph.root):
+        files[graph.root / CODE_FILE] = json.dumps(code_digests(graph), indent=1, sort_keys=True) + "\n"
+    return files
+
+
+def _present(path: Path) -> str | None:
+    try:
+        return path.read_text() if path.is_file() else None
+    except UnicodeDecodeError:
+        return None
 
 
 def _stage(graph: Graph, name: str) -> Iterator[str]:
@@ -75,35 +107,46 @@ def _stage(graph: Graph, name: str) -> Iterator[str]:
         graph.params.block(family, name)  # a missing block is better refused here than by DVC
     families = {key: graph.family_source(key.family) for key in keys if key.family is not None}
     shared = {file for key in keys for file in graph.code(name, key)} - {f for f in families.values() if f is not None}
-    if None in families.values():
-        shared -= {_NO_FAMILY_FILE}
+    stand_in = _NO_FAMILY_FILE  # for a family that no file of the project or the package defines
+    if in_checkout(graph.root):
+        shared -= {_NO_FAMILY_FILE} if None in families.values() else set()
+    else:
+        stand_in = graph.root / CODE_FILE
+        shared = {file for file in shared if PACKAGE not in file.parents}
+        families = {key: None if f is None or PACKAGE in f.parents else f for key, f in families.items()}
     code = [relative(file, graph.root) for file in sorted(shared)]
     yield f"  {name}:"
     if not stage.axes:
         yield from (f"    {line}" for line in _body(graph, name, Key(), code))
         return
+    own_files = in_checkout(graph.root) or any(families.values())
     yield "    foreach:"
     for key in keys:
         items = {axis: getattr(key, axis) for axis in (FAMILY, TASK, SEED) if axis in stage.axes}
-        items["code"] = relative(families[key] or _NO_FAMILY_FILE, graph.root)
+        if own_files:
+            items["code"] = relative(families[key] or stand_in, graph.root)
         yield f"      {_plain(str(key))}: {{{', '.join(f'{n}: {_plain(v)}' for n, v in items.items())}}}"
     yield "    do:"
     template = Key(*(getattr(_TEMPLATE_KEY, axis) if axis in stage.axes else None for axis in (FAMILY, TASK, SEED)))
-    yield from (f"      {line}" for line in _body(graph, name, template, ["${item.code}", *code]))
+    code = ["${item.code}", *code] if own_files else code
+    yield from (f"      {line}" for line in _body(graph, name, template, code))
 
 
 def _body(graph: Graph, name: str, key: Key, code: list[str]) -> Iterator[str]:
     """What DVC needs to know of one piece of work, or of all through a template for the key."""
     stage = graph.stages[name]
     yield f"cmd: pd-pipeline run {name}" + (" --key ${key}" if stage.axes else "")
-    lists = {
-        "deps": [*code, *(_input(graph, name, key, need) for need in stage.needs)],
-        "params": graph.params_keys(name, key),
-        "outs": [graph.out(name, key).as_posix()],
-    }
-    for title, values in lists.items():
-        yield f"{title}:"
-        yield from (f"- {_plain(value)}" for value in values)
+    if deps := [*code, *(_input(graph, name, key, need) for need in stage.needs)]:
+        yield "deps:"
+        yield from (f"- {_plain(value)}" for value in deps)
+    yield "params:"
+    yield from (f"- {_plain(value)}" for value in graph.params_keys(name, key))
+    if not in_checkout(graph.root):
+        yield f"- {CODE_FILE}:"
+        yield f"  - {_plain(name + '.' + (key.family or 'all'))}"
+    yield "outs:"
+    yield f"- {_plain(graph.out(name, key).as_posix())}:"
+    yield "    persist: true"
 
 
 def _input(graph: Graph, name: str, key: Key, need: str) -> str:

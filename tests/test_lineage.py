@@ -1,17 +1,22 @@
 """What DVC is told: contract of the parts of dvc that lineage uses, the guard, and two processes at once."""
 
+import json
 import os
+import re
+import shutil
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
-from pd_pipeline import graph, lineage
+from pd_pipeline import doctor, graph, lineage, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
+from pd_pipeline.storage import read_json
 from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start
 
 POLICIES, TRAJECTORIES = "behavior_policies", "trajectories"
@@ -107,7 +112,8 @@ def test_the_version_of_a_stage_follows_code_and_parameters_only(root: Path, pro
     assert {stage: lineage.version(project, stage) for stage in stages} == before
     change(root, "prompts: 4", "prompts: 3")
     fresh = graph.load(root)
-    assert [stage for stage in stages if lineage.version(fresh, stage) != before[stage]] == ["tuned_noise_prompt"]
+    differ = [stage for stage in stages if lineage.version(fresh, stage) != before[stage]]
+    assert differ == ["tuned_noise_prompt", "report"], "the report shows every parameter"
 
 
 def test_dvc_yaml_is_brought_up_to_date_first(root: Path, project: Graph) -> None:
@@ -192,6 +198,144 @@ def test_two_processes_that_record_at_once_both_succeed(root: Path) -> None:
         output, _ = process.communicate()
         assert process.returncode == 0, output
     assert "up to date" in call(root, "dvc", "status", *(f"behavior_policies@{key}" for key in keys))
+
+
+# One reading of parameters
+
+
+def test_parameters_that_change_between_loading_and_working_are_used_and_recorded(root: Path, project: Graph) -> None:
+    """What dvc.lock says the work was made with is what it was made with."""
+    lineage.run(project, POLICIES, KEY, silent)
+    change(root, "train: 3", "train: 2")
+    lineage.run(project, TRAJECTORIES, KEY, silent)
+    summary = read_json(root / "data/trajectories/point_robot/summary.json")
+    assert summary["expert"]["tasks"]["0"]["episodes"] == 2
+    entry = lock_entry(root, "trajectories@point_robot")
+    assert entry is not None
+    assert entry["params"]["params.yaml"]["families.point_robot.trajectories"]["episodes"]["expert"]["train"] == 2
+    assert "up to date" in call(root, "dvc", "status", "trajectories@point_robot")
+
+
+def test_an_old_graph_does_not_bring_back_the_dvc_yaml_of_the_past(root: Path, project: Graph) -> None:
+    lineage.run(project, POLICIES, KEY, silent)
+    change(root, "methods: [prompt_dt, noise_prompt]", "methods: [prompt_dt]")
+    lineage.run(project, POLICIES, KEY, silent)
+    rendering.check(graph.load(root))
+
+
+def test_a_piece_that_params_yaml_no_longer_asks_for_is_refused(root: Path, project: Graph) -> None:
+    change(root, "[point_robot, other]", "[other]")
+    with pytest.raises(PipelineError, match=r"behavior_policies has no key 'point_robot': params\.yaml asks for other"):
+        lineage.run(project, POLICIES, KEY, silent)
+
+
+# What somebody else put into an out
+
+
+@pytest.fixture
+def collected(root: Path, project: Graph) -> Path:
+    """The folder of trajectories of the project, made and recorded."""
+    for stage in (POLICIES, TRAJECTORIES):
+        lineage.run(project, stage, KEY, silent)
+    return root / "data/trajectories/point_robot"
+
+
+@pytest.mark.parametrize("door", ["library", "dvc repro", "forced"])
+def test_a_file_that_the_stage_did_not_make_is_never_removed(
+    root: Path, project: Graph, collected: Path, door: str
+) -> None:
+    (collected / "mine.parquet").write_bytes(b"hours of a robot")
+    change(root, "train: 3", "train: 2")
+    if door == "dvc repro":
+        process = start(root, "dvc", "repro", "trajectories@point_robot")
+        message, _ = process.communicate()
+        assert process.returncode != 0
+        assert "Traceback" not in message
+    else:
+        with pytest.raises(PipelineError) as caught:
+            lineage.run(project, TRAJECTORIES, KEY, silent, force=door == "forced")
+        message = str(caught.value)
+    assert "mine.parquet: not what stage trajectories made" in message
+    assert "data/incoming" in message
+    assert (collected / "mine.parquet").read_bytes() == b"hours of a robot"
+    assert (collected / "expert.parquet").is_file()
+
+
+def test_a_file_that_somebody_changed_is_never_replaced(root: Path, project: Graph, collected: Path) -> None:
+    (collected / "expert.parquet").write_bytes(b"my own episodes, added by hand")
+    with pytest.raises(PipelineError, match=r"expert\.parquet: not what stage trajectories made"):
+        lineage.run(project, TRAJECTORIES, KEY, silent)
+    assert (collected / "expert.parquet").read_bytes() == b"my own episodes, added by hand"
+
+
+def test_moved_away_the_work_goes_on(root: Path, project: Graph, collected: Path) -> None:
+    (collected / "mine.parquet").write_bytes(b"hours of a robot")
+    (root / "data/incoming").mkdir()
+    (collected / "mine.parquet").rename(root / "data/incoming/mine.parquet")
+    change(root, "train: 3", "train: 2")
+    assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
+
+
+def test_an_out_checked_out_from_dvc_may_be_made_anew(root: Path, project: Graph, collected: Path) -> None:
+    """There is no record of its files, but DVC has them."""
+    shutil.rmtree(root / "data")
+    call(root, "dvc", "checkout", *(f"{stage}@point_robot" for stage in (POLICIES, TRAJECTORIES)))
+    change(root, "train: 3", "train: 2")
+    assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
+
+
+def test_files_of_unknown_origin_are_not_replaced(root: Path, project: Graph, collected: Path) -> None:
+    shutil.rmtree(root / "data/records")
+    (collected / "mine.parquet").write_bytes(b"hours of a robot")
+    with pytest.raises(PipelineError, match="not what stage trajectories made"):
+        lineage.run(project, TRAJECTORIES, KEY, silent)
+
+
+# Several processes
+
+
+def test_two_doors_at_once_make_every_piece_once(root: Path) -> None:
+    """Whoever comes second waits for the piece, finds it made and goes on: both end well."""
+    processes = [start(root, "pd-pipeline", "run", "all") for _ in range(2)]
+    outputs = [process.communicate(timeout=240)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    project = graph.load(root)
+    pieces = [f"{stage} {key}".strip() for stage in project.stages for key in project.keys(stage)]
+    lines = [line.split(": ", 1) for output in outputs for line in output.splitlines() if ": " in line]
+    ends = [(name, said) for name, said in lines if name in pieces and not re.search(r"\d of \d|waiting for", said)]
+    assert sorted(name for name, said in ends if said != "up to date") == sorted(pieces), "each is made once"
+    assert sorted(name for name, _ in ends) == sorted(2 * pieces), "and seen by both"
+    assert "up to date" in call(root, "dvc", "status")
+
+
+def test_dvc_repro_and_run_all_at_once_both_end_well(root: Path) -> None:
+    call(root, "pd-pipeline", "graph", "--write")
+    processes = [start(root, "dvc", "--wait-for-lock", "repro"), start(root, "pd-pipeline", "run", "all")]
+    outputs = [process.communicate(timeout=280)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "Traceback" not in "".join(outputs)
+    assert "up to date" in call(root, "dvc", "status")
+
+
+def test_a_lock_of_a_process_that_is_another_by_now_is_named_and_mended(root: Path, project: Graph) -> None:
+    lineage.run(project, POLICIES, KEY, silent)
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        held = {
+            "write": {str(root / "data/behavior_policies/point_robot"): {"pid": other.pid, "cmd": "/bin/dvc repro"}}
+        }
+        (root / ".dvc/tmp/rwlock").write_text(json.dumps(held | {"read": {}}))
+        waiting = start(root, "pd-pipeline", "run", POLICIES, "--key", "point_robot", "--force")
+        assert waiting.stdout is not None
+        line = next(line for line in waiting.stdout if "lock" in line)
+        assert f"process {other.pid} ('/bin/dvc repro')" in line
+        assert "is 'sleep 60': the lock was left behind: `pd-pipeline doctor` removes it" in line
+        mended = [finding for finding in doctor.stale_locks(root) if finding.level == "mended"]
+        assert len(mended) == 1
+        assert waiting.wait(timeout=60) == 0
+    finally:
+        other.kill()
+        other.wait()
 
 
 def test_a_lock_file_that_a_kill_left_empty_is_an_error_that_names_the_doctor(root: Path, project: Graph) -> None:

@@ -1,5 +1,6 @@
 """dvc.yaml as it is rendered."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ from ruamel.yaml import YAML
 from pd_pipeline import graph, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import PACKAGE
-from tests.dvc_project import SMALL_PARAMS, make_project
+from tests.dvc_project import SMALL_PARAMS, change, make_project
 
 REPOSITORY = PACKAGE.parent
 
@@ -40,19 +41,18 @@ def test_what_dvc_reads_of_one_piece(tmp_path: Path) -> None:
     from dvc.repo import Repo
 
     root = make_project(tmp_path)
-    project = graph.load(root)
-    rendering.write(project)
-    key = project.key("tuned_prompt_dt", "other-3-0")
+    rendering.write(graph.load(root))
     with Repo(str(root)) as repo:
         piece = repo.stage.load_one(path=str(root / "dvc.yaml"), name="tuned_prompt_dt@other-3-0")
         assert piece.cmd == "pd-pipeline run tuned_prompt_dt --key other-3-0"
         assert [out.def_path for out in piece.outs] == ["data/tuned_prompt_dt/other-0/3"]
         files = {Path(dep.fs_path) for dep in piece.deps if "params" not in type(dep).__name__.lower()}
-        inputs = {root / "data/trajectories/other", root / "data/plm/other-0"}
-        assert files >= inputs | set(project.code("tuned_prompt_dt", key))
-        assert [list(dep.params) for dep in piece.params] == [
-            ["families.other.environment", "families.other.tuned_prompt_dt"]
-        ]
+        assert files == {root / "data/trajectories/other", root / "data/plm/other-0"}
+        assert {dep.def_path: list(dep.params) for dep in piece.params} == {
+            "params.yaml": ["families.other.environment", "families.other.tuned_prompt_dt"],
+            "code.json": ["tuned_prompt_dt.other"],
+        }
+        assert piece.outs[0].persist, "DVC must not remove what the stage would refuse to replace"
 
 
 def test_write_changes_nothing_twice(root: Path) -> None:
@@ -104,10 +104,27 @@ def test_a_project_within_the_repository_names_the_code_relatively() -> None:
     assert text == (published / "dvc.yaml").read_text()
 
 
-def test_elsewhere_the_code_of_the_package_is_named_absolutely(root: Path) -> None:
+def test_elsewhere_the_code_of_the_package_is_known_by_its_digest(root: Path) -> None:
+    """The same bytes installed at another place are the same code."""
+    project = graph.load(root)
+    rendering.write(project)
+    assert str(PACKAGE) not in (root / "dvc.yaml").read_text()
+    digests = json.loads((root / "code.json").read_text())
+    assert digests["plm"]["other"] == digests["plm"]["point_robot"], "both are made by the same files"
+    assert digests["plm"]["other"] != digests["diffuser"]["other"]
+    stages = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]
+    assert stages["plm"]["do"]["params"][-1] == {"code.json": ["plm.${item.family}"]}
+    assert rendering.code_name(PACKAGE / "graph.py", root) == "pd_pipeline/graph.py"
+
+
+def test_a_family_of_the_project_is_a_dependency_by_its_file(root: Path) -> None:
+    (root / "my_family_xyz.py").write_text(
+        "from pd_pipeline.families.point_robot import PointRobot\n\n\nclass Mine(PointRobot):\n    pass\n"
+    )
+    change(root, "pd_pipeline.families.point_robot:PointRobot", "my_family_xyz:Mine")
     stages = YAML(typ="safe").load(rendering.render(graph.load(root)))["stages"]
-    assert str(PACKAGE / "training" / "loop.py") in stages["plm"]["do"]["deps"]
-    assert stages["plm"]["foreach"]["other-0"]["code"] == str(PACKAGE / "families" / "point_robot.py")
+    assert stages["plm"]["foreach"]["point_robot-0"]["code"] == "my_family_xyz.py"
+    assert stages["plm"]["do"]["deps"][0] == "${item.code}"
 
 
 def test_an_installed_family_has_no_file_of_its_own(root: Path) -> None:
@@ -126,9 +143,7 @@ def test_an_installed_family_has_no_file_of_its_own(root: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(elsewhere))
         stages = YAML(typ="safe").load(rendering.render(graph.load(project_root)))["stages"]
-    code = stages["plm"]["foreach"]["other-0"]["code"]
-    assert Path(code).is_file()
-    assert code not in stages["plm"]["do"]["deps"]
+    assert "code" not in stages["plm"]["foreach"]["other-0"]
 
 
 @pytest.mark.parametrize("name", ["on", "null", "other-family", "_x"])

@@ -1,12 +1,13 @@
 """Worker processes: shares, answers in order, and what a dead one becomes."""
 
 import os
+import time
 from typing import Any
 
 import pytest
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.workers import Answer, Workers, shares
+from pd_pipeline.workers import Answer, Workers, _Pulse, beat, shares
 
 
 def scaled(factor: int) -> Answer:
@@ -70,3 +71,72 @@ def test_processes_compute_on_one_thread_each_and_the_parent_is_left_alone(monke
     workers.close()
     assert os.environ["OMP_NUM_THREADS"] == "7"
     assert "MKL_NUM_THREADS" not in os.environ
+
+
+def moody(name: str) -> Answer:
+    def answer(message: Any) -> Any:
+        if message == "hang":
+            time.sleep(60)
+        if message == "slow":  # but with a sign of life
+            for _ in range(12):
+                time.sleep(0.2)
+                beat()
+        if message == "leave":
+            raise SystemExit(0)
+        if message == "refuse":
+            raise PipelineError("test: as it is")
+        return name, message
+
+    return answer
+
+
+def test_a_silent_process_is_ended_after_the_stated_time() -> None:
+    began = time.monotonic()
+    some = Workers(moody, [("a",), ("b",)], "test", "", patience=1.5)
+    some.send(["x", "hang"])
+    with pytest.raises(PipelineError, match=r"test: an environment has not come back from a step for 1\.5 seconds"):
+        some.gather()
+    some.kill()
+    assert time.monotonic() - began < 30
+    assert all(process.exitcode is not None for process in some._processes)
+
+
+def test_a_slow_process_that_gives_signs_of_life_is_waited_for() -> None:
+    with Workers(moody, [("a",)], "test", "", patience=1.5) as some:
+        some.send(["slow"])
+        assert some.gather() == [("a", "slow")]
+        assert list(some.spread(["slow"])) == [("a", "slow")]
+
+
+@pytest.mark.parametrize(
+    ("message", "words"), [("leave", "SystemExit.*test_workers.py"), ("refuse", "^test: as it is$")]
+)
+def test_what_a_process_raises_becomes_one_line(message: str, words: str) -> None:
+    with Workers(moody, [("a",)], "test", "") as some:
+        some.send([message])
+        with pytest.raises(PipelineError, match=words):
+            some.gather()
+
+
+def test_jobs_are_spread_over_whoever_is_free() -> None:
+    with Workers(moody, [("a",), ("b",)], "test", "") as some:
+        found = list(some.spread(range(20)))
+    assert sorted(number for _, number in found) == list(range(20))
+    assert {name for name, _ in found} == {"a", "b"}
+
+
+def test_spreading_ends_at_the_first_refusal_and_at_silence() -> None:
+    with pytest.raises(PipelineError, match="as it is"), Workers(moody, [("a",), ("b",)], "test", "") as some:
+        list(some.spread(["x", "refuse", "x"]))
+    began = time.monotonic()
+    with (
+        pytest.raises(PipelineError, match="has not come back"),
+        Workers(moody, [("a",)], "test", "", patience=1.0) as some,
+    ):
+        list(some.spread(["x", "hang"]))
+    assert time.monotonic() - began < 30
+
+
+def test_in_the_main_process_a_sign_of_life_goes_nowhere() -> None:
+    beat()
+    assert _Pulse.pipe is None

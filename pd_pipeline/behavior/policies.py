@@ -5,19 +5,18 @@ Locomotion has no script: one goal-conditioned policy is trained, and its checkp
 """
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from pd_pipeline.behavior.learning import LearningParams
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.goal_policy import located
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import COST_FILE, digest, write_json, write_table
+from pd_pipeline.storage import digest, write_json, write_table
 
 
 class Trained(Parameters):
@@ -30,7 +29,7 @@ class Trained(Parameters):
 class Params(Parameters):
     """Per quality, what differs from the family's own description; and how policies are trained, where they are."""
 
-    levels: dict[str, dict[str, Any]] = {}
+    levels: dict[Name, dict[str, Any]] = {}
     learning: LearningParams = LearningParams()
     trained: Trained | None = None
 
@@ -55,6 +54,8 @@ def run(context: StageContext) -> dict[str, Any]:
             raise PipelineError(
                 f"families.{context.key.family}.behavior_policies.levels.{quality}: {error} is missing"
             ) from None
+        except (TypeError, ValueError) as error:
+            raise PipelineError(f"families.{context.key.family}.behavior_policies.levels.{quality}: {error}") from None
     write_json(context.out / "policies.json", levels)
     return {"levels": len(levels)} | metrics
 
@@ -77,10 +78,9 @@ def _train(context: StageContext, family: Locomotion, params: LearningParams) ->
     """Train the family's policy into the out: a safetensors file a checkpoint, and `learning.csv`."""
     from pd_pipeline.behavior.ppo import learn  # seconds to import
 
-    began = time.monotonic()
     rows = learn(family, context.environment, context.root, params, context.work, context.progress)
     for quality in family.qualities:
         shutil.copyfile(context.work / f"{quality}.safetensors", context.out / f"{quality}.safetensors")
     write_table(context.out / "learning.csv", rows)
-    write_json(context.out / COST_FILE, {"seconds": time.monotonic() - began, "steps": rows[-1]["steps"]})
+    context.facts["device"] = "cpu"
     return {"return_mean": rows[-1]["return_mean"], "early_ends": rows[-1]["early_ends"]}

@@ -5,6 +5,7 @@ and (seed, round): the state is saved between rounds, and a training that was ki
 """
 
 import json
+import logging
 import math
 import os
 import time
@@ -25,10 +26,12 @@ from pd_pipeline.families import goal_policy
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.progress import Progress
-from pd_pipeline.storage import load_arrays, save_arrays
+from pd_pipeline.storage import expect_arrays, load_arrays, remove, save_arrays
 
 STATE = "state.safetensors"
 Rows = list[dict[str, float]]
+FIGURES = ("steps", "return_mean", "length_mean", "early_ends")
+_log = logging.getLogger("pd_pipeline")
 
 
 def learn(
@@ -63,7 +66,7 @@ def learn(
         with torch.random.fork_rng(devices=[]), _numpy_seed_kept(), terminated() as stop:
             torch.manual_seed(params.seed)
             learner = Learner(lanes, family.horizon, params, rounds)
-            rows = learner.restore(work / STATE) if (work / STATE).exists() else []
+            rows = _resumed(learner, work / STATE, f"behavior_policies {family.name}")
             saved = time.monotonic()
             for turn in range(len(rows), rounds + 1):
                 if turn in named:
@@ -81,6 +84,18 @@ def learn(
     finally:
         lanes.close()
     return rows
+
+
+def _resumed(learner: "Learner", path: Path, title: str) -> Rows:
+    """The rows of the rounds done, where a state was saved; one that is damaged is removed, with a word."""
+    if not path.exists():
+        return []
+    try:
+        return learner.restore(path)
+    except PipelineError as error:
+        _log.warning("%s: begins anew, its saved state is removed: %s", title, error)
+        remove(path)
+        return []
 
 
 class _numpy_seed_kept:
@@ -185,8 +200,10 @@ class Learner:
         save_arrays(path, arrays, {"rows": json.dumps(rows)})
 
     def restore(self, path: Path) -> Rows:
-        """Load what `save` kept; the rows of the rounds done."""
+        """Load what `save` kept; the rows of the rounds done. Raises PipelineError, and then changes nothing."""
         arrays, metadata = load_arrays(path)
+        self._check(path, arrays)
+        rows = self._rows(path, metadata)
         tensors = {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
         policy = self.ppo.policy
         moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -201,7 +218,43 @@ class Learner:
         for name, statistics in self._statistics().items():
             statistics.mean, statistics.var = arrays[f"{name}.mean"].copy(), arrays[f"{name}.var"].copy()
             statistics.count = float(arrays[f"{name}.count"])
-        return json.loads(metadata["rows"])
+        return rows
+
+    def _check(self, path: Path, arrays: dict[str, np.ndarray]) -> None:
+        """Raise PipelineError unless names, shapes and types are those of this learner."""
+        like = {f"policy.{name}": tensor.numpy() for name, tensor in self.ppo.policy.state_dict().items()}
+        for i, parameter in enumerate(self.ppo.policy.parameters()):
+            value = parameter.detach().numpy()
+            like |= {f"optimizer.{i}.{moment}": value for moment in ("exp_avg", "exp_avg_sq")}
+            like[f"optimizer.{i}.step"] = np.zeros((), np.float32)
+        for name, statistics in self._statistics().items():
+            like |= {f"{name}.{part}": np.asarray(getattr(statistics, part)) for part in ("mean", "var", "count")}
+        expect_arrays(path, arrays, {name: array.shape for name, array in like.items()})
+        if wrong := [name for name, array in like.items() if arrays[name].dtype != array.dtype]:
+            raise PipelineError(f"{path}: tensor '{wrong[0]}' is {arrays[wrong[0]].dtype}, not {like[wrong[0]].dtype}")
+        if any((arrays[f"{name}.{part}"] < 0).any() for name in self._statistics() for part in ("var", "count")):
+            raise PipelineError(f"{path}: a variance or a count of its statistics is negative")
+
+    def _rows(self, path: Path, metadata: dict[str, str]) -> Rows:
+        """The rows of the rounds done. Raises PipelineError where they are not those of this training."""
+        try:
+            rows = json.loads(metadata["rows"])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise PipelineError(f"{path}: no rows that could be read: {error}") from None
+        steps = self.params.lanes * self._horizon
+        good = (
+            isinstance(rows, list)
+            and len(rows) <= self._rounds
+            and all(
+                isinstance(row, dict)
+                and set(row) == set(FIGURES)
+                and all(isinstance(v, int | float) for v in row.values())
+                for row in rows
+            )
+        )
+        if not good or [row["steps"] for row in rows] != [(turn + 1) * steps for turn in range(len(rows))] or not rows:
+            raise PipelineError(f"{path}: its rows are not those of rounds of {steps:,} steps")
+        return rows
 
     def _statistics(self) -> dict[str, Any]:
         return {"inputs": self.normalized.obs_rms, "returns": self.normalized.ret_rms}

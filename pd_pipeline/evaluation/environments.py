@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families import border
 from pd_pipeline.families.base import Family, load_family
-from pd_pipeline.workers import Answer, Workers, shares
+from pd_pipeline.workers import Answer, Workers, beat, shares
 
 
 class Outcome(NamedTuple):
@@ -30,14 +32,15 @@ class LocalBatch:
 
     def __init__(self, family: Family, tasks: list[int], seeds: list[int]):
         self.family, self.seeds = family, seeds
-        self.environments = [family.make(task) for task in tasks]
+        self.environments = [border.make(family, task) for task in tasks]
         self._ended = np.zeros(len(tasks), bool)
 
     def reset(self) -> np.ndarray:
         """Observations (n, d_s)."""
         self._ended[:] = False
         pairs = zip(self.environments, self.seeds, strict=True)
-        return np.stack([environment.reset(seed=seed)[0] for environment, seed in pairs])
+        observations = np.stack([border.reset(self.family, environment, seed=seed) for environment, seed in pairs])
+        return self._finite(observations, "observation")
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Apply actions (n, d_a) in task units."""
@@ -49,11 +52,19 @@ class LocalBatch:
             self._ended,
         )
         for i in np.flatnonzero(~self._ended):
-            observation, reward, terminated, truncated, info = self.environments[i].step(actions[i])
-            outcome.observations[i], outcome.rewards[i] = observation, reward
-            outcome.success[i] = bool(info.get("success", False))
-            self._ended[i] = terminated or truncated
+            step = border.step(self.family, self.environments[i], actions[i])
+            outcome.observations[i], outcome.rewards[i] = step.observation, step.reward
+            outcome.success[i] = step.success
+            self._ended[i] = step.terminated or step.truncated
+            beat()
+        self._finite(outcome.observations, "observation")
+        self._finite(outcome.rewards, "reward")
         return outcome._replace(ended=self._ended.copy())
+
+    def _finite(self, values: np.ndarray, what: str) -> np.ndarray:
+        if not np.isfinite(values).all():
+            raise PipelineError(f"family '{self.family.name}': the environment returned a {what} that is not finite")
+        return values
 
     def close(self) -> None:
         """Close every environment."""
@@ -70,12 +81,19 @@ class WorkerBatch:
     """The same environments spread over worker processes; results do not depend on how many."""
 
     def __init__(
-        self, family: Family, block: dict[str, Any], root: Path, tasks: list[int], seeds: list[int], workers: int
+        self,
+        family: Family,
+        block: dict[str, Any],
+        root: Path,
+        tasks: list[int],
+        seeds: list[int],
+        workers: int,
+        patience: float = 600.0,
     ):
         self._shares = shares(len(tasks), workers)
         text = json.dumps(block)
         arguments = [(family.name, text, root, tasks[part], seeds[part]) for part in self._shares]
-        self._workers = Workers(_local, arguments, "evaluation", "lower evaluation.workers")
+        self._workers = Workers(_local, arguments, "evaluation", "lower evaluation.workers", patience)
 
     def reset(self) -> np.ndarray:
         """Observations (n, d_s)."""
@@ -99,9 +117,13 @@ def make_batch(
     tasks: list[int],
     seeds: list[int],
     workers: int | None = None,
+    patience: float = 600.0,
 ) -> LocalBatch | WorkerBatch:
-    """One environment for each of `tasks`, reset with `seeds`; `workers` None: one a core."""
+    """One environment for each of `tasks`, reset with `seeds`; `workers` None: one per core.
+
+    A process that gives no sign of life for `patience` seconds is ended.
+    """
     count = min(workers or os.cpu_count() or 1, len(tasks))
-    if count == 1:
+    if count == 1 and not family.is_foreign:  # code from elsewhere may hang, and a process of its own can be ended
         return LocalBatch(family, tasks, seeds)
-    return WorkerBatch(family, block, root, tasks, seeds, count)
+    return WorkerBatch(family, block, root, tasks, seeds, count, patience)

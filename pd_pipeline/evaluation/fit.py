@@ -17,11 +17,14 @@ def nearest(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.median(distances) / np.sqrt(a.shape[1]))
 
 
-def compare(real: np.ndarray, generated: np.ndarray, rng: np.random.Generator) -> dict[str, Any]:
+def compare(
+    real: np.ndarray, generated: np.ndarray, rng: np.random.Generator, kept: np.ndarray | None = None
+) -> dict[str, Any]:
     """Distances of generated to real prompts, both (n, K*, channels) normalised, beside what two real samples have.
 
     The real prompts are split in two random halves: one half is the reference, and what the other half shows against
-    it is as close as a perfect generator comes.
+    it is as close as a perfect generator comes. `kept` are the prompts that are evaluated: too few for a distribution,
+    so that of them there is the distance to the nearest alone.
     """
     order = rng.permutation(len(real))
     half = min(len(real) // 2, len(generated))
@@ -32,6 +35,7 @@ def compare(real: np.ndarray, generated: np.ndarray, rng: np.random.Generator) -
     varying = flat[0].std(0) > 1e-3  # channels that never change fit by definition and would flatter the mean
     real_distance, made_distance = wasserstein(flat[0], flat[1])[varying], wasserstein(flat[0], flat[2])[varying]
     rows = [part.reshape(half, -1) for part in (reference, other, made)]
+    of_kept = {} if kept is None else {"kept": len(kept), "nearest_kept": nearest(kept.reshape(len(kept), -1), rows[0])}
     return {
         "prompts": half,
         "varying_channels": int(varying.sum()),
@@ -41,4 +45,5 @@ def compare(real: np.ndarray, generated: np.ndarray, rng: np.random.Generator) -
         "wasserstein_real_per_channel": real_distance.tolist(),
         "nearest_real": nearest(rows[1], rows[0]),
         "nearest_generated": nearest(rows[2], rows[0]),
+        **of_kept,
     }

@@ -1,4 +1,4 @@
-"""Rollouts of prompted policies: all methods, targets and prompts advance together, one forward pass a policy and step.
+"""Rollouts of prompted policies: all methods, targets and prompts advance together, one forward pass per group.
 
 Environments share the clock, so the windows of a step have equal length and nothing is padded.
 """
@@ -30,6 +30,15 @@ class BatchedEnvironments(Protocol):
 
 
 @dataclass(frozen=True)
+class Group:
+    """Some of n environments: one policy acts in them, under prompts of one length."""
+
+    policy: PromptingDecisionTransformer
+    rows: np.ndarray  # (m,) indices of the environments
+    prompts: Prompts  # m prompts, one per environment
+
+
+@dataclass(frozen=True)
 class Rollouts:
     """Results of n episodes."""
 
@@ -41,8 +50,7 @@ class Rollouts:
 
 
 def rollout(
-    policies: list[tuple[PromptingDecisionTransformer, np.ndarray]],
-    prompts: Prompts,
+    groups: list[Group],
     target_returns: np.ndarray,
     normalization: Normalization,
     environments: BatchedEnvironments,
@@ -52,21 +60,19 @@ def rollout(
 ) -> Rollouts:
     """Run one episode in each of n environments.
 
-    `policies` pairs a PLM with the indices (of n) it acts in; `prompts` (n) and `target_returns` (n,) go with the
-    environments. The return-to-go that the PLM is given falls by the reward received. `bf16` autocasts the PLM.
+    Every environment belongs to one of `groups`, whose policies are of one shape; `target_returns` (n,) go with the
+    environments. The return-to-go that a policy is given falls by the reward received. `bf16` autocasts the policies.
     """
-    count, horizon = len(prompts), normalization.horizon
-    device = next(policies[0][0].parameters()).device
-    x0, y = prompt_tensors(prompts, normalization, device)
-    steps = prompt_steps(x0, y, normalization)
+    count, horizon = len(target_returns), normalization.horizon
+    acted = np.sort(np.concatenate([group.rows for group in groups]))
+    assert np.array_equal(acted, np.arange(count)), "every environment is in one group"
+    device = next(groups[0].policy.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    chunks = [(policy, part) for policy, rows in policies for part in _chunks(rows, policy, device)]
     with autocast:
         acting = [
-            (PromptedPolicy(policy, Steps(*(part[torch.from_numpy(rows).to(device)] for part in steps))), rows)
-            for policy, rows in chunks
+            (_prompted(part, normalization, device), part.rows) for group in groups for part in _parts(group, device)
         ]
-    context = policies[0][0].config.acting_window
+    context = groups[0].policy.config.acting_window
     observations = np.zeros((count, horizon, normalization.observation_size), np.float32)
     actions = np.zeros((count, horizon, normalization.action_size), np.float32)
     returns_to_go = np.zeros((count, horizon), np.float32)
@@ -99,9 +105,14 @@ def rollout(
     return Rollouts(returns, success, lengths, observations, actions)
 
 
-def _chunks(rows: np.ndarray, policy: PromptingDecisionTransformer, device: torch.device) -> list[np.ndarray]:
+def _parts(group: Group, device: torch.device) -> list[Group]:
     """On a CPU, parts small enough for their activations to stay in its cache."""
-    steps = len(rows) * policy.config.acting_window
-    if device.type != "cpu" or steps <= CPU_CHUNK:
-        return [rows]
-    return np.array_split(rows, -(-steps // CPU_CHUNK))
+    steps = len(group.rows) * group.policy.config.acting_window
+    count = -(-steps // CPU_CHUNK) if device.type == "cpu" else 1
+    split = np.array_split(np.arange(len(group.rows)), count)
+    return [Group(group.policy, group.rows[of], group.prompts.select(of)) for of in split]
+
+
+def _prompted(group: Group, normalization: Normalization, device: torch.device) -> PromptedPolicy:
+    x0, y = prompt_tensors(group.prompts, normalization, device)
+    return PromptedPolicy(group.policy, prompt_steps(x0, y, normalization))

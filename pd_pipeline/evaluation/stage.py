@@ -1,6 +1,5 @@
 """Stage evaluation: roll out what every method left, for all target tasks of a family and seed; score it."""
 
-import time
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -9,18 +8,18 @@ import polars as pl
 import torch
 from pydantic import Field
 
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import Device, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.environments import episode_seed, make_batch
 from pd_pipeline.evaluation.fit import compare
-from pd_pipeline.evaluation.rollouts import Rollouts, rollout
-from pd_pipeline.evaluation.scores import REFERENCE, method_metrics
+from pd_pipeline.evaluation.rollouts import Group, Rollouts, rollout
+from pd_pipeline.evaluation.scores import DESCRIBED, REFERENCE, method_metrics, summary_of
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import COST_FILE, atomic_file, read_json, save_arrays, write_json
+from pd_pipeline.storage import atomic_file, read_json, save_arrays, write_json
 from pd_pipeline.training.diffuser import load_diffuser
 from pd_pipeline.training.loop import load_weights, pick_device, use_bf16
 from pd_pipeline.training.plm import load_policy
@@ -29,36 +28,50 @@ from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning.prompt_diffuser import generate
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
 
+SUMMARY = (
+    *(name for name in DESCRIBED if name != "shown"),
+    *("shown_task", "target_return", "few_shot_episodes", "tuned_parameters", "plm_passes", "environment_episodes"),
+)
+"""What the summary of a tuned out is read for."""
+
 
 class Params(Parameters):
     """How scores are made."""
 
-    episodes: int = Field(default=1, gt=0, description="of each prompt; more where starts are random")
-    workers: int | None = Field(default=None, ge=1, description="processes for environments; None: one a core")
-    device: str = "auto"
-    precision: Literal["auto", "bf16", "float32"] = "auto"
-    bootstrap: int = Field(default=2000, gt=0, description="draws of an interval")
-    fit_prompts: int = Field(default=512, gt=1, description="prompts generated to measure the diffuser's fit")
+    episodes: int = Field(default=1, gt=0, le=10_000, description="of each prompt; more where starts are random")
+    workers: int | None = Field(default=None, ge=1, le=1024, description="processes for environments; None: one a core")
+    device: Device = "auto"
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="bf16 is faster where hardware has it, and then gives other actions"
+    )
+    bootstrap: int = Field(default=2000, gt=0, le=1_000_000, description="draws of an interval")
+    fit_prompts: int = Field(
+        default=512, gt=1, le=100_000, description="prompts generated to measure the diffuser's fit"
+    )
 
 
 class Result(NamedTuple):
-    """What one method left for one target, and the return it is asked for there."""
+    """What one method left for one target."""
 
     method: str
     task: int
     directory: Path
     prompts: Prompts
     summary: dict[str, Any]
-    target_return: float
+
+    @property
+    def target_return(self) -> float:
+        """The return that the policy is asked for."""
+        return float(self.summary["target_return"])
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `scores.parquet`, `metrics.json`, `fit.json`, `rollouts.safetensors` and `cost.json`."""
+    """Write `scores.parquet`, `metrics.json`, `fit.json` and `rollouts.safetensors`."""
     params: Params = context.params
-    began = time.monotonic()
     device = pick_device(params.device)
+    context.facts.update(device=str(device), precision=params.precision)
     policy, normalization = load_policy(context.inputs["plm"], device)
-    results = [_result(context, d, name.removeprefix("tuned_"), task) for name, task, d in _directories(context)]
+    results = [_result(d, name.removeprefix("tuned_"), task) for name, task, d in _directories(context)]
     rollouts = _roll_out(context, results, policy, normalization, device, 0)  # those of the first episode are kept
     tables = [_scores(context, results, rollouts, 0)]
     for episode in range(1, params.episodes):
@@ -67,13 +80,12 @@ def run(context: StageContext) -> dict[str, Any]:
     scores = pl.concat(tables)
     with atomic_file(context.out / "scores.parquet") as temporary:
         scores.write_parquet(temporary)
-    cost: dict[str, float] = {}
-    for result in results:
-        seconds = read_json(result.directory / COST_FILE)["seconds"]
-        cost[result.method] = cost.get(result.method, 0.0) + seconds
     summaries = {result.method: [r.summary for r in results if r.method == result.method] for result in results}
-    metrics = method_metrics(scores, summaries, cost, context.seed, params.bootstrap)
-    write_json(context.out / "metrics.json", {"methods": metrics, "family": context.key.family, "seed": context.seed})
+    metrics = method_metrics(scores, summaries, context.seed, params.bootstrap)
+    write_json(
+        context.out / "metrics.json",
+        {"methods": metrics, "family": context.key.family, "seed": context.seed, "precision": params.precision},
+    )
     plm = Pretrained(policy, normalization, device, load_diffuser(context.inputs["diffuser"], device))
     write_json(context.out / "fit.json", _fit(context, results, plm))
     first = scores.with_row_index().filter(pl.col("prompt") == 0, pl.col("episode") == 0)
@@ -82,7 +94,6 @@ def run(context: StageContext) -> dict[str, Any]:
         context.out / "rollouts.safetensors",
         {"observations": rollouts.observations[rows], "actions": rollouts.actions[rows], "rows": rows.astype(np.int64)},
     )
-    write_json(context.out / COST_FILE, {"seconds": time.monotonic() - began, "episodes": len(scores)})
     return {f"return_mean_{method}": values["return_mean"] for method, values in metrics.items()}
 
 
@@ -92,15 +103,14 @@ def _directories(context: StageContext) -> list[tuple[str, int, Path]]:
     return [(name, task, context.inputs[name] / str(task)) for name in names for task in context.family.test_tasks]
 
 
-def _result(context: StageContext, directory: Path, method: str, task: int) -> Result:
-    """The mean return of the few-shot trajectories is the target: known to whoever has them, and reachable.
-
-    Their best is not: it may owe its return to a start near the goal.
-    """
-    prompts, summary = Prompts.load(directory / "prompts.safetensors"), read_json(directory / "summary.json")
-    data = read(context.inputs["trajectories"] / f"{summary['quality']}.parquet", [task])
-    few_shot = np.isin(data.episode_id, summary["few_shot_episodes"])
-    return Result(method, task, directory, prompts, summary, float(data.episode_returns[few_shot].mean()))
+def _result(directory: Path, method: str, task: int) -> Result:
+    summary = read_json(directory / "summary.json")
+    if absent := [name for name in SUMMARY if name not in summary]:
+        raise PipelineError(
+            f"{directory / 'summary.json'}: lacks {', '.join(absent)}: remove {directory} and run its stage again"
+        )
+    prompts = Prompts.load(directory / "prompts.safetensors")
+    return Result(method, task, directory, prompts, summary_of(summary, task))
 
 
 def _roll_out(
@@ -113,19 +123,22 @@ def _roll_out(
 ) -> Rollouts:
     """An episode of every prompt of every result; a result with its own weights acts with them."""
     counts = [len(result.prompts) for result in results]
-    owner = np.repeat(np.arange(len(results)), counts)  # (n,) index of the result
-    tasks = [results[i].task for i in owner]
-    targets = np.array([results[i].target_return for i in owner])
-    prompts = Prompts(*(np.concatenate([getattr(r.prompts, n) for r in results]) for n in Prompts.__dataclass_fields__))
-    policies, frozen = [], np.ones(len(owner), bool)
+    ends = np.cumsum(counts)
+    rows = [np.arange(end - count, end) for end, count in zip(ends, counts, strict=True)]
+    tasks = [result.task for result in results for _ in result.prompts.start]
+    targets = np.array([result.target_return for result in results for _ in result.prompts.start])
+    groups = []
+    shared: dict[int, list[int]] = {}  # prompt length -> results under which the PLM itself acts
     for i, result in enumerate(results):
         if (result.directory / "policy.safetensors").exists():
             tuned = PromptingDecisionTransformer(policy.config)
             load_weights(tuned, result.directory / "policy.safetensors", "the configuration of the PLM")
-            policies.append((tuned.to(device), np.flatnonzero(owner == i)))
-            frozen &= owner != i
-    if frozen.any():
-        policies.append((policy, np.flatnonzero(frozen)))
+            groups.append(Group(tuned.to(device).eval(), rows[i], result.prompts))
+        else:
+            shared.setdefault(result.prompts.x0.shape[1], []).append(i)
+    for alike in shared.values():
+        joined = _joined([results[i].prompts for i in alike])
+        groups.append(Group(policy, np.concatenate([rows[i] for i in alike]), joined))
     within = np.concatenate([np.arange(count) for count in counts])
     seeds = [episode_seed(context.seed, task, int(prompt), episode) for task, prompt in zip(tasks, within, strict=True)]
     environments = make_batch(context.family, context.environment, context.root, tasks, seeds, context.params.workers)
@@ -133,13 +146,18 @@ def _roll_out(
         count = context.params.episodes
         title = f"evaluation {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")
         bf16 = use_bf16(context.params.precision, device)
-        return rollout(policies, prompts, targets, normalization, environments, context.progress, title, bf16)
+        return rollout(groups, targets, normalization, environments, context.progress, title, bf16)
     finally:
         environments.close()
 
 
+def _joined(parts: list[Prompts]) -> Prompts:
+    """Prompts of one length as one."""
+    return Prompts(*(np.concatenate([getattr(p, name) for p in parts]) for name in Prompts.__dataclass_fields__))
+
+
 def _scores(context: StageContext, results: list[Result], rollouts: Rollouts, episode: int) -> pl.DataFrame:
-    """One row a method, task, seed, prompt and episode."""
+    """One row per method, task, seed, prompt and episode."""
     rows = [
         {
             "method": result.method,
@@ -162,7 +180,11 @@ def _scores(context: StageContext, results: list[Result], rollouts: Rollouts, ep
 
 
 def _fit(context: StageContext, results: list[Result], plm: Pretrained) -> dict[str, Any]:
-    """Fit of the pre-trained diffuser on held-out training prompts, and of the tuned ones on held-out target ones."""
+    """Fit of the pre-trained diffuser on held-out training prompts, and of the tuned ones on held-out target ones.
+
+    The pre-trained one generates through its whole chain, the tuned ones through the chain that the prompts which are
+    evaluated come from.
+    """
     assert plm.diffuser is not None
     denoiser, diffusion = plm.diffuser
     quality = read_json(context.inputs["diffuser"] / "config.json")["quality"]
@@ -171,12 +193,14 @@ def _fit(context: StageContext, results: list[Result], plm: Pretrained) -> dict[
     rng = np.random.default_rng(context.seed)
     count = min(context.params.fit_prompts, len(y) // 2)
     made, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
-    fit: dict[str, Any] = {"pretrained": compare(x0.cpu().numpy(), made.cpu().numpy(), rng), "targets": {}}
+    pretrained = compare(x0.cpu().numpy(), made.cpu().numpy(), rng) | {"chain": diffusion.steps}
+    fit: dict[str, Any] = {"pretrained": pretrained, "targets": {}}
     for result in (result for result in results if result.method == REFERENCE):  # its variants are not mixed in
         for name in ("adapted", "guided"):
             if (result.directory / f"{name}.safetensors").exists():
                 load_weights(denoiser, result.directory / f"{name}.safetensors", "the diffuser's configuration")
-                target = _target_fit(context, result, plm, denoiser, diffusion, rng)
+                kept = result.prompts if name == "guided" else None  # the evaluated prompts come from the last state
+                target = _target_fit(context, result, kept, plm, denoiser, diffusion, rng)
                 fit["targets"].setdefault(str(result.task), {})[name] = target
     return fit
 
@@ -184,12 +208,16 @@ def _fit(context: StageContext, results: list[Result], plm: Pretrained) -> dict[
 def _target_fit(
     context: StageContext,
     result: Result,
+    kept: Prompts | None,
     plm: Pretrained,
     denoiser: Denoiser,
     diffusion: Diffusion,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Generated against real prompts of the target's trajectories that tuning did not see, and L_DT under both."""
+    """Generated against real prompts of the target's trajectories that tuning did not see, and L_DT under both.
+
+    `kept` are the prompts that the method left, where they come from this denoiser.
+    """
     data = read(context.inputs["trajectories"] / f"{result.summary['quality']}.parquet", [result.task])
     unseen = np.flatnonzero(~np.isin(data.episode_id, result.summary["few_shot_episodes"]))
     if not len(unseen):
@@ -200,9 +228,12 @@ def _target_fit(
     held_out = FewShot.of(data.select(unseen), plm)
     x0, y = held_out.tensors(plm)
     count = min(context.params.fit_prompts, len(y) // 2)
-    made, conditions = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
+    chain = result.summary["chain"]
+    made, conditions = generate(denoiser, diffusion, y, count, chain, context.seed)
+    left = None if kept is None else plm.normalization.normalize(kept.x0)
     real = torch.from_numpy(rng.choice(len(x0), min(16, count), replace=False)).to(plm.device)
-    return compare(x0.cpu().numpy(), made.cpu().numpy(), rng) | {
+    return compare(x0.cpu().numpy(), made.cpu().numpy(), rng, left) | {
+        "chain": min(chain, diffusion.steps),
         "action_loss_real": float(prompt_losses(plm, held_out, x0[real], y[real], context.seed).mean()),
         "action_loss_generated": float(
             prompt_losses(plm, held_out, made[: len(real)], conditions[: len(real)], context.seed).mean()

@@ -23,6 +23,14 @@ class Estimate(NamedTuple):
     high: float
 
 
+class Position(NamedTuple):
+    """A place on a scale between two methods, with its interval where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
 def mean(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis."""
     return values.mean(-1)
@@ -64,12 +72,45 @@ def paired_difference(
     ]
     if len(seeds) > 1:
         return _over_seeds(float(np.mean(seeds)), seeds, confidence)
+    drawn = _drawn_means(scores[0], rng, draws) - _drawn_means(reference[0], rng, draws)  # (draws,)
+    return Estimate(seeds[0], *_percentiles(drawn, confidence))
 
-    def task_means(tasks: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([_resampled(runs, rng, draws).mean(1) for runs in tasks])  # (tasks, draws)
 
-    differences = (task_means(scores[0]) - task_means(reference[0])).mean(0)  # (draws,)
-    return Estimate(seeds[0], *_percentiles(differences, confidence))
+def position(
+    scores: Scores,
+    floor: Scores,
+    ceiling: Scores,
+    rng: np.random.Generator,
+    draws: int = 2000,
+    confidence: float = 0.95,
+) -> Position | None:
+    """Where the mean of `scores` lies from that of `floor` (0) to that of `ceiling` (1); None unless this is above.
+
+    With one seed all three are resampled within tasks; with several it is Student's interval of the seeds' positions.
+    There is no interval where in some draw or seed the ceiling is not above the floor: no scale, no place on it.
+    """
+    three = (scores, floor, ceiling)
+    means = np.array([[_mean_over_tasks(seed) for seed in each] for each in three])  # (3, seeds)
+    value = normalized(*means.mean(1).tolist())
+    if value is None:
+        return None
+    if len(scores) > 1:
+        places = [normalized(*seed) for seed in means.T.tolist()]
+        known = [place for place in places if place is not None]
+        return Position(*_over_seeds(value, known, confidence)) if len(known) == len(places) else Position(value)
+    place, low, high = (_drawn_means(each[0], rng, draws) for each in three)  # (draws,) each
+    if not (high > low).all():
+        return Position(value)
+    return Position(value, *_percentiles((place - low) / (high - low), confidence))
+
+
+def _mean_over_tasks(tasks: Sequence[np.ndarray]) -> float:
+    return float(np.mean([runs.mean() for runs in tasks]))
+
+
+def _drawn_means(tasks: Sequence[np.ndarray], rng: np.random.Generator, draws: int) -> np.ndarray:
+    """(draws,): the mean over tasks of the means of resampled runs."""
+    return np.stack([_resampled(runs, rng, draws).mean(1) for runs in tasks]).mean(0)
 
 
 def _resampled(runs: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:

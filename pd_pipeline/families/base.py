@@ -19,13 +19,13 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium
 import numpy as np
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
-from pd_pipeline.config import PARAMS_FILE, Parameters, parse
+from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
@@ -59,11 +59,15 @@ class ExpertBars(NamedTuple):
     """At most this share of episodes that end before the horizon."""
 
 
+EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=200)]
+"""`module:Class` or `module:function`."""
+
+
 class FamilyParams(Parameters):
     """Parameters every family has."""
 
-    entry_point: str | None = None
-    horizon: int = Field(gt=0)
+    entry_point: EntryPoint | None = None
+    horizon: int = Field(gt=0, le=LONGEST_HORIZON)
 
 
 class Family(ABC):
@@ -101,6 +105,11 @@ class Family(ABC):
     def action_size(self) -> int:
         """Width d_a of an action."""
         return len(self.action_low)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether code that is not of this package runs in its environments."""
+        return self.params.entry_point is not None and not self.params.entry_point.startswith("pd_pipeline.")
 
     @property
     def expert_bars(self) -> ExpertBars:
@@ -156,15 +165,19 @@ BUILT_IN = {
 
 def entry_point(name: str, block: dict[str, Any]) -> str:
     """`module:Class` of a family, from its `environment` block or the built-in table."""
-    found = block.get("entry_point") or BUILT_IN.get(name)
+    given = block.get("entry_point")
+    found = BUILT_IN.get(name) if given is None else given
     if not found:
         raise PipelineError(
             f"{PARAMS_FILE}: families.{name}: unknown family: built in are {', '.join(BUILT_IN)}; for your own, set "
             f"families.{name}.environment.entry_point to 'module:Class'"
         )
-    if found.count(":") != 1:
-        raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment.entry_point: '{found}' is not 'module:Class'")
-    return found
+    try:
+        return TypeAdapter(EntryPoint).validate_python(found)
+    except ValidationError:
+        raise PipelineError(
+            f"{PARAMS_FILE}: families.{name}.environment.entry_point: {found!r} is not 'module:Class'"
+        ) from None
 
 
 def load_class(reference: str, root: Path, where: str) -> Any:
@@ -173,11 +186,12 @@ def load_class(reference: str, root: Path, where: str) -> Any:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
-        return getattr(importlib.import_module(module_name), class_name)
-    except ImportError as error:
-        raise PipelineError(f"{where}: cannot import '{module_name}': {error}") from error
-    except AttributeError:
-        raise PipelineError(f"{where}: module '{module_name}' has no '{class_name}'") from None
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+        raise PipelineError(f"{where}: cannot import '{module_name}': {type(error).__name__}: {error}") from error
+    if not hasattr(module, class_name):
+        raise PipelineError(f"{where}: module '{module_name}' has no '{class_name}'")
+    return getattr(module, class_name)
 
 
 def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
@@ -190,7 +204,16 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
         cls = GymnasiumFamily
     if not (isinstance(cls, type) and issubclass(cls, Family)):
         raise PipelineError(f"{where}.entry_point: '{cls}' is neither a Family nor a gymnasium.Env")
-    family = cls(name, parse(cls.Params, block, where))
+    params = parse(cls.Params, block, where)
+    try:
+        family = cls(name, params)
+        tasks = [*family.train_tasks, *family.test_tasks]
+    except PipelineError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise PipelineError(f"{where}: '{cls.__name__}' cannot be made: {type(error).__name__}: {error}") from error
+    if len(tasks) > MOST_TASKS:
+        raise PipelineError(f"{where}: {len(tasks):,} tasks: more than {MOST_TASKS:,} are not meant")
     if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):
         raise PipelineError(f"{where}: tasks {sorted(overlap)} are both training and test tasks")
     if not family.train_tasks or not family.test_tasks:
@@ -205,7 +228,7 @@ def source_file(name: str, block: dict[str, Any], root: Path) -> Path | None:
         sys.path.insert(0, str(root))
     try:
         spec = importlib.util.find_spec(module)
-    except ImportError:
+    except (ImportError, ValueError, SyntaxError):  # of a package on the way to the module
         spec = None
     if spec is None or spec.origin is None:
         raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment.entry_point: no module '{module}'")

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.storage import load_arrays, save_arrays
+from pd_pipeline.storage import expect_arrays, load_arrays, save_arrays
 
 INPUT_CLIP = 10.0  # normalised inputs are clipped to +- this, in training and here
 WEIGHTS = "weights"
@@ -80,18 +80,28 @@ def load(
 ) -> GoalPolicy:
     """Read a policy for `inputs` = d_s + d_g numbers. Raises PipelineError where it is missing or of another width."""
     arrays, _ = load_arrays(path)
-    try:
-        count = sum(name.endswith(".weight") for name in arrays)
-        layers = tuple((arrays[f"layer{i}.weight"], arrays[f"layer{i}.bias"]) for i in range(count))
-        policy = GoalPolicy(layers, arrays["mean"], arrays["deviation"], arrays["log_std"], low, high, features, noise)
-    except KeyError as error:
-        raise PipelineError(f"{path}: no tensor {error}: not a policy of stage behavior_policies") from None
-    if policy.mean.shape != (inputs,) or policy.log_std.shape != low.shape:
+    count = sum(name.endswith(".weight") for name in arrays)
+    if wrong := [name for name, array in arrays.items() if array.dtype != np.float32]:
+        raise PipelineError(f"{path}: tensor '{wrong[0]}' is not float32: not a policy of stage behavior_policies")
+    shapes: dict[str, tuple[int | None, ...]] = dict.fromkeys(("mean", "deviation", "log_std"), (None,))
+    for i in range(max(count, 1)):
+        shapes |= {f"layer{i}.weight": (None, None), f"layer{i}.bias": (None,)}
+    expect_arrays(path, arrays, shapes)
+    made_for = len(arrays["mean"]), len(arrays["log_std"])
+    if made_for != (inputs, len(low)):
         raise PipelineError(
-            f"{path}: made for {len(policy.mean)} inputs and {len(policy.log_std)} actions, but the family has "
+            f"{path}: made for {made_for[0]} inputs and {made_for[1]} actions, but the family has "
             f"{inputs} and {len(low)}: train it again (stage behavior_policies)"
         )
-    return policy
+    widths = [inputs, *(len(arrays[f"layer{i}.bias"]) for i in range(count))]
+    for i in range(count):
+        shapes[f"layer{i}.weight"] = widths[i + 1], widths[i]
+    shapes |= {"deviation": (inputs,), f"layer{count - 1}.bias": low.shape}
+    expect_arrays(path, arrays, shapes)
+    if (arrays["deviation"] <= 0).any():
+        raise PipelineError(f"{path}: deviation {arrays['deviation'].min():g} is not positive: train it again")
+    layers = tuple((arrays[f"layer{i}.weight"], arrays[f"layer{i}.bias"]) for i in range(count))
+    return GoalPolicy(layers, arrays["mean"], arrays["deviation"], arrays["log_std"], low, high, features, noise)
 
 
 def located(description: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -9,30 +9,32 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import PARAMS_FILE, Parameters, parse
+from pd_pipeline.config import MOST_TASKS, PARAMS_FILE, Name, Parameters, parse
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family, FamilyParams, Policy
+from pd_pipeline.families.base import EntryPoint, Family, FamilyParams, Policy
 
 
 class BehaviorParams(Parameters):
     """How trajectories of one quality are collected."""
 
-    entry_point: str | None = Field(
+    entry_point: EntryPoint | None = Field(
         default=None, description="'module:function', called as function(environment, observation, rng, **arguments)"
     )
     random: bool = Field(default=False, description="uniform actions within the bounds instead of a function")
-    noise: float = Field(default=0.0, ge=0, description="Gaussian noise, in halves of the range of an action")
+    noise: float = Field(default=0.0, ge=0, le=1000, description="Gaussian noise, in halves of the range of an action")
     arguments: dict[str, Any] = {}
 
 
 class GymnasiumParams(FamilyParams):
     """The environment's tasks and the policies that collect in it."""
 
-    entry_point: str
-    tasks: tuple[dict[str, Any], ...] = Field(min_length=2, description="keyword arguments of the constructor")
+    entry_point: EntryPoint
+    tasks: tuple[dict[str, Any], ...] = Field(
+        min_length=2, max_length=MOST_TASKS, description="keyword arguments of the constructor"
+    )
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
     options: dict[str, Any] = Field(default={}, description="keyword arguments that all tasks share")
-    behaviors: dict[str, BehaviorParams] = Field(min_length=1)
+    behaviors: dict[Name, BehaviorParams] = Field(min_length=1)
 
 
 class FlatEnv(gymnasium.Wrapper):
@@ -161,6 +163,10 @@ class GymnasiumFamily(Family):
             if function is None:
                 return rng.uniform(low, high).astype(np.float32)
             action = np.asarray(function(environment, observation, rng, **params.arguments), np.float32)
+            if action.shape != low.shape:  # NumPy would stretch a single number over all of them
+                raise PipelineError(
+                    f"{where}: {params.entry_point} returned an action of shape {action.shape}, expected {low.shape}"
+                )
             if params.noise:
                 action = action + params.noise * (high - low) / 2 * rng.standard_normal(len(low))
             return np.clip(action, low, high).astype(np.float32)
@@ -184,5 +190,5 @@ class GymnasiumFamily(Family):
     def _load(reference: str, where: str) -> Any:
         try:
             return pkgutil.resolve_name(reference)
-        except (ImportError, AttributeError, ValueError) as error:
-            raise PipelineError(f"{where}: cannot load '{reference}': {error}") from error
+        except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+            raise PipelineError(f"{where}: cannot load '{reference}': {type(error).__name__}: {error}") from error

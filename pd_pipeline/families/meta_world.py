@@ -24,7 +24,7 @@ class MetaWorldParams(FamilyParams):
     """Parameters of every ML1 family."""
 
     horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers; Meta-World allows no more")
-    benchmark_seed: int = Field(default=0, ge=0, description="seed of ML1: decides the goals")
+    benchmark_seed: int = Field(default=0, ge=0, lt=2**31, description="seed of ML1: decides the goals")
     mask_object: bool = Field(default=False, description="hide the puck")
     split: Literal["published", "validation"] = Field(
         default="published", description="validation: five of the training tasks are targets, to choose settings by"

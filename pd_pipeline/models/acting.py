@@ -2,7 +2,7 @@
 
 A prompt stands first and the mask is causal, so its keys and values in every block do not depend on what follows:
 caching them is exact. Those of the sliding window are computed anew, since leaving the window changes what the
-remaining steps have seen.
+remaining steps have seen. A prompt of no steps is no prompt: the PLM then sees its window alone.
 """
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pd_pipeline.models.decision_transformer import (
     Block,
+    Dropout,
     PromptingDecisionTransformer,
     Steps,
     causal_mask,
@@ -18,19 +19,23 @@ from pd_pipeline.models.decision_transformer import (
 
 
 class PromptedPolicy:
-    """A frozen PLM under B prompts, one an environment."""
+    """A frozen PLM under B prompts, one per environment, without dropout whatever mode the PLM is in."""
 
     @torch.no_grad()
     def __init__(self, policy: PromptingDecisionTransformer, prompt: Steps):
-        """`prompt` holds B prompts of K* steps, normalised."""
-        self.policy = policy.eval()
+        """`prompt` holds B prompts of K* steps, normalised; K* may be 0."""
+        self.policy = policy
+        self._dropout = Dropout(0.0)
         x = policy.norm_embedding(residual(policy.embed_prompt(prompt)))  # (B, 3K*, width)
-        mask = causal_mask(x.shape[1], x)
+        self._tokens = x.shape[1]
         self._cache: list[tuple[Tensor, Tensor]] = []
+        if not self._tokens:
+            self._cache = [(x, x)] * len(policy.blocks)
+            return
+        mask = causal_mask(self._tokens, x)
         for block in policy.blocks:
             self._cache.append(_keys_values(block, block.norm_attention(x)))
-            x = block(x, mask, policy.dropout)
-        self._tokens = x.shape[1]
+            x = block(x, mask, self._dropout)
 
     @torch.no_grad()
     def act(self, window: Steps) -> Tensor:
@@ -44,7 +49,7 @@ class PromptedPolicy:
             keys, values = (torch.cat(pair, dim=1) for pair in zip(cached, own, strict=True))
             if index + 1 == len(policy.blocks):  # only the last state token is read
                 x, normed, full = x[:, -1:], normed[:, -1:], full[-1:]
-            x = block.attend(x, normed, keys, values, full, policy.dropout)
+            x = block.attend(x, normed, keys, values, full, self._dropout)
         return policy.act(x[:, 0])
 
 

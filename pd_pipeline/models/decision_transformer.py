@@ -17,19 +17,24 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import LONGEST_HORIZON, Parameters
+
+# Bounds that no user misses, in training and in a config.json that is read.
+WIDEST = 16_384
+DEEPEST = 200
+LONGEST_PROMPT = 1000  # steps
 
 
 class PolicyShape(Parameters):
     """What a user chooses of the policy transformer."""
 
-    context: int = Field(default=20, gt=0, description="K, steps of the window")
+    context: int = Field(default=20, gt=0, le=10_000, description="K, steps of the window")
     acting_context: int | None = Field(
         default=None, gt=0, description="steps of the window in acting and in tuning, at most K; None: K"
     )
-    width: int = Field(default=128, gt=0)
-    layers: int = Field(default=3, gt=0)
-    heads: int = Field(default=1, gt=0)
+    width: int = Field(default=128, gt=0, le=WIDEST)
+    layers: int = Field(default=3, gt=0, le=DEEPEST)
+    heads: int = Field(default=1, gt=0, le=256)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
     @model_validator(mode="after")
@@ -53,10 +58,12 @@ class PolicyShape(Parameters):
 class PolicyConfig(PolicyShape):
     """Shape of the policy transformer; saved beside its weights."""
 
-    observation_size: int
-    action_size: int
-    max_timestep: int = Field(description="embedded timesteps: 0 .. max_timestep - 1, the horizon")
-    prompt_length: int = Field(default=5, gt=0, description="K*, steps of a prompt")
+    observation_size: int = Field(gt=0, le=100_000)
+    action_size: int = Field(gt=0, le=100_000)
+    max_timestep: int = Field(
+        gt=0, le=LONGEST_HORIZON, description="embedded timesteps: 0 .. max_timestep - 1, the horizon"
+    )
+    prompt_length: int = Field(default=5, gt=0, le=LONGEST_PROMPT, description="K*, steps of a prompt")
 
 
 class Steps(NamedTuple):

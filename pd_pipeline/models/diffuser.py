@@ -15,14 +15,21 @@ from torch import Tensor, nn
 from pd_pipeline.config import Parameters
 
 
-class DenoiserConfig(Parameters):
+class DenoiserShape(Parameters):
+    """What a user chooses of the denoiser."""
+
+    width: int = Field(default=256, gt=0, le=16_384)
+    blocks: int = Field(default=4, gt=0, le=200)
+    frequencies: int = Field(
+        default=16, gt=0, le=1024, description="Fourier features of the timestep and the diffusion step"
+    )
+
+
+class DenoiserConfig(DenoiserShape):
     """Shape of the denoiser; saved beside its weights."""
 
-    channels: int = Field(description="d_s + d_a + 1")
-    prompt_length: int = Field(description="K*")
-    width: int = Field(default=256, gt=0)
-    blocks: int = Field(default=4, gt=0)
-    frequencies: int = Field(default=16, gt=0, description="Fourier features of the timestep and the diffusion step")
+    channels: int = Field(gt=0, le=200_001, description="d_s + d_a + 1")
+    prompt_length: int = Field(gt=0, le=1000, description="K*")
 
 
 class DenoiserBlock(nn.Module):

@@ -24,7 +24,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 class DiffusionParams(Parameters):
     """The process and how the network describes it."""
 
-    steps: int = Field(default=20, gt=0, description="N")
+    steps: int = Field(default=20, gt=0, le=100_000, description="N")
     schedule: Schedule = "cosine"
     prediction: Prediction = "x0"
     snr_clip: float | None = Field(

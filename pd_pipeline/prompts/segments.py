@@ -1,15 +1,26 @@
 """Segments of trajectories as prompts: x0 and y (eq. 4 and 5), their files and their normalisation."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.storage import load_arrays, save_arrays
+from pd_pipeline.storage import expect_arrays, load_arrays, save_arrays
 from pd_pipeline.trajectories.reading import Trajectories
 
 MIN_STD = 1e-3  # an observation that hardly ever changes must not be blown up by dividing through its deviation
+
+PROMPT_TYPES = {"x0": "float32", "y": "float32", "task_id": "int32", "episode_id": "int64", "start": "int32"}
+
+
+def _expect_types(path: Path, found: Mapping[str, np.ndarray], types: Mapping[str, str]) -> None:
+    """Raise PipelineError where an array is of another type."""
+    for name, wanted in types.items():
+        if found[name].dtype != wanted:
+            raise PipelineError(f"{path}: tensor '{name}' is {found[name].dtype}, expected {wanted}")
 
 
 @dataclass(frozen=True)
@@ -35,13 +46,20 @@ class Prompts:
         save_arrays(path, {name: getattr(self, name) for name in self.__dataclass_fields__})
 
     @classmethod
-    def load(cls, path: Path) -> "Prompts":
-        """Read what `save` wrote. Raises PipelineError."""
+    def load(cls, path: Path, normalization: "Normalization | None" = None, length: int | None = None) -> Self:
+        """Read what `save` wrote; prompts of `length` = K* steps of the family of `normalization`, where given.
+
+        Raises PipelineError.
+        """
         arrays, _ = load_arrays(path)
-        try:
-            return cls(**arrays)
-        except TypeError as error:
-            raise PipelineError(f"{path}: not a prompt file: {error}") from None
+        channels = None if normalization is None else len(normalization.mean)
+        shapes = {"x0": (None, length, channels), "y": (None, length, 2)}
+        expect_arrays(path, arrays, shapes | dict.fromkeys(("task_id", "episode_id", "start"), (None,)))
+        _expect_types(path, arrays, PROMPT_TYPES)
+        if len({len(array) for array in arrays.values()}) > 1 or arrays["x0"].shape[1] != arrays["y"].shape[1]:
+            found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise PipelineError(f"{path}: its tensors are not of the same prompts: {found}: run its stage again")
+        return cls(**arrays)
 
 
 def cut(data: Trajectories, length: int, stride: int = 1) -> Prompts:
@@ -117,8 +135,21 @@ class Normalization:
         save_arrays(path, {"mean": self.mean, "std": self.std, "numbers": numbers})
 
     @classmethod
-    def load(cls, path: Path) -> "Normalization":
+    def load(cls, path: Path) -> Self:
         """Read what `save` wrote. Raises PipelineError."""
         arrays, _ = load_arrays(path)
+        expect_arrays(path, arrays, {"mean": (None,), "std": (None,), "numbers": (4,)})
+        _expect_types(path, arrays, {"mean": "float32", "std": "float32", "numbers": "float64"})
         scale, *sizes = arrays["numbers"].tolist()
-        return cls(arrays["mean"], arrays["std"], scale, *(int(size) for size in sizes))
+        if scale <= 0 or any(size < 1 or size != int(size) for size in sizes):
+            raise PipelineError(f"{path}: return scale, horizon and sizes are {[scale, *sizes]}: run its stage again")
+        horizon, observation_size, action_size = (int(size) for size in sizes)
+        channels = observation_size + action_size + 1
+        if {len(arrays["mean"]), len(arrays["std"])} != {channels}:
+            raise PipelineError(
+                f"{path}: mean and std of {len(arrays['mean'])} and {len(arrays['std'])} channels, but sizes for "
+                f"{channels}: run its stage again"
+            )
+        if (arrays["std"] <= 0).any():
+            raise PipelineError(f"{path}: std {arrays['std'].min():g} is not positive: run its stage again")
+        return cls(arrays["mean"], arrays["std"], scale, horizon, observation_size, action_size)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import LONGEST_HORIZON, Name, Parameters
 from pd_pipeline.prompts.segments import Normalization, cut
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import write_json
@@ -15,9 +15,9 @@ from pd_pipeline.trajectories.reading import read
 class Params(Parameters):
     """Which segments become prompts."""
 
-    length: int = Field(default=5, gt=0, description="K*, steps of a prompt")
-    stride: int = Field(default=4, gt=0, description="every how many steps a prompt begins")
-    qualities: tuple[str, ...] = Field(default=("expert",), min_length=1)
+    length: int = Field(default=5, gt=0, le=1000, description="K*, steps of a prompt")
+    stride: int = Field(default=4, gt=0, le=LONGEST_HORIZON, description="every how many steps a prompt begins")
+    qualities: tuple[Name, ...] = Field(default=("expert",), min_length=1, max_length=100)
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of each task's episodes kept from training")
 
 
@@ -25,7 +25,9 @@ def run(context: StageContext) -> dict[str, Any]:
     """Write `<quality>.safetensors` and `<quality>-held_out.safetensors` of the training tasks, and normalisation."""
     params, rows, data = context.params, 0, []
     for quality in params.qualities:
-        trajectories = read(context.inputs["trajectories"] / f"{quality}.parquet", context.family.train_tasks)
+        trajectories = read(
+            context.inputs["trajectories"] / f"{quality}.parquet", context.family.train_tasks, context.family
+        )
         data.append(trajectories)
         held_out = held_out_episodes(trajectories.task_id, params.held_out)
         for name, episodes in ((quality, ~held_out), (f"{quality}-held_out", held_out)):

@@ -10,9 +10,9 @@ import polars as pl
 
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.scores import method_metrics
+from pd_pipeline.evaluation.scores import OWN, Metrics, method_metrics, summary_of
 from pd_pipeline.families.base import load_family
-from pd_pipeline.storage import COST_FILE, load_arrays, read_json
+from pd_pipeline.storage import load_arrays, read_json
 from pd_pipeline.trajectories.reading import open_file
 
 Table = dict[str, np.ndarray]
@@ -42,10 +42,10 @@ class FamilyResults:
     seeds: tuple[int, ...]
     methods: tuple[str, ...]
     scores: pl.DataFrame
-    metrics: dict[str, dict[str, Any]]
+    metrics: Metrics
     """Method -> metrics over all seeds, made as `evaluation` makes them for one."""
-    frozen: dict[str, bool]
-    """Method -> whether it leaves the PLM's weights alone."""
+    precision: tuple[str, ...]
+    """What evaluation computed in; more than one where its seeds differ."""
     training: dict[str, dict[int, Table]]
     """plm, diffuser -> seed -> losses."""
     logs: dict[str, dict[tuple[int, int], Table]]
@@ -57,10 +57,29 @@ class FamilyResults:
     goals: dict[int, dict[str, Any]]
     episodes: list[Episode]
 
+    @property
+    def asked(self) -> dict[str, dict[str, float]]:
+        """Target -> data that methods were given -> the return that the policy was asked for, the mean over seeds."""
+        return {
+            str(task): {data_name(m): m["tasks"][str(task)]["target_return"] for m in self.metrics.values()}
+            for task in self.targets
+        }
+
+    def data_return(self, quality: str) -> float:
+        """Mean return of a quality's trajectories on the target tasks."""
+        return float(np.mean([self.data[quality]["tasks"][str(task)]["return_mean"] for task in self.targets]))
+
     def goal_position(self, task: int) -> np.ndarray | None:
         """Where the goal of a task is (2 or 3,), in the frame of the first observation channels; None if unknown."""
         position = self.goals.get(task, {}).get("position")
         return np.asarray(position, float) if position is not None and len(position) in (2, 3) else None
+
+
+def data_name(values: Mapping[str, Any]) -> str:
+    """`5 expert`: how many trajectories of which quality a method was given, and whether of another task."""
+    known = [str(values[name]) for name in ("few_shot", "quality") if values[name] is not None]
+    other = ["of another task"] if values["shown"] not in (None, OWN) else []
+    return " ".join(known + other) or "data unknown"
 
 
 def read_table(path: Path) -> Table:
@@ -85,8 +104,10 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         method: {(task, seed): inputs[f"tuned_{method}"] / keys[seed] / str(task) for seed in seeds for task in targets}
         for method in methods
     }
-    summaries = {method: [read_json(d / "summary.json") for d in each.values()] for method, each in outs.items()}
-    seconds = {method: sum(read_json(d / COST_FILE)["seconds"] for d in each.values()) for method, each in outs.items()}
+    summaries = {
+        method: [summary_of(read_json(directory / "summary.json"), task) for (task, _), directory in each.items()]
+        for method, each in outs.items()
+    }
     logs = {
         method: {key: read_table(d / "log.csv") for key, d in each.items() if (d / "log.csv").exists()}
         for method, each in outs.items()
@@ -99,10 +120,10 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         seeds=seeds,
         methods=methods,
         scores=scores,
-        metrics=method_metrics(scores, summaries, seconds, seeds[0], draws),
-        frozen={
-            method: not any((d / "policy.safetensors").exists() for d in each.values()) for method, each in outs.items()
-        },
+        metrics=method_metrics(scores, summaries, seeds[0], draws),
+        precision=tuple(
+            sorted({read_json(inputs["evaluation"] / key / "metrics.json")["precision"] for key in keys.values()})
+        ),
         training={
             stage: {seed: read_table(inputs[stage] / keys[seed] / "losses.csv") for seed in seeds}
             for stage in ("plm", "diffuser")

@@ -16,6 +16,7 @@ from pd_pipeline.evaluation.statistics import estimate, mean
 from pd_pipeline.reporting.canvas import (
     BLUE,
     MUTED,
+    ORANGE,
     PAPER,
     QUALITY_COLORS,
     legend_below,
@@ -176,7 +177,7 @@ def data_coverage(summary: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 @styled
 def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
-    """Generated against real prompts: distances and action loss, a row a state of the diffuser."""
+    """Generated against real prompts: distances and action loss, a row per state of the diffuser and its chain."""
     states = {"pretrained": [fit["pretrained"] for fit in fits if "pretrained" in fit]}
     for name in ("adapted", "guided"):
         states[name] = [target[name] for fit in fits for target in fit.get("targets", {}).values() if name in target]
@@ -185,6 +186,7 @@ def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
         "nearest": "Distance to the nearest real prompt",
         "action_loss": "Action loss of the PLM on unseen trajectories",
     }
+    chains = {name: sorted({value["chain"] for value in values if "chain" in value}) for name, values in states.items()}
     shown = {k: title for k, title in measures.items() if any(f"{k}_real" in v for vs in states.values() for v in vs)}
     figure, panels = new_figure(1.15 * len(shown) + 0.5, len(shown))
     for axes, (key, title) in zip(panels, shown.items(), strict=True):
@@ -195,13 +197,16 @@ def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
                 axes.plot(values, [row] * len(values), marker, color=color, alpha=0.4, markersize=5)
                 axes.plot(np.mean(values), row, marker, color=color, markersize=13 if kind == "real" else 7.5,
                           markeredgewidth=2 if kind == "real" else 0.5, label=kind if row == 0 else None)  # fmt: skip
-        axes.set_yticks(range(len(rows)), list(reversed(rows)))
+            if kept := [value[f"{key}_kept"] for value in states[name] if f"{key}_kept" in value]:
+                axes.plot(np.mean(kept), row, "D", color=PAPER, markeredgecolor=ORANGE, markersize=6, label="evaluated")
+        names = [f"{name}\n{' or '.join(map(str, chains[name]))} steps" if chains[name] else name for name in rows]
+        axes.set_yticks(range(len(rows)), list(reversed(names)))
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.set_title(title)
         axes.grid(axis="y", visible=False)
-    legend_below(figure, panels[0])
+    legend_below(figure, panels[min(1, len(panels) - 1)])  # of the distances that evaluated prompts have too
     return figure
 
 

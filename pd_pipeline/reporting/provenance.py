@@ -1,4 +1,4 @@
-"""What made the numbers: parameters, versions, revision, digests of the data, time and machine."""
+"""What made the numbers: parameters, versions, revision, digests of the data, and the machine."""
 
 import importlib
 import os
@@ -12,7 +12,7 @@ from typing import Any
 from pd_pipeline import __version__
 from pd_pipeline.config import ParamsFile, parse
 from pd_pipeline.families.base import load_family
-from pd_pipeline.storage import COST_FILE, digest, read_json
+from pd_pipeline.storage import digest
 
 PARAMS_MODULES = {
     "behavior_policies": "behavior.policies",
@@ -114,20 +114,8 @@ def outs(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> dict[st
     }
 
 
-def costs(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> list[dict[str, Any]]:
-    """Seconds and devices of each stage, summed over its keys."""
-    rows = []
-    for stage, directories in outs(inputs, params, family).items():
-        found = [read_json(file) for directory in directories for file in sorted(directory.rglob(COST_FILE))]
-        if found:
-            devices = sorted({cost["device"] for cost in found if "device" in cost})
-            seconds = sum(cost.get("seconds", 0.0) for cost in found)
-            rows.append({"stage": stage, "runs": len(found), "seconds": seconds, "device": ", ".join(devices)})
-    return rows
-
-
 def digests(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> list[tuple[str, str]]:
-    """SHA-256 of every directory that the numbers come from (cost files left out)."""
+    """SHA-256 of every directory that the numbers come from."""
     return [
         (f"{stage}/{directory.name}", digest(directory))
         for stage, directories in outs(inputs, params, family).items()

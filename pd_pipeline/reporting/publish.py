@@ -1,18 +1,24 @@
 """A small copy of a run's numbers, to keep in version control: results/<family>/."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-from pd_pipeline.evaluation.scores import method_metrics
-from pd_pipeline.graph import Graph, load
+from pd_pipeline import records
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.scores import CEILING, DESCRIBED, method_metrics
+from pd_pipeline.graph import METHODS, Graph, load
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
-from pd_pipeline.reporting.provenance import effective_parameters, git_revision, machine, stage_parameters, versions
+from pd_pipeline.reporting.provenance import effective_parameters, git_revision, machine, versions
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import COST_FILE, atomic_directory, atomic_file, digest, read_json, write_json
+from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
+
+COSTS = ("tuned_parameters", "plm_passes", "environment_episodes")
+"""What the metrics of a seed keep of the summaries of tuning, as they do not follow from the scores."""
 
 
 def publish(root: Path, family: str, destination: Path) -> list[Path]:
@@ -21,30 +27,88 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
     params = graph.params
     with atomic_directory(destination) as folder:
         tables: list[pl.DataFrame] = []
-        summaries: dict[str, list[dict[str, Any]]] = {}
-        seconds: dict[str, float] = {}
         for seed in params.run.seeds:
             evaluation = graph.root / graph.out("evaluation", Key(family, None, seed))
             tables.append(pl.read_parquet(evaluation / "scores.parquet"))
-            metrics = read_json(evaluation / "metrics.json")
-            write_json(folder / f"metrics-{seed}.json", metrics)
+            write_json(folder / f"metrics-{seed}.json", read_json(evaluation / "metrics.json"))
             write_json(folder / f"fit-{seed}.json", read_json(evaluation / "fit.json"))
             _draw(folder, stage_plots("evaluation", evaluation), f"-{seed}")
-            for method, values in metrics["methods"].items():
-                seconds[method] = seconds.get(method, 0.0) + values["seconds"]
-                summaries.setdefault(method, []).append(values)
-        scores = pl.concat(tables)
         with atomic_file(folder / "scores.csv") as file:
-            scores.write_csv(file)
-        draws = stage_parameters(params, family, "evaluation")["bootstrap"]
-        pooled = method_metrics(scores, summaries, seconds, params.run.seeds[0], draws)
-        write_json(folder / "metrics.json", {"methods": pooled})
-        _draw(folder, {"comparison": png(comparison(pooled)), "per task": png(per_task(scores, list(pooled)))})
+            pl.concat(tables).write_csv(file)
         data = graph.root / graph.out("trajectories", Key(family))
         write_json(folder / "data.json", read_json(data / "summary.json"))
         _draw(folder, {f"data {title}": drawn for title, drawn in stage_plots("trajectories", data).items()})
         write_json(folder / "provenance.json", _provenance(graph, family))
+        recompute(folder)
+        pooled = read_json(folder / "metrics.json")["methods"]
+        scores = read_scores(folder)
+        _draw(folder, {"comparison": png(comparison(pooled)), "per task": png(per_task(scores, list(pooled)))})
     return sorted(destination.iterdir())
+
+
+def recompute(folder: Path) -> None:
+    """Write the metrics of a published folder anew, from the scores and from what made them there."""
+    for name, metrics in metrics_of(folder).items():
+        write_json(folder / name, metrics)
+
+
+def metrics_of(folder: Path) -> dict[str, dict[str, Any]]:
+    """metrics.json and metrics-<seed>.json of a published folder, as its scores.csv gives them.
+
+    How methods were tuned stands in the metrics of each seed; where these are of a time that did not record it, in
+    the parameters of provenance.json. What neither holds stays null.
+    """
+    scores = read_scores(folder)
+    provenance = read_json(folder / "provenance.json")
+    draws = provenance["parameters"]["evaluation"]["bootstrap"]
+    files = {seed: read_json(folder / f"metrics-{seed}.json") for seed in scores["seed"].unique(maintain_order=True)}
+    summaries: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for seed, file in files.items():
+        of_seed = {
+            method: {name: values[name] for name in COSTS} | tuned_how(folder, provenance, method, values)
+            for method, values in file["methods"].items()
+        }
+        for method, summary in of_seed.items():
+            summaries.setdefault(method, []).append(summary)
+        alone = {method: [summary] for method, summary in of_seed.items()}
+        metrics = method_metrics(scores.filter(pl.col("seed") == seed), alone, seed, draws)
+        rest = {"family": file.get("family"), "seed": seed, "precision": file.get("precision")}
+        found[f"metrics-{seed}.json"] = {"methods": metrics, **rest}
+    precisions = {file.get("precision") for file in files.values()}
+    pooled = method_metrics(scores, summaries, provenance["seeds"][0], draws)
+    agreed = precisions.pop() if len(precisions) == 1 else None
+    return {"metrics.json": {"methods": pooled, "precision": agreed}, **found}
+
+
+def read_scores(folder: Path) -> pl.DataFrame:
+    """scores.csv of a published folder."""
+    try:
+        return pl.read_csv(folder / "scores.csv", schema_overrides={"success": pl.Boolean, "return": pl.Float64})
+    except (FileNotFoundError, pl.exceptions.PolarsError) as error:
+        raise PipelineError(f"{folder / 'scores.csv'}: not the scores of a published run ({error})") from None
+
+
+def tuned_how(folder: Path, provenance: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method says of itself; of runs that did not record it, what follows from their parameters."""
+    if "quality" in values:
+        return {key: values[key] for key in DESCRIBED}
+    parameters = provenance["parameters"][f"tuned_{name}"]
+    method = max((m for m in METHODS if name == m or name.startswith(f"{m}_")), key=len)
+    count = parameters["few_shot"]
+    if count is None:  # all there are: as many as the target tasks have, where they have equally many
+        tasks = read_json(folder / "data.json")[parameters["quality"]]["tasks"]
+        counts = {tasks[task]["episodes"] for task in values["tasks"]}
+        count = counts.pop() if len(counts) == 1 else None
+    return {
+        "method": method,
+        "frozen": method != CEILING,
+        "quality": parameters["quality"],
+        "few_shot": count,
+        "shown": parameters.get("shown"),
+        "candidates": parameters.get("candidates"),
+        "chain": parameters.get("chain"),
+    }
 
 
 def _draw(folder: Path, plots: dict[str, bytes], suffix: str = "") -> None:
@@ -55,11 +119,7 @@ def _draw(folder: Path, plots: dict[str, bytes], suffix: str = "") -> None:
 
 def _provenance(graph: Graph, family: str) -> dict[str, Any]:
     pieces = [(stage, key) for stage in graph.stages for key in graph.keys(stage) if key.family == family]
-    costs = {
-        address(stage, key): read_json(graph.root / graph.out(stage, key) / COST_FILE)["seconds"]
-        for stage, key in pieces
-        if (graph.root / graph.out(stage, key) / COST_FILE).exists()
-    }
+    made = {address(stage, key): records.find(graph.root, stage, key) for stage, key in pieces}
     return {
         "command": "pd-pipeline run all",
         "seeds": list(graph.params.run.seeds),
@@ -68,7 +128,10 @@ def _provenance(graph: Graph, family: str) -> dict[str, Any]:
         "revision": git_revision(graph.root),
         "published_with": git_revision(Path(__file__).parents[2]),  # pools seeds and draws
         "machine": machine(),
-        "seconds": costs,
+        # null: made elsewhere, and what it took there is not known here
+        "seconds": {name: record.seconds if record else None for name, record in made.items()},
+        "device": {name: record.device if record else None for name, record in made.items()},
+        "precision": {name: record.precision if record else None for name, record in made.items()},
         "digests": {
             address(stage, key): digest(graph.root / graph.out(stage, key))
             for stage, key in pieces

@@ -163,8 +163,9 @@ def _fit(results: FamilyResults) -> Drawn:
         (
             "Generated against real prompts",
             "The bar shows what two real samples have between them, the dot what generated prompts have: the closer "
-            "the dot to the bar, the better the fit (small marks are targets and seeds; the pre-trained diffuser is "
-            "measured on training tasks).",
+            "the dot to the bar, the better the fit (small marks are targets and seeds). The pre-trained diffuser is "
+            "measured on training tasks and through its whole chain, the tuned ones on the targets and through the "
+            "chain of so many steps that the prompts which are evaluated (diamond) come from.",
             plots.fit_distances(fits),
         )
     ]

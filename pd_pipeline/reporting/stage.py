@@ -4,11 +4,11 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
-from pd_pipeline import config
+from pd_pipeline.config import ParamsFile
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance
 from pd_pipeline.reporting.canvas import method_style
-from pd_pipeline.reporting.gather import FamilyResults, gather
+from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
 from pd_pipeline.reporting.verdict import decimals, judge, number, percent, what_mattered
 from pd_pipeline.stage import NoParams, StageContext
@@ -23,8 +23,8 @@ class Params(NoParams):
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `index.html`."""
-    params = config.load(context.root)
+    """Write `index.html`. Equal inputs give equal bytes, on one machine and revision of the code: no clock is read."""
+    params = context.params_file
     sections: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     for done, name in enumerate(params.run.families):
@@ -47,18 +47,19 @@ def run(context: StageContext) -> dict[str, Any]:
     return metrics
 
 
-def section(context: StageContext, params: config.ParamsFile, results: FamilyResults) -> dict[str, Any]:
+def section(context: StageContext, params: ParamsFile, results: FamilyResults) -> dict[str, Any]:
     """All that the page needs of one family."""
     name = results.name
     family = load_family(name, params.block(name, "environment"), context.root)
     fits = list(results.fit.values())
     values = [values["return_mean"] for values in results.metrics.values()]
     qualities = [values["return_mean"] for values in results.data.values()]
+    asked = list(dict.fromkeys(name for each in results.asked.values() for name in each))
     return {
         "name": name,
         "results": results,
-        # a variant is no rival: it may have other data
-        "verdict": judge(results.metrics, {m: f for m, f in results.frozen.items() if m not in params.run.variants}),
+        "verdict": judge(results.metrics),
+        "asked": asked,
         "mattered": what_mattered(results.metrics, results.logs.get("prompt_diffuser", {}), fits),
         "figures": family_figures(context.inputs, results, family.expert_bars),
         "pictures": family_pictures(context, params.block(name, "environment"), results),
@@ -68,7 +69,6 @@ def section(context: StageContext, params: config.ParamsFile, results: FamilyRes
         "digits": decimals(values),
         "data_digits": decimals(qualities),
         "parameters": provenance.effective_parameters(params, name, context.root),
-        "costs": provenance.costs(context.inputs, params, name),
         "digests": provenance.digests(context.inputs, params, name),
     }
 
@@ -87,5 +87,5 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent)
+    environment.filters.update(number=number, percent=percent, data_name=data_name)
     return environment

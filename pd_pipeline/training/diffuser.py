@@ -1,6 +1,5 @@
 """Stage diffuser: pre-train the diffuser on the prompts of the training tasks (phase 1 of the paper, eq. 6)."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,37 +8,48 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pd_pipeline.config import Parameters
-from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig
+from pd_pipeline.config import MOST_STEPS, Name, Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig, DenoiserShape
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
 from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import COST_FILE, read_json, save_arrays, write_json
-from pd_pipeline.training.loop import OptimizationParams, Trainer, generator_of, load_weights, pick_device, weights
+from pd_pipeline.storage import read_model, save_arrays, write_json
+from pd_pipeline.training.loop import (
+    BatchSize,
+    OptimizationParams,
+    Rate,
+    StepCount,
+    Trainer,
+    generator_of,
+    pick_device,
+)
 from pd_pipeline.training.policy_data import prompt_tensors
-
-
-class DenoiserParams(Parameters):
-    """Size of the denoiser."""
-
-    width: int = Field(default=256, gt=0)
-    blocks: int = Field(default=4, gt=0)
-    frequencies: int = Field(default=16, gt=0)
+from pd_pipeline.training.weights import load_model, weights
 
 
 class Params(OptimizationParams):
     """Process, shape and training of the diffuser."""
 
-    steps: int = Field(default=2000, gt=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    warmup: int = Field(default=200, ge=0)
+    steps: StepCount = 2000
+    learning_rate: Rate = 1e-3
+    warmup: int = Field(default=200, ge=0, le=MOST_STEPS)
     clip: float | None = Field(default=1.0, gt=0)
     ema: float | None = Field(default=0.999, gt=0, lt=1)
-    log_every: int = Field(default=100, gt=0)
-    batch: int = Field(default=256, gt=0)
-    quality: str = "expert"
+    log_every: StepCount = 100
+    batch: BatchSize = 256
+    quality: Name = "expert"
     diffusion: DiffusionParams = DiffusionParams()
-    denoiser: DenoiserParams = DenoiserParams()
+    denoiser: DenoiserShape = DenoiserShape()
+
+
+class SavedConfig(Parameters):
+    """config.json, beside the weights."""
+
+    denoiser: DenoiserConfig
+    diffusion: DiffusionParams
+    quality: Name
 
 
 def diffusion_loss(
@@ -52,21 +62,26 @@ def diffusion_loss(
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `denoiser.safetensors` (the moving average), `config.json`, `losses.csv` and `cost.json`."""
+    """Write `denoiser.safetensors` (the moving average), `config.json` and `losses.csv`."""
     params: Params = context.params
-    began = time.monotonic()
     device = pick_device(params.device)
     prompts = context.inputs["prompts"]
+    made = read_model(prompts / "config.json", PromptParams)
+    if params.quality not in made.qualities:
+        raise PipelineError(
+            f"families.{context.key.family}.diffuser.quality: there are no prompts of '{params.quality}': add it to "
+            f"families.{context.key.family}.prompts.qualities, which are {', '.join(made.qualities)}"
+        )
     normalization = Normalization.load(prompts / "normalization.safetensors")
-    x0, y = prompt_tensors(Prompts.load(prompts / f"{params.quality}.safetensors"), normalization, device)
+    x0, y = prompt_tensors(
+        Prompts.load(prompts / f"{params.quality}.safetensors", normalization, made.length), normalization, device
+    )
     held_x0, held_y = prompt_tensors(
-        Prompts.load(prompts / f"{params.quality}-held_out.safetensors"), normalization, device
+        Prompts.load(prompts / f"{params.quality}-held_out.safetensors", normalization, made.length),
+        normalization,
+        device,
     )
-    config = DenoiserConfig(
-        channels=x0.shape[2],
-        prompt_length=read_json(prompts / "config.json")["length"],
-        **params.denoiser.model_dump(),
-    )
+    config = DenoiserConfig(channels=x0.shape[2], prompt_length=made.length, **params.denoiser.model_dump())
     with torch.random.fork_rng([]):
         torch.manual_seed(context.seed)
         denoiser = Denoiser(config).to(device)
@@ -92,17 +107,16 @@ def run(context: StageContext) -> dict[str, Any]:
     if trainer.ema:
         denoiser.load_state_dict(trainer.ema)
     save_arrays(context.out / "denoiser.safetensors", weights(denoiser))
-    saved = {"denoiser": config.model_dump(mode="json"), "diffusion": params.diffusion.model_dump(mode="json")}
-    write_json(context.out / "config.json", saved | {"quality": params.quality})
+    saved = SavedConfig(denoiser=config, diffusion=params.diffusion, quality=params.quality)
+    write_json(context.out / "config.json", saved.model_dump(mode="json"))
     history.write(context.out / "losses.csv")
-    cost = {"seconds": time.monotonic() - began, "steps": params.steps - trainer.resumed_at, "device": str(device)}
-    write_json(context.out / COST_FILE, cost)
+    context.facts.update(device=str(device), precision=trainer.precision)
     return {name: history.rows[-1][name] for name in ("loss", "validation_loss")}
 
 
 def load_diffuser(directory: Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Diffusion]:
     """The denoiser and its process, from a directory that this stage wrote."""
-    config = read_json(directory / "config.json")
-    denoiser = Denoiser(DenoiserConfig.model_validate(config["denoiser"]))
-    load_weights(denoiser, directory / "denoiser.safetensors", "the config.json beside them")
-    return denoiser.to(device), Diffusion(DiffusionParams.model_validate(config["diffusion"]), device)
+    config = read_model(directory / "config.json", SavedConfig)
+    path = directory / "denoiser.safetensors"
+    denoiser = load_model(lambda: Denoiser(config.denoiser), path, "the config.json beside them")
+    return denoiser.to(device), Diffusion(config.diffusion, device)

@@ -9,43 +9,50 @@ not yet written: nothing else decides what follows. Checkpoints live in the stag
 """
 
 import json
+import logging
 import math
 import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import MOST_STEPS, Device, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.progress import Progress
-from pd_pipeline.storage import load_arrays, save_arrays, write_table
+from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
+from pd_pipeline.training.weights import as_tensors, check_fit, load_weights, weights  # noqa: F401
+
+StepCount = Annotated[int, Field(gt=0, le=MOST_STEPS)]
+Rate = Annotated[float, Field(gt=0, le=100)]
+BatchSize = Annotated[int, Field(gt=0, le=1_000_000)]
+_log = logging.getLogger("pd_pipeline")
 
 
 class OptimizationParams(Parameters):
     """How a model is trained."""
 
-    steps: int = Field(gt=0)
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(default=1e-4, ge=0)
+    steps: StepCount
+    learning_rate: Rate
+    weight_decay: float = Field(default=1e-4, ge=0, le=100)
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: int = Field(default=100, ge=0, description="steps of linear warm-up")
+    warmup: int = Field(default=100, ge=0, le=MOST_STEPS, description="steps of linear warm-up")
     clip: float | None = Field(default=0.25, gt=0, description="norm to which gradients are clipped")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
     precision: Literal["auto", "bf16", "float32"] = Field(
         default="auto", description="auto: bf16 autocast where the hardware multiplies in it"
     )
-    device: str = Field(default="auto", description="auto: cuda, else mps, else cpu")
+    device: Device = "auto"
     compile: bool = Field(default=False, description="torch.compile: needs a C++ compiler on a CPU, minutes of start")
-    log_every: int = Field(default=50, gt=0)
-    checkpoint_seconds: float = Field(default=20.0, ge=0)
+    log_every: StepCount = 50
+    checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
 
 
 class Diverged(PipelineError):
@@ -64,7 +71,14 @@ class History:
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device to compute on; `auto` takes cuda, else mps, else cpu."""
+    """The device to compute on; `auto` takes cuda, else mps, else cpu. Raises PipelineError where it is not here."""
+    kind, _, index = wanted.partition(":")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise PipelineError(f"device: {wanted}, but no CUDA device is here: use auto or cpu")
+    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        raise PipelineError(f"device: {wanted}, but the last one here is cuda:{torch.cuda.device_count() - 1}")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise PipelineError("device: mps, but no MPS device is here: use auto or cpu")
     if wanted != "auto":
         return torch.device(wanted)
     if torch.cuda.is_available():
@@ -95,6 +109,15 @@ def learning_rate(params: OptimizationParams, step: int) -> float:
         return params.learning_rate
     done = (step - params.warmup) / max(params.steps - params.warmup, 1)
     return params.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+class Checkpoint(NamedTuple):
+    """What `Trainer` keeps, read back and found to be of its model and parameters."""
+
+    tensors: dict[str, Tensor]
+    step: int
+    rows: list[dict[str, float]]
+    sums: dict[str, float]
 
 
 class Trainer:
@@ -194,6 +217,11 @@ class Trainer:
         self._sums = {}
         return row
 
+    @property
+    def precision(self) -> str:
+        """What forward passes compute in, for the record of a stage."""
+        return "bf16" if self.bf16 else "float32"
+
     def _save(self) -> None:
         state = {f"model.{n}": t for n, t in self.model.state_dict().items()}
         state |= {f"ema.{n}": t for n, t in self.ema.items()}
@@ -207,23 +235,57 @@ class Trainer:
             old.unlink()
 
     def _resume(self) -> None:
-        checkpoints = sorted(self.work.glob("step-*.safetensors"))
-        if not checkpoints:
+        """Go on from the newest checkpoint that is whole; those that are not are removed, with a word."""
+        for path in sorted(self.work.glob("step-*.safetensors"), reverse=True):
+            try:
+                found = self._checked(path)
+            except PipelineError as error:
+                _log.warning("%s: goes on from before this checkpoint, which is removed: %s", self.title, error)
+                remove(path)
+                continue
+            self._take(found)
             return
-        arrays, metadata = load_arrays(checkpoints[-1])
-        tensors = {name: torch.from_numpy(a).to(self.device) for name, a in arrays.items()}
+
+    def _checked(self, path: Path) -> Checkpoint:
+        """Read a checkpoint. Raises PipelineError where it is not one of this model and these parameters."""
+        arrays, metadata = load_arrays(path)
+        like = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        like |= {f"ema.{n}": t for n, t in self.ema.items()}
+        like |= {f"{moment}.{n}": p for n, p in self.model.named_parameters() for moment in ("first", "second")}
+        check_fit(path, arrays, like, "the model in training")
+        try:
+            step = int(metadata["step"])
+            rows, sums = json.loads(metadata["log"]), json.loads(metadata["sums"])
+        except (KeyError, ValueError, RecursionError) as error:
+            raise PipelineError(f"{path}: no step, log or sums that could be read: {error}") from None
+        if not 0 < step <= self.params.steps or path.name != f"step-{step:08d}.safetensors":
+            raise PipelineError(f"{path}: says that it is of step {step} of {self.params.steps}")
+        logged = [*range(self.params.log_every, step + 1, self.params.log_every)]
+        if step == self.params.steps and step % self.params.log_every:
+            logged.append(step)
+        tables = isinstance(rows, list) and all(is_figures(part) for part in (*rows, sums))
+        if not tables or [row.get("step") for row in rows] != logged:
+            raise PipelineError(f"{path}: its log is not that of {step} steps")
+        return Checkpoint(as_tensors(arrays, self.device), step, rows, sums)
+
+    def _take(self, found: Checkpoint) -> None:
+        """Set everything to what a checkpoint holds."""
+        tensors, self.step, self.history.rows, self._sums = found
+        self.resumed_at = self.step
         self.model.load_state_dict({n: tensors[f"model.{n}"] for n in self.model.state_dict()})
         for name in self.ema:
             self.ema[name].copy_(tensors[f"ema.{name}"])
-        self.step = self.resumed_at = int(metadata["step"])
         for name, parameter in self.model.named_parameters():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.step), device=self.device),
                 "exp_avg": tensors[f"first.{name}"],
                 "exp_avg_sq": tensors[f"second.{name}"],
             }
-        self.history.rows = json.loads(metadata["log"])
-        self._sums = json.loads(metadata["sums"])
+
+
+def is_figures(value: Any) -> bool:
+    """Whether `value` maps names to numbers."""
+    return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
 
 
 class _NoWriter:
@@ -242,17 +304,3 @@ def _tensorboard(logs: Path | None, step: int) -> Any:
     from torch.utils.tensorboard import SummaryWriter
 
     return SummaryWriter(str(logs), purge_step=step)
-
-
-def weights(model: nn.Module) -> dict[str, np.ndarray]:
-    """The state of a model as arrays on the CPU, for `storage.save_arrays`."""
-    return {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-
-
-def load_weights(model: nn.Module, path: Path, strict_to: str) -> None:
-    """Load a safetensors file into a model. Raises PipelineError where names or shapes differ (`strict_to`: what)."""
-    arrays, _ = load_arrays(path)
-    try:
-        model.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
-    except RuntimeError as error:
-        raise PipelineError(f"{path}: these weights do not fit {strict_to}: {error}") from None

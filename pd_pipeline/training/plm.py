@@ -1,6 +1,5 @@
 """Stage plm: pre-train the Prompting Decision Transformer on the training tasks."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,24 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from pd_pipeline.config import Name
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PolicyConfig, PolicyShape, PromptingDecisionTransformer
 from pd_pipeline.prompts.segments import Normalization
+from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.prompts.stage import held_out_episodes
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import COST_FILE, read_json, save_arrays, write_json
-from pd_pipeline.training.loop import OptimizationParams, Trainer, generator_of, load_weights, pick_device, weights
+from pd_pipeline.storage import read_model, save_arrays, write_json
+from pd_pipeline.training.loop import (
+    OptimizationParams,
+    Rate,
+    StepCount,
+    Trainer,
+    generator_of,
+    pick_device,
+)
 from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, policy_loss
+from pd_pipeline.training.weights import load_model, weights
 from pd_pipeline.trajectories.reading import read
 
 VALIDATION_SEED = 1 << 20  # beside every training seed
@@ -23,22 +33,23 @@ VALIDATION_SEED = 1 << 20  # beside every training seed
 class Params(PolicyShape, OptimizationParams):
     """Shape and training of the PLM."""
 
-    steps: int = Field(default=2400, gt=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
-    batch_per_task: int = Field(default=4, gt=0, description="samples of every training task in each step")
-    quality: str = "expert"
+    steps: StepCount = 2400
+    learning_rate: Rate = 1e-3
+    batch_per_task: int = Field(default=4, gt=0, le=100_000, description="samples of every training task in each step")
+    quality: Name = "expert"
     interpolation: TaskInterpolation = TaskInterpolation()
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of episodes kept for the validation loss")
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `policy.safetensors`, `config.json`, `normalization.safetensors`, `losses.csv` and `cost.json`."""
+    """Write `policy.safetensors`, `config.json`, `normalization.safetensors` and `losses.csv`."""
     params: Params = context.params
-    began = time.monotonic()
     device = pick_device(params.device)
     normalization = Normalization.load(context.inputs["prompts"] / "normalization.safetensors")
-    prompt_length = read_json(context.inputs["prompts"] / "config.json")["length"]
-    data = read(context.inputs["trajectories"] / f"{params.quality}.parquet", context.family.train_tasks)
+    prompt_length = read_model(context.inputs["prompts"] / "config.json", PromptParams).length
+    data = read(
+        context.inputs["trajectories"] / f"{params.quality}.parquet", context.family.train_tasks, context.family
+    )
     held_out = held_out_episodes(data.task_id, params.held_out)
     training = PolicyData(data.select(np.flatnonzero(~held_out)), normalization, device)
     validation = PolicyData(data.select(np.flatnonzero(held_out)), normalization, device)
@@ -83,10 +94,7 @@ def run(context: StageContext) -> dict[str, Any]:
     write_json(context.out / "config.json", config.model_dump(mode="json"))
     normalization.save(context.out / "normalization.safetensors")
     history.write(context.out / "losses.csv")
-    steps = params.steps - trainer.resumed_at
-    seconds = time.monotonic() - began
-    samples = steps * params.batch_per_task * len(context.family.train_tasks)
-    write_json(context.out / COST_FILE, {"seconds": seconds, "steps": steps, "samples": samples, "device": str(device)})
+    context.facts.update(device=str(device), precision=trainer.precision)
     return {name: history.rows[-1][name] for name in ("loss", "validation_loss")}
 
 
@@ -94,7 +102,15 @@ def load_policy(
     directory: Path, device: torch.device | str = "cpu"
 ) -> tuple[PromptingDecisionTransformer, Normalization]:
     """The frozen PLM of a directory that this stage wrote, in evaluation mode, with its normalisation."""
-    policy = PromptingDecisionTransformer(PolicyConfig.model_validate(read_json(directory / "config.json")))
-    load_weights(policy, directory / "policy.safetensors", "the config.json beside them")
+    config = read_model(directory / "config.json", PolicyConfig)
+    normalization = Normalization.load(directory / "normalization.safetensors")
+    of_config = config.observation_size, config.action_size, config.max_timestep
+    if (of_data := (normalization.observation_size, normalization.action_size, normalization.horizon)) != of_config:
+        raise PipelineError(
+            f"{directory / 'config.json'}: observation size, action size and horizon are {of_config}, but {of_data} in "
+            "normalization.safetensors beside it: run stage plm again"
+        )
+    path = directory / "policy.safetensors"
+    policy = load_model(lambda: PromptingDecisionTransformer(config), path, "the config.json beside them")
     policy.to(device).eval().requires_grad_(False)
-    return policy, Normalization.load(directory / "normalization.safetensors")
+    return policy, normalization

@@ -36,7 +36,7 @@ class TaskInterpolation(Parameters):
     """
 
     share: float = Field(default=0.0, ge=0, le=1, description="of the samples; 0: off")
-    extrapolation: float = Field(default=0.0, ge=0, description="e: how far beyond either task weights go")
+    extrapolation: float = Field(default=0.0, ge=0, le=100, description="e: how far beyond either task weights go")
 
 
 def between(one: Batch, other: Batch, weight: Tensor) -> Batch:

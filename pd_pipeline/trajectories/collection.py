@@ -6,12 +6,10 @@ of (seed, task, quality, episode) under a scripted policy; under a learned one, 
 at once, its last bits depend on how many these are.
 """
 
-import multiprocessing
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,32 +17,36 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import Name, Parameters, Seed
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families import border
 from pd_pipeline.families.base import BatchPolicy, Family, Policy, load_family
 from pd_pipeline.families.goal_policy import located
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
-from pd_pipeline.trajectories.validation import Columns
-from pd_pipeline.workers import one_thread_each
+from pd_pipeline.trajectories.validation import Columns, Validator
+from pd_pipeline.workers import Answer, Workers, beat
 
 
 class EpisodeCount(Parameters):
     """Episodes per task of one quality."""
 
-    train: int = Field(gt=0)
-    test: int = Field(gt=0)
+    train: int = Field(gt=0, le=1_000_000)
+    test: int = Field(gt=0, le=1_000_000)
 
 
 class TrajectoriesParams(Parameters):
     """How much is collected."""
 
-    seed: int = 0
-    workers: int | None = Field(default=None, ge=1, description="processes; None: one a core")
-    episodes_a_shard: int = Field(default=20, gt=0)
-    episodes: dict[str, EpisodeCount] = {
+    seed: Seed = 0
+    workers: int | None = Field(default=None, ge=1, le=1024, description="processes; None: one per core")
+    patience: float = Field(
+        default=600.0, gt=0, le=86_400, description="seconds after which a step that has not come back is ended"
+    )
+    episodes_a_shard: int = Field(default=20, gt=0, le=10_000)
+    episodes: dict[Name, EpisodeCount] = {
         "expert": EpisodeCount(train=40, test=15),
         "medium": EpisodeCount(train=5, test=5),
         "random": EpisodeCount(train=5, test=5),
@@ -86,7 +88,7 @@ class Pool:
         """`count` environments of a task."""
         if not all([self.family.retarget(environment, task) for environment in self._kept]):
             self.close()
-        self._kept += [self.family.make(task) for _ in range(count - len(self._kept))]
+        self._kept += [border.make(self.family, task) for _ in range(count - len(self._kept))]
         return self._kept[:count]
 
     def close(self) -> None:
@@ -143,7 +145,7 @@ def side_by_side(
     views = [[column[i] for column in columns.values()] for i in range(count)]  # a row by one index: it is what is fast
     lengths, running = [horizon] * count, list(range(count))
     present = [
-        environment.reset(seed=int(rng.integers(2**31)), options=options)[0]
+        border.reset(family, environment, seed=int(rng.integers(2**31)), options=options)
         for environment, rng in zip(environments, rngs, strict=True)
     ]
     for step in range(horizon):
@@ -153,13 +155,17 @@ def side_by_side(
         over = False
         for row, i in enumerate(running):
             environment = environments[i]
-            action = chosen[row] if together is not None else policy(environment, present[i], rngs[i])
+            if together is None:
+                action = border.act(family, policy, environment, present[i], rngs[i])
+            else:
+                action = chosen[row]
             observation, actions, rewards, terminated, success = views[i]
             observation[step], actions[step] = present[i], action
-            present[i], rewards[step], ended, truncated, info = environment.step(action)
-            terminated[step], success[step] = ended, bool(info.get("success", False))
+            present[i], rewards[step], ended, truncated, success[step] = border.step(family, environment, action)
+            terminated[step] = ended
             if ended or truncated:
                 lengths[i], over = step + 1, True
+        beat()
         if over:
             running = [i for i in running if lengths[i] > step + 1]
             if not running:
@@ -167,17 +173,37 @@ def side_by_side(
     return [{name: column[i, : lengths[i]] for name, column in columns.items()} for i in range(count)]
 
 
-@lru_cache(maxsize=1)
-def _worker_pool(name: str, block: str, root: Path) -> Pool:
-    import json
+def _worker(name: str, block: str, root: Path, params: TrajectoriesParams, work: Path, behaviors: str) -> Answer:
+    """Collects shards, one a message, into files of `work`; answers with the number of steps."""
+    family = load_family(name, json.loads(block), root)
+    pool, described = Pool(family), json.loads(behaviors)
 
-    return Pool(load_family(name, json.loads(block), root))  # once a process: building a benchmark takes a second
+    def collect_shard(shard: Shard) -> int:
+        arrays = collect_episodes(pool, described[shard.quality], shard, params.seed)
+        # before it is kept: a bad episode must not be read again from the work folder by every later try
+        checking = Validator(f"policy '{shard.quality}'", metadata_of(family, shard.quality, params))
+        checking.feed(Columns(**arrays))
+        checking.finish(np.array([shard.task]))
+        save_arrays(shard.file(work), arrays)
+        return len(arrays["step"])
+
+    return collect_shard
 
 
-def _work(name: str, block: str, root: Path, behavior: dict[str, Any], shard: Shard, seed: int, file: Path) -> int:
-    arrays = collect_episodes(_worker_pool(name, block, root), behavior, shard, seed)
-    save_arrays(file, arrays)
-    return len(arrays["step"])
+def metadata_of(family: Family, quality: str, params: TrajectoriesParams) -> TrajectoryMetadata:
+    """What the file of a quality says of itself."""
+    return TrajectoryMetadata(
+        family=family.name,
+        quality=quality,
+        observation_size=family.observation_size,
+        action_low=tuple(family.action_low.tolist()),
+        action_high=tuple(family.action_high.tolist()),
+        horizon=family.horizon,
+        seed=params.seed,
+        goals={task: family.goal(task) for task in sorted({*family.train_tasks, *family.test_tasks})},
+        environment=family.params.model_dump(mode="json"),
+        versions=family.versions(),
+    )
 
 
 def collect(
@@ -189,8 +215,8 @@ def collect(
     out: Path,
     work: Path,
     progress: Progress,
-) -> dict[str, Any]:
-    """Collect every quality into `out`/<quality>.parquet and return the cost: steps, seconds, workers.
+) -> None:
+    """Collect every quality into `out`/<quality>.parquet.
 
     `block` is the family's `environment` block of params.yaml, from which workers rebuild it; `policies` is the out
     of stage behavior_policies; `work` keeps finished shards.
@@ -205,39 +231,23 @@ def collect(
     began, done, steps = time.monotonic(), len(shards) - len(todo), 0
     title = f"trajectories {family.name}"
     progress(title, done, len(shards))
-    text = _json(block)
-    jobs = [(family.name, text, root, behaviors[s.quality], s, params.seed, s.file(work)) for s in todo]
-    for length in _run(jobs, workers):
+    arguments = (family.name, json.dumps(block, sort_keys=True), root, params, work, json.dumps(behaviors))
+    for length in _run(arguments, todo, workers, params.patience, family.is_foreign):
         done, steps = done + 1, steps + length
         progress(title, done, len(shards), f"{steps / (time.monotonic() - began):,.0f} steps/s")
-    seconds = time.monotonic() - began
-    goals = {task: family.goal(task) for task in sorted({*family.train_tasks, *family.test_tasks})}
     for quality in params.episodes:
-        metadata = TrajectoryMetadata(
-            family=family.name,
-            quality=quality,
-            observation_size=family.observation_size,
-            action_low=tuple(family.action_low.tolist()),
-            action_high=tuple(family.action_high.tolist()),
-            horizon=family.horizon,
-            seed=params.seed,
-            goals=goals,
-            environment=family.params.model_dump(mode="json"),
-            versions=family.versions(),
-        )
-        write(out / f"{quality}.parquet", metadata, _merged(work, [s for s in shards if s.quality == quality]))
-    return {"steps": steps, "seconds": seconds, "workers": workers}
+        some = [shard for shard in shards if shard.quality == quality]
+        write(out / f"{quality}.parquet", metadata_of(family, quality, params), _merged(work, some))
 
 
-def _run(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[int]:
-    if workers == 1:
-        for job in jobs:
-            yield _work(*job)
+def _run(
+    arguments: tuple[Any, ...], shards: list[Shard], workers: int, patience: float, foreign: bool
+) -> Iterator[int]:
+    if workers == 1 and not foreign:  # code from elsewhere may hang, and a process of its own can be ended
+        yield from map(_worker(*arguments), shards)
         return
-    # spawn: the parent may hold threads (Dagster, torch) that a fork would copy half-way
-    with one_thread_each(), ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed([pool.submit(_work, *job) for job in jobs]):
-            yield future.result()
+    with Workers(_worker, [arguments] * workers, "trajectories", "lower trajectories.workers", patience) as processes:
+        yield from processes.spread(shards)
 
 
 def _merged(work: Path, shards: list[Shard]) -> Iterator[Columns]:
@@ -245,9 +255,3 @@ def _merged(work: Path, shards: list[Shard]) -> Iterator[Columns]:
     for task in sorted({shard.task for shard in shards}):
         parts = [load_arrays(shard.file(work))[0] for shard in shards if shard.task == task]
         yield Columns(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-
-def _json(block: dict[str, Any]) -> str:
-    import json
-
-    return json.dumps(block, sort_keys=True)

@@ -1,21 +1,28 @@
 """Reading and writing trajectory files, whole or as a stream, always validated."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pd_pipeline.config import parse
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family
 from pd_pipeline.storage import atomic_file
-from pd_pipeline.trajectories.schema import METADATA_KEY, SCHEMA_VERSION, TrajectoryMetadata, arrow_schema
-from pd_pipeline.trajectories.validation import Columns, Validator, check_schema
+from pd_pipeline.trajectories.schema import METADATA_KEY, TrajectoryMetadata, arrow_schema, parse_metadata
+from pd_pipeline.trajectories.seal import GET_AGAIN, Seal, check_group, open_seal, seal_file
+from pd_pipeline.trajectories.validation import Columns, Validator, check_family, check_schema
 
 ROWS_A_BATCH = 1 << 14
 BUFFER_BYTES = 1 << 20  # of a column while streaming
+SMALL_BYTES = 1 << 28  # a file without a seal that memory holds whole
+DEEPEST_COLUMN = 16  # lists inside lists
+# what pyarrow raises on damaged files; MemoryError where a page claims to be larger than the machine
+DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -71,82 +78,135 @@ def return_to_go(rewards: np.ndarray) -> np.ndarray:
     return np.cumsum(rewards[::-1], dtype=np.float64)[::-1].astype(np.float32)
 
 
-def open_file(path: Path) -> tuple[pq.ParquetFile, TrajectoryMetadata]:
-    """Open a trajectory file and check its schema. Raises PipelineError."""
-    try:
-        # pre-buffering would keep the whole file in memory, and so would unbuffered chunks of one large row group
-        file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    except FileNotFoundError:
-        raise PipelineError(f"{path}: no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise PipelineError(f"{path}: not a readable Parquet file, truncated perhaps: {error}") from None
-    text = (file.schema_arrow.metadata or {}).get(METADATA_KEY)
+class Opened(NamedTuple):
+    """A trajectory file that was opened and found to be one."""
+
+    file: pq.ParquetFile
+    metadata: TrajectoryMetadata
+    seal: Seal | None
+    """None: written by another program."""
+
+
+def open_file(path: Path, family: Family | None = None) -> Opened:
+    """Open a trajectory file and check all that it says of itself. Raises PipelineError.
+
+    With a `family`, one of another family, or that contradicts it, is refused.
+    """
+    if not path.exists():
+        raise PipelineError(f"{path}: no such file")
+    if not path.is_file():  # opening a pipe would wait for what writes into it
+        raise PipelineError(f"{path}: not a regular file")
+    with _refusing(f"{path}: not a readable Parquet file, truncated perhaps"):
+        seal = open_seal(path)
+        # Pre-buffering would keep the whole file in memory, and so would unbuffered chunks of one large row group. In a
+        # buffer, a damaged page takes as much memory as it claims to need; no page of a sealed file is read damaged.
+        buffered = seal is not None or path.stat().st_size > SMALL_BYTES
+        file = pq.ParquetFile(
+            path,
+            pre_buffer=False,
+            buffer_size=BUFFER_BYTES if buffered else 0,
+            page_checksum_verification=True,
+            schema_depth_limit=DEEPEST_COLUMN,
+        )
+        schema = file.schema_arrow
+        text = (schema.metadata or {}).get(METADATA_KEY)
+        _check_layout(path, file, seal)
     if text is None:
         raise PipelineError(f"{path}: no '{METADATA_KEY.decode()}' metadata: not a trajectory file of this pipeline")
+    metadata = parse_metadata(str(path), text)
+    check_schema(str(path), schema, metadata)
+    if family is not None:
+        check_family(str(path), metadata, family)
+    return Opened(file, metadata, seal)
+
+
+@contextmanager
+def _refusing(message: str) -> Iterator[None]:
+    """Turn what pyarrow raises on a damaged file into one line."""
     try:
-        metadata = TrajectoryMetadata.model_validate_json(text)
-    except ValueError:
-        import json
-
-        try:
-            values = json.loads(text)
-        except ValueError as error:
-            raise PipelineError(f"{path}: metadata '{METADATA_KEY.decode()}' is not JSON: {error}") from None
-        metadata = parse(TrajectoryMetadata, values, f"{path}: metadata")
-    if metadata.schema_version != SCHEMA_VERSION:
-        raise PipelineError(f"{path}: schema version {metadata.schema_version}, this program reads {SCHEMA_VERSION}")
-    check_schema(str(path), file.schema_arrow, metadata)
-    return file, metadata
+        yield
+    except PipelineError:
+        raise
+    except DAMAGE as error:
+        raise PipelineError(f"{message}: {str(error) or type(error).__name__}") from None
 
 
-def stream(path: Path, tasks: Iterable[int] | None = None) -> Iterator[Columns]:
+def _check_layout(path: Path, file: pq.ParquetFile, seal: Seal | None) -> None:
+    """Raise PipelineError where the counts of the footer contradict each other."""
+    rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows:
+        raise PipelineError(
+            f"{path}: damaged: its footer claims {file.metadata.num_rows:,} rows, and {sum(rows):,} in row groups"
+        )
+    if seal is not None and len(seal.groups) != len(rows):
+        raise PipelineError(
+            f"{path}: damaged: {len(rows)} row groups, {len(seal.groups)} when it was sealed: {GET_AGAIN}"
+        )
+
+
+def stream(path: Path, tasks: Iterable[int] | None = None, family: Family | None = None) -> Iterator[Columns]:
     """Yield the validated steps of a file, a batch at a time, in constant memory.
 
     `tasks` reads only the row groups that may hold one of them, and yields only their rows; order and uniqueness are
-    then checked within what is read. Raises PipelineError at the first bad step.
+    then checked within what is read. Raises PipelineError at the first bad step, and as `open_file` does.
     """
-    file, metadata = open_file(path)
-    validator = Validator(str(path), metadata)
-    wanted = None if tasks is None else np.fromiter(tasks, np.int64)
-    groups = list(range(file.num_row_groups)) if wanted is None else _groups_with(file, wanted)
-    names = [field.name for field in arrow_schema(metadata)]
-    try:
-        for batch in file.iter_batches(ROWS_A_BATCH, row_groups=groups, columns=names):
-            columns = Columns.from_batch(str(path), batch, metadata)
-            if wanted is not None:
-                kept = np.isin(columns.task_id, wanted)
-                columns = Columns(**{n: getattr(columns, n)[kept] for n in Columns.__dataclass_fields__})
-            validator.feed(columns)
-            yield columns
-    except (pa.ArrowInvalid, OSError) as error:
-        raise PipelineError(f"{path}: damaged: {error}") from None
+    return _stream(path, open_file(path, family), None if tasks is None else np.fromiter(tasks, np.int64))
+
+
+def _stream(path: Path, opened: Opened, wanted: np.ndarray | None) -> Iterator[Columns]:
+    validator = Validator(str(path), opened.metadata)
+    for columns in _batches(path, opened, wanted):
+        kept = columns
+        if wanted is not None:
+            rows = np.isin(columns.task_id, wanted)
+            kept = Columns(**{n: getattr(columns, n)[rows] for n in Columns.__dataclass_fields__})
+        validator.feed(kept)
+        yield kept
     validator.finish(wanted)
 
 
-def _groups_with(file: pq.ParquetFile, tasks: np.ndarray) -> list[int]:
-    """Row groups whose task range (Parquet statistics) holds one of `tasks`."""
-    column = file.schema_arrow.get_field_index("task_id")
-    groups = []
-    for index in range(file.num_row_groups):
-        statistics = file.metadata.row_group(index).column(column).statistics
-        told = statistics is not None and statistics.has_min_max
-        if not told or ((tasks >= statistics.min) & (tasks <= statistics.max)).any():
-            groups.append(index)
-    return groups
+def _batches(path: Path, opened: Opened, wanted: np.ndarray | None) -> Iterator[Columns]:
+    """The batches of the row groups that may hold a task of `wanted`, each group checked before it is read."""
+    file, metadata, seal = opened
+    names = [field.name for field in arrow_schema(metadata)]
+    with file, _refusing(f"{path}: damaged"):
+        for group in range(file.num_row_groups):
+            if wanted is not None and not _may_hold(file, group, wanted, trusted=seal is not None):
+                continue
+            if seal is not None:
+                check_group(path, seal, file.metadata, group)
+            rows = 0
+            for batch in file.iter_batches(ROWS_A_BATCH, row_groups=[group], columns=names):
+                rows += batch.num_rows
+                yield Columns.from_batch(str(path), batch, metadata)
+            if rows != (claimed := file.metadata.row_group(group).num_rows):
+                raise PipelineError(f"{path}: damaged: row group {group} claims {claimed:,} rows and holds {rows:,}")
 
 
-def read(path: Path, tasks: Iterable[int] | None = None) -> Trajectories:
+def _may_hold(file: pq.ParquetFile, group: int, tasks: np.ndarray, trusted: bool) -> bool:
+    """Whether a row group may hold one of `tasks`: by its statistics, or by its tasks where these are not `trusted`.
+
+    Damaged statistics could hide a task, and pyarrow ends the process where it cannot make sense of them.
+    """
+    if trusted:
+        column = file.schema_arrow.get_field_index("task_id")
+        found = file.metadata.row_group(group).column(column).statistics
+        return not found or not found.has_min_max or bool(((tasks >= found.min) & (tasks <= found.max)).any())
+    batches = file.iter_batches(ROWS_A_BATCH, row_groups=[group], columns=["task_id"])
+    return any(np.isin(batch.column(0).to_numpy(zero_copy_only=False), tasks).any() for batch in batches)
+
+
+def read(path: Path, tasks: Iterable[int] | None = None, family: Family | None = None) -> Trajectories:
     """Read a file, or the episodes of some tasks of it, into contiguous arrays. Raises PipelineError."""
-    wanted = None if tasks is None else list(tasks)
-    _, metadata = open_file(path)
-    batches = list(stream(path, wanted))
+    opened = open_file(path, family)
+    batches = list(_stream(path, opened, None if tasks is None else np.fromiter(tasks, np.int64)))
     columns = {
         name: np.concatenate([getattr(batch, name) for batch in batches]) if batches else np.empty(0)
         for name in Columns.__dataclass_fields__
     }
     starts = np.flatnonzero(columns["step"] == 0)
     return Trajectories(
-        metadata,
+        opened.metadata,
         columns["observation"],
         columns["action"],
         columns["reward"],
@@ -163,7 +223,7 @@ def write(path: Path, metadata: TrajectoryMetadata, batches: Iterable[Columns]) 
     schema = arrow_schema(metadata)
     with atomic_file(path) as temporary:
         validator = Validator(str(path), metadata)
-        with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        with pq.ParquetWriter(temporary, schema, compression="zstd", write_page_checksum=True) as writer:
             for columns in batches:
                 for name, width in (("observation", metadata.observation_size), ("action", metadata.action_size)):
                     if (shape := getattr(columns, name).shape)[1:] != (width,):
@@ -171,6 +231,7 @@ def write(path: Path, metadata: TrajectoryMetadata, batches: Iterable[Columns]) 
                 validator.feed(columns)
                 writer.write_batch(_record_batch(columns, schema, metadata.quality))
         validator.finish()
+        seal_file(temporary)
 
 
 def _record_batch(columns: Columns, schema: pa.Schema, quality: str) -> pa.RecordBatch:

@@ -15,36 +15,80 @@
 The file's metadata (key `pd_pipeline`, JSON) holds `TrajectoryMetadata`.
 """
 
-from typing import Any
+import json
+import math
+from typing import Annotated, Any, Self
 
+import numpy as np
 import pyarrow as pa
+from pydantic import Field, model_validator
 
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, Name, Parameters, Seed, parse
+from pd_pipeline.errors import PipelineError
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"pd_pipeline"
+MOST_METADATA_BYTES = 4_000_000
+WIDEST = 100_000  # numbers of an observation or an action
+
+Bound = Annotated[float, Field(ge=float(np.finfo(np.float32).min), le=float(np.finfo(np.float32).max))]
+Task = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class TrajectoryMetadata(Parameters):
     """What a file must say of itself to be read without the program that wrote it."""
 
     schema_version: int = SCHEMA_VERSION
-    family: str
-    quality: str
-    observation_size: int
-    action_low: tuple[float, ...]
-    action_high: tuple[float, ...]
-    horizon: int
-    seed: int
-    goals: dict[int, dict[str, Any]]
+    family: Name
+    quality: Name
+    observation_size: int = Field(ge=1, le=WIDEST)
+    action_low: tuple[Bound, ...] = Field(min_length=1, max_length=WIDEST)
+    action_high: tuple[Bound, ...] = Field(min_length=1, max_length=WIDEST)
+    horizon: int = Field(ge=1, le=LONGEST_HORIZON)
+    seed: Seed
+    goals: dict[Task, dict[str, Any]] = Field(min_length=1, max_length=MOST_TASKS)
     """Task id -> its hidden goal, for every task that the file holds."""
     environment: dict[str, Any]
     versions: dict[str, str]
+
+    @model_validator(mode="after")
+    def _has_a_range(self) -> Self:
+        if len(self.action_low) != len(self.action_high):
+            raise ValueError(f"action_low has {len(self.action_low)} numbers, action_high {len(self.action_high)}")
+        for i, (low, high) in enumerate(zip(self.action_low, self.action_high, strict=True)):
+            if low >= high:
+                raise ValueError(f"action_low {low} is not below action_high {high} for number {i} of an action")
+        return self
 
     @property
     def action_size(self) -> int:
         """Width d_a of an action."""
         return len(self.action_low)
+
+
+def parse_metadata(source: str, text: bytes) -> TrajectoryMetadata:
+    """The metadata written as `text` in the file `source`. Raises PipelineError."""
+    where = f"{source}: metadata '{METADATA_KEY.decode()}'"
+    if len(text) > MOST_METADATA_BYTES:
+        raise PipelineError(f"{where} has {len(text):,} bytes, more than {MOST_METADATA_BYTES:,}")
+    try:
+        values = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise PipelineError(f"{where} is nested too deeply") from None
+    except ValueError as error:  # not JSON, or not text
+        raise PipelineError(f"{where} is not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise PipelineError(f"{where} is not an object of JSON but {type(values).__name__}")
+    if (version := values.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
+        raise PipelineError(f"{source}: schema version {version}, this program reads {SCHEMA_VERSION}")
+    return parse(TrajectoryMetadata, values, f"{source}: metadata")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
 
 
 def arrow_schema(metadata: TrajectoryMetadata) -> pa.Schema:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import COST_FILE, write_json
+from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.collection import TrajectoriesParams, collect
 from pd_pipeline.trajectories.quality import summarise
 from pd_pipeline.trajectories.reading import read
@@ -12,8 +12,8 @@ Params = TrajectoriesParams
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write one Parquet file a quality, `summary.json` and `cost.json`."""
-    cost = collect(
+    """Write one Parquet file per quality and `summary.json`."""
+    collect(
         context.family,
         context.environment,
         context.root,
@@ -27,7 +27,6 @@ def run(context: StageContext) -> dict[str, Any]:
         context.family, {quality: read(context.out / f"{quality}.parquet") for quality in context.params.episodes}
     )
     write_json(context.out / "summary.json", summary)
-    write_json(context.out / COST_FILE, cost)
     return {f"return_mean_{quality}": values["return_mean"] for quality, values in summary.items()} | {
         "row_count": sum(values["steps"] for values in summary.values())
     }

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, one_line
+from pd_pipeline.families.base import Family
 from pd_pipeline.trajectories.schema import TrajectoryMetadata, arrow_schema
 
 ACTION_TOLERANCE = 1e-6
@@ -31,6 +33,29 @@ def check_schema(source: str, found: pa.Schema, metadata: TrajectoryMetadata) ->
             )
 
 
+def check_family(source: str, metadata: TrajectoryMetadata, family: Family) -> None:
+    """Raise PipelineError where a file is of another family, or its metadata contradicts the one of that name."""
+    if metadata.family != family.name:
+        raise PipelineError(f"{source}: holds trajectories of family '{metadata.family}', not of '{family.name}'")
+    expected = {
+        "observation_size": family.observation_size,
+        "action_low": tuple(family.action_low.tolist()),
+        "action_high": tuple(family.action_high.tolist()),
+        "horizon": family.horizon,
+    }
+    for name, value in expected.items():
+        if (found := getattr(metadata, name)) != value:
+            raise PipelineError(
+                f"{source}: {name} is {_short(found)}, but family '{family.name}' of this project has {_short(value)}"
+            )
+    if unknown := set(metadata.goals) - {*family.train_tasks, *family.test_tasks}:
+        raise PipelineError(f"{source}: task {min(unknown)} is not among the tasks of family '{family.name}'")
+
+
+def _short(value: object) -> str:
+    return one_line(str(value), 200)
+
+
 @dataclass(frozen=True)
 class Columns:
     """One batch as numpy arrays, n rows."""
@@ -48,10 +73,20 @@ class Columns:
 
     @classmethod
     def from_batch(cls, source: str, batch: pa.RecordBatch, metadata: TrajectoryMetadata) -> "Columns":
-        """Views into an Arrow batch (bit-packed booleans are unpacked). Raises PipelineError on nulls."""
-        for name in cls.__dataclass_fields__:
+        """Views into an Arrow batch (bit-packed booleans are unpacked). Raises PipelineError on nulls.
+
+        The quality is not kept: in every row it must be the one of the metadata.
+        """
+        for name in (*cls.__dataclass_fields__, "quality"):
             if batch.column(name).null_count:
                 raise PipelineError(f"{source}: column '{name}' has empty values: every step needs one")
+
+        quality = batch.column("quality")
+        same = pc.fill_null(pc.equal(quality.dictionary, metadata.quality), False).to_numpy(zero_copy_only=False)
+        if not same[quality.indices.to_numpy()].all():
+            raise PipelineError(
+                f"{source}: column 'quality' is not '{metadata.quality}' throughout, as its metadata say"
+            )
 
         def flat(name: str) -> np.ndarray:
             return batch.column(name).to_numpy(zero_copy_only=False)
@@ -96,6 +131,8 @@ class Validator:
         if not len(columns.step):
             return
         low, high = (np.asarray(bound, np.float32) for bound in (self.metadata.action_low, self.metadata.action_high))
+        for name in ("task_id", "episode_id", "step"):
+            self._refuse(columns, getattr(columns, name) < 0, f"{name} is negative")
         for name in ("observation", "action"):
             self._refuse(columns, ~np.isfinite(getattr(columns, name)).all(1), f"{name} is not finite: {{{name}}}")
         for name in ("reward", "return_to_go"):

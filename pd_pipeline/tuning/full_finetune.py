@@ -1,28 +1,33 @@
-"""The upper bound: all weights of the PLM are tuned on the few-shot trajectories."""
+"""All weights of the PLM are tuned on the few-shot trajectories: what may be reached without freezing it."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from pd_pipeline.training.loop import OptimizationParams, Trainer, generator_of
-from pd_pipeline.training.policy_data import policy_loss
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams
+from pd_pipeline.config import MOST_STEPS
+from pd_pipeline.training.loop import BatchSize, OptimizationParams, Rate, StepCount, Trainer, generator_of
+from pd_pipeline.training.policy_data import policy_loss, prompt_tensors
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select
 
 
 class Params(TuningParams, OptimizationParams):
     """Fine-tuning of all weights."""
 
-    steps: int = Field(default=150, gt=0)
-    learning_rate: float = Field(default=1e-4, gt=0)
-    warmup: int = Field(default=10, ge=0)
-    batch: int = Field(default=32, gt=0)
-    log_every: int = Field(default=1, gt=0)
+    steps: StepCount = 150
+    learning_rate: Rate = 1e-4
+    warmup: int = Field(default=10, ge=0, le=MOST_STEPS)
+    batch: BatchSize = 32
+    log_every: StepCount = 1
 
 
 def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
-    """Train a copy of the PLM as in pre-training, with a fresh optimizer; evaluate it with few-shot prompts."""
+    """Train a copy of the PLM as in pre-training, with a fresh optimizer, on windows as long as those it acts on.
+
+    The prompts are few-shot segments; candidates are chosen by the tuned policy's own loss, since it acts under them.
+    """
     policy = copy.deepcopy(plm.policy).requires_grad_(True).train()
     config = policy.config
     trainer = Trainer(policy, params, run.work, run.title)
@@ -30,15 +35,19 @@ def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run
 
     def loss_of_step(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, step])
-        batch = few_shot.windows.batch(rng, params.batch, config.prompt_length, config.context)
+        batch = few_shot.windows.batch(rng, params.batch, config.prompt_length, config.acting_window)
         policy.refresh_dropout(params.batch, residual, generator_of(seed, step, plm.device))
         return policy_loss(policy, batch)
 
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
+    policy.eval().requires_grad_(False)
+    drawn = few_shot.draw(np.random.default_rng(seed), params.made)
+    x0, y = prompt_tensors(drawn, plm.normalization, plm.device)
+    kept, passes = select(replace(plm, policy=policy), few_shot, x0, y, params, seed)
     return Tuned(
-        few_shot.draw(np.random.default_rng(seed), params.prompts),
-        policy=policy.eval(),
+        drawn.select(kept.cpu().numpy()),
+        policy=policy,
         history=history,
         tuned_parameters=sum(p.numel() for p in policy.parameters()),
-        plm_passes=2 * params.batch * params.steps,
+        plm_passes=2 * params.batch * params.steps + passes,
     )

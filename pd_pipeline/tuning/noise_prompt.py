@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, to_prompts
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select, to_prompts
 
 
 class Params(TuningParams):
@@ -14,6 +14,9 @@ def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run
     """Draw the noise; return-to-go and timesteps are those of few-shot segments."""
     rng = np.random.default_rng(seed)
     x0, y = few_shot.tensors(plm)
-    rows = torch.from_numpy(rng.choice(len(y), params.prompts))
-    noise = torch.from_numpy(rng.standard_normal((params.prompts, *x0.shape[1:]), np.float32))
-    return Tuned(to_prompts(noise, y[rows.to(y.device)], plm.normalization, int(few_shot.data.task_id[0])))
+    rows = torch.from_numpy(rng.choice(len(y), params.made))
+    noise = torch.from_numpy(rng.standard_normal((params.made, *x0.shape[1:]), np.float32)).to(plm.device)
+    conditions = y[rows.to(plm.device)]
+    kept, passes = select(plm, few_shot, noise, conditions, params, seed)
+    prompts = to_prompts(noise[kept], conditions[kept], plm.normalization, int(few_shot.data.task_id[0]))
+    return Tuned(prompts, plm_passes=passes)

@@ -4,8 +4,8 @@ First the diffuser is adapted to the few-shot prompts with L_DM alone, then guid
 prompts through the reverse chain, asks the PLM for its action loss under them, and adds that gradient, projected off
 the diffusion gradient where they conflict. The guidance gradient is scaled to the norm of the diffusion gradient
 before lambda: their norms differ by orders of magnitude and drift during tuning, so that a bare lambda means
-something else for every task and step. At the end prompts are generated under few-shot conditions y and the best
-are kept, by their action loss on the few-shot trajectories.
+something else for every task and step. At the end candidates are generated under few-shot conditions y, and the best
+are kept by their action loss on the few-shot trajectories: a selection that every method has, on here by default.
 """
 
 import copy
@@ -16,11 +16,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.config import MOST_STEPS
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.training.diffuser import diffusion_loss
-from pd_pipeline.training.loop import History, OptimizationParams, Trainer, generator_of
+from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer, generator_of
 from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
 from pd_pipeline.tuning.protocol import (
     FewShot,
@@ -29,7 +29,7 @@ from pd_pipeline.tuning.protocol import (
     Tuned,
     TuningParams,
     guidance_loss,
-    prompt_losses,
+    select,
     to_prompts,
 )
 
@@ -37,60 +37,60 @@ from pd_pipeline.tuning.protocol import (
 class AdaptParams(OptimizationParams):
     """Phase one: L_DM alone on the few-shot prompts."""
 
-    steps: int = Field(default=200, ge=1)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    steps: StepCount = 200
+    learning_rate: Rate = 1e-3
     clip: float | None = Field(default=1.0, gt=0)
-    warmup: int = Field(default=20, ge=0)
-    batch: int = Field(default=128, gt=0)
+    warmup: int = Field(default=20, ge=0, le=MOST_STEPS)
+    batch: BatchSize = 128
 
 
 class Params(TuningParams, OptimizationParams):
     """Phase two: eq. 9."""
 
     adapt: AdaptParams | None = AdaptParams()
-    steps: int = Field(default=300, gt=0)
-    learning_rate: float = Field(default=1e-3, gt=0)
+    steps: StepCount = 300
+    learning_rate: Rate = 1e-3
     clip: float | None = Field(default=1.0, gt=0)
-    warmup: int = Field(default=10, ge=0)
-    log_every: int = Field(default=1, gt=0)
-    batch: int = Field(default=32, gt=0)
-    guidance: float = Field(default=20.0, ge=0, description="lambda")
+    warmup: int = Field(default=10, ge=0, le=MOST_STEPS)
+    log_every: StepCount = 1
+    batch: BatchSize = 32
+    guidance: float = Field(default=20.0, ge=0, le=1e9, description="lambda")
     scale_guidance: bool = Field(default=True, description="bring g_DT to the norm of g_DM before lambda")
     mode: Mode = "projection"
     reading: Reading = "flat"
     test: Literal["global", "layer"] = "global"
     energy: float = Field(default=0.95, gt=0, le=1, description="of the layer_svd reading")
-    chain: int = Field(default=3, gt=0, description="DDIM steps of the reverse chain, in guidance and generation")
-    candidates: int = Field(default=64, gt=0, description="prompts generated, of which the best are kept")
+    chain: int = Field(
+        default=3, gt=0, le=100_000, description="DDIM steps of the reverse chain, in guidance and generation"
+    )
+    candidates: int | None = Field(
+        default=64, gt=0, le=100_000, description="prompts generated, of which the best are kept; None: no selection"
+    )
 
 
 def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
     """Adapt, guide, generate, choose."""
     assert plm.diffuser is not None, "prompt_diffuser reads the diffuser"
-    if params.candidates < params.prompts:
-        raise PipelineError(
-            f"tuned_prompt_diffuser: candidates ({params.candidates}) must be at least prompts ({params.prompts}), "
-            "which are chosen among them"
-        )
-    denoiser, diffusion = copy.deepcopy(plm.diffuser[0]).train(), plm.diffuser[1]
+    denoiser, diffusion = copy.deepcopy(plm.diffuser[0]).requires_grad_(True).train(), plm.diffuser[1]
     x0, y = few_shot.tensors(plm)
     rows: list[dict[str, float]] = []
     if params.adapt is not None:
         adapted = adapt(denoiser, diffusion, x0, y, params.adapt, seed, run)
         rows += [{"phase": 1, **row} for row in adapted.rows]
-    before = copy.deepcopy(denoiser)
+    before = copy.deepcopy(denoiser).eval()
     guided = guide(plm, denoiser, diffusion, few_shot, params, seed, run)
     rows += [{"phase": 2, **row} for row in guided.rows]
     denoiser.eval()
-    candidates, conditions = generate(denoiser, diffusion, y, params.candidates, params.chain, seed)
-    kept = prompt_losses(plm, few_shot, candidates, conditions, seed).argsort()[: params.prompts]
-    passes = 2 * params.batch * params.steps * (params.mode != "dm_only")
+    made, conditions = generate(denoiser, diffusion, y, params.made, params.chain, seed)
+    kept, selection = select(plm, few_shot, made, conditions, params, seed)
+    guidance = 2 * params.batch * params.steps * (params.mode != "dm_only")  # there it is asked for the log alone
     return Tuned(
-        to_prompts(candidates[kept], conditions[kept], plm.normalization, int(few_shot.data.task_id[0])),
+        to_prompts(made[kept], conditions[kept], plm.normalization, int(few_shot.data.task_id[0])),
         denoisers={"adapted": before, "guided": denoiser},
         history=History(rows),
         tuned_parameters=sum(p.numel() for p in denoiser.parameters()),
-        plm_passes=passes + 32 * params.candidates,
+        plm_passes=guidance + selection,
+        chain=min(params.chain, diffusion.steps),
     )
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams
+from pd_pipeline.training.policy_data import prompt_tensors
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select
 
 
 class Params(TuningParams):
@@ -11,4 +12,7 @@ class Params(TuningParams):
 
 def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
     """Draw the prompts."""
-    return Tuned(few_shot.draw(np.random.default_rng(seed), params.prompts))
+    drawn = few_shot.draw(np.random.default_rng(seed), params.made)
+    x0, y = prompt_tensors(drawn, plm.normalization, plm.device)
+    kept, passes = select(plm, few_shot, x0, y, params, seed)
+    return Tuned(drawn.select(kept.cpu().numpy()), plm_passes=passes)

@@ -1,36 +1,37 @@
 """The stages tuned_<method>: prepare what a method is given, run it, write what it leaves."""
 
 import importlib
-import time
 from typing import Any
 
 import numpy as np
 
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import COST_FILE, save_arrays, write_json
+from pd_pipeline.storage import save_arrays, write_json
 from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.loop import pick_device, weights
+from pd_pipeline.training.loop import OptimizationParams, pick_device, use_bf16, weights
 from pd_pipeline.training.plm import load_policy
-from pd_pipeline.trajectories.reading import read
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, draw_few_shot
+from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, draw_few_shot
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `prompts.safetensors`, `log.csv`, `summary.json`, `cost.json` and what weights were tuned."""
+    """Write `prompts.safetensors`, `log.csv`, `summary.json` and what weights were tuned."""
     method = importlib.import_module(type(context.params).__module__)  # a variant's stage has another name
     params, seed = context.params, context.seed
-    began = time.monotonic()
-    device = pick_device(getattr(params, "device", "cpu"))
+    trained = isinstance(params, OptimizationParams)
+    device = pick_device(params.device if trained else "cpu")
+    context.facts["device"] = str(device)
+    context.facts["precision"] = "bf16" if trained and use_bf16(params.precision, device) else "float32"
     policy, normalization = load_policy(context.inputs["plm"], device)
     diffuser = load_diffuser(context.inputs["diffuser"], device) if "diffuser" in context.inputs else None
     plm = Pretrained(policy, normalization, device, diffuser)
-    data = read(context.inputs["trajectories"] / f"{params.quality}.parquet", [context.task])
-    chosen, _ = draw_few_shot(data, params, seed)
-    few_shot = FewShot.of(data.select(chosen), plm)
+    own, shown = few_shot_trajectories(context)
     title = f"{context.stage} {context.key}"
     run_ = Run(context.work, context.logs, title, context.progress)
     task_seed = int(np.random.SeedSequence([seed, context.task]).generate_state(1)[0])
-    tuned = method.tune(plm, few_shot, params, task_seed, run_)
+    tuned = method.tune(plm, FewShot.of(shown, plm), params, task_seed, run_)
     tuned.prompts.save(context.out / "prompts.safetensors")
     if tuned.policy is not None:
         save_arrays(context.out / "policy.safetensors", weights(tuned.policy))
@@ -38,13 +39,52 @@ def run(context: StageContext) -> dict[str, Any]:
         save_arrays(context.out / f"{name}.safetensors", weights(denoiser))
     if tuned.history.rows:
         tuned.history.write(context.out / "log.csv")
-    summary = {
+    name = method.__name__.rpartition(".")[2]
+    write_json(context.out / "summary.json", summary(name, params, own, shown, tuned))
+    return {"tuned_parameters": tuned.tuned_parameters, "plm_passes": tuned.plm_passes}
+
+
+def few_shot_trajectories(context: StageContext) -> tuple[Trajectories, Trajectories]:
+    """Of the target, and those that the method is shown: the same, or another task's drawn by the same rule."""
+    params, target = context.params, context.task
+    shown = target if params.shown == "own" else other_task(context.family, target)
+    path = context.inputs["trajectories"] / f"{params.quality}.parquet"
+    data = read(path, sorted({target, shown}), family=context.family)
+
+    def drawn(task: int) -> Trajectories:
+        of_task = data.select(np.flatnonzero(data.task_id == task))
+        return of_task.select(draw_few_shot(of_task, params, context.seed)[0])
+
+    return drawn(target), drawn(shown)
+
+
+def other_task(family: Family, task: int) -> int:
+    """The target after `task`, the first after the last; with a single target the first training task."""
+    targets = family.test_tasks
+    following = targets[(targets.index(task) + 1) % len(targets)]
+    if others := [other for other in (following, *family.train_tasks) if other != task]:
+        return others[0]
+    raise PipelineError(f"family '{family.name}' has one task alone: `shown: other` needs another")
+
+
+def summary(method: str, params: TuningParams, own: Trajectories, shown: Trajectories, tuned: Tuned) -> dict[str, Any]:
+    """What a method was given, what it cost and how its prompts are to be evaluated.
+
+    `target_return` is the mean return of the target's own few-shot trajectories: known to whoever has them, and
+    reachable. Their best is not: it may owe its return to a start near the goal.
+    """
+    return {
+        "method": method,
+        "frozen": tuned.policy is None,
+        "quality": params.quality,
+        "few_shot": len(own.task_id),
+        "few_shot_episodes": own.episode_id.tolist(),
+        "shown_task": int(shown.task_id[0]),
+        "shown_episodes": shown.episode_id.tolist(),
+        "target_return": float(own.episode_returns.mean()),
+        "candidates": params.candidates,
+        "chain": tuned.chain,
         "tuned_parameters": tuned.tuned_parameters,
         "plm_passes": tuned.plm_passes,
         "environment_episodes": tuned.environment_episodes,
-        "few_shot_episodes": few_shot.data.episode_id.tolist(),
-        "quality": params.quality,
     }
-    write_json(context.out / "summary.json", summary)
-    write_json(context.out / COST_FILE, {"seconds": time.monotonic() - began, "device": str(device)})
-    return {"tuned_parameters": tuned.tuned_parameters, "plm_passes": tuned.plm_passes}

@@ -38,6 +38,19 @@ def test_a_bad_generator_is_far() -> None:
     assert collapsed["wasserstein_generated"] > 10 * collapsed["wasserstein_real"]
 
 
+def test_prompts_that_are_kept_are_measured_against_the_same_reference() -> None:
+    rng = np.random.default_rng(0)
+    real, made = rng.normal(size=(40, 2, 3)), rng.normal(size=(20, 2, 3))
+    found = compare(real, made, np.random.default_rng(0), kept=real[:1] + 1000)
+    assert found["kept"] == 1
+    assert found["nearest_kept"] == pytest.approx(1000, rel=0.01)
+    all_kept = compare(real, made, np.random.default_rng(0), kept=made)
+    assert all_kept["nearest_kept"] == all_kept["nearest_generated"]
+    without = compare(real, made, np.random.default_rng(0))
+    assert without.items() <= found.items()
+    assert "nearest_kept" not in without
+
+
 def test_channels_that_never_change_do_not_flatter() -> None:
     rng = np.random.default_rng(0)
     real, made = rng.normal(size=(100, 2, 3)), rng.normal(size=(50, 2, 3)) + 1

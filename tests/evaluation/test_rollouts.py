@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pd_pipeline.evaluation.environments import LocalBatch, WorkerBatch, make_batch
-from pd_pipeline.evaluation.rollouts import Rollouts, rollout
+from pd_pipeline.evaluation.rollouts import Group, Rollouts, rollout
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
 from pd_pipeline.progress import silent
@@ -29,14 +29,14 @@ def family(name: str) -> tuple[Family, dict[str, Any]]:
     return load_family(name, block, ROOT), block
 
 
-def policy(of: Family, seed: int = 0) -> PromptingDecisionTransformer:
-    sizes = {
+def policy(of: Family, seed: int = 0, **changes: Any) -> PromptingDecisionTransformer:
+    sizes: dict[str, Any] = {
         "observation_size": of.observation_size,
         "action_size": of.action_size,
         "max_timestep": of.horizon,
         "acting_context": 3,
     }
-    return made_policy(seed, **sizes)
+    return made_policy(seed, **sizes | changes)
 
 
 def normalization(of: Family) -> Normalization:
@@ -91,14 +91,33 @@ def one_at_a_time(
     return total, success, step + 1, np.array(actions)
 
 
-def rolled(of: Family, block: dict[str, Any], models: list, tasks: list[int], given: Prompts) -> Rollouts:
+def rolled(
+    of: Family,
+    block: dict[str, Any],
+    models: list[tuple[PromptingDecisionTransformer, np.ndarray]],
+    tasks: list[int],
+    given: Prompts,
+    **changes: Any,
+) -> Rollouts:
+    """Prompt i in environment i, asked for returns from -2 to 3."""
+    groups = [Group(model, rows, given.select(rows)) for model, rows in models]
+    return rolled_groups(of, block, groups, tasks, **changes)
+
+
+def rolled_groups(of: Family, block: dict[str, Any], groups: list[Group], tasks: list[int], **changes: Any) -> Rollouts:
     seeds = [100 + i for i in range(len(tasks))]
     environments = make_batch(of, block, ROOT, tasks, seeds, 1)
     targets = np.linspace(-2, 3, len(tasks))
     try:
-        return rollout(models, given, targets, normalization(of), environments, silent, "test")
+        return rollout(groups, targets, normalization(of), environments, silent, "test", **changes)
     finally:
         environments.close()
+
+
+def nothing(of: Family, count: int) -> Prompts:
+    """Prompts of no steps."""
+    full = prompts(of, count)
+    return replace(full, x0=full.x0[:, :0], y=full.y[:, :0], start=np.zeros(count, np.int32))
 
 
 @pytest.mark.parametrize("name", ["point_robot", "line"])
@@ -189,19 +208,24 @@ def test_workers_give_what_one_process_gives() -> None:
 
 
 def test_ended_environments_are_not_stepped() -> None:
+    """One runs to the right until it leaves the line, the other stands: each as it does alone."""
     of, _ = family("line")
     batch = LocalBatch(of, [0, 0], [1, 2])
-    batch.reset()
-    ended = []
-    for _ in range(5):
+    alone = of.make(0), of.make(0)
+    first = np.stack([environment.reset(seed=seed)[0] for environment, seed in zip(alone, (1, 2), strict=True)])
+    np.testing.assert_array_equal(batch.reset(), first)
+    over = False
+    for step in range(5):
         outcome = batch.step(np.array([[2.0], [0.0]], np.float32))
-        ended.append(outcome.ended.tolist())
-    assert ended == [[False, False]] * 2 + [[True, False]] * 3 or ended == [[False, False]] + [[True, False]] * 4
-    assert outcome.rewards[0] == 0
-    assert outcome.rewards[1] < 0
-    assert (outcome.observations[0] == 0).all()
+        moved = (np.zeros(1), 0.0, True) if over else alone[0].step(np.array([2.0], np.float32))[:3]
+        stands = alone[1].step(np.array([0.0], np.float32))
+        np.testing.assert_array_equal(outcome.observations, np.stack((moved[0], stands[0])).astype(np.float32))
+        np.testing.assert_array_equal(outcome.rewards, np.array([moved[1], stands[1]], np.float32))
+        over = over or moved[2]
+        assert outcome.ended.tolist() == [over, False]
+        assert over == (first[0, 0] + step + 1 > 2), "the line ends at 2"
     batch.reset()
-    assert not batch.step(np.zeros((2, 1), np.float32)).ended.any()
+    assert batch.step(np.zeros((2, 1), np.float32)).ended.tolist() == [False, False]
 
 
 def test_the_number_of_workers() -> None:
@@ -210,13 +234,70 @@ def test_the_number_of_workers() -> None:
     assert isinstance(make_batch(of, block, ROOT, [0, 1], [1, 2], 1), LocalBatch)
 
 
-def test_prompts_matter_and_noise_does_not_enter() -> None:
+def test_prompts_matter_and_their_rewards_do_not() -> None:
     of, block = family("point_robot")
-    model = policy(of)
-    one = rolled(of, block, [(model, np.arange(2))], [0, 1], prompts(of, 2))
-    again = rolled(of, block, [(model, np.arange(2))], [0, 1], prompts(of, 2))
-    other = rolled(of, block, [(model, np.arange(2))], [0, 1], prompts(of, 2, seed=9))
-    np.testing.assert_array_equal(one.actions, again.actions)
-    assert (one.actions != other.actions).any()
+    models = [(policy(of), np.arange(2))]
+    one = rolled(of, block, models, [0, 1], prompts(of, 2))
+    np.testing.assert_array_equal(rolled(of, block, models, [0, 1], prompts(of, 2)).actions, one.actions)
+    other = rolled(of, block, models, [0, 1], prompts(of, 2, seed=9))
+    assert (one.actions != other.actions).any(axis=2).all(), "at every step of every episode"
     rewarded = replace(prompts(of, 2), x0=prompts(of, 2).x0 + np.eye(5, dtype=np.float32)[-1])
-    np.testing.assert_array_equal(rolled(of, block, [(model, np.arange(2))], [0, 1], rewarded).actions, one.actions)
+    np.testing.assert_array_equal(rolled(of, block, models, [0, 1], rewarded).actions, one.actions)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_without_a_prompt_the_policy_acts_on_its_window_alone(heads: int) -> None:
+    of, block = family("point_robot")
+    model = policy(of, heads=heads)
+    found = rolled(of, block, [(model, np.arange(3))], [0, 1, 2], nothing(of, 3))
+    for i in range(3):
+        expected = one_at_a_time(
+            model,
+            nothing(of, 1),
+            target=float(np.linspace(-2, 3, 3)[i]),
+            normal=normalization(of),
+            environment=of.make(i),
+            seed=100 + i,
+        )
+        np.testing.assert_allclose(found.actions[i], expected[3], atol=1e-5)
+        assert found.returns[i] == pytest.approx(expected[0], abs=1e-4)
+
+
+def test_groups_of_other_lengths_change_nothing() -> None:
+    """A group's episodes are to the bit what they are beside a group that has prompts like its own."""
+    of, block = family("point_robot")
+    model, given, tasks = policy(of), prompts(of, 5), [0, 1, 2, 1, 0]
+    rows, others = np.array([0, 3, 4]), np.array([2, 1])
+    alike = rolled(of, block, [(model, rows), (model, others)], tasks, given)
+    groups = [Group(model, rows, given.select(rows)), Group(model, others, nothing(of, 2))]
+    mixed = rolled_groups(of, block, groups, tasks)
+    empty = rolled(of, block, [(model, others), (model, rows)], tasks, nothing(of, 5))
+    for name in ("returns", "success", "lengths", "observations", "actions"):
+        np.testing.assert_array_equal(getattr(mixed, name)[rows], getattr(alike, name)[rows])
+        np.testing.assert_array_equal(getattr(mixed, name)[others], getattr(empty, name)[others])
+    assert (alike.actions[others] != empty.actions[others]).any(axis=(1, 2)).all()
+
+
+def test_an_environment_without_a_policy_or_with_two() -> None:
+    of, block = family("point_robot")
+    for rows in (np.array([0]), np.array([0, 1, 1])):
+        with pytest.raises(AssertionError, match="one group"):
+            rolled_groups(of, block, [Group(policy(of), rows, prompts(of, len(rows)))], [0, 1])
+
+
+def test_the_mode_of_a_policy_neither_matters_nor_changes() -> None:
+    of, block = family("point_robot")
+    expected = rolled(of, block, [(policy(of), np.arange(2))], [0, 1], prompts(of, 2))
+    model = policy(of).train()
+    found = rolled(of, block, [(model, np.arange(2))], [0, 1], prompts(of, 2))
+    np.testing.assert_array_equal(found.actions, expected.actions)
+    assert all(module.training for module in model.modules())
+
+
+def test_bf16_is_used_where_asked_for() -> None:
+    of, block = family("point_robot")
+    models = [(policy(of), np.arange(2))]
+    exact = rolled(of, block, models, [0, 1], prompts(of, 2))
+    rounded = rolled(of, block, models, [0, 1], prompts(of, 2), bf16=True)
+    assert (rounded.actions != exact.actions).any(axis=(1, 2)).all()
+    np.testing.assert_allclose(rounded.actions, exact.actions, atol=0.1)

@@ -1,16 +1,19 @@
 """The stage evaluation: scores, metrics and fit of a whole tiny project."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
 
+from pd_pipeline import graph, records
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.scores import by_task, method_metrics
-from pd_pipeline.graph import METHODS
-from pd_pipeline.storage import digest, load_arrays, read_json
+from pd_pipeline.evaluation.stage import Params
+from pd_pipeline.prompts.segments import Prompts
+from pd_pipeline.storage import digest, load_arrays, read_json, write_json
 from pd_pipeline.trajectories.reading import read
 from tests.conftest import run_stages
 from tests.training.test_stages import set_params
@@ -25,7 +28,8 @@ NUMBERS = (
     "tuned_parameters",
     "plm_passes",
     "environment_episodes",
-    "seconds",
+    "normalized_low",
+    "normalized_high",
 )
 
 
@@ -34,9 +38,13 @@ def out(tuned_project: Path) -> Path:
     return tuned_project / "data/evaluation/point_robot-0"
 
 
+def methods(out: Path) -> tuple[str, ...]:
+    return graph.load(out.parents[2]).params.run.methods
+
+
 def test_metrics_have_the_names_that_others_read(out: Path) -> None:
     metrics = read_json(out / "metrics.json")["methods"]
-    assert metrics.keys() == METHODS.keys()
+    assert metrics.keys() == set(methods(out))
     for values in metrics.values():
         for name in NUMBERS:
             assert isinstance(values[name], int | float), name
@@ -44,12 +52,49 @@ def test_metrics_have_the_names_that_others_read(out: Path) -> None:
         assert values["return_mean_low"] <= values["return_mean"] <= values["return_mean_high"]
         assert 0 <= values["success_low"] <= values["success_rate"] <= values["success_high"] <= 1
         assert values["tasks"].keys() == {"1", "4"}
-        assert values["seconds"] > 0
+        assert values["normalized_low"] <= values["normalized"] <= values["normalized_high"]
+        assert values["quality"] == "expert"
+        assert values["few_shot"] == 5
+        assert values["frozen"] == (values["method"] != "full_finetune")
     assert metrics["noise_prompt"]["normalized"] == 0
     assert metrics["full_finetune"]["normalized"] == 1
     itself = metrics["prompt_diffuser"]["difference_to_prompt_diffuser"]
     assert itself["value"] == 0
     assert itself["low"] <= 0 <= itself["high"]
+    assert metrics["prompt_diffuser"]["chain"] == 3
+    assert metrics["prompt_diffuser"]["candidates"] == 12
+    assert metrics["prompt_dt"]["candidates"] is None
+
+
+def test_no_out_holds_a_wall_clock_figure(out: Path) -> None:
+    assert {file.name for file in out.iterdir()} == {
+        "scores.parquet",
+        "metrics.json",
+        "fit.json",
+        "rollouts.safetensors",
+    }
+    assert "second" not in (out / "metrics.json").read_text()
+
+
+def test_acting_computes_in_float32_unless_asked_otherwise(out: Path, tuned_project: Path) -> None:
+    assert Params().precision == "float32"
+    assert read_json(out / "metrics.json")["precision"] == "float32"
+    record = records.find(tuned_project, "evaluation", "point_robot-0")
+    assert record is not None
+    assert (record.device, record.precision) == ("cpu", "float32")
+
+
+def test_bf16_is_another_result_and_says_so(out: Path, tuned_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(tuned_project, root)
+    set_params(root, "evaluation: {workers: 1", "evaluation: {precision: bf16, workers: 1")
+    run_stages(root, "evaluation")
+    after = root / "data/evaluation/point_robot-0"
+    assert read_json(after / "metrics.json")["precision"] == "bf16"
+    assert (
+        load_arrays(after / "rollouts.safetensors")[0]["actions"]
+        != load_arrays(out / "rollouts.safetensors")[0]["actions"]
+    ).any()
 
 
 def test_metrics_follow_from_the_scores(out: Path) -> None:
@@ -61,7 +106,9 @@ def test_metrics_follow_from_the_scores(out: Path) -> None:
         assert values["success_rate"] == pytest.approx(rows["success"].mean())
         assert values["episodes"] == len(rows)
         for task, part in values["tasks"].items():
-            assert part["return_mean"] == pytest.approx(rows.filter(pl.col("task") == int(task))["return"].mean())
+            of_task = rows.filter(pl.col("task") == int(task))
+            assert part["return_mean"] == pytest.approx(of_task["return"].mean())
+            assert part["target_return"] == of_task["target_return"][0]
 
 
 def test_one_score_a_method_task_and_prompt(out: Path, tuned_project: Path) -> None:
@@ -74,7 +121,7 @@ def test_one_score_a_method_task_and_prompt(out: Path, tuned_project: Path) -> N
     assert counts == {
         "prompt_dt": 16,
         "prompt_diffuser": 8,
-        "prompt_gradient": 8,
+        "prompt_gradient": 16,
         "full_finetune": 16,
         "noise_prompt": 16,
     }
@@ -101,7 +148,7 @@ def test_prompt_i_of_every_method_meets_the_same_start(out: Path) -> None:
     scores = pl.read_parquet(out / "scores.parquet")[arrays["rows"].tolist()]
     for task in (1, 4):
         starts = arrays["observations"][scores["task"].to_numpy() == task, 0]
-        assert len(starts) == len(METHODS)
+        assert len(starts) == len(methods(out))
         np.testing.assert_array_equal(starts, np.broadcast_to(starts[0], starts.shape))
 
 
@@ -119,6 +166,52 @@ def test_the_fit_is_measured_before_and_after_tuning(out: Path) -> None:
                 "action_loss_generated",
             } <= values.keys()
             assert values["action_loss_generated"] > 0
+
+
+def test_the_fit_is_that_of_the_chain_the_prompts_come_from(out: Path, tuned_project: Path, tmp_path: Path) -> None:
+    """The pre-trained diffuser keeps its whole chain of 8; the tuned ones follow the summary of their tuning."""
+    before = read_json(out / "fit.json")
+    assert before["pretrained"]["chain"] == 8
+    assert all(values["chain"] == 3 for target in before["targets"].values() for values in target.values())
+    root = tmp_path / "project"
+    shutil.copytree(tuned_project, root)
+    for task in (1, 4):
+        summary = root / f"data/tuned_prompt_diffuser/point_robot-0/{task}/summary.json"
+        write_json(summary, read_json(summary) | {"chain": 8})
+    run_stages(root, "evaluation")
+    after = read_json(root / "data/evaluation/point_robot-0/fit.json")
+    assert after["pretrained"] == before["pretrained"]
+    for task, target in after["targets"].items():
+        for state, values in target.items():
+            earlier = before["targets"][task][state]
+            assert values["chain"] == 8
+            assert values["wasserstein_generated"] != earlier["wasserstein_generated"]
+            assert values["nearest_generated"] != earlier["nearest_generated"]
+            assert values["wasserstein_real"] == earlier["wasserstein_real"]
+
+
+def test_the_prompts_that_are_evaluated_are_measured(out: Path, tuned_project: Path, tmp_path: Path) -> None:
+    before = read_json(out / "fit.json")["targets"]["1"]
+    assert before["guided"]["kept"] == 4
+    assert "nearest_kept" not in before["adapted"], "they come from the guided diffuser"
+    root = tmp_path / "project"
+    shutil.copytree(tuned_project, root)
+    path = root / "data/tuned_prompt_diffuser/point_robot-0/1/prompts.safetensors"
+    prompts = Prompts.load(path)
+    replace(prompts, x0=prompts.x0 + 1000).save(path)
+    run_stages(root, "evaluation")
+    after = read_json(root / "data/evaluation/point_robot-0/fit.json")["targets"]["1"]
+    assert after["guided"]["nearest_kept"] > 100 * before["guided"]["nearest_kept"]
+    assert after["guided"]["nearest_generated"] == before["guided"]["nearest_generated"]
+
+
+def test_a_summary_without_what_is_read_of_it_is_named(tuned_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(tuned_project, root)
+    summary = root / "data/tuned_prompt_dt/point_robot-0/4/summary.json"
+    write_json(summary, {name: value for name, value in read_json(summary).items() if name != "target_return"})
+    with pytest.raises(PipelineError, match=r"point_robot-0/4/summary.json: lacks target_return: remove .* run its"):
+        run_stages(root, "evaluation")
 
 
 def test_equal_inputs_give_equal_bytes_whatever_the_workers(tuned_project: Path, tmp_path: Path) -> None:
@@ -160,21 +253,74 @@ def test_metrics_by_hand() -> None:
         }
     )
     costs = {"prompt_diffuser": [{"tuned_parameters": 7, "plm_passes": 3, "environment_episodes": 0}] * 2}
-    found = method_metrics(scores, costs, {"prompt_diffuser": 1.5}, 0, 100)
+    found = method_metrics(scores, costs, 0, 100)
     assert found["prompt_diffuser"]["return_mean"] == 10
     assert found["prompt_diffuser"]["normalized"] == pytest.approx(0.9)
     assert found["prompt_diffuser"]["success_rate"] == 1
     assert found["prompt_diffuser"]["tuned_parameters"] == 7, "of one target, not the sum"
     assert found["prompt_diffuser"]["plm_passes"] == 6
-    assert found["prompt_diffuser"]["seconds"] == 1.5
-    assert found["noise_prompt"]["difference_to_prompt_diffuser"] == {"value": -9, "low": -9, "high": -9}
-    assert found["full_finetune"]["tasks"]["1"] == {"return_mean": 12, "success_rate": 1}
+    certain = {"value": -9, "low": -9, "high": -9, "reference": "prompt_diffuser"}
+    assert found["noise_prompt"]["difference_to_prompt_diffuser"] == certain
+    assert found["full_finetune"]["tasks"]["1"] == {"return_mean": 12, "success_rate": 1, "target_return": None}
 
 
 def test_without_floor_or_ceiling_nothing_is_normalised() -> None:
-    found = method_metrics(scores_of({"prompt_dt": [[1.0, 2.0]]}), {}, {}, 0, 10)
-    assert found["prompt_dt"]["normalized"] is None
-    assert "difference_to_prompt_diffuser" not in found["prompt_dt"]
+    found = method_metrics(scores_of({"prompt_dt": [[1.0, 2.0]]}), {}, 0, 10)
+    assert found["prompt_dt"]["normalized"] is found["prompt_dt"]["share"] is None
+    assert found["prompt_dt"]["difference_to_prompt_diffuser"] is None
+
+
+def told(method: str, quality: str = "expert", few_shot: int = 5, **rest: object) -> list[dict[str, object]]:
+    """Summaries of a method's two targets."""
+    costs = {"tuned_parameters": 0, "plm_passes": 0, "environment_episodes": 0}
+    return [{"method": method, "quality": quality, "few_shot": few_shot, "shown": "own", **costs, **rest}] * 2
+
+
+def test_methods_are_held_against_those_that_had_the_same_data() -> None:
+    means = {
+        "prompt_diffuser": 10.0,
+        "prompt_diffuser_medium_more": 3.0,
+        "prompt_diffuser_medium": 4.0,
+        "prompt_dt": 6.0,
+        "prompt_dt_medium": 5.0,
+        "prompt_dt_one": 2.0,
+        "full_finetune": 14.0,
+        "full_finetune_all": 15.0,
+    }
+    scores = scores_of({method: [[value, value], [value, value]] for method, value in means.items()})
+    summaries = {method: told(method) for method in ("prompt_diffuser", "prompt_dt", "full_finetune")}
+    summaries |= {
+        "prompt_diffuser_medium_more": told("prompt_diffuser", "medium"),
+        "prompt_diffuser_medium": told("prompt_diffuser", "medium"),
+        "prompt_dt_medium": told("prompt_dt", "medium"),
+        "prompt_dt_one": told("prompt_dt", few_shot=1),
+        "full_finetune_all": told("full_finetune", few_shot=40),
+    }
+    found = method_metrics(scores, summaries, 0, 10)
+    apart = {method: values["difference_to_prompt_diffuser"] for method, values in found.items()}
+    assert apart["prompt_dt"] == {"value": -4, "low": -4, "high": -4, "reference": "prompt_diffuser"}
+    assert apart["prompt_dt_medium"] == {"value": 1, "low": 1, "high": 1, "reference": "prompt_diffuser_medium"}
+    assert apart["prompt_diffuser_medium_more"]["reference"] == "prompt_diffuser_medium"
+    assert apart["prompt_dt_one"] is apart["full_finetune_all"] is None
+    assert found["prompt_dt"]["difference_to_full_finetune"]["value"] == -8
+    assert found["prompt_dt_medium"]["difference_to_full_finetune"] is None
+    share = {"value": 0.5, "low": 0.5, "high": 0.5, "start": "prompt_dt", "ceiling": "full_finetune"}
+    assert found["prompt_diffuser"]["share"] == share
+    assert found["prompt_diffuser_medium"]["share"] is None
+
+
+def test_what_was_shown_another_task_is_held_against_methods_but_is_none_of_them() -> None:
+    scores = scores_of({"prompt_dt_other": [[1.0], [1.0]], "prompt_dt": [[3.0], [3.0]]})
+    summaries = {"prompt_dt_other": told("prompt_dt", shown="other"), "prompt_dt": told("prompt_dt")}
+    found = method_metrics(scores, summaries, 0, 10)
+    assert found["prompt_dt_other"]["difference_to_prompt_dt"]["reference"] == "prompt_dt"
+    alone = method_metrics(scores.filter(pl.col("method") == "prompt_dt_other"), summaries, 0, 10)
+    assert alone["prompt_dt_other"]["difference_to_prompt_dt"] is None
+
+
+def test_there_is_no_share_where_full_fine_tuning_is_not_above_drawn_prompts() -> None:
+    scores = scores_of({name: [[value]] for name, value in (("prompt_dt", 5.0), ("full_finetune", 5.0), ("x", 9.0))})
+    assert method_metrics(scores, {}, 0, 10)["x"]["share"] is None
 
 
 def test_scores_by_task_pair_up_whatever_their_order() -> None:
@@ -194,9 +340,10 @@ def test_metrics_of_several_seeds_by_hand() -> None:
         scores_of({"prompt_diffuser": [[0.0, 4.0], [2.0, 2.0]], "prompt_dt": [[1.0, 5.0], [3.0, 3.0]]}, 0),
         scores_of({"prompt_diffuser": [[90.0, 94.0], [92.0, 92.0]], "prompt_dt": [[93.0, 97.0], [95.0, 95.0]]}, 1),
     ]
-    found = method_metrics(pl.concat(given), {}, {}, 0, 10)["prompt_dt"]
+    found = method_metrics(pl.concat(given), {}, 0, 10)["prompt_dt"]
     half = 12.7062 * np.std([1.0, 3.0], ddof=1) / np.sqrt(2)  # t of one degree of freedom
     difference = found["difference_to_prompt_diffuser"]
+    assert difference.pop("reference") == "prompt_diffuser"
     assert difference == pytest.approx({"value": 2.0, "low": 2 - half, "high": 2 + half}, rel=1e-4)
     assert found["return_mean"] == 49.0
     assert found["return_mean_high"] == pytest.approx(49 + 12.7062 * np.std([3.0, 95.0], ddof=1) / np.sqrt(2), rel=1e-4)
@@ -208,7 +355,7 @@ def test_a_method_without_scores_of_a_seed_or_task_is_named(drop: dict[str, int]
     scores = pl.concat([scores_of(methods, 0), scores_of(methods, 1)])
     gone = (pl.col("method") == "b") & pl.all_horizontal(*(pl.col(name) == value for name, value in drop.items()))
     with pytest.raises(PipelineError, match=f"b has no scores of seed {drop['seed']}, task {drop['task']}"):
-        method_metrics(scores.filter(~gone), {}, {}, 0, 10)
+        method_metrics(scores.filter(~gone), {}, 0, 10)
 
 
 def test_more_episodes_begin_elsewhere_and_leave_the_first_as_they_were(
@@ -231,7 +378,7 @@ def test_more_episodes_begin_elsewhere_and_leave_the_first_as_they_were(
 
 def test_without_success_there_is_no_rate_of_it() -> None:
     scores = scores_of({"prompt_dt": [[1.0, 2.0]]}).with_columns(pl.lit(None, pl.Boolean).alias("success"))
-    found = method_metrics(scores, {}, {}, 0, 10)["prompt_dt"]
+    found = method_metrics(scores, {}, 0, 10)["prompt_dt"]
     assert found["success_rate"] is found["success_low"] is found["success_high"] is None
     assert all(task["success_rate"] is None for task in found["tasks"].values())
     assert found["return_mean"] == 1.5
@@ -254,3 +401,26 @@ def test_a_variant_has_its_scores_and_leaves_the_fit_of_its_method_alone(tuned_p
     after = root / "data/evaluation/point_robot-0"
     assert read_json(after / "fit.json") == before
     assert "prompt_diffuser_more" in read_json(after / "metrics.json")["methods"]
+
+
+def test_methods_with_no_prompt_and_with_another_tasks_are_evaluated_beside_the_others(project: Path) -> None:
+    """Prompts of no steps act in a group of their own; everything else about them is as for the rest."""
+    text = (project / "params.yaml").read_text()
+    text = text.replace(
+        "seeds: [0]}",
+        "seeds: [0], variants: {prompt_dt_other: prompt_dt}, methods: [prompt_dt, no_prompt, prompt_dt_other]}",
+    )
+    text += "    tuned_no_prompt: {}\n    tuned_prompt_dt_other: {shown: other}\n"
+    (project / "params.yaml").write_text(text)
+    run_stages(project, "tuned_prompt_dt", "tuned_no_prompt", "tuned_prompt_dt_other", "evaluation")
+    out = project / "data/evaluation/point_robot-0"
+    metrics, scores = read_json(out / "metrics.json")["methods"], pl.read_parquet(out / "scores.parquet")
+    assert metrics["no_prompt"]["method"] == "no_prompt"
+    assert metrics["prompt_dt_other"]["shown"] == "other"
+    assert metrics["prompt_dt_other"]["difference_to_prompt_dt"]["reference"] == "prompt_dt"
+    assert metrics["no_prompt"]["difference_to_prompt_dt"]["reference"] == "prompt_dt"
+    for task in (1, 4):
+        asked = scores.filter(pl.col("task") == task)["target_return"]
+        assert asked.n_unique() == 1, "whoever is shown what, the same is asked for"
+    returns = {method: scores.filter(pl.col("method") == method)["return"].to_list() for method in metrics}
+    assert returns["no_prompt"] != returns["prompt_dt"] != returns["prompt_dt_other"]

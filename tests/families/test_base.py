@@ -80,7 +80,7 @@ def test_custom_family_is_collected_in_worker_processes(tmp_path: Path) -> None:
         (custom("Overlapping"), r"tasks \[1\] are both training and test tasks"),
         (custom("NothingToTrain"), "at least one training and one test task"),
         (custom("Line", horizon=0), "environment.horizon: .*greater than 0"),
-        (custom("Line", speed=1), "environment.speed: .*not permitted"),
+        (custom("Line", speed=1), "environment.speed: no such parameter"),
     ],
 )
 def test_mistakes_are_named(block: dict[str, Any], message: str) -> None:

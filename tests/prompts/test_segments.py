@@ -1,5 +1,6 @@
 """Segments as prompts (eq. 4 and 5), and their normalisation."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.prompts.segments import MIN_STD, Normalization, Prompts, cut
-from pd_pipeline.storage import save_arrays
+from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.trajectories.reading import Trajectories
 from tests.builders import D_A, D_S, trajectories
 
@@ -64,7 +65,7 @@ def test_prompts_round_trip_and_select(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(loaded, name), getattr(prompts, name))
     assert loaded.select(loaded.task_id == 1).start.tolist() == [0, 1, 2, 3]
     save_arrays(tmp_path / "other.safetensors", {"a": np.zeros(1)})
-    with pytest.raises(PipelineError, match="not a prompt file"):
+    with pytest.raises(PipelineError, match=r"other\.safetensors: lacks episode_id, start, task_id, x0, y"):
         Prompts.load(tmp_path / "other.safetensors")
 
 
@@ -126,3 +127,69 @@ def test_normalization_is_kept_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.std, normalization.std)
     assert (loaded.return_scale, loaded.horizon) == (normalization.return_scale, 10)
     assert (loaded.observation_size, loaded.action_size) == (D_S, D_A)
+
+
+BROKEN_NORMALIZATIONS: list[tuple[dict[str, np.ndarray | None], str]] = [
+    ({"std": None}, "lacks std"),
+    ({"more": np.zeros(1)}, "has more, which does not belong there"),
+    ({"mean": np.full(6, np.nan, np.float32)}, "'mean' is not finite"),
+    ({"std": np.array([1, 1, 0, 1, 1, 1], np.float32)}, "std 0 is not positive"),
+    ({"std": np.array([1, 1, -2, 1, 1, 1], np.float32)}, "std -2 is not positive"),
+    ({"std": np.ones((6, 1), np.float32)}, r"'std' has the shape \(6, 1\)"),
+    ({"std": np.ones(6)}, "'std' is float64, expected float32"),
+    ({"mean": np.ones(5, np.float32)}, "mean and std of 5 and 6 channels, but sizes for 6"),
+    ({"numbers": np.array([1.0, 10.0, 3.0])}, r"'numbers' has the shape \(3,\)"),
+    ({"numbers": np.array([0.0, 10.0, 3.0, 2.0])}, "return scale, horizon and sizes are"),
+    ({"numbers": np.array([-1.0, 10.0, 3.0, 2.0])}, "return scale, horizon and sizes are"),
+    ({"numbers": np.array([1.0, 0.0, 3.0, 2.0])}, "return scale, horizon and sizes are"),
+    ({"numbers": np.array([1.0, 10.5, 3.0, 2.0])}, "return scale, horizon and sizes are"),
+    ({"numbers": np.array([1.0, 10.0, 4.0, 2.0])}, "channels, but sizes for 7"),
+    ({"numbers": np.array([1.0, 10.0, 1e12, 2.0])}, "channels, but sizes for"),
+    ({"numbers": np.array([np.inf, 10.0, 3.0, 2.0])}, "'numbers' is not finite"),
+]
+
+
+def spoiled(path: Path, changes: dict[str, np.ndarray | None]) -> Path:
+    arrays, _ = load_arrays(path)
+    save_arrays(path, {name: array for name, array in (arrays | changes).items() if array is not None})
+    return path
+
+
+@pytest.mark.parametrize(("changes", "message"), BROKEN_NORMALIZATIONS)
+def test_broken_normalizations_are_refused(tmp_path: Path, changes: dict[str, np.ndarray | None], message: str) -> None:
+    path = tmp_path / "n.safetensors"
+    Normalization.of([trajectories((9,), (0,))]).save(path)
+    with pytest.raises(PipelineError, match=rf"n\.safetensors: .*{message}"):
+        Normalization.load(spoiled(path, changes))
+
+
+BROKEN_PROMPTS: list[tuple[dict[str, np.ndarray | None], str]] = [
+    ({"y": None}, "lacks y"),
+    ({"x0": np.full((7, 3, 6), np.inf, np.float32)}, "'x0' is not finite"),
+    ({"x0": np.zeros((7, 3, 6))}, "'x0' is float64, expected float32"),
+    ({"x0": np.zeros((7, 3), np.float32)}, r"'x0' has the shape \(7, 3\)"),
+    ({"x0": np.zeros((7, 2, 6), np.float32)}, "not of the same prompts"),
+    ({"y": np.zeros((7, 3, 3), np.float32)}, r"'y' has the shape \(7, 3, 3\), expected any x any x 2"),
+    ({"task_id": np.zeros(6, np.int32)}, "not of the same prompts"),
+    ({"task_id": np.zeros(7, np.int64)}, "'task_id' is int64, expected int32"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), BROKEN_PROMPTS)
+def test_broken_prompts_are_refused(tmp_path: Path, changes: dict[str, np.ndarray | None], message: str) -> None:
+    path = tmp_path / "p.safetensors"
+    cut(trajectories((5, 6), (0, 1)), 3).save(path)
+    with pytest.raises(PipelineError, match=rf"p\.safetensors: .*{message}"):
+        Prompts.load(spoiled(path, changes))
+
+
+def test_prompts_of_another_family_or_length_are_refused(tmp_path: Path) -> None:
+    path, data = tmp_path / "p.safetensors", trajectories((5, 6), (0, 1))
+    cut(data, 3).save(path)
+    normalization = Normalization.of([data])
+    assert len(Prompts.load(path, normalization, 3)) == 7
+    with pytest.raises(PipelineError, match="expected any x 4 x 6"):
+        Prompts.load(path, normalization, 4)
+    other = replace(normalization, mean=normalization.mean[:-1])
+    with pytest.raises(PipelineError, match="expected any x 3 x 5"):
+        Prompts.load(path, other, 3)

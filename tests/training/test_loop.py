@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted
 from pd_pipeline.progress import silent
-from pd_pipeline.storage import save_arrays
+from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.training import loop
 from pd_pipeline.training.loop import (
     Diverged,
@@ -113,6 +113,17 @@ def test_equals_a_loop_written_out(tmp_path: Path) -> None:
     assert [row["extra"] for row in rows] == [4, 8, 12]
 
 
+def interrupted(work: Path, step: int, **changes: Any) -> None:
+    """Train up to a step with a checkpoint after each, then end."""
+
+    def kill(now: int) -> None:
+        if now == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trained(work, at=kill, checkpoint_seconds=0, **changes)
+
+
 class Killed(BaseException):
     """The process ends here."""
 
@@ -147,6 +158,87 @@ def test_resumed_from_an_older_checkpoint_ends_the_same(tmp_path: Path) -> None:
             trained(tmp_path / "killed", at=kill, checkpoint_seconds=3.5)
     resumed = trained(tmp_path / "killed")
     assert 0 < resumed.resumed_at < 9
+    same(whole, resumed)
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def rewritten(change: Callable[[Arrays, dict[str, str]], object]) -> Callable[[Path], object]:
+    """Damage that leaves a good safetensors file."""
+
+    def damage(path: Path) -> None:
+        arrays, metadata = load_arrays(path)
+        change(arrays, metadata)
+        save_arrays(path, arrays, metadata)
+
+    return damage
+
+
+def logged(text: str) -> Callable[[Path], object]:
+    return rewritten(lambda arrays, metadata: metadata.update(log=text))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "empty": lambda path: path.write_bytes(b""),
+    "not finite": rewritten(lambda a, m: a.update({"model.0.bias": a["model.0.bias"] * np.nan})),
+    "moment of another shape": rewritten(lambda a, m: a.update({"first.0.weight": np.zeros((1, 1), np.float32)})),
+    "second moment of another type": rewritten(lambda a, m: a.update({"second.2.bias": np.zeros(1, np.float64)})),
+    "weight missing": rewritten(lambda a, m: a.pop("model.2.weight")),
+    "average missing": rewritten(lambda a, m: a.pop("ema.2.weight")),
+    "too much": rewritten(lambda a, m: a.update(more=np.zeros(1))),
+    "of another step": rewritten(lambda a, m: m.update(step="7")),
+    "beyond the last step": rewritten(lambda a, m: m.update(step="999999")),
+    "negative step": rewritten(lambda a, m: m.update(step="-8")),
+    "step is no number": rewritten(lambda a, m: m.update(step="eight")),
+    "no step": rewritten(lambda a, m: m.pop("step")),
+    "log is not JSON": logged("["),
+    "log is nested": logged("[" * 100_000),
+    "log is an object": logged("{}"),
+    "log of words": logged('[{"step": 4, "loss": "low"}, {"step": 8}]'),
+    "log of other steps": logged('[{"step": 5}]'),
+    "log lacks a row": logged('[{"step": 4}]'),
+    "sums are a list": rewritten(lambda a, m: m.update(sums="[1]")),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_checkpoint_falls_back_to_the_older_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, case: str
+) -> None:
+    whole = trained(tmp_path / "whole", ema=0.9)
+    interrupted(tmp_path / "work", 8, ema=0.9)
+    newest = tmp_path / "work/step-00000008.safetensors"
+    DAMAGE[case](newest)
+    resumed = trained(tmp_path / "work", ema=0.9)
+    assert resumed.resumed_at == 7
+    same(whole, resumed)
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("pd_pipeline", "WARNING")
+    assert str(newest) in record.getMessage()
+
+
+def test_without_a_good_checkpoint_it_begins_anew_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = trained(tmp_path / "whole")
+    interrupted(tmp_path / "work", 8)
+    for path in (tmp_path / "work").iterdir():
+        DAMAGE["moment of another shape"](path)
+    resumed = trained(tmp_path / "work")
+    assert resumed.resumed_at == 0
+    same(whole, resumed)
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("step", ["00000999999", "00999999"])
+def test_a_checkpoint_of_no_step_of_the_training_is_not_taken_for_its_end(tmp_path: Path, step: str) -> None:
+    whole = trained(tmp_path / "whole")
+    interrupted(tmp_path / "work", 8)
+    arrays, metadata = load_arrays(tmp_path / "work/step-00000008.safetensors")
+    save_arrays(tmp_path / f"work/step-{step}.safetensors", arrays, metadata | {"step": "999999"})
+    (tmp_path / "work/step-99999999.safetensors").mkdir()
+    resumed = trained(tmp_path / "work")
+    assert resumed.resumed_at == 8
     same(whole, resumed)
 
 
@@ -219,7 +311,7 @@ def test_diverging_again_from_a_checkpoint_says_the_same(tmp_path: Path) -> None
 
         with pytest.raises(Diverged, match="before step 8"):
             trainer.fit(compute, silent)
-    assert trainer.resumed_at == 7
+    assert trainer.resumed_at == 0, "checkpoints that are not finite are no good"
 
 
 def test_learning_rate() -> None:
@@ -284,6 +376,29 @@ def test_devices_and_precision() -> None:
     assert use_bf16("auto", torch.device("cpu")) == torch.cpu._is_avx512_bf16_supported()
 
 
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("cuda", "device: cuda, but no CUDA device is here: use auto or cpu"),
+        ("cuda:1", "device: cuda:1, but no CUDA device is here"),
+        ("mps", "device: mps, but no MPS device is here"),
+    ],
+)
+def test_a_device_that_is_not_here(monkeypatch: pytest.MonkeyPatch, wanted: str, message: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(PipelineError, match=message):
+        pick_device(wanted)
+
+
+def test_a_cuda_device_of_a_number_that_is_not_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(PipelineError, match="device: cuda:2, but the last one here is cuda:1"):
+        pick_device("cuda:2")
+
+
 def test_autocast_follows_the_precision(tmp_path: Path) -> None:
     for precision, expected in (("bf16", torch.bfloat16), ("float32", torch.float32)):
         trainer = Trainer(nn.Linear(2, 2), params(precision=precision), tmp_path, "x")
@@ -303,7 +418,20 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"steps": 0}, {"learning_rate": 0}, {"ema": 1.0}, {"clip": 0}, {"schedule": "step"}]
+    "changes",
+    [
+        {"steps": 0},
+        {"steps": 10**12},
+        {"learning_rate": 0},
+        {"learning_rate": 1000},
+        {"warmup": 10**12},
+        {"log_every": 10**12},
+        {"ema": 1.0},
+        {"clip": 0},
+        {"schedule": "step"},
+        {"device": "gpu"},
+        {"device": "cuda:x"},
+    ],
 )
 def test_parameters_are_checked(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):

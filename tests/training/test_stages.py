@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.storage import digest, read_json
+from pd_pipeline.records import find
+from pd_pipeline.storage import digest
+from pd_pipeline.training import loop
 from pd_pipeline.training.diffuser import load_diffuser
 from pd_pipeline.training.plm import load_policy
 from tests.conftest import run_stages
@@ -63,23 +65,30 @@ def kill_at(root: Path, stage: str, key: str, step: int, folder: str = "") -> No
     assert checkpoints(root, stage, key)
 
 
-@pytest.mark.parametrize(
-    ("stage", "logged", "steps"), [("plm", "log_every: 10", 60), ("diffuser", "log_every: 20", 80)]
-)
+@pytest.mark.parametrize(("stage", "logged"), [("plm", "log_every: 10"), ("diffuser", "log_every: 20")])
 def test_killed_at_a_random_step_and_run_again_the_bytes_are_the_same(
-    trained_project: Path, project: Path, stage: str, logged: str, steps: int
+    trained_project: Path, project: Path, stage: str, logged: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = project / f"data/{stage}/point_robot-0"
     reference = digest(out)
     assert reference == digest(trained_project / f"data/{stage}/point_robot-0")
     set_params(project, logged, f"{logged}, checkpoint_seconds: 0")
-    (out / "losses.csv").write_text("to be replaced")
+    stood = out.stat().st_ino
     step = random.randint(1, 40)
     kill_at(project, stage, "point_robot-0", step)
-    assert (out / "losses.csv").read_text() == "to be replaced", "the old out stays until the new one is whole"
+    assert (out.stat().st_ino, digest(out)) == (stood, reference), "the old out stays until the new one is whole"
+    resumed: list[int] = []
+    take = loop.Trainer._take
+
+    def watched(self: loop.Trainer, found: loop.Checkpoint) -> None:
+        resumed.append(found.step)
+        take(self, found)
+
+    monkeypatch.setattr(loop.Trainer, "_take", watched)
     run_stages(project, stage)
     assert digest(out) == reference, f"killed at step {step}"
-    assert read_json(out / "cost.json")["steps"] <= steps - step, "it went on where it had stopped"
+    assert out.stat().st_ino != stood
+    assert resumed[0] >= step, "it went on where it had stopped"
     assert not (project / ".work" / stage / "point_robot-0").exists()
 
 
@@ -96,7 +105,7 @@ def test_sigterm_saves_once_and_exits_with_143(project: Path) -> None:
 def test_what_the_plm_stage_leaves(trained_project: Path) -> None:
     out = trained_project / "data/plm/point_robot-0"
     names = {path.name for path in out.iterdir()}
-    assert names == {"policy.safetensors", "config.json", "normalization.safetensors", "losses.csv", "cost.json"}
+    assert names == {"policy.safetensors", "config.json", "normalization.safetensors", "losses.csv"}
     policy, normalization = load_policy(out)
     assert not policy.training
     assert not any(p.requires_grad for p in policy.parameters())
@@ -113,11 +122,25 @@ def test_what_the_plm_stage_leaves(trained_project: Path) -> None:
 def test_what_the_diffuser_stage_leaves(trained_project: Path) -> None:
     out = trained_project / "data/diffuser/point_robot-0"
     names = {path.name for path in out.iterdir()}
-    assert names == {"denoiser.safetensors", "config.json", "losses.csv", "cost.json"}
+    assert names == {"denoiser.safetensors", "config.json", "losses.csv"}
     denoiser, diffusion = load_diffuser(out)
     assert (denoiser.config.channels, denoiser.config.prompt_length, diffusion.steps) == (5, 3, 8)
     losses = [float(row.split(",")[1]) for row in (out / "losses.csv").read_text().splitlines()[1:]]
     assert losses[-1] < losses[0]
+
+
+def test_the_record_says_what_it_was_computed_with(trained_project: Path) -> None:
+    for stage in ("plm", "diffuser"):
+        record = find(trained_project, stage, "point_robot-0")
+        assert record is not None
+        assert record.device == "cpu"
+        assert record.precision == ("bf16" if loop.use_bf16("auto", torch.device("cpu")) else "float32")
+
+
+def test_a_quality_without_prompts_is_refused(project: Path) -> None:
+    set_params(project, "{steps: 80,", "{quality: random, steps: 80,")
+    with pytest.raises(PipelineError, match=r"diffuser\.quality: there are no prompts of 'random': add it to .*expert"):
+        run_stages(project, "diffuser")
 
 
 def test_seeds_decide_and_the_global_generators_stay_untouched(project: Path) -> None:

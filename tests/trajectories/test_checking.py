@@ -1,5 +1,6 @@
 """A file is accepted only when it is of a family that the project knows, and like it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,9 @@ import pytest
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.point_robot import PointRobot
 from pd_pipeline.trajectories.checking import check_file
-from pd_pipeline.trajectories.reading import write
+from pd_pipeline.trajectories.reading import open_file, read, stream, write
 from tests.builders import changed, columns, metadata
+from tests.conftest import run_stages
 from tests.trajectories.test_reading import raw
 
 LIKE_THE_FAMILY = {"observation_size": 2, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0), "horizon": 12}
@@ -48,6 +50,33 @@ def test_files_of_another_world_are_refused(
 ) -> None:
     with pytest.raises(PipelineError, match=rf"a\.parquet: {message}"):
         check_file(written(tmp_path / "a.parquet", **changes), {"point_robot": point_robot})
+
+
+@pytest.mark.parametrize("reader", [open_file, read, lambda path, family: list(stream(path, family=family))])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "cheetah"}, "holds trajectories of family 'cheetah', not of 'point_robot'"),
+        ({"horizon": 9}, "horizon is 9, but family"),
+        ({"observation_size": 3}, "observation_size is 3, but family"),
+        ({"goals": {0: {}, 6: {}}}, "task 6 is not among the tasks"),
+    ],
+)
+def test_stages_refuse_what_validate_refuses(
+    tmp_path: Path, point_robot: PointRobot, reader: Callable[..., object], changes: dict, message: str
+) -> None:
+    """One check, in opening."""
+    with pytest.raises(PipelineError, match=rf"a\.parquet: {message}"):
+        reader(written(tmp_path / "a.parquet", **changes), family=point_robot)
+    reader(written(tmp_path / "a.parquet"), family=point_robot)
+
+
+def test_stages_that_train_refuse_data_of_another_world(project: Path) -> None:
+    data = project / "data/trajectories/point_robot/expert.parquet"
+    written(data, family="cheetah")
+    for stage in ("prompts", "plm"):
+        with pytest.raises(PipelineError, match=r"expert\.parquet: holds trajectories of family 'cheetah'"):
+            run_stages(project, stage)
 
 
 def test_every_step_is_checked(tmp_path: Path, point_robot: PointRobot) -> None:

@@ -1,68 +1,266 @@
-"""The stages tuned_<method>: the same few-shot trajectories for all, whole outs, unchanged by a kill."""
+"""The stages tuned_<method>: what a method is given and what is recorded of it, unchanged by a kill."""
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from pd_pipeline import graph
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.environments import LocalBatch, episode_seed
+from pd_pipeline.evaluation.rollouts import Group, rollout
+from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.graph import METHODS
-from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.storage import digest, read_json
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
+from pd_pipeline.progress import silent
+from pd_pipeline.prompts.segments import Prompts, cut
+from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.storage import digest, load_arrays, read_json
+from pd_pipeline.training.diffuser import load_diffuser
+from pd_pipeline.training.loop import load_weights, weights
 from pd_pipeline.training.plm import load_policy
-from pd_pipeline.trajectories.reading import read
+from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning import stage
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run
 from tests.conftest import run_stages
 from tests.training.test_stages import kill_at, set_params
+from tests.tuning.tiny import same_prompts
 
 TASKS = (1, 4)
+EXACT = {"device": "cpu", "precision": "float32"}
+SMALL: dict[str, dict[str, Any]] = {
+    "prompt_dt": {},
+    "prompt_diffuser": {"steps": 2, "batch": 4, "adapt": None, "chain": 3, "candidates": 9, **EXACT},
+    "prompt_gradient": {"steps": 2, "windows": 4, **EXACT},
+    "full_finetune": {"steps": 2, "batch": 4, **EXACT},
+    "noise_prompt": {},
+    "no_prompt": {},
+}
+
+
+def context(root: Path, out: Path, method: str, task: int = 4, seed: int = 0, **changes: Any) -> StageContext:
+    """A stage of the trained project, with a folder of its own for what it leaves."""
+    project = graph.load(root)
+    module = importlib.import_module(f"pd_pipeline.tuning.{method}")
+    out.mkdir(parents=True)
+    return StageContext(
+        root=root,
+        stage="tuned_named_otherwise",  # as a variant is
+        key=Key("point_robot", task, seed),
+        params=module.Params.model_validate(SMALL[method] | changes),
+        environment=project.params.block("point_robot", "environment"),
+        inputs={
+            "trajectories": root / "data/trajectories/point_robot",
+            "plm": root / "data/plm/point_robot-0",
+            "diffuser": root / "data/diffuser/point_robot-0",
+        },
+        out=out,
+        work=out.parent / f"{out.name}-work",
+        logs=out.parent / f"{out.name}-logs",
+        progress=silent,
+        params_file=project.params,
+    )
+
+
+def made(root: Path, out: Path, method: str, **changes: Any) -> tuple[Prompts, dict[str, Any]]:
+    """Run a method's stage: the prompts and the summary it leaves."""
+    stage.run(context(root, out, method, **changes))
+    return Prompts.load(out / "prompts.safetensors"), read_json(out / "summary.json")
+
+
+def trajectories(root: Path, task: int, quality: str = "expert") -> Trajectories:
+    return read(root / f"data/trajectories/point_robot/{quality}.parquet", [task])
+
+
+def few_shot(root: Path, task: int, count: int, seed: int = 0, quality: str = "expert") -> Trajectories:
+    """The few-shot draw, computed a second time."""
+    data = trajectories(root, task, quality)
+    order = np.random.default_rng([seed, task]).permutation(len(data.task_id))
+    return data.select(np.sort(order[:count]))
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_path: Path) -> None:
+    prompts, summary = made(trained_project, tmp_path / "out", method, few_shot=3)
+    drawn = few_shot(trained_project, 4, 3)
+    policy, _ = load_policy(trained_project / "data/plm/point_robot-0")
+    denoiser, _ = load_diffuser(trained_project / "data/diffuser/point_robot-0")
+    sizes = {"full_finetune": policy, "prompt_diffuser": denoiser}
+    tuned = {name: sum(p.numel() for p in model.parameters()) for name, model in sizes.items()}
+    passes = {"prompt_gradient": 2 * 8 * 4 * 2, "full_finetune": 2 * 4 * 2, "prompt_diffuser": 2 * 4 * 2 + 32 * 9}
+    assert summary == {
+        "method": method,
+        "frozen": method != "full_finetune",
+        "quality": "expert",
+        "few_shot": 3,
+        "few_shot_episodes": drawn.episode_id.tolist(),
+        "shown_task": 4,
+        "shown_episodes": drawn.episode_id.tolist(),
+        "target_return": pytest.approx(drawn.rewards.astype(float).sum() / 3, rel=1e-6),
+        "candidates": 9 if method == "prompt_diffuser" else None,
+        "chain": 3 if method == "prompt_diffuser" else None,
+        "tuned_parameters": (tuned | {"prompt_gradient": 3 * 5}).get(method, 0),
+        "plm_passes": passes.get(method, 0),
+        "environment_episodes": 0,
+    }
+    assert len(prompts) == 8
+    assert (prompts.task_id == 4).all()
+    left = {"full_finetune": ["policy"], "prompt_diffuser": ["adapted", "guided"]}.get(method, [])
+    log = ["log.csv"] if method in ("full_finetune", "prompt_diffuser", "prompt_gradient") else []
+    arrays = [f"{name}.safetensors" for name in (*left, "prompts")]
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted([*arrays, *log, "summary.json"])
+
+
+@pytest.mark.parametrize("method", SMALL)
+def test_what_is_left_is_what_the_method_made(method: str, trained_project: Path, tmp_path: Path) -> None:
+    """Its prompts, weights and log, from a seed that is another for every task."""
+    given = context(trained_project, tmp_path / "out", method, task=1, seed=3, few_shot=3)
+    stage.run(given)
+    policy, normalization = load_policy(trained_project / "data/plm/point_robot-0")
+    diffuser = load_diffuser(trained_project / "data/diffuser/point_robot-0")
+    plm = Pretrained(policy, normalization, torch.device("cpu"), diffuser)
+    seed = int(np.random.SeedSequence([3, 1]).generate_state(1)[0])
+    drawn = FewShot.of(few_shot(trained_project, 1, 3, seed=3), plm)
+    run = Run(tmp_path / "work", tmp_path / "logs", "", silent)
+    expected = importlib.import_module(f"pd_pipeline.tuning.{method}").tune(plm, drawn, given.params, seed, run)
+    same_prompts(Prompts.load(given.out / "prompts.safetensors"), expected.prompts)
+    models = expected.denoisers | ({"policy": expected.policy} if expected.policy else {})
+    for name, model in models.items():
+        arrays, _ = load_arrays(given.out / f"{name}.safetensors")
+        for key, array in weights(model).items():
+            np.testing.assert_array_equal(arrays[key], array)
+    if expected.history.rows:
+        rows = pl.read_csv(given.out / "log.csv").to_dicts()
+        assert [{k: v for k, v in row.items() if v is not None} for row in rows] == expected.history.rows
+
+
+def test_quality_says_which_trajectories(trained_project: Path, tmp_path: Path) -> None:
+    """Prompts, few-shot episodes and the return asked for are those of its file."""
+    found = {}
+    for quality in ("expert", "random"):
+        drawn = few_shot(trained_project, 4, 2, quality=quality)
+        prompts, summary = made(trained_project, tmp_path / quality, "prompt_dt", few_shot=2, quality=quality)
+        real = cut(drawn, 3)
+        rows = [real.x0[(real.episode_id == e) & (real.start == s)][0] for e, s in origins(prompts)]
+        np.testing.assert_array_equal(prompts.x0, rows)
+        assert summary["quality"] == quality
+        assert summary["target_return"] == float(drawn.episode_returns.mean())
+        found[quality] = summary["target_return"]
+    assert found["expert"] > found["random"] + 1
+
+
+def origins(prompts: Prompts) -> list[tuple[int, int]]:
+    return list(zip(prompts.episode_id.tolist(), prompts.start.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("method", [name for name in SMALL if name != "no_prompt"])
+def test_another_tasks_trajectories_can_be_shown(method: str, trained_project: Path, tmp_path: Path) -> None:
+    """The return asked for stays the target's own; what is shown is drawn as the other target draws it."""
+    _, own = made(trained_project, tmp_path / "own", method, few_shot=3)
+    prompts, other = made(trained_project, tmp_path / "other", method, few_shot=3, shown="other")
+    drawn = few_shot(trained_project, 1, 3)
+    assert (prompts.task_id == 1).all()
+    assert (other["shown_task"], other["shown_episodes"]) == (1, drawn.episode_id.tolist())
+    assert drawn.episode_id.tolist() != own["few_shot_episodes"]
+    for name in ("target_return", "few_shot", "few_shot_episodes", "plm_passes", "method"):
+        assert other[name] == own[name]
+    conditions = {row.tobytes() for row in np.round(cut(drawn, 3).y, 3)}
+    assert {row.tobytes() for row in np.round(prompts.y, 3)} <= conditions
+
+
+def plane(*targets: int) -> Family:
+    return load_family("point_robot", {"tasks": 6, "test_tasks": list(targets)}, Path.cwd())
+
+
+def test_the_other_task_is_the_next_target() -> None:
+    assert [stage.other_task(plane(4, 1, 2), task) for task in (4, 1, 2)] == [1, 2, 4]
+    assert stage.other_task(plane(0), 0) == 1, "the first training task"
+    trained = plane(0)
+    trained.train_tasks = (0, 3)
+    assert stage.other_task(trained, 0) == 3, "of a family whose target is trained too"
+    trained.train_tasks = (0,)
+    with pytest.raises(PipelineError, match="one task alone"):
+        stage.other_task(trained, 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "precision"),
+    [
+        ("prompt_dt", {}, "float32"),
+        ("no_prompt", {}, "float32"),
+        ("prompt_gradient", {}, "float32"),
+        ("prompt_gradient", {"precision": "bf16"}, "bf16"),
+    ],
+)
+def test_the_facts_for_the_record(
+    method: str, changes: dict[str, Any], precision: str, trained_project: Path, tmp_path: Path
+) -> None:
+    given = context(trained_project, tmp_path / "out", method, **changes)
+    assert stage.run(given) == {
+        name: read_json(given.out / "summary.json")[name] for name in ("tuned_parameters", "plm_passes")
+    }
+    assert given.facts == {"device": "cpu", "precision": precision}
+
+
+def test_a_file_of_another_family_is_refused(project: Path, tmp_path: Path) -> None:
+    set_params(project, "horizon: 12, tasks: 6", "horizon: 13, tasks: 6")
+    with pytest.raises(PipelineError, match="horizon"):
+        made(project, tmp_path / "out", "prompt_dt")
+
+
+def scored(root: Path, method: str, task: int) -> np.ndarray:
+    scores = pl.read_parquet(root / "data/evaluation/point_robot-0/scores.parquet")
+    return scores.filter(pl.col("method") == method, pl.col("task") == task).sort("prompt")["return"].to_numpy()
+
+
+def rolled(root: Path, method: str, task: int, policy: PromptingDecisionTransformer) -> np.ndarray:
+    """Returns of the prompts that a method left, under `policy`, computed a second time."""
+    prompts = Prompts.load(out(root, method, task) / "prompts.safetensors")
+    family = graph.load(root).family("point_robot")
+    _, normalization = load_policy(root / "data/plm/point_robot-0")
+    count = len(prompts)
+    environments = LocalBatch(family, [task] * count, [episode_seed(0, task, i) for i in range(count)])
+    targets = np.full(count, read_json(out(root, method, task) / "summary.json")["target_return"])
+    group = Group(policy, np.arange(count), prompts)
+    return rollout([group], targets, normalization, environments, silent, "").returns
+
+
+def test_full_finetune_is_evaluated_with_its_own_weights_and_no_prompt_without_prompts(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    (project / "params.yaml").write_text(
+        "run: {families: [point_robot], seeds: [0], methods: [full_finetune, no_prompt]}\n"
+        + text[text.index("families:\n  point_robot") :]
+        .replace("    tuned_no_prompt: {}\n", "")
+        .replace("tuned_full_finetune: {", "tuned_no_prompt: {}\n    tuned_full_finetune: {learning_rate: 0.05, ")
+    )
+    run_stages(project, "tuned_full_finetune", "tuned_no_prompt", "evaluation")
+    for task in TASKS:
+        frozen, _ = load_policy(project / "data/plm/point_robot-0")
+        tuned, _ = load_policy(project / "data/plm/point_robot-0")
+        load_weights(tuned, out(project, "full_finetune", task) / "policy.safetensors", "the PLM")
+        found = scored(project, "full_finetune", task)
+        np.testing.assert_allclose(found, rolled(project, "full_finetune", task, tuned), atol=1e-4)
+        assert (np.abs(found - rolled(project, "full_finetune", task, frozen)) > 1e-2).all()
+        np.testing.assert_allclose(
+            scored(project, "no_prompt", task), rolled(project, "no_prompt", task, frozen), atol=1e-4
+        )
 
 
 def out(root: Path, method: str, task: int) -> Path:
     return root / f"data/tuned_{method}/point_robot-0/{task}"
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_what_a_method_leaves(tuned_project: Path, method: str) -> None:
-    for task in TASKS:
-        directory = out(tuned_project, method, task)
-        summary = read_json(directory / "summary.json")
-        assert summary["quality"] == "expert"
-        assert len(summary["few_shot_episodes"]) == 5
-        assert read_json(directory / "cost.json")["seconds"] > 0
-        assert (Prompts.load(directory / "prompts.safetensors").task_id == task).all()
-        assert (directory / "policy.safetensors").exists() == (method == "full_finetune")
-        for name in ("adapted", "guided"):
-            assert (directory / f"{name}.safetensors").exists() == (method == "prompt_diffuser")
-        assert (directory / "log.csv").exists() == (method not in ("prompt_dt", "noise_prompt"))
-
-
 def test_all_methods_of_a_seed_get_the_same_few_shot_trajectories(tuned_project: Path) -> None:
     for task in TASKS:
-        drawn = [
-            read_json(out(tuned_project, method, task) / "summary.json")["few_shot_episodes"] for method in METHODS
-        ]
-        assert all(episodes == drawn[0] for episodes in drawn)
-
-
-def test_prompts_come_from_the_few_shot_trajectories_of_the_target(tuned_project: Path) -> None:
-    directory = out(tuned_project, "prompt_dt", 4)
-    prompts = Prompts.load(directory / "prompts.safetensors")
-    assert set(prompts.episode_id.tolist()) <= set(read_json(directory / "summary.json")["few_shot_episodes"])
-    data = read(tuned_project / "data/trajectories/point_robot/expert.parquet", [4])
-    episode = int(np.flatnonzero(data.episode_id == prompts.episode_id[0])[0])
-    row = data.starts[episode] + prompts.start[0]
-    np.testing.assert_array_equal(prompts.x0[0, :, :2], data.observations[row : row + 3])
-
-
-def test_tuned_parameters(tuned_project: Path) -> None:
-    counts = {
-        method: read_json(out(tuned_project, method, 1) / "summary.json")["tuned_parameters"] for method in METHODS
-    }
-    policy, _ = load_policy(tuned_project / "data/plm/point_robot-0")
-    assert counts["full_finetune"] == sum(p.numel() for p in policy.parameters())
-    assert counts["prompt_dt"] == counts["noise_prompt"] == 0
-    assert counts["prompt_gradient"] == 3 * 5
-    assert counts["prompt_diffuser"] > 1000
+        summaries = [read_json(out(tuned_project, method, task) / "summary.json") for method in METHODS]
+        drawn = few_shot(tuned_project, task, 5)
+        for summary in summaries:
+            assert summary["few_shot_episodes"] == summary["shown_episodes"] == drawn.episode_id.tolist()
+            assert summary["target_return"] == float(drawn.episode_returns.mean())
 
 
 def test_the_log_of_the_guidance(tuned_project: Path) -> None:
@@ -73,11 +271,9 @@ def test_the_log_of_the_guidance(tuned_project: Path) -> None:
         assert guided[name].null_count() == 0
 
 
-def test_the_frozen_plm_is_the_same_for_all_but_full_finetune(tuned_project: Path, trained_project: Path) -> None:
+def test_tuning_leaves_the_pretrained_models_alone(tuned_project: Path, trained_project: Path) -> None:
     assert digest(tuned_project / "data/plm") == digest(trained_project / "data/plm")
     assert digest(tuned_project / "data/diffuser") == digest(trained_project / "data/diffuser")
-    weights = (out(tuned_project, "full_finetune", 1) / "policy.safetensors").read_bytes()
-    assert weights != (tuned_project / "data/plm/point_robot-0/policy.safetensors").read_bytes()
 
 
 def test_prompt_diffuser_killed_while_guiding_leaves_the_same_bytes(tuned_project: Path, project: Path) -> None:

@@ -1,0 +1,96 @@
+"""The border between the pipeline and an environment or a policy that somebody else wrote.
+
+Whatever it raises becomes one line, and what it returns has the shape that the family says, or it is refused: NumPy
+would stretch an observation of shape (1,) or a scalar action over a whole row without a word. Values (finite, within
+the bounds) are checked in whole episodes, where that costs nothing: see `trajectories.validation`.
+"""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family, Policy
+
+
+class Step(NamedTuple):
+    """What an environment's step gave."""
+
+    observation: np.ndarray  # (d_s,)
+    reward: float
+    terminated: bool
+    truncated: bool
+    success: bool
+
+
+@contextmanager
+def refusals(family: Family, what: str) -> Iterator[None]:
+    """Turn what foreign code raises, SystemExit too, into a PipelineError that names its place."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PipelineError(f"family '{family.name}': {what} raised {said}{place}: mend it and run again") from error
+
+
+def make(family: Family, task: int) -> gymnasium.Env:
+    """A fresh environment of a task."""
+    with refusals(family, f"making the environment of task {task}"):
+        return family.make(task)
+
+
+def reset(family: Family, environment: gymnasium.Env, **arguments: Any) -> np.ndarray:
+    """Begin an episode; the first observation (d_s,)."""
+    try:
+        observation, _ = environment.reset(**arguments)
+    except (Exception, SystemExit) as error:
+        with refusals(family, "reset of the environment"):
+            raise error
+    return _observed(family, observation)
+
+
+def step(family: Family, environment: gymnasium.Env, action: np.ndarray) -> Step:
+    """Act with (d_a,) and look at what comes back."""
+    try:
+        observation, reward, terminated, truncated, info = environment.step(action)
+        result = Step(observation, float(reward), bool(terminated), bool(truncated), bool(info.get("success", False)))
+    except (Exception, SystemExit) as error:
+        with refusals(family, "step of the environment"):
+            raise error
+    _observed(family, observation)
+    return result
+
+
+def act(
+    family: Family, policy: Policy, environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """What a policy does, refused unless it has the shape (d_a,)."""
+    try:
+        action = policy(environment, observation, rng)
+    except (Exception, SystemExit) as error:
+        with refusals(family, "a behaviour policy"):
+            raise error
+    if getattr(action, "shape", None) != (family.action_size,):
+        raise PipelineError(
+            f"family '{family.name}': a policy returned an action of shape {np.shape(action)}, expected "
+            f"({family.action_size},): mend the policy"
+        )
+    return action
+
+
+def _observed(family: Family, observation: np.ndarray) -> np.ndarray:
+    if getattr(observation, "shape", None) != (family.observation_size,) or observation.dtype.kind != "f":
+        kind = getattr(observation, "dtype", type(observation).__name__)
+        raise PipelineError(
+            f"family '{family.name}': the environment returned an observation of shape {np.shape(observation)} and "
+            f"type {kind}, expected floats of shape ({family.observation_size},): mend the environment"
+        )
+    return observation

@@ -1,0 +1,79 @@
+"""Every parameter of everything that runs, checked before any work: an hour of collection must not end at a typo."""
+
+import hashlib
+from pathlib import Path
+
+from pd_pipeline.config import PARAMS_FILE, Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import PACKAGE, Graph
+from pd_pipeline.storage import atomic_file
+
+MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
+
+
+def check(graph: Graph) -> None:
+    """Raise PipelineError for a block of params.yaml that is wrong in itself, for another block or on this machine."""
+    mark, state = graph.root / MARK, _state(graph)
+    if mark.is_file() and mark.read_bytes() == state:
+        return
+    blocks = {
+        (stage, key.family): graph.stage_params(stage, key)
+        for stage in graph.stages
+        for key in graph.keys(stage)
+        if key.family is not None
+    }
+    for (stage, family), params in blocks.items():
+        _check_device(f"{PARAMS_FILE}: families.{family}.{stage}", params)
+    for family in graph.params.run.families:
+        _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
+    with atomic_file(mark) as temporary:
+        temporary.write_bytes(state)
+
+
+def _state(graph: Graph) -> bytes:
+    """Digest of params.yaml and of all code that decides whether it is good; of the devices of this machine."""
+    sources = {graph.family_source(family) for family in graph.params.run.families}
+    files = sorted({*PACKAGE.rglob("*.py"), *(source for source in sources if source is not None)})
+    total = hashlib.sha256(graph.text.encode())
+    for file in files:
+        total.update(file.read_bytes())
+    for device in ("/dev/nvidia0", "/dev/nvidiactl"):
+        total.update(b"1" if Path(device).exists() else b"0")
+    return total.hexdigest().encode()
+
+
+def _check_device(where: str, params: Parameters) -> None:
+    device = getattr(params, "device", "auto")
+    if device in ("auto", "cpu"):
+        return
+    from pd_pipeline.training.loop import pick_device
+
+    try:
+        pick_device(device)
+    except PipelineError as error:
+        raise PipelineError(f"{where}.device: {error}") from None
+
+
+def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
+    """What one block asks of another: trajectories of a quality, as many as are needed, as long as a prompt."""
+    where, family = f"{PARAMS_FILE}: families.{name}", graph.family(name)
+    collected = getattr(blocks["trajectories"], "episodes", {})
+    prompts = blocks["prompts"]
+    if (length := getattr(prompts, "length", 1)) > family.horizon:
+        raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
+    for stage, params in blocks.items():
+        asked = [getattr(params, "quality", None), *getattr(params, "qualities", ())]
+        for quality in (quality for quality in asked if quality is not None):
+            if quality not in collected:
+                known = ", ".join(collected)
+                raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: known are {known}")
+        few_shot = getattr(params, "few_shot", None)
+        count = collected[asked[0]].test if asked[0] is not None else 0
+        if few_shot is not None and not family.targets_are_trained and few_shot > count:
+            raise PipelineError(
+                f"{where}.{stage}.few_shot: {few_shot} trajectories of quality '{asked[0]}', but trajectories.episodes "
+                f"collects {count} per target"
+            )
+    needed = getattr(blocks["diffuser"], "quality", None)
+    if needed is not None and needed not in getattr(prompts, "qualities", (needed,)):
+        raise PipelineError(f"{where}.diffuser.quality: '{needed}' is not among prompts.qualities")

@@ -1,0 +1,60 @@
+"""Weights to files and back: what does not fit is refused before a model takes memory."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.storage import load_arrays
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def weights(model: nn.Module) -> dict[str, np.ndarray]:
+    """The state of a model as arrays on the CPU, for `storage.save_arrays`."""
+    return {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+
+
+def load_weights(model: nn.Module, path: Path, strict_to: str) -> None:
+    """Load a safetensors file into a model. Raises PipelineError where they differ (`strict_to`: from what)."""
+    arrays, _ = load_arrays(path)
+    check_fit(path, arrays, model.state_dict(), strict_to)
+    model.load_state_dict(as_tensors(arrays))
+
+
+def load_model(build: Callable[[], M], path: Path, strict_to: str) -> M:
+    """The model that `build` makes, on the CPU, with the weights of a file. Raises PipelineError where they differ.
+
+    It is first built without memory, so that a configuration of any size costs nothing unless the file is like it.
+    """
+    with torch.random.fork_rng([]), torch.device("meta"):
+        shape = build()
+    arrays, _ = load_arrays(path)
+    check_fit(path, arrays, shape.state_dict(), strict_to)
+    with torch.random.fork_rng([]):
+        model = build()
+    model.load_state_dict(as_tensors(arrays))
+    return model
+
+
+def check_fit(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, Tensor], strict_to: str) -> None:
+    """Raise PipelineError unless `found` has the names, shapes and types of `like`."""
+    told = f"{path}: these weights do not fit {strict_to}"
+    if set(found) != set(like):
+        lacks, extra = sorted(set(like) - set(found)), sorted(set(found) - set(like))
+        raise PipelineError(
+            f"{told}: {'lacking' if lacks else 'not belonging there'}: {', '.join((lacks or extra)[:5])}"
+        )
+    for name, tensor in like.items():
+        wanted = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        if (is_ := (found[name].shape, str(found[name].dtype))) != wanted:
+            raise PipelineError(f"{told}: '{name}' is {is_[1]} {is_[0]}, expected {wanted[1]} {wanted[0]}")
+
+
+def as_tensors(arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """The arrays as tensors on a device."""
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}

@@ -1,0 +1,38 @@
+"""No prompt at all: the PLM acts on its window alone.
+
+What tells it the task is then the return asked for and how that falls with the rewards; what a method gains over this
+is what its prompts are worth. In training the PLM always had a prompt, so to have none is foreign to it: `noise_prompt`
+and another task's prompts (`shown: other`) ask the same question in sequences of the length it knows.
+"""
+
+from typing import Self
+
+import numpy as np
+from pydantic import model_validator
+
+from pd_pipeline.prompts.segments import Prompts
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams
+
+
+class Params(TuningParams):
+    """Nothing to set: the few-shot trajectories say which return is asked for, `prompts` how many episodes to run."""
+
+    @model_validator(mode="after")
+    def _nothing_to_choose(self) -> Self:
+        if self.candidates is not None or self.shown != "own":
+            raise ValueError("no_prompt shows the policy nothing: leave out candidates and shown")
+        return self
+
+
+def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
+    """Leave prompts of no steps."""
+    count, channels = params.prompts, few_shot.prompts.x0.shape[2]
+    return Tuned(
+        Prompts(
+            x0=np.zeros((count, 0, channels), np.float32),
+            y=np.zeros((count, 0, 2), np.float32),
+            task_id=np.full(count, few_shot.data.task_id[0], np.int32),
+            episode_id=np.full(count, -1, np.int64),
+            start=np.zeros(count, np.int32),
+        )
+    )

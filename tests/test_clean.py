@@ -1,0 +1,105 @@
+"""`make clean` removes what the pipeline made and nothing else."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pd_pipeline import clean as cleaning
+from pd_pipeline import graph
+from pd_pipeline.progress import silent
+from tests.dvc_project import SMALL_PARAMS
+
+PACKAGE = Path(cleaning.__file__).parent
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A project with some outs made."""
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "params.yaml").write_text(SMALL_PARAMS)
+    project = graph.load(root)
+    for stage in ("behavior_policies", "trajectories", "prompts"):
+        for key in project.keys(stage):
+            graph.run(project, stage, key, silent)
+    (root / "data/.gitkeep").touch()
+    return root
+
+
+def cleaned(root: Path) -> str:
+    """As the Makefile calls it: with an interpreter that has none of this package's dependencies."""
+    command = [sys.executable, "-S", "-m", "pd_pipeline.clean", str(root)]
+    done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_all_that_was_made_goes(root: Path) -> None:
+    for name in (".work/plm/x-0", "data/tensorboard/plm", "data/plm/.x-0.123.tmp"):
+        (root / name).mkdir(parents=True)
+    assert cleaned(root) == ""
+    assert sorted(path.name for path in root.iterdir()) == ["data", "params.yaml"]
+    assert [path.name for path in (root / "data").iterdir()] == [".gitkeep"]
+
+
+def test_what_a_user_put_there_stays_and_is_named(root: Path) -> None:
+    kept = ["data/incoming/x.parquet", "data/trajectories/point_robot/mine.parquet", "data/notes.txt", "build/mine"]
+    for name in kept:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("mine")
+    changed = root / "data/prompts/other/config.json"
+    changed.write_text("edited by hand")
+    printed = cleaned(root)
+    assert all((root / name).read_text() == "mine" for name in kept)
+    assert changed.read_text() == "edited by hand"
+    assert not (root / "data/trajectories/point_robot/expert.parquet").exists()
+    assert not (root / "data/behavior_policies").exists()
+    for name in (
+        "incoming/x.parquet",
+        "trajectories/point_robot/mine.parquet",
+        "notes.txt",
+        "prompts/other/config.json",
+    ):
+        assert name in printed
+
+
+def test_nothing_behind_a_link_is_touched(root: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "data").mkdir(parents=True)
+    (elsewhere / "data/precious").write_text("mine")
+    (root / "data/linked").symlink_to(elsewhere)
+    (root / ".work").rename(elsewhere / "work") if (root / ".work").exists() else (elsewhere / "work").mkdir()
+    (root / ".work").symlink_to(elsewhere / "work")
+    moved = elsewhere / "trajectories"
+    shutil.move(root / "data/trajectories", moved)
+    (root / "data/trajectories").symlink_to(moved)
+    printed = cleaned(root)
+    assert (elsewhere / "data/precious").read_text() == "mine"
+    assert (elsewhere / "work").is_dir()
+    assert (moved / "point_robot/expert.parquet").is_file()
+    assert (root / "data/linked").is_symlink()
+    for name in ("data/linked is a link", ".work lies behind a link", "data/trajectories is a link"):
+        assert name in printed
+
+
+def test_a_linked_data_folder_is_left_alone(root: Path, tmp_path: Path) -> None:
+    shutil.move(root / "data", tmp_path / "store")
+    (root / "data").symlink_to(tmp_path / "store")
+    assert "data is a link" in cleaned(root)
+    assert (tmp_path / "store/trajectories/point_robot/expert.parquet").is_file()
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "out"),
+    [
+        ("trajectories", "reach", "trajectories/reach"),
+        ("plm", "my-family-0", "plm/my-family-0"),
+        ("tuned_prompt_dt", "my-family-15-2", "tuned_prompt_dt/my-family-2/15"),
+        ("report", "all", "reports"),
+    ],
+)
+def test_a_record_names_its_out(stage: str, key: str, out: str) -> None:
+    data = Path("/p/data")
+    assert cleaning._out(data, data / "records" / stage / f"{key}.json") == data / out

@@ -1,0 +1,46 @@
+"""What is said of a mistake: one printable line of bounded length."""
+
+import errno
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pd_pipeline.errors import LONGEST_MESSAGE, PipelineError, described, one_line
+
+
+@given(st.text(max_size=5000))
+def test_a_message_is_one_printable_line_of_bounded_length(text: str) -> None:
+    message = str(PipelineError(text))
+    assert len(message) <= LONGEST_MESSAGE
+    assert message.isprintable()
+
+
+def test_a_short_message_is_left_alone() -> None:
+    assert str(PipelineError("params.yaml: run.seeds: [0, 0]")) == "params.yaml: run.seeds: [0, 0]"
+
+
+def test_of_a_long_message_both_ends_are_kept() -> None:
+    message = one_line("begin " + "x" * 5_000_000 + " end: remove it")
+    assert message.startswith("begin x")
+    assert message.endswith("x end: remove it")
+    assert " ... " in message
+
+
+def test_control_characters_are_escaped() -> None:
+    assert one_line("a\x1b[2Jb\tc\nd") == "a\\x1b[2Jb\\tc; d"
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PipelineError("as it is"), "as it is"),
+        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device: make room"),
+        (OSError(errno.EROFS, "Read-only file system", "/data/x"), "make it writable"),
+        (MemoryError(), "out of memory: use a smaller batch"),
+        (RecursionError("maximum depth"), "nested too deeply"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
+    ],
+)
+def test_what_a_machine_does_to_a_command_is_described(error: BaseException, words: str) -> None:
+    assert words in described(error)

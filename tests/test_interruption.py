@@ -1,0 +1,129 @@
+"""Signals: every stage is over in seconds, leaves no process behind and keeps what was finished."""
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pd_pipeline import interruption
+from pd_pipeline.interruption import Interrupted, terminated
+from tests.dvc_project import make_project, start
+
+# An environment as slow as a real robot, so that a signal always comes in the middle of a shard.
+SLOW_FAMILY = """\
+import time
+
+from pd_pipeline.families.point_robot import PointRobot, PointRobotEnv
+
+
+class SlowEnv(PointRobotEnv):
+    def step(self, action):
+        time.sleep(0.2)
+        return super().step(action)
+
+
+class Slow(PointRobot):
+    def make(self, task):
+        return SlowEnv(self._goal(task), self.params)
+"""
+SLOW_PARAMS = """\
+run: {families: [slow], seeds: [0], methods: [prompt_dt]}
+families:
+  slow:
+    environment: {entry_point: "slow_family:Slow", horizon: 6, tasks: 4, test_tasks: [1, 3]}
+    behavior_policies: {}
+    trajectories: {workers: 2, episodes_a_shard: 2, episodes: {expert: {train: 20, test: 20}}}
+    prompts: {length: 3, stride: 1}
+    plm: {steps: 100000000, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}
+    diffuser: {steps: 4, batch: 8, device: cpu}
+    tuned_prompt_dt: {}
+    evaluation: {workers: 1, device: cpu}
+"""
+
+
+@pytest.fixture
+def slow(tmp_path: Path) -> Path:
+    root = make_project(tmp_path, SLOW_PARAMS)
+    (root / "slow_family.py").write_text(SLOW_FAMILY)
+    return root
+
+
+def descendants(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    return psutil.Process(process.pid).children(recursive=True)
+
+
+def shards(root: Path) -> set[str]:
+    return {path.name for path in (root / ".work/trajectories").rglob("*.safetensors") if not path.name.startswith(".")}
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+def test_collection_ends_within_seconds_and_keeps_the_finished_shards(slow: Path, name: str) -> None:
+    first = start(slow, "pd-pipeline", "run", "behavior_policies")
+    assert first.wait() == 0
+    process = start(slow, "pd-pipeline", "run", "trajectories")
+    deadline = time.monotonic() + 60
+    while len(shards(slow)) < 2 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    finished, children = shards(slow), descendants(process)
+    assert len(finished) >= 2
+    assert len(children) >= 2
+    process.send_signal(getattr(signal, name))  # to the parent alone
+    began = time.monotonic()
+    process.wait(timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert time.monotonic() - began < 5
+    assert process.returncode != 0
+    assert "Traceback" not in (process.stdout.read() if process.stdout else "")
+    assert shards(slow) >= finished
+    assert not (slow / "data/trajectories/slow").exists()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_training_saves_and_leaves(project: Path, name: str) -> None:
+    text = (project / "params.yaml").read_text().replace("plm: {steps: 60,", "plm: {steps: 100000000,")
+    (project / "params.yaml").write_text(text)
+    process = start(project, "pd-pipeline", "run", "plm")
+    assert process.stdout is not None
+    next(line for line in process.stdout if "loss" in line)
+    process.send_signal(getattr(signal, name))
+    output, _ = process.communicate(timeout=5)
+    assert process.returncode == 128 + getattr(signal, name)
+    assert "Traceback" not in output
+    assert len(list((project / ".work/plm").rglob("step-*.safetensors"))) == 1
+    assert (project / "data/plm/point_robot-0/policy.safetensors").is_file(), "the old out stands"
+
+
+def asked_to_stop(*signals: signal.Signals) -> None:
+    """Signals come to a loop that never looks."""
+    with terminated() as stop:
+        for number in signals:
+            os.kill(os.getpid(), number)
+            assert stop()
+        time.sleep(30)
+
+
+def test_a_loop_that_does_not_come_to_ask_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.2)
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        asked_to_stop(signal.SIGTERM)
+    assert time.monotonic() - began < 5
+
+
+def test_a_second_signal_leaves_at_once() -> None:
+    with pytest.raises(Interrupted) as caught:
+        asked_to_stop(signal.SIGINT, signal.SIGINT)
+    assert caught.value.code == 128 + signal.SIGINT
+
+
+def test_handlers_are_given_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
+    with terminated() as stop:
+        assert not stop()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)] == before
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

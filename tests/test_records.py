@@ -1,0 +1,114 @@
+"""Records beside the outs: what the pipeline made, and what it cost."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from pd_pipeline import graph, records
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.progress import silent
+from pd_pipeline.records import Record
+from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.storage import digest, read_json, write_json
+from tests.dvc_project import SMALL_PARAMS
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    folder = tmp_path / "data/plm/x-0"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "a").write_text("a")
+    (folder / "inner/b").write_text("b")
+    return folder
+
+
+def test_a_record_tells_own_files_from_others(tmp_path: Path, out: Path) -> None:
+    records.enter(tmp_path, "plm", "x-0", out, made="now", seconds=1.0)
+    record = records.find(tmp_path, "plm", "x-0")
+    assert record is not None
+    assert records.foreign(out, record) == []
+    (out / "mine").write_text("mine")
+    (out / "a").write_text("changed")
+    (out / "inner/link").symlink_to(tmp_path)
+    assert records.foreign(out, record) == ["a", "inner/link", "mine"]
+    assert records.foreign(out, None) == ["a", "inner/b", "inner/link", "mine"], "without a record all are"
+    assert records.foreign(tmp_path / "none", None) == []
+
+
+def test_the_out_that_is_being_replaced_is_still_known(tmp_path: Path, out: Path) -> None:
+    """A kill between the record and the exchange of the outs must not make the old out somebody else's."""
+    records.enter(tmp_path, "plm", "x-0", out, made="old", seconds=1.0)
+    new = tmp_path / "new"
+    new.mkdir()
+    (new / "a").write_text("new")
+    records.enter(tmp_path, "plm", "x-0", new, made="new", seconds=1.0)
+    record = records.find(tmp_path, "plm", "x-0")
+    assert record is not None
+    assert record.made == "new"
+    assert records.foreign(out, record) == []
+    assert records.foreign(new, record) == []
+
+
+def test_a_refusal_names_the_file_and_where_own_data_goes(out: Path) -> None:
+    with pytest.raises(PipelineError, match=r"x-0/mine and 1 more: not what stage plm made.*data/incoming/"):
+        records.refuse_foreign(out, ["mine", "other"], "plm")
+    records.refuse_foreign(out, [], "plm")
+
+
+def test_a_broken_record_is_named(tmp_path: Path, out: Path) -> None:
+    file = records.path(tmp_path, "plm", "x-0")
+    write_json(file, {"made": 1})
+    with pytest.raises(PipelineError, match=r"x-0\.json"):
+        records.find(tmp_path, "plm", "x-0")
+
+
+def test_the_clock_adds_up_what_killed_processes_spent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "TICK_SECONDS", 0.05)
+    with records.clock(tmp_path) as first:
+        time.sleep(0.3)
+        ticked = read_json(tmp_path / records.CLOCK_FILE)["seconds"]  # all that a SIGKILL would leave
+        assert 0.1 <= ticked <= first.seconds
+    with records.clock(tmp_path) as second:
+        assert second.seconds >= first.seconds - 0.1
+        time.sleep(0.2)
+    assert read_json(tmp_path / records.CLOCK_FILE)["seconds"] >= 0.45
+
+
+def test_wall_clock_figures_are_in_no_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Made again more slowly, an out has the same digest, and the record has both times."""
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
+    project, key = graph.load(tmp_path), Key("point_robot")
+    graph.run(project, "behavior_policies", key, silent)
+    for stage in ("trajectories", "prompts"):
+        graph.run(project, stage, key, silent)
+    outs = [tmp_path / project.out(stage, key) for stage in ("behavior_policies", "trajectories", "prompts")]
+    before = [digest(out) for out in outs]
+    from pd_pipeline.prompts import stage as prompts
+
+    run = prompts.run
+
+    def slow(context: StageContext) -> dict[str, object]:
+        time.sleep(0.3)
+        return run(context)
+
+    monkeypatch.setattr(prompts, "run", slow)
+    for stage in ("behavior_policies", "trajectories", "prompts"):
+        graph.run(project, stage, key, silent)
+    assert [digest(out) for out in outs] == before
+    record = records.find(tmp_path, "prompts", key)
+    assert isinstance(record, Record)
+    assert record.seconds >= 0.3
+
+
+def test_a_finished_piece_is_known_as_made_until_something_changes(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
+    project, key = graph.load(tmp_path), Key("point_robot")
+    assert not graph.made_already(project, "behavior_policies", key)
+    graph.run(project, "behavior_policies", key, silent)
+    assert graph.made_already(project, "behavior_policies", key)
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("horizon: 6", "horizon: 7"))
+    assert not graph.made_already(graph.load(tmp_path), "behavior_policies", key)
+    assert graph.made_already(project, "behavior_policies", key)
+    (tmp_path / "data/behavior_policies/point_robot/policies.json").write_text("{}")
+    assert not graph.made_already(project, "behavior_policies", key)

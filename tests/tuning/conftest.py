@@ -1,0 +1,14 @@
+import pytest
+
+from pd_pipeline.tuning.protocol import FewShot, Pretrained
+from tests.tuning.tiny import few_shot_of, pretrained
+
+
+@pytest.fixture
+def plm() -> Pretrained:
+    return pretrained()
+
+
+@pytest.fixture
+def few_shot(plm: Pretrained) -> FewShot:
+    return few_shot_of(plm)

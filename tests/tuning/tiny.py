@@ -1,0 +1,87 @@
+"""A made-up PLM, diffuser and few-shot trajectories, so small that a method can be computed a second time by hand."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig
+from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
+from pd_pipeline.progress import silent
+from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.tuning import full_finetune, no_prompt, noise_prompt, prompt_diffuser, prompt_dt, prompt_gradient
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned
+from tests.builders import D_A, D_S, trajectories
+from tests.builders import policy as made_policy
+
+TASK = 4
+CHANNELS = D_S + D_A + 1
+PROMPT, CONTEXT, ACTING = 3, 5, 2  # steps of a prompt, of a window in training, of a window in acting
+EXACT = {"precision": "float32", "device": "cpu"}
+METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "prompt_dt": (prompt_dt, {}),
+    "prompt_diffuser": (
+        prompt_diffuser,
+        {"adapt": {"steps": 6, "batch": 6, **EXACT}, "steps": 5, "batch": 6, "candidates": None, "chain": 3, **EXACT},
+    ),
+    "prompt_gradient": (prompt_gradient, {"steps": 5, "windows": 4, **EXACT}),
+    "full_finetune": (full_finetune, {"steps": 5, "batch": 6, **EXACT}),
+    "noise_prompt": (noise_prompt, {}),
+    "no_prompt": (no_prompt, {}),
+}
+DRAWING = [name for name in METHODS if name != "no_prompt"]
+TRAINING = ["prompt_diffuser", "prompt_gradient", "full_finetune"]
+
+
+def pretrained(**changes: Any) -> Pretrained:
+    """A PLM and a diffuser with random weights that are large enough to matter."""
+    shape = {"prompt_length": PROMPT, "context": CONTEXT, "acting_context": ACTING, "layers": 1}
+    policy = made_policy(**shape | changes).requires_grad_(False)
+    torch.manual_seed(1)
+    denoiser = Denoiser(DenoiserConfig(channels=CHANNELS, prompt_length=PROMPT, width=16, blocks=1, frequencies=4))
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    diffusion = Diffusion(DiffusionParams(steps=8))
+    normalization = Normalization.of([trajectories((10,) * 4, (0, 1, 2, 3), seed=5)])
+    return Pretrained(policy, normalization, torch.device("cpu"), (denoiser, diffusion))
+
+
+def few_shot_of(plm: Pretrained, task: int = TASK) -> FewShot:
+    """Three episodes of one task, the second one shorter: 23 segments."""
+    return FewShot.of(trajectories((10, 9, 10), (task,) * 3), plm)
+
+
+def tuned(name: str, plm: Pretrained, few_shot: FewShot, work: Path, seed: int = 0, **changes: Any) -> Tuned:
+    """What a method leaves with small parameters, 4 prompts where nothing else is said."""
+    module, defaults = METHODS[name]
+    params = module.Params.model_validate({"prompts": 4} | defaults | changes)
+    return module.tune(plm, few_shot, params, seed, Run(work / "work", work / "logs", name, silent))
+
+
+def same_prompts(found: Prompts, expected: Prompts) -> None:
+    for name in (f.name for f in fields(Prompts)):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+
+
+def same_weights(found: torch.nn.Module, expected: torch.nn.Module, exactly: bool = True) -> None:
+    assert list(found.state_dict()) == list(expected.state_dict())
+    for name, tensor in expected.state_dict().items():
+        tolerance = {"atol": 0.0, "rtol": 0.0} if exactly else {"atol": 1e-6, "rtol": 1e-5}
+        torch.testing.assert_close(found.state_dict()[name], tensor, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
+
+
+def same(found: Tuned, expected: Tuned) -> None:
+    """Equal in everything a method leaves, bit by bit."""
+    same_prompts(found.prompts, expected.prompts)
+    assert found.history.rows == expected.history.rows
+    assert found.denoisers.keys() == expected.denoisers.keys()
+    for name, denoiser in expected.denoisers.items():
+        same_weights(found.denoisers[name], denoiser)
+    assert (found.policy is None) == (expected.policy is None)
+    if found.policy is not None and expected.policy is not None:
+        same_weights(found.policy, expected.policy)
+    for name in ("tuned_parameters", "plm_passes", "environment_episodes", "chain"):
+        assert getattr(found, name) == getattr(expected, name)
