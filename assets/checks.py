@@ -49,7 +49,8 @@ def check_results(project: Graph, stage: str, out: Path) -> list[dg.AssetCheckRe
 def _valid(project: Graph, out: Path) -> dict[str, int]:
     from pd_pipeline.trajectories.reading import stream
 
-    return {file.name: sum(len(batch.step) for batch in stream(file)) for file in sorted(out.glob("*.parquet"))}
+    family, files = project.family(out.name), sorted(out.glob("*.parquet"))
+    return {file.name: sum(len(batch.step) for batch in stream(file, family=family)) for file in files}
 
 
 def _expert_quality(project: Graph, out: Path) -> dict[str, float]:

@@ -14,16 +14,14 @@ import torch
 
 from benchmarks.common import Figure, alone, at_least, timed
 from pd_pipeline.evaluation.environments import make_batch
-from pd_pipeline.evaluation.rollouts import rollout
+from pd_pipeline.evaluation.rollouts import Group, rollout
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer, Steps
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Normalization, Prompts
-from pd_pipeline.training.loop import use_bf16
 from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
 
 GOAL, HORIZON, PROMPT = 20, 200, 5
-BF16 = use_bf16("auto", torch.device("cpu"))  # as stage evaluation does
 
 
 def plm(family: Family, window: int) -> tuple[PromptingDecisionTransformer, Normalization]:
@@ -98,9 +96,9 @@ def batched(family: Family, block: dict[str, Any], window: int, count: int) -> t
     tasks = [family.test_tasks[i % len(family.test_tasks)] for i in range(count)]
     made: list[Any] = []
     building = timed(lambda: made.append(make_batch(family, block, Path.cwd(), tasks, list(range(count)))))
-    given = prompts(family, count), np.ones(count), normalization, made[0], silent, ""
+    groups = [Group(policy, np.arange(count), prompts(family, count))]
     try:
-        seconds = timed(lambda: rollout([(policy, np.arange(count))], *given, bf16=BF16))
+        seconds = timed(lambda: rollout(groups, np.ones(count), normalization, made[0], silent, ""))
     finally:
         made[0].close()
     return count * HORIZON / seconds, building

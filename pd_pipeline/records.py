@@ -73,7 +73,7 @@ def refuse_foreign(out: Path, names: list[str], stage: str) -> None:
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise PipelineError(
-            f"{out / names[0]}{more}: not what stage {stage} made, so it is not replaced: {out} belongs to the pipeline: "
+            f"{out / names[0]}{more}: not what stage {stage} made, so it stays, and {out} is not replaced: "
             "move it elsewhere (data/incoming/ is yours: nothing there is ever removed) or remove it, and run again"
         )
 

@@ -23,7 +23,10 @@ hypothesis.settings.register_profile("pipeline", deadline=None, derandomize=True
 hypothesis.settings.load_profile("pipeline")
 
 TINY_PARAMS = """\
-run: {families: [point_robot], seeds: [0]}
+run:
+  families: [point_robot]
+  seeds: [0]
+  methods: [prompt_dt, prompt_diffuser, prompt_gradient, full_finetune, noise_prompt, no_prompt]
 families:
   point_robot:
     environment: {horizon: 12, tasks: 6, test_tasks: [1, 4]}
@@ -40,6 +43,7 @@ families:
     tuned_prompt_gradient: {device: cpu, steps: 8, windows: 4}
     tuned_full_finetune: {device: cpu, steps: 8, batch: 8}
     tuned_noise_prompt: {}
+    tuned_no_prompt: {}
     evaluation: {workers: 1, device: cpu, bootstrap: 200, fit_prompts: 16}
 """
 

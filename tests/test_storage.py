@@ -10,13 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import (
     atomic_directory,
     atomic_file,
     digest,
+    expect_arrays,
     load_arrays,
     read_json,
+    read_model,
+    recover,
     save_arrays,
     write_json,
 )
@@ -50,6 +54,40 @@ def test_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
             (temporary / "sub").mkdir()
             (temporary / "sub" / name).write_text(name)
     assert [p.name for p in (path / "sub").iterdir()] == ["second"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["exchanged in one call", "in two renames"])
+@pytest.mark.parametrize("moment", range(4))
+def test_whatever_rename_it_dies_at_one_directory_stands(tmp_path: Path, exchange: bool, moment: int) -> None:
+    """What is left over is gone, and the one that stood is back, once the next run of the piece begins."""
+    path = tmp_path / "out"
+    path.mkdir()
+    (path / "old").write_text("old")
+    code = f"""
+import os, pathlib
+from pd_pipeline import storage
+calls = 0
+def dying(function):
+    def call(*args):
+        global calls
+        if calls == {moment}:
+            os._exit(9)
+        calls += 1
+        done = function(*args)
+        if calls == {moment}:
+            os._exit(9)
+        return done
+    return call
+exchange = storage._exchanged if {exchange} else lambda a, b: False
+os.rename, storage._exchanged, storage.remove = dying(os.rename), dying(exchange), dying(storage.remove)
+with storage.atomic_directory(pathlib.Path({str(path)!r})) as temporary:
+    (temporary / "new").write_text("new")
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=False)
+    assert done.returncode == 9 if moment < 2 else done.returncode in (0, 9)
+    recover(path)
+    assert [p.name for p in path.iterdir()] in (["old"], ["new"])
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -108,6 +146,60 @@ def test_missing_and_broken_files_are_named(tmp_path: Path, reader, name: str) -
         reader(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1]", "holds no JSON object"),
+        (b"7", "holds no JSON object"),
+        (b"null", "holds no JSON object"),
+    ],
+)
+def test_json_that_is_no_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(PipelineError, match=rf"x\.json: {message}"):
+        read_json(tmp_path / "x.json")
+
+
+class Block(Parameters):
+    width: int
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [({}, "width: Field required"), ({"width": "wide"}, "width: .*'wide'"), ({"widht": 3, "width": 3}, "'width'")],
+)
+def test_json_is_read_as_parameters(tmp_path: Path, values: dict, message: str) -> None:
+    write_json(tmp_path / "x.json", {"width": 3})
+    assert read_model(tmp_path / "x.json", Block).width == 3
+    write_json(tmp_path / "x.json", values)
+    with pytest.raises(PipelineError, match=rf"x\.json: values.*{message}"):
+        read_model(tmp_path / "x.json", Block)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16])
+def test_arrays_that_are_not_finite_are_refused(tmp_path: Path, bad: float, kind: type) -> None:
+    save_arrays(tmp_path / "x.safetensors", {"a": np.ones(3), "b": np.array([1, bad], kind)})
+    with pytest.raises(PipelineError, match=r"x\.safetensors: tensor 'b' is not finite"):
+        load_arrays(tmp_path / "x.safetensors")
+
+
+def test_arrays_are_of_the_names_and_shapes_expected() -> None:
+    found = {"a": np.zeros((2, 3)), "b": np.zeros(())}
+    expect_arrays(Path("x"), found, {"a": (None, 3), "b": ()})
+    for shapes, message in (
+        ({"a": (None, 3), "b": (), "c": (1,)}, "x: lacks c"),
+        ({"a": (None, 3)}, "x: has b, which does not belong there"),
+        ({"a": (None, 4), "b": ()}, r"x: tensor 'a' has the shape \(2, 3\), expected any x 4"),
+        ({"a": (6,), "b": ()}, "x: tensor 'a'"),
+        ({"a": (2, 3), "b": (1,)}, "x: tensor 'b' .* expected 1"),
+    ):
+        with pytest.raises(PipelineError, match=message):
+            expect_arrays(Path("x"), found, shapes)
+
+
 def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_arrays(path, {"a": np.zeros(100)})
@@ -116,14 +208,13 @@ def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
         load_arrays(path)
 
 
-def test_digest_sees_names_and_contents_but_no_cost(tmp_path: Path) -> None:
+def test_digest_sees_names_and_contents_but_no_times(tmp_path: Path) -> None:
     base = tmp_path / "out"
     (base / "sub").mkdir(parents=True)
     (base / "sub" / "a").write_text("a")
     first = digest(base, "text")
-    (base / "cost.json").write_text("{}")
     os.utime(base / "sub" / "a", (1, 1))
-    assert digest(base, "text") == first, "neither cost nor times count"
+    assert digest(base, "text") == first, "times do not count"
     assert digest(base, "other") != first
     (base / "sub" / "a").write_text("b")
     assert digest(base, "text") != first

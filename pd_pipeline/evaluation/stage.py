@@ -21,9 +21,10 @@ from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, read_json, save_arrays, write_json
 from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.loop import load_weights, pick_device, use_bf16
+from pd_pipeline.training.loop import pick_device, use_bf16
 from pd_pipeline.training.plm import load_policy
 from pd_pipeline.training.policy_data import prompt_tensors
+from pd_pipeline.training.weights import load_weights
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning.prompt_diffuser import generate
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
@@ -218,7 +219,8 @@ def _target_fit(
 
     `kept` are the prompts that the method left, where they come from this denoiser.
     """
-    data = read(context.inputs["trajectories"] / f"{result.summary['quality']}.parquet", [result.task])
+    file = context.inputs["trajectories"] / f"{result.summary['quality']}.parquet"
+    data = read(file, [result.task], family=context.family)
     unseen = np.flatnonzero(~np.isin(data.episode_id, result.summary["few_shot_episodes"]))
     if not len(unseen):
         raise PipelineError(

@@ -108,6 +108,8 @@ class GymnasiumFamily(Family):
             raise PipelineError(f"{what}: it must be a one-dimensional Box; flatten it in the environment")
         if kind == "action" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise PipelineError(f"{what}: it must have finite bounds, by which actions are scaled")
+        if kind == "action" and not (space.low < space.high).all():
+            raise PipelineError(f"{what}: each lower bound must be below its upper one: leave out what cannot move")
         return space
 
     @property

@@ -24,8 +24,9 @@ METHOD_STYLES = {
     "prompt_gradient": ("#009E73", "^"),
     "full_finetune": ("#D55E00", "D"),
     "noise_prompt": ("#8C8C8C", "X"),
+    "no_prompt": ("#56B4E9", "P"),
 }
-SPARE_STYLES = (("#CC79A7", "v"), ("#56B4E9", "P"), ("#A6761D", "<"), ("#7570B3", ">"), ("#66A61E", "p"))
+SPARE_STYLES = (("#CC79A7", "v"), ("#A6761D", "<"), ("#7570B3", ">"), ("#66A61E", "p"))
 MEDIUM, ALL = "_medium", "_all"
 VARIANT_MARKERS = {MEDIUM: "d", ALL: "*"}
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"

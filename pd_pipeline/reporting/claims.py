@@ -188,7 +188,8 @@ def typed_figures(text: str) -> Iterator[str]:
         code = expression.group()
         if not code.startswith("{#"):
             quoted = [inside for inside in re.findall(_QUOTED, code) if re.search(r"\d\d", inside)]
-            bare = [found for found in re.findall(_NUMBER, re.sub(_QUOTED, "", code)) if float(found) > MOST_DIGITS]
+            bare = re.findall(_NUMBER, re.sub(_QUOTED, "", code))
+            bare = [found for found in bare if "." in found or int(found) > MOST_DIGITS]
             yield from (f"{found} in {code}" for found in quoted + bare)
     blank = text
     for pattern in (_EXPRESSION, _CODE, _ADDRESS, *NAMES):

@@ -28,7 +28,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
-from pd_pipeline.training.weights import as_tensors, check_fit, load_weights, weights  # noqa: F401
+from pd_pipeline.training.weights import as_tensors, check_fit
 
 StepCount = Annotated[int, Field(gt=0, le=MOST_STEPS)]
 Rate = Annotated[float, Field(gt=0, le=100)]

@@ -155,10 +155,8 @@ def side_by_side(
         over = False
         for row, i in enumerate(running):
             environment = environments[i]
-            if together is None:
-                action = border.act(family, policy, environment, present[i], rngs[i])
-            else:
-                action = chosen[row]
+            alone = together is None
+            action = border.act(family, policy, environment, present[i], rngs[i]) if alone else chosen[row]
             observation, actions, rewards, terminated, success = views[i]
             observation[step], actions[step] = present[i], action
             present[i], rewards[step], ended, truncated, success[step] = border.step(family, environment, action)
@@ -215,8 +213,8 @@ def collect(
     out: Path,
     work: Path,
     progress: Progress,
-) -> None:
-    """Collect every quality into `out`/<quality>.parquet.
+) -> int:
+    """Collect every quality into `out`/<quality>.parquet; returns the number of steps that were not there yet.
 
     `block` is the family's `environment` block of params.yaml, from which workers rebuild it; `policies` is the out
     of stage behavior_policies; `work` keeps finished shards.
@@ -238,6 +236,7 @@ def collect(
     for quality in params.episodes:
         some = [shard for shard in shards if shard.quality == quality]
         write(out / f"{quality}.parquet", metadata_of(family, quality, params), _merged(work, some))
+    return steps
 
 
 def _run(

@@ -12,7 +12,8 @@
 | terminated, truncated, success | bool | after the action |
 | quality | dictionary of string | expert, medium, random, ... |
 
-The file's metadata (key `pd_pipeline`, JSON) holds `TrajectoryMetadata`.
+The file's metadata (key `pd_pipeline`, JSON) holds `TrajectoryMetadata`. Pages have checksums, and a seal (see there)
+covers what these leave out; files of other programs need neither.
 """
 
 import json

@@ -23,9 +23,8 @@ def run(context: StageContext) -> dict[str, Any]:
         context.work,
         context.progress,
     )
-    summary = summarise(
-        context.family, {quality: read(context.out / f"{quality}.parquet") for quality in context.params.episodes}
-    )
+    files = {quality: context.out / f"{quality}.parquet" for quality in context.params.episodes}
+    summary = summarise(context.family, {quality: read(file, family=context.family) for quality, file in files.items()})
     write_json(context.out / "summary.json", summary)
     return {f"return_mean_{quality}": values["return_mean"] for quality, values in summary.items()} | {
         "row_count": sum(values["steps"] for values in summary.values())

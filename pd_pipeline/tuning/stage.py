@@ -10,8 +10,9 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import save_arrays, write_json
 from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.loop import OptimizationParams, pick_device, use_bf16, weights
+from pd_pipeline.training.loop import OptimizationParams, pick_device, use_bf16
 from pd_pipeline.training.plm import load_policy
+from pd_pipeline.training.weights import weights
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, draw_few_shot
 

@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_training_leaves_checkpoints_descriptions_and_its_curve(trained: Path) -> None:
     names = {file.name for file in trained.iterdir()}
-    assert names == {*FILES, "policies.json", "learning.csv", "cost.json"}
+    assert names == {*FILES, "policies.json", "learning.csv"}
     policies = read_json(trained / "policies.json")
     assert policies["medium"] == {"weights": "medium.safetensors", "noise": 1.0}
     assert (trained / "learning.csv").read_text().startswith("steps,return_mean,length_mean,early_ends\n40,")

@@ -1,14 +1,17 @@
 """Training the behaviour policy: it learns, it resumes to the same bytes, it does not depend on the workers."""
 
+import json
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pd_pipeline.behavior import ppo
 from pd_pipeline.behavior.lanes import Lanes, WorkerLanes
 from pd_pipeline.behavior.learning import LearningParams
 from pd_pipeline.behavior.ppo import STATE, learn
@@ -18,6 +21,7 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.interruption import Interrupted
 from pd_pipeline.progress import silent
+from pd_pipeline.storage import load_arrays, save_arrays
 
 BLOCK: dict[str, Any] = {"horizon": 10}
 SMALL = {"lanes": 4, "steps": 160, "batch": 20, "epochs": 2, "width": 8, "workers": 1, "checkpoint_seconds": 0}
@@ -182,6 +186,91 @@ def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     for name in POLICIES:
         file = f"{name}.safetensors"
         assert (tmp_path / "killed" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def rewritten(change: Callable[[Arrays, dict[str, str]], object]) -> Callable[[Path], object]:
+    """Damage that leaves a good safetensors file."""
+
+    def damage(path: Path) -> None:
+        arrays, metadata = load_arrays(path)
+        change(arrays, metadata)
+        save_arrays(path, arrays, metadata)
+
+    return damage
+
+
+def figures(*steps: int) -> Callable[[Path], object]:
+    rows = [dict.fromkeys(ppo.FIGURES, 0.0) | {"steps": n} for n in steps]
+    return rewritten(lambda arrays, metadata: metadata.update(rows=json.dumps(rows)))
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-40]),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "not finite": rewritten(lambda a, m: a.update({"inputs.mean": a["inputs.mean"] * np.nan})),
+    "moment of another shape": rewritten(lambda a, m: a.update({"optimizer.1.exp_avg": np.zeros((1, 1), np.float32)})),
+    "moment of another type": rewritten(
+        lambda a, m: a.update({"optimizer.1.exp_avg_sq": a["optimizer.1.exp_avg_sq"].astype(np.float64)})
+    ),
+    "moment missing": rewritten(lambda a, m: a.pop("optimizer.0.step")),
+    "too much": rewritten(lambda a, m: a.update({"optimizer.99.exp_avg": np.zeros(1, np.float32)})),
+    "negative variance": rewritten(lambda a, m: a.update({"inputs.var": -a["inputs.var"]})),
+    "statistics of another width": rewritten(lambda a, m: a.update({"inputs.mean": np.zeros(3)})),
+    "no rows": rewritten(lambda a, m: m.pop("rows")),
+    "rows are nested": rewritten(lambda a, m: m.update(rows="[" * 100_000)),
+    "rows are an object": rewritten(lambda a, m: m.update(rows="{}")),
+    "rows of words": rewritten(lambda a, m: m.update(rows=m["rows"].replace("40", '"40"'))),
+    "more rounds than there are": figures(40, 80, 120, 160, 200),
+    "rows of other rounds": figures(40, 120),
+    "none done": figures(),
+}
+
+
+def test_a_damaged_state_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    made, params = family(), LearningParams.model_validate(SMALL)
+    lanes = WorkerLanes(made, BLOCK, Path.cwd(), 4, 0, workers=1)
+    try:
+        learner = ppo.Learner(lanes, 10, params, 4)
+        rows = [learner.round(0)]
+        learner.save(tmp_path / STATE, rows)
+        content = (tmp_path / STATE).read_bytes()
+        learner.round(1)
+        learner.save(tmp_path / "later.safetensors", rows)
+        for case, damage in DAMAGE.items():
+            path = tmp_path / case / STATE
+            path.parent.mkdir()
+            path.write_bytes(content)
+            damage(path)
+            with pytest.raises(PipelineError) as caught:
+                learner.restore(path)
+            assert str(path) in str(caught.value), case
+        learner.save(tmp_path / "again.safetensors", rows)
+        assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "later.safetensors").read_bytes()
+        assert learner.restore(tmp_path / STATE) == rows
+        learner.save(tmp_path / "restored.safetensors", rows)
+        assert (tmp_path / "restored.safetensors").read_bytes() == content
+    finally:
+        lanes.close()
+
+
+def test_from_a_damaged_state_it_begins_anew_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def kill(description: str, done: int, total: int, figures: str = "") -> None:
+        if done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "work", kill)
+    DAMAGE["moment of another shape"](tmp_path / "work" / STATE)
+    seen: list[int] = []
+    rows = trained(tmp_path / "work", lambda description, done, total, figures="": seen.append(done))
+    assert seen == [1, 2, 3, 4]
+    assert rows == trained(tmp_path / "whole")
+    (record,) = caplog.records
+    assert (record.name, record.levelname) == ("pd_pipeline", "WARNING")
+    assert str(tmp_path / "work" / STATE) in record.getMessage()
 
 
 def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The stage evaluation: scores, metrics and fit of a whole tiny project."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -28,14 +29,18 @@ NUMBERS = (
     "tuned_parameters",
     "plm_passes",
     "environment_episodes",
-    "normalized_low",
-    "normalized_high",
 )
 
 
 @pytest.fixture
 def out(tuned_project: Path) -> Path:
     return tuned_project / "data/evaluation/point_robot-0"
+
+
+def with_methods(root: Path, *methods: str, variants: str = "{}") -> str:
+    """params.yaml of a project with other methods."""
+    line = f"  methods: [{', '.join(methods)}]\n  variants: {variants}"
+    return re.sub(r"^  methods: .*$", line, (root / "params.yaml").read_text(), count=1, flags=re.MULTILINE)
 
 
 def methods(out: Path) -> tuple[str, ...]:
@@ -52,7 +57,7 @@ def test_metrics_have_the_names_that_others_read(out: Path) -> None:
         assert values["return_mean_low"] <= values["return_mean"] <= values["return_mean_high"]
         assert 0 <= values["success_low"] <= values["success_rate"] <= values["success_high"] <= 1
         assert values["tasks"].keys() == {"1", "4"}
-        assert values["normalized_low"] <= values["normalized"] <= values["normalized_high"]
+        assert (values["normalized_low"] is None) == (values["normalized_high"] is None)
         assert values["quality"] == "expert"
         assert values["few_shot"] == 5
         assert values["frozen"] == (values["method"] != "full_finetune")
@@ -124,6 +129,7 @@ def test_one_score_a_method_task_and_prompt(out: Path, tuned_project: Path) -> N
         "prompt_gradient": 16,
         "full_finetune": 16,
         "noise_prompt": 16,
+        "no_prompt": 16,
     }
     assert scores.null_count().sum_horizontal()[0] == 0
     origins = scores.filter(pl.col("method") == "prompt_dt")["origin"].to_list()
@@ -225,7 +231,7 @@ def test_equal_inputs_give_equal_bytes_whatever_the_workers(tuned_project: Path,
 
 def test_no_trajectory_left_to_measure_the_fit_with(project: Path) -> None:
     set_params(project, "tuned_prompt_diffuser: {", "tuned_prompt_diffuser: {few_shot: 7, ")
-    set_params(project, "seeds: [0]}", "seeds: [0], methods: [prompt_diffuser]}")
+    (project / "params.yaml").write_text(with_methods(project, "prompt_diffuser"))
     run_stages(project, "tuned_prompt_diffuser")
     with pytest.raises(
         PipelineError, match="task 1: all its trajectories are few-shot ones: collect more than few_shot"
@@ -387,12 +393,8 @@ def test_without_success_there_is_no_rate_of_it() -> None:
 def test_a_variant_has_its_scores_and_leaves_the_fit_of_its_method_alone(tuned_project: Path, tmp_path: Path) -> None:
     root = tmp_path / "varied"
     shutil.copytree(tuned_project, root)
-    text = (root / "params.yaml").read_text()
-    text = text.replace(
-        "seeds: [0]}",
-        "seeds: [0], variants: {prompt_diffuser_more: prompt_diffuser},\n"
-        "  methods: [prompt_dt, prompt_diffuser, full_finetune, noise_prompt, prompt_diffuser_more]}",
-    )
+    methods = ("prompt_dt", "prompt_diffuser", "full_finetune", "noise_prompt", "prompt_diffuser_more")
+    text = with_methods(root, *methods, variants="{prompt_diffuser_more: prompt_diffuser}")
     block = next(line for line in text.splitlines() if "tuned_prompt_diffuser:" in line)
     text = text.replace(block, block + "\n" + block.replace("prompt_diffuser:", "prompt_diffuser_more:"))
     (root / "params.yaml").write_text(text)
@@ -405,12 +407,9 @@ def test_a_variant_has_its_scores_and_leaves_the_fit_of_its_method_alone(tuned_p
 
 def test_methods_with_no_prompt_and_with_another_tasks_are_evaluated_beside_the_others(project: Path) -> None:
     """Prompts of no steps act in a group of their own; everything else about them is as for the rest."""
-    text = (project / "params.yaml").read_text()
-    text = text.replace(
-        "seeds: [0]}",
-        "seeds: [0], variants: {prompt_dt_other: prompt_dt}, methods: [prompt_dt, no_prompt, prompt_dt_other]}",
-    )
-    text += "    tuned_no_prompt: {}\n    tuned_prompt_dt_other: {shown: other}\n"
+    variants = "{prompt_dt_other: prompt_dt}"
+    text = with_methods(project, "prompt_dt", "no_prompt", "prompt_dt_other", variants=variants)
+    text += "    tuned_prompt_dt_other: {shown: other}\n"
     (project / "params.yaml").write_text(text)
     run_stages(project, "tuned_prompt_dt", "tuned_no_prompt", "tuned_prompt_dt_other", "evaluation")
     out = project / "data/evaluation/point_robot-0"

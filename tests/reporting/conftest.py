@@ -5,15 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from pd_pipeline import graph
 from tests.conftest import run_stages
-
-TUNED = (
-    "tuned_prompt_dt",
-    "tuned_prompt_diffuser",
-    "tuned_prompt_gradient",
-    "tuned_full_finetune",
-    "tuned_noise_prompt",
-)
 
 
 @pytest.fixture(scope="session")
@@ -25,11 +18,12 @@ def reported_project(trained_project: Path) -> Path:
         if not root.exists():
             building = trained_project.parent / f"reporting-{os.getpid()}"
             shutil.copytree(trained_project, building)
-            run_stages(building, *TUNED, "evaluation")
-            for stage in ("trajectories", "plm", "diffuser", "evaluation", *TUNED):
+            tuned = [f"tuned_{method}" for method in graph.load(building).params.run.methods]
+            run_stages(building, *tuned, "evaluation")
+            for stage in ("trajectories", "plm", "diffuser", "evaluation", *tuned):
                 leftover = building / "data" / stage / "forgotten-0"
                 leftover.mkdir()
-                (leftover / "cost.json").write_text("{")
+                (leftover / "summary.json").write_text("{")
             run_stages(building, "report")
             building.rename(root)
     return root

@@ -1,11 +1,14 @@
 """The small copy of a run's numbers."""
 
+import shutil
 from pathlib import Path
 
 import polars as pl
 
-from pd_pipeline.reporting.publish import publish
-from pd_pipeline.storage import digest, read_json
+from pd_pipeline.graph import load
+from pd_pipeline.reporting.costs import table
+from pd_pipeline.reporting.publish import metrics_of, publish, read_scores, recompute, tuned_how
+from pd_pipeline.storage import digest, read_json, write_json
 
 
 def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp_path: Path) -> None:
@@ -18,6 +21,7 @@ def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp
     assert len(pl.read_csv(folder / "scores.csv")) == len(pl.read_parquet(evaluation / "scores.parquet"))
     ours, theirs = (read_json(file)["methods"] for file in (folder / "metrics.json", evaluation / "metrics.json"))
     assert ours == theirs, "one seed, the same draws"
+    assert read_json(folder / "metrics.json")["precision"] == "float32"
     made = read_json(folder / "provenance.json")
     trajectories = reported_project / "data/trajectories/point_robot"
     assert made["digests"]["evaluation@point_robot-0"] == digest(evaluation)
@@ -28,3 +32,67 @@ def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp
     assert {"revision", "published_with"} <= made.keys()
     assert made["seconds"]["plm@point_robot-0"] > 0
     assert made["seconds"]["tuned_prompt_diffuser@point_robot-1-0"] > 0
+    assert made["device"]["plm@point_robot-0"] == "cpu"
+    assert made["precision"]["evaluation@point_robot-0"] == "float32"
+
+
+def test_metrics_follow_from_what_is_kept(reported_project: Path, tmp_path: Path) -> None:
+    publish(reported_project, "point_robot", tmp_path / "point_robot")
+    folder = tmp_path / "point_robot"
+    before = {name: (folder / name).read_bytes() for name in ("metrics.json", "metrics-0.json")}
+    assert metrics_of(folder).keys() == before.keys()
+    recompute(folder)
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    scores = read_scores(folder).with_columns(pl.col("return") + 5)
+    scores.write_csv(folder / "scores.csv")
+    earlier = read_json(folder / "metrics.json")["methods"]
+    moved = metrics_of(folder)["metrics.json"]["methods"]
+    assert all(abs(moved[m]["return_mean"] - earlier[m]["return_mean"] - 5) < 1e-9 for m in moved)
+
+
+def test_a_piece_without_a_record_has_no_seconds(reported_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(reported_project, root)
+    (root / "data/records/plm/point_robot-0.json").unlink()
+    publish(root, "point_robot", tmp_path / "point_robot")
+    made = read_json(tmp_path / "point_robot/provenance.json")
+    assert made["seconds"]["plm@point_robot-0"] is made["device"]["plm@point_robot-0"] is None
+    assert made["seconds"]["diffuser@point_robot-0"] > 0
+
+
+def test_costs_sum_the_records_of_each_stage(reported_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(reported_project, root)
+    for task, seconds in ((1, 1000.0), (4, 500.5)):
+        file = root / f"data/records/tuned_prompt_dt/point_robot-{task}-0.json"
+        write_json(file, read_json(file) | {"seconds": seconds})
+    (root / "data/records/tuned_prompt_gradient/point_robot-4-0.json").unlink()
+    rows = {row[1].strip(): [cell.strip() for cell in row] for row in table(load(root))}
+    assert rows["tuned_prompt_dt"] == ["point_robot", "tuned_prompt_dt", "2 of 2", "1,500.5", "cpu", "float32"]
+    assert rows["tuned_prompt_gradient"][2] == "1 of 2"
+    assert rows["evaluation"][2:] == ["1 of 1", rows["evaluation"][3], "cpu", "float32"]
+    shutil.rmtree(root / "data/records/plm")
+    gone = {row[1].strip(): [cell.strip() for cell in row] for row in table(load(root))}
+    assert gone["plm"] == ["point_robot", "plm", "0 of 1", "-", "-", "-"]
+
+
+def test_old_runs_are_told_from_their_parameters_and_nothing_is_invented(tmp_path: Path) -> None:
+    parameters = {"tuned_full_finetune_all": {"quality": "expert", "few_shot": None}}
+    parameters["tuned_prompt_diffuser_medium"] = {"quality": "medium", "few_shot": 3, "candidates": 64, "chain": 3}
+    write_json(tmp_path / "data.json", {"expert": {"tasks": {"1": {"episodes": 7}, "2": {"episodes": 7}}}})
+    values = {"tasks": {"1": {}, "2": {}}}
+    found = tuned_how(tmp_path, {"parameters": parameters}, "full_finetune_all", values)
+    assert found == {
+        "method": "full_finetune",
+        "frozen": False,
+        "quality": "expert",
+        "few_shot": 7,
+        "shown": None,
+        "candidates": None,
+        "chain": None,
+    }
+    found = tuned_how(tmp_path, {"parameters": parameters}, "prompt_diffuser_medium", values)
+    assert [found[name] for name in ("method", "frozen", "few_shot", "candidates", "chain")] == [
+        *("prompt_diffuser", True),
+        *(3, 64, 3),
+    ]

@@ -60,9 +60,12 @@ def test_page_stands_without_pictures(reported_project: Path, tmp_path: Path, mo
     inputs = {need: reported_project / "data" / need for need in project.stages["report"].needs}
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
-    stage.run(StageContext(reported_project, "report", Key(), stage.Params(), {}, inputs, out, work, work, silent))
+    key, params = Key(), stage.Params()
+    stage.run(
+        StageContext(reported_project, "report", key, params, {}, inputs, out, work, work, silent, project.params)
+    )
     page = (out / "index.html").read_text()
     assert "no off-screen OpenGL was found on this machine" in page
     assert "no GL here" in page
     assert "data:image/webp" not in page
-    assert page.count("<tr data-method=") == 5
+    assert page.count("<tr data-method=") == len(project.params.run.methods)

@@ -6,11 +6,14 @@ from pathlib import Path
 import polars as pl
 
 from pd_pipeline import config, graph
+from pd_pipeline.progress import silent
 from pd_pipeline.reporting import provenance
 from pd_pipeline.reporting.gather import gather
 from pd_pipeline.reporting.stage import templates
 from pd_pipeline.reporting.verdict import Check, Verdict, decimals, number, percent
-from pd_pipeline.storage import read_json
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import read_json, write_json
+from tests.conftest import run_stages
 
 
 class Links(HTMLParser):
@@ -46,9 +49,56 @@ def test_numbers_are_those_of_the_evaluation(page: str, reported_project: Path) 
         for name in ("return_mean", "return_mean_low", "return_iqm", "ci_high"):
             assert number(values[name], digits) in text, (method, name)
         assert percent(values["success_rate"]) in text
+        assert f"{values['few_shot']} {values['quality']}" in text
         assert number(values["tuned_parameters"], 0) in text
         assert number(values["plm_passes"], 0) in text
         assert f'data-value="{values["return_mean"]}"' in text
+
+
+def test_equal_inputs_give_an_equal_page_whatever_the_clock(page: str, reported_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(reported_project, root)
+    for record in (root / "data/records").rglob("*.json"):
+        if record.parent.name != "report":
+            write_json(record, read_json(record) | {"seconds": 12345.678})
+    run_stages(root, "report")
+    again = (root / "data/reports/index.html").read_text()
+    assert again == page
+    assert "12,345" not in again
+    assert "seconds" not in re.sub(r"<details.*?</details>", "", again, flags=re.DOTALL), "but for parameters"
+
+
+def test_the_page_follows_the_one_reading_of_the_parameters(page: str, reported_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(reported_project, root)
+    project = graph.load(root)
+    (root / "params.yaml").write_text("run: {families: [somebody, is, editing]}\nfamilies: {}\n")
+    graph.run(project, "report", Key(), silent)
+    assert (root / "data/reports/index.html").read_text() == page
+
+
+def test_the_return_asked_for_and_the_data_stand_beside_the_methods(page: str, reported_project: Path) -> None:
+    asked = re.search(r"<h4>The return asked for</h4>.*?</table>", page, re.DOTALL)
+    assert asked
+    summary = read_json(reported_project / "data/trajectories/point_robot/summary.json")
+    digits = decimals(values["return_mean"] for values in summary.values())
+    scores = pl.read_parquet(reported_project / "data/evaluation/point_robot-0/scores.parquet")
+    for task in (1, 4):
+        row = re.search(rf"<tr><td>task {task}</td>.*?</tr>", asked.group(), re.DOTALL)
+        assert row
+        assert number(scores.filter(pl.col("task") == task)["target_return"][0], digits) in row.group()
+        assert number(summary["expert"]["tasks"][str(task)]["return_mean"], digits) in row.group()
+    metrics = read_json(reported_project / "data/evaluation/point_robot-0/metrics.json")["methods"]
+    digits = decimals(values["return_mean"] for values in metrics.values())
+    on_targets = sum(summary["expert"]["tasks"][task]["return_mean"] for task in ("1", "4")) / 2
+    row = re.search(r'<tr class="data"><td>expert data.*?</tr>', page, re.DOTALL)
+    assert row
+    assert number(on_targets, digits) in row.group()
+    assert number(on_targets, digits) != number(summary["expert"]["return_mean"], digits)
+
+
+def test_the_precision_is_shown(page: str) -> None:
+    assert re.search(r"Acting computed in\s+float32\.", page)
 
 
 def test_every_family_asked_for_and_no_other(page: str) -> None:
@@ -83,7 +133,7 @@ def test_overview_has_a_column_a_family() -> None:
 def test_page_says_what_made_it(page: str, reported_project: Path) -> None:
     assert "candidates" in page
     assert "git revision" in page
-    assert re.search(r"evaluation episodes a method,\s+one for each prompt it left", page)
+    assert re.search(r"evaluation episodes per method,\s+one for each prompt it left", page)
     assert provenance.digest(reported_project / "data/plm/point_robot-0") in page
     for chapter in ("Comparison", "Rollouts", "What mattered", "Tuning", "Generated prompts", "Pre-training", "Data"):
         assert f"<h3>{chapter}</h3>" in page
@@ -115,9 +165,8 @@ def test_seeds_are_pooled(project: Path, reported_project: Path) -> None:
         shutil.copytree(directory, directory.with_name("point_robot-1"))
     second = project / "data/evaluation/point_robot-1/scores.parquet"
     pl.read_parquet(second).with_columns(pl.lit(1, pl.Int64).alias("seed"), pl.col("return") + 2).write_parquet(second)
-    text = (
-        (project / "params.yaml").read_text().replace("seeds: [0]", "seeds: [0, 1], methods: [prompt_dt, noise_prompt]")
-    )
+    text = (project / "params.yaml").read_text().replace("seeds: [0]", "seeds: [0, 1]")
+    text = re.sub(r"^  methods: .*$", "  methods: [prompt_dt, noise_prompt]", text, count=1, flags=re.MULTILINE)
     (project / "params.yaml").write_text(text)
     inputs = {name: project / "data" / name for name in ("trajectories", "plm", "diffuser", "evaluation")}
     inputs |= {f"tuned_{method}": project / f"data/tuned_{method}" for method in ("prompt_dt", "noise_prompt")}

@@ -1,107 +1,175 @@
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 
-from pd_pipeline.reporting.verdict import decimals, judge, number, percent, share_of, what_mattered
+from pd_pipeline.evaluation.scores import method_metrics
+from pd_pipeline.reporting.verdict import decimals, judge, number, percent, prompt_needed, what_mattered
+
+COSTS = {"tuned_parameters": 0, "plm_passes": 0, "environment_episodes": 0}
+BASE = {"prompt_diffuser_medium": "prompt_diffuser", "prompt_dt_other": "prompt_dt"}
 
 
-def method(mean: float, success: float = 1.0, low: float = -1.0, high: float = 1.0) -> dict[str, Any]:
-    difference = {"value": (low + high) / 2, "low": low, "high": high}
-    return {"return_mean": mean, "success_rate": success, "difference_to_prompt_diffuser": difference}
-
-
-FROZEN = {"prompt_diffuser": True, "prompt_dt": True, "noise_prompt": True, "full_finetune": False}
-
-
-def metrics(ours: float, success: float = 1.0, prompt_dt: float = 80.0) -> dict[str, Any]:
-    means = {"prompt_dt": prompt_dt, "prompt_diffuser": ours, "full_finetune": 100.0, "noise_prompt": 10.0}
-    successes = {"prompt_diffuser": success, "noise_prompt": 0.0}
-    return {
-        name: method(mean, successes.get(name, 1.0), mean - ours - 0.3, mean - ours + 0.3)
-        for name, mean in means.items()
-    }
+def metrics(spread: float = 0.0, success: float = 1.0, **means: float) -> dict[str, Any]:
+    """Metrics of three seeds: a method's mean is as given, and seeds lie around it by `spread`, each method its own."""
+    rng = np.random.default_rng(0)
+    rows, summaries = [], {}
+    for method, value in means.items():
+        around = rng.normal(size=3)
+        around = spread * (around - around.mean())
+        rows += [
+            {
+                "method": method,
+                "task": task,
+                "seed": seed,
+                "prompt": prompt,
+                "return": value + around[seed],
+                "success": prompt < round(20 * success),
+            }
+            for seed in range(3)
+            for task in range(2)
+            for prompt in range(20)
+        ]
+        summary = {
+            "method": BASE.get(method, method),
+            "frozen": method != "full_finetune",
+            "quality": "medium" if "medium" in method else "expert",
+            "few_shot": 5,
+            "shown": "other" if "other" in method else "own",
+        }
+        summaries[method] = [COSTS | summary] * 6
+    return method_metrics(pl.DataFrame(rows), summaries, 0, 100)
 
 
 def test_all_bars_met() -> None:
-    verdict = judge(metrics(98.5, 0.95), FROZEN)
+    verdict = judge(metrics(0.1, prompt_dt=80.0, prompt_diffuser=95.0, full_finetune=100.0))
     assert verdict.met
-    assert verdict.sentence.startswith("prompt_diffuser meets all 3 bars (98.5 % of full_finetune's return;")
+    assert verdict.sentence.startswith("prompt_diffuser meets all 3 bars (0.75 (0.7")
     assert "miss" not in verdict.sentence
 
 
 @pytest.mark.parametrize(
-    ("values", "missed"),
-    [(metrics(98.4), 0), (metrics(99.0, success=0.94), 1), (metrics(99.0, prompt_dt=99.5), 2)],
+    ("ours", "met"), [(100.0, True), (95.0, True), (91.0, True), (89.0, False), (80.0, False), (60.0, False)]
 )
-def test_each_miss_is_said_plainly(values: dict[str, Any], missed: int) -> None:
-    verdict = judge(values, FROZEN)
-    assert not verdict.met
-    assert [check.met for check in verdict.checks] == [index != missed for index in range(3)]
-    assert verdict.sentence.startswith(f"prompt_diffuser misses 1 of 3 bars ({verdict.checks[missed].found})")
-    assert "meets 2" in verdict.sentence
+def test_half_of_the_gain_must_be_preserved(ours: float, met: bool) -> None:
+    """Full fine-tuning gains 20 over drawn prompts: more than 10 of it, with the whole interval."""
+    check = judge(metrics(0.1, prompt_dt=80.0, prompt_diffuser=ours, full_finetune=100.0)).checks[0]
+    assert check.met is met
+    assert f"the interval must lie above {number(-10.0, 1)}" in check.found.replace("10.00", "10.0")
 
 
-def test_a_method_that_tunes_the_plm_is_no_rival() -> None:
-    assert judge(metrics(99.0), FROZEN).checks[2].met
-    assert not judge(metrics(99.0), FROZEN | {"full_finetune": True}).checks[2].met
+def test_the_interval_decides_not_the_mean() -> None:
+    values = {"prompt_dt": 80.0, "prompt_diffuser": 93.0, "full_finetune": 100.0}
+    assert judge(metrics(0.1, **values)).checks[0].met
+    assert judge(metrics(3.0, **values)).checks[0].met is False
+
+
+@pytest.mark.parametrize("shift", [-1000.0, 0.0, 1e6])
+def test_the_scale_of_returns_does_not_matter(shift: float) -> None:
+    """A share of the return itself would pass nearly anything where returns are large, or negative."""
+    means = {"prompt_dt": 80.0, "prompt_diffuser": 88.0, "full_finetune": 100.0}
+    check = judge(metrics(0.1, **{method: value + shift for method, value in means.items()})).checks[0]
+    assert check.met is False
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 1.0])
+def test_drawn_prompts_in_the_place_of_tuned_ones_fail(spread: float) -> None:
+    found = metrics(spread, prompt_dt=80.0, prompt_diffuser=80.0, full_finetune=100.0)
+    check = judge(found).checks[0]
+    assert check.met is False, "wherever it is decidable"
+
+
+def test_a_significant_loss_is_said_even_where_the_margin_is_kept() -> None:
+    values = {"prompt_dt": 80.0, "prompt_diffuser": 95.0, "full_finetune": 100.0}
+    check = judge(metrics(0.1, **values)).checks[0]
+    assert check.met
+    assert "(significantly below it)" in check.found
+    assert "significantly" not in judge(metrics(0.1, **values | {"prompt_diffuser": 100.0})).checks[0].found
+
+
+@pytest.mark.parametrize("ceiling", [80.0, 70.0, 81.0])
+def test_without_a_gain_beyond_chance_there_is_nothing_to_preserve(ceiling: float) -> None:
+    verdict = judge(metrics(2.0, prompt_dt=80.0, prompt_diffuser=90.0, full_finetune=ceiling))
+    assert verdict.checks[0].met is None
+    assert "there is no gain to preserve" in verdict.checks[0].found
+    assert "is not held against 1 (full_finetune is not above prompt_dt by more than chance" in verdict.sentence
+
+
+def test_success_has_its_bar_where_there_is_success() -> None:
+    means = {"prompt_dt": 80.0, "prompt_diffuser": 95.0, "full_finetune": 100.0}
+    assert judge(metrics(0.1, 0.95, **means)).checks[1].met
+    check = judge(metrics(0.1, 0.9, **means)).checks[1]
+    assert check.met is False
+    assert check.found == "success in 90.0 % of episodes"
+    without = {method: values | {"success_rate": None} for method, values in metrics(0.1, **means).items()}
+    assert len(judge(without).checks) == 2
 
 
 @pytest.mark.parametrize(
-    ("prompt_dt", "met", "said"),
+    ("rival", "met", "said"),
     [
-        (98.9, True, "return 99.00 against 98.90 of the best other, prompt_dt"),
-        (99.2, True, "return 99.00 against 99.20 of the best other, prompt_dt, a difference within its 95 % interval"),
-        (99.4, False, "return 99.00 against 99.40 of the best other, prompt_dt; better beyond chance: prompt_dt by "
-                      "0.40 (0.10 to 0.70)"),
+        (94.0, True, "return 95.00 against 94.00 of the best other, prompt_gradient"),
+        (95.1, True, "prompt_gradient, a difference within its 95 % interval"),
+        (97.0, False, "prompt_gradient; better beyond chance: prompt_gradient by 2.00 ("),
     ],
-)  # fmt: skip
-def test_a_better_method_counts_beyond_its_interval(prompt_dt: float, met: bool, said: str) -> None:
-    check = judge(metrics(99.0, prompt_dt=prompt_dt), FROZEN).checks[2]
+)
+def test_a_better_frozen_method_counts_beyond_its_interval(rival: float, met: bool, said: str) -> None:
+    found = metrics(0.1, prompt_dt=80.0, prompt_diffuser=95.0, full_finetune=100.0, prompt_gradient=rival)
+    check = judge(found).checks[2]
     assert check.met is met
-    assert check.found == said
+    assert said in check.found
 
 
-def test_the_best_other_need_not_be_the_one_beyond_chance() -> None:
-    values = metrics(99.0, prompt_dt=99.4) | {"prompt_gradient": method(101.0, low=-0.5, high=4.5)}
-    check = judge(values, FROZEN | {"prompt_gradient": True}).checks[2]
-    assert not check.met
-    assert "of the best other, prompt_gradient; better beyond chance: prompt_dt by" in check.found
+def test_who_tunes_the_plm_or_had_other_data_is_no_rival() -> None:
+    found = metrics(0.1, prompt_diffuser=95.0, full_finetune=100.0, prompt_dt_other=99.0, prompt_diffuser_medium=99.0)
+    assert judge(found).checks[2].found == "no other such method was run"
+    found["prompt_dt_other"]["shown"] = "own"
+    assert judge(found).checks[2].met is False
 
 
-@pytest.mark.parametrize(("normalized", "met"), [(0.98, True), (0.97, False), (None, None)])
-def test_where_nothing_succeeds_the_normalised_scale_judges(normalized: float | None, met: bool | None) -> None:
-    values = {name: value | {"success_rate": None} for name, value in metrics(-20.0).items()}
-    values["prompt_diffuser"]["normalized"] = normalized
-    checks = judge(values, FROZEN).checks
-    assert len(checks) == 2
-    assert checks[0].met is met
-    assert "of the way from noise_prompt to full_finetune" in checks[0].bar
+def test_a_variant_is_judged_on_its_own_data() -> None:
+    found = metrics(0.1, prompt_dt=80.0, prompt_diffuser=95.0, full_finetune=100.0, prompt_diffuser_medium=10.0)
+    assert judge(found).met
+    checks = judge(found, "prompt_diffuser_medium").checks
+    assert [check.met for check in checks] == [None, True, None]
+    assert checks[0].found == "full_finetune or prompt_dt was not run on the same data"
 
 
 def test_what_was_not_run_is_not_judged() -> None:
-    verdict = judge({"prompt_diffuser": method(5.0)}, {"prompt_diffuser": True})
+    verdict = judge(metrics(0.1, prompt_diffuser=5.0))
     assert [check.met for check in verdict.checks] == [None, True, None]
     assert not verdict.met
     assert "is not held against 2" in verdict.sentence
-    assert judge({"prompt_dt": method(5.0)}, FROZEN).sentence == "prompt_diffuser was not run: nothing to judge."
+    assert judge(metrics(prompt_dt=5.0)).sentence == "prompt_diffuser was not run: nothing to judge."
 
 
-@pytest.mark.parametrize(("ours", "met"), [(-10.1, True), (-10.2, False), (-9.0, True)])
-def test_negative_returns(ours: float, met: bool) -> None:
-    values = {"prompt_diffuser": method(ours), "full_finetune": method(-10.0)}
-    check = judge(values, FROZEN).checks[0]
-    assert check.met is met
-    assert check.found.endswith("above full_finetune's" if ours > -10 else "below full_finetune's")
+@pytest.mark.parametrize(
+    ("places", "answer"),
+    [
+        ({"noise_prompt": 10.0, "no_prompt": 20.0, "prompt_dt_other": 30.0}, "The task needs its own prompt"),
+        ({"noise_prompt": 10.0, "no_prompt": 20.0, "prompt_dt_other": 80.0}, "The task does not need its own prompt"),
+        ({"noise_prompt": 10.0, "no_prompt": 85.0, "prompt_dt_other": 30.0}, "The task does not need its own prompt"),
+        ({"noise_prompt": 10.0}, "The task needs a prompt (whether its own is open)"),
+    ],
+)
+def test_whether_the_task_needs_its_prompt(places: dict[str, float], answer: str) -> None:
+    found = metrics(0.1, prompt_dt=80.0, prompt_diffuser=81.0, **places)
+    sentence = prompt_needed(found)
+    assert sentence.startswith(f"{answer}: ")
+    assert judge(found).prompt == sentence
+    assert ("costs 70.00 (" in sentence) == (places["noise_prompt"] == 10.0)
+    assert ("not tried" in sentence) == (len(places) < 3)
+    assert ("within chance" in sentence) == answer.startswith("The task does not")
 
 
-def test_share_of_a_zero_ceiling_is_unknown() -> None:
-    assert share_of(1.0, 0.0) is None
-    assert share_of(1.0, 2.0) == 0.5
+def test_nothing_is_said_of_prompts_that_were_not_replaced() -> None:
+    assert prompt_needed(metrics(prompt_dt=80.0, prompt_diffuser=81.0)) == ""
 
 
 def test_numbers_as_people_read_them() -> None:
     assert number(-1234.56, 1) == "\N{MINUS SIGN}1,234.6"
+    assert number(-0.04, 1) == "0.0"
     assert percent(0.9849) == "98.5 %"
     assert [decimals([value]) for value in (2000, -150, 3, 0.5)] == [1, 1, 2, 3]
 
@@ -117,12 +185,24 @@ def test_what_mattered_follows_the_figures() -> None:
         "cosine": np.concatenate((missing, np.tile([-0.5, 0.1], 10))),
         "projected": np.concatenate((missing, np.tile([1.0, 0.0], 10))),
     }
-    text = "\n".join(what_mattered(metrics(95.0), {(0, 0): log}, []))
+    found = metrics(prompt_dt=80.0, prompt_diffuser=95.0, full_finetune=100.0)
+    text = "\n".join(what_mattered(found, {(0, 0): log}, []))
     assert "gains 15.00 of return" in text
-    assert "75 % of the way" in text
+    assert "0.75 (0.75 to 0.75) of the way from there to full_finetune" in text
     assert "L_DT, the frozen PLM's action loss under generated prompts, fell from" in text
     assert "while L_DM rose from" in text
     assert "mean cosine of \N{MINUS SIGN}0.200" in text
     assert "below 0) in 50 % of the steps; 50 % of the steps were projected" in text
     assert "norm of g_DT" not in text  # the log has no such column
     assert what_mattered({}, {}, []) == []
+
+
+def test_the_fit_is_told_with_its_chain_and_of_the_prompts_that_are_evaluated() -> None:
+    ends = {"wasserstein_real": 1.0, "wasserstein_generated": 2.0, "nearest_real": 0.1, "nearest_generated": 0.3}
+    losses = {"action_loss_real": 0.5, "action_loss_generated": 0.25}
+    guided = ends | losses | {"chain": 3, "nearest_kept": 0.4}
+    fit = {"pretrained": ends | {"chain": 20}, "targets": {"1": {"guided": guided}}}
+    text = "\n".join(what_mattered({}, {}, [fit]))
+    assert "The pre-trained diffuser's prompts (a chain of 20 steps) lie 2 times as far" in text
+    assert "its prompts for the targets (a chain of 3 steps) give the PLM an action loss of 0.25" in text
+    assert "0.3 away, 3 times as far as that of a real one (0.1), that of those which are evaluated 0.4." in text

@@ -11,10 +11,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from pd_pipeline.behavior.learning import LearningParams
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PolicyConfig, PolicyShape
 from pd_pipeline.models.diffuser import DenoiserConfig
 from pd_pipeline.models.diffusion import DiffusionParams
+from pd_pipeline.prompts import stage as prompts
 from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.training import diffuser, plm
 from pd_pipeline.training.diffuser import load_diffuser
@@ -143,29 +145,34 @@ def test_loading_draws_no_random_numbers(trained_project: Path, out: str) -> Non
         assert torch.equal(tensor, second.state_dict()[name])
 
 
-SIZES = {"observation_size": 2, "action_size": 2, "max_timestep": 12}
+NEEDED: dict[type, dict[str, Any]] = {
+    PolicyConfig: {"observation_size": 2, "action_size": 2, "max_timestep": 12},
+    DenoiserConfig: {"channels": 5, "prompt_length": 3},
+}
+SIZES = ("observation_size", "action_size", "max_timestep", "prompt_length")
 
 
 @pytest.mark.parametrize(
-    ("model", "values"),
+    ("model", "name", "value"),
     [
-        *((PolicyShape, {name: 10**6}) for name in ("context", "width", "layers", "heads")),
-        *((PolicyConfig, SIZES | {name: 10**9}) for name in (*SIZES, "prompt_length")),
-        *((PolicyConfig, SIZES | {name: 0}) for name in (*SIZES, "prompt_length")),
-        *(
-            (DenoiserConfig, {"channels": 5, "prompt_length": 3} | {name: 10**6})
-            for name in ("channels", "prompt_length", "width", "blocks", "frequencies")
-        ),
-        (DiffusionParams, {"steps": 10**6}),
-        *((plm.Params, {name: 10**12}) for name in ("steps", "batch_per_task", "learning_rate", "width")),
-        *((plm.Params, {"quality": bad}) for bad in ("../../x", "", "a/b", "x" * 100)),
-        *((diffuser.Params, {name: 10**12}) for name in ("steps", "batch", "learning_rate", "log_every", "warmup")),
-        (diffuser.Params, {"quality": "../../x"}),
-        (diffuser.Params, {"denoiser": {"width": 10**6}}),
-        (plm.Params, {"interpolation": {"extrapolation": 1e9}}),
+        *((PolicyShape, name, 10**6) for name in ("context", "width", "layers", "heads")),
+        *((PolicyConfig, name, value) for name in SIZES for value in (0, -7, 10**9)),
+        *((DenoiserConfig, name, 10**6) for name in ("channels", "prompt_length", "width", "blocks", "frequencies")),
+        (DiffusionParams, "steps", 10**6),
+        *((plm.Params, name, 10**12) for name in ("steps", "batch_per_task", "learning_rate", "width")),
+        *((plm.Params, "quality", bad) for bad in ("../../x", "", "a/b", "x" * 100)),
+        *((diffuser.Params, name, 10**12) for name in ("steps", "batch", "learning_rate", "log_every", "warmup")),
+        (diffuser.Params, "quality", "../../x"),
+        (diffuser.Params, "denoiser", {"width": 10**6}),
+        (plm.Params, "interpolation", {"extrapolation": 1e9}),
+        *((prompts.Params, name, 10**12) for name in ("length", "stride")),
+        (prompts.Params, "qualities", ["expert", "../x"]),
+        *((LearningParams, name, 10**12) for name in ("seed", "steps", "lanes", "batch", "epochs", "width", "layers")),
+        *((LearningParams, name, -1) for name in ("seed", "workers")),
     ],
 )
-def test_parameters_have_bounds(model: type, values: dict[str, Any]) -> None:
-    name = next(reversed(values))
+def test_parameters_have_bounds(model: type, name: str, value: Any) -> None:
+    needed = NEEDED.get(model, {})
+    model(**needed)
     with pytest.raises(ValidationError, match=name):
-        model(**values)
+        model(**needed | {name: value})

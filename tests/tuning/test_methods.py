@@ -11,8 +11,9 @@ import torch
 from pd_pipeline.config import parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.training.loop import Trainer, weights
+from pd_pipeline.training.loop import Trainer
 from pd_pipeline.training.policy_data import prompt_tensors
+from pd_pipeline.training.weights import weights
 from pd_pipeline.tuning.protocol import FewShot, Pretrained
 from tests.tuning.test_protocol import by_hand
 from tests.tuning.tiny import (

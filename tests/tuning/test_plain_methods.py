@@ -87,6 +87,13 @@ def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(
     assert seen == [((7, PROMPT), (7, 5), True)]
 
 
+def test_dropout_is_of_the_type_that_the_plm_is_trained_in(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+    for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+        result = tuned("full_finetune", plm, few_shot, tmp_path / precision, precision=precision)
+        assert result.policy is not None
+        assert result.policy.dropout.pool.dtype == dtype
+
+
 def test_full_finetune_fits(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
     result = tuned("full_finetune", plm, few_shot, tmp_path, steps=60, batch=16, learning_rate=1e-2)
     assert result.policy is not None

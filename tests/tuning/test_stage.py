@@ -21,8 +21,8 @@ from pd_pipeline.prompts.segments import Prompts, cut
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import digest, load_arrays, read_json
 from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.loop import load_weights, weights
 from pd_pipeline.training.plm import load_policy
+from pd_pipeline.training.weights import load_weights, weights
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import stage
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run
