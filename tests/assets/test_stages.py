@@ -98,7 +98,7 @@ def test_a_damaged_out_stops_what_would_read_it(root: Path, instance: dg.Dagster
 
 def test_checks_name_what_is_wrong(root: Path, tmp_path: Path) -> None:
     project = graph.load(root)
-    out = tmp_path / "out"
+    out = tmp_path / "point_robot"
     out.mkdir()
     (out / "broken.parquet").write_text("nothing")
     (out / "losses.csv").write_text("step,loss\n10,0.5\n20,nan\n")
@@ -115,7 +115,11 @@ def test_checks_pass_on_what_is_right(root: Path, trained_project: Path, tmp_pat
     project = graph.load(root)
     write_json(tmp_path / "metrics.json", {"methods": {"prompt_dt": {}, "noise_prompt": {}}})
     assert check_results(project, "evaluation", tmp_path)[0].passed
-    assert check_results(project, "trajectories", trained_project / "data/trajectories/point_robot")[0].passed
+    trained = graph.load(trained_project)
+    assert check_results(trained, "trajectories", trained_project / "data/trajectories/point_robot")[0].passed
+    assert not check_results(project, "trajectories", trained_project / "data/trajectories/point_robot")[0].passed, (
+        "data of another horizon"
+    )
     assert check_results(project, "plm", trained_project / "data/plm/point_robot-0")[0].passed
 
 

@@ -29,11 +29,10 @@ from pd_pipeline.training.loop import (
     Trainer,
     generator_of,
     learning_rate,
-    load_weights,
     pick_device,
     use_bf16,
-    weights,
 )
+from pd_pipeline.training.weights import load_weights, weights
 
 STEPS = 12
 
