@@ -22,6 +22,10 @@ define install
 	@touch $@ && rm -f $(MARK)
 endef
 
+ifneq ($(wildcard $(MARK)),)
+.PHONY: $(VENV)/.installed
+endif
+
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call install,)
 

@@ -1,6 +1,8 @@
 """The command line: what it prints and how it exits."""
 
+import resource
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from pd_pipeline.cli import app
 from pd_pipeline.doctor import Finding
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.stage import Key
-from tests.dvc_project import SMALL_PARAMS, call, change, make_project
+from tests.dvc_project import BIN, ENVIRONMENT, SMALL_PARAMS, call, change, make_project
 
 DEAD_PROCESS = 2**22 + 1  # above the largest process id
 
@@ -214,3 +216,82 @@ def test_run_all_goes_through_every_piece_in_the_order_of_the_graph(
     assert asked == [(name, str(key)) for name in project.stages for key in project.keys(name)]
     assert asked[0][0] == "behavior_policies"
     assert asked[-1] == ("report", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "all", "--key", "other"), "--key other: `run all` makes every piece"),
+        (("publish", "nothing"), "nothing"),
+        (("publish", "../x"), "../x"),
+        (("publish", "other"), "other"),  # of which nothing was made
+        (("validate", "."), "."),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert message in result.stderr
+
+
+def test_costs_are_shown_of_what_was_made(root: Path) -> None:
+    assert invoke("run", "behavior_policies").exit_code == 0
+    lines = invoke("costs").stdout.splitlines()
+    assert lines[0].split() == ["family", "stage", "recorded", "seconds", "device", "precision"]
+    (line,) = [line for line in lines if line.startswith("other") and "behavior_policies" in line]
+    assert "1 of 1" in line
+
+
+def limited(root: Path, most_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that can write no file larger than `most_bytes`: what a full disk does, without one."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    command = [str(BIN / "pd-pipeline"), *arguments]
+    return subprocess.run(
+        command, cwd=root, env=ENVIRONMENT, capture_output=True, text=True, check=False, preexec_fn=limit
+    )
+
+
+def test_where_nothing_can_be_written_one_line_says_so_and_the_work_goes_on_later(root: Path) -> None:
+    assert invoke("run", "behavior_policies", "--key", "other").exit_code == 0
+    done = limited(root, 3000, "run", "trajectories", "--key", "other")  # a shard fits, the file of all does not
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "File too large" in errors[0]
+    assert list((root / ".work/trajectories/other").rglob("*.safetensors")), "finished shards are kept"
+    assert not (root / "data/trajectories/other").exists()
+    assert invoke("run", "trajectories", "--key", "other").exit_code == 0
+
+
+def test_a_link_that_leads_nowhere_is_one_line(root: Path) -> None:
+    (root / "data").mkdir()
+    (root / "data/behavior_policies").symlink_to(root / "a disk that is not mounted")
+    result = invoke("run", "behavior_policies", "--key", "other")
+    assert result.exit_code == 1
+    assert "data/behavior_policies" in result.stderr
+
+
+NO_SIMULATOR = """\
+from pd_pipeline.families.point_robot import PointRobot
+
+
+class Recorded(PointRobot):
+    def make(self, task):
+        raise NotImplementedError("this robot has no simulator")
+"""
+
+
+def test_a_family_without_a_simulator_is_named(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
+    (project / "recorded_only_family.py").write_text(NO_SIMULATOR)
+    for stage in (f"tuned_{method}" for method in load(project).params.run.methods):
+        assert invoke("run", stage).exit_code == 0
+    change(project, "environment: {", 'environment: {entry_point: "recorded_only_family:Recorded", ')
+    result = invoke("run", "evaluation")
+    assert result.exit_code == 1
+    assert "raised NotImplementedError: this robot has no simulator" in result.stderr.splitlines()[-1]

@@ -1,0 +1,88 @@
+"""`make setup` killed at any moment works when called again."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+
+# Stands in for the interpreter that makes the environment: quick, and as slow as a test asks for by a file `slow`.
+PYTHON = """\
+#!/bin/sh
+mkdir -p "$3/bin"
+cat > "$3/bin/pip" <<'END'
+#!/bin/sh
+echo "pip $*" >> calls
+if [ -e slow-pip ]; then touch half-way-written; sleep 30; fi
+exit 0
+END
+echo "venv" >> calls
+if [ -e slow-venv ]; then touch half-way-written; sleep 30; fi
+chmod +x "$3/bin/pip"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shutil.copy(REPOSITORY / "Makefile", tmp_path)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "fake-python").write_text(PYTHON)
+    (tmp_path / "fake-python").chmod(0o755)
+    return tmp_path
+
+
+def make(folder: Path, target: str = "setup") -> subprocess.Popen[bytes]:
+    command = ["make", target, "PYTHON=./fake-python"]
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
+
+
+def calls(folder: Path) -> list[str]:
+    return (folder / "calls").read_text().splitlines()
+
+
+def test_it_is_done_once(folder: Path) -> None:
+    assert make(folder).wait() == 0
+    done = calls(folder)
+    assert [call.split()[0] for call in done] == ["venv", "pip"]
+    assert make(folder).wait() == 0
+    assert calls(folder) == done
+    assert not (folder / ".venv.installing").exists()
+
+
+@pytest.mark.parametrize("where", ["venv", "pip"])
+def test_killed_it_begins_with_a_new_environment(folder: Path, where: str) -> None:
+    (folder / f"slow-{where}").touch()
+    process = make(folder)
+    deadline = time.monotonic() + 20
+    while not (folder / "half-way-written").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    (folder / ".venv/half an installation").touch()
+    (folder / f"slow-{where}").unlink()
+    assert make(folder).wait() == 0
+    assert not (folder / ".venv/half an installation").exists()
+    assert [call.split()[0] for call in calls(folder)][-2:] == ["venv", "pip"]
+    assert (folder / ".venv/.installed").exists()
+
+
+def test_what_tests_need_comes_on_top(folder: Path) -> None:
+    assert make(folder, ".venv/.installed-test").wait() == 0
+    assert [call.split()[0] for call in calls(folder)] == ["venv", "pip", "pip"]
+    assert calls(folder)[-1].endswith("-e .[test]")
+
+
+def test_killed_while_more_is_installed_everything_is_made_anew(folder: Path) -> None:
+    assert make(folder).wait() == 0
+    (folder / ".venv.installing").touch()
+    assert make(folder).wait() == 0
+    assert [call.split()[0] for call in calls(folder)] == ["venv", "pip", "venv", "pip"]
+    assert not (folder / ".venv.installing").exists()

@@ -1,0 +1,64 @@
+"""Every block is checked before any work."""
+
+from pathlib import Path
+
+import pytest
+
+from pd_pipeline import graph, preflight
+from pd_pipeline.errors import PipelineError
+from tests.dvc_project import SMALL_PARAMS, start
+
+
+def checked(root: Path, old: str = "", new: str = "") -> None:
+    assert old in SMALL_PARAMS
+    (root / "params.yaml").write_text(SMALL_PARAMS.replace(old, new) if old else SMALL_PARAMS)
+    preflight.check(graph.load(root))
+
+
+def test_what_is_good_is_not_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked(tmp_path)
+    monkeypatch.setattr(graph.Graph, "stage_params", None)
+    preflight.check(graph.load(tmp_path))
+    with pytest.raises(TypeError):
+        checked(tmp_path, "stride: 1", "stride: 2")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "plm: {steps: 4",
+            "plm: {stepz: 4",
+            r"families\.point_robot\.plm\.stepz: no such parameter: did you mean 'steps'",
+        ),
+        ("plm: {", "plm: {heads: 3, ", r"plm: .*width 8 is not a multiple of heads 3"),
+        ("diffusion: {steps: 4}", "diffusion: {stps: 4}", r"diffuser\.diffusion\.stps: .*did you mean 'steps'"),
+        ("plm: {", "plm: {quality: mediun, ", r"families\.point_robot\.plm: quality 'mediun' is not collected"),
+        ("plm: {", "plm: {quality: ../../x, ", r"plm\.quality: String should match pattern"),
+        ("prompts: {length: 3", "prompts: {length: 30", r"prompts\.length: 30 steps, but an episode has at most 6"),
+        ("evaluation: {workers: 1, device: cpu", "evaluation: {device: tpu", r"evaluation\.device"),
+        ("evaluation: {workers: 1, device: cpu", "evaluation: {device: 'cuda:9'", r"evaluation\.device: .*not|no"),
+        (
+            "tuned_prompt_dt: {}",
+            "tuned_prompt_dt: {few_shot: 9}",
+            r"tuned_prompt_dt\.few_shot: 9 trajectories.*collects 6",
+        ),
+        ("noise_prompt]", "nois_prompt]", r"run\.methods: 'nois_prompt' is no method: did you mean 'noise_prompt'"),
+        ("seeds: [0]", "seeds: [-1]", r"run\.seeds\.0"),
+        ("seeds: [0]", "seeds: [99999999999999999999]", r"run\.seeds\.0"),
+        ("tasks: 4", "tasks: 100000000", r"environment\.tasks: Input should be less than or equal to 10000"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(tmp_path: Path, old: str, new: str, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        checked(tmp_path, old, new)
+
+
+def test_no_work_is_done_beside_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("diffuser: {steps: 4", "diffuser: {stepz: 4"))
+    process = start(tmp_path, "pd-pipeline", "run", "all")
+    output, _ = process.communicate()
+    assert process.returncode == 1
+    assert output.startswith("error: params.yaml: families.point_robot.diffuser.stepz")
+    assert len(output.splitlines()) == 1
+    assert not (tmp_path / "data").exists()

@@ -1,0 +1,95 @@
+"""What pre-training learns from: training tasks, the quality asked for, every prompt under its own condition."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pd_pipeline.families.point_robot import PointRobot
+from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.storage import digest
+from pd_pipeline.training import diffuser, plm
+from pd_pipeline.training.policy_data import PolicyData, prompt_tensors
+from pd_pipeline.trajectories.reading import Trajectories, read
+from tests.conftest import run_stages
+
+
+def set_params(root: Path, *changes: tuple[str, str]) -> None:
+    path = root / "params.yaml"
+    for old, new in changes:
+        assert old in path.read_text()
+        path.write_text(path.read_text().replace(old, new))
+
+
+def test_the_data_of_target_tasks_changes_nothing_that_is_pretrained(project: Path) -> None:
+    outs = [project / f"data/{stage}/point_robot-0" for stage in ("plm", "diffuser")]
+    before = [digest(out) for out in outs]
+    set_params(project, ("test: 7", "test: 3"), ("test: 2", "test: 1"))
+    run_stages(project, "trajectories", "prompts", "plm", "diffuser")
+    assert [digest(out) for out in outs] == before
+
+
+def test_the_data_of_training_tasks_does(project: Path) -> None:
+    outs = [project / f"data/{stage}/point_robot-0" for stage in ("plm", "diffuser")]
+    before = [digest(out) for out in outs]
+    set_params(project, ("train: 6", "train: 5"))
+    run_stages(project, "trajectories", "prompts", "plm", "diffuser")
+    assert all(digest(out) != one for out, one in zip(outs, before, strict=True))
+
+
+@pytest.mark.parametrize("quality", ["expert", "random"])
+def test_the_plm_learns_from_the_quality_asked_for(
+    project: Path, point_robot: PointRobot, quality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Trajectories] = []
+
+    class Watched(PolicyData):
+        def __init__(self, data: Trajectories, *others: Any):
+            seen.append(data)
+            super().__init__(data, *others)
+
+    monkeypatch.setattr(plm, "PolicyData", Watched)
+    set_params(project, ("plm: {steps: 60,", f"plm: {{quality: {quality}, steps: 5,"))
+    run_stages(project, "plm")
+    trained, held_out = seen
+    data = read(project / f"data/trajectories/point_robot/{quality}.parquet", point_robot.train_tasks)
+    rows = {tuple(row) for row in data.observations.tolist()}
+    assert {tuple(row) for part in seen for row in part.observations.tolist()} == rows
+    assert set(trained.task_id.tolist()) == set(held_out.task_id.tolist()) == set(point_robot.train_tasks)
+    of = [{*zip(part.task_id.tolist(), part.episode_id.tolist(), strict=True)} for part in seen]
+    assert not of[0] & of[1], "the validation loss is of episodes that were not learned from"
+
+
+@pytest.mark.parametrize("quality", ["expert", "random"])
+def test_the_diffuser_learns_each_prompt_of_its_quality_under_its_own_condition(
+    project: Path, quality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Return-to-go and timesteps of another prompt would be a condition that says nothing."""
+    given: list[tuple[torch.Tensor, torch.Tensor]] = []
+    loss = diffuser.diffusion_loss
+
+    def watched(denoiser: Any, diffusion: Any, x0: torch.Tensor, y: torch.Tensor, generator: Any) -> torch.Tensor:
+        given.append((x0, y))
+        return loss(denoiser, diffusion, x0, y, generator)
+
+    monkeypatch.setattr(diffuser, "diffusion_loss", watched)
+    set_params(
+        project,
+        ("prompts: {length: 3,", "prompts: {qualities: [expert, random], length: 3,"),
+        ("{steps: 80, batch: 32,", f"{{quality: {quality}, steps: 20, batch: 32,"),
+    )
+    run_stages(project, "prompts", "diffuser")
+    folder = project / "data/prompts/point_robot"
+    normalization = Normalization.load(folder / "normalization.safetensors")
+    pairs = {}
+    for name in ("", "-held_out"):
+        tensors = prompt_tensors(Prompts.load(folder / f"{quality}{name}.safetensors"), normalization)
+        pairs[name] = {(x0.numpy().tobytes(), y.numpy().tobytes()) for x0, y in zip(*tensors, strict=True)}
+    for x0, y in given:
+        used = {(one.numpy().tobytes(), its.numpy().tobytes()) for one, its in zip(x0, y, strict=True)}
+        assert used <= (pairs[""] if len(x0) == 32 else pairs["-held_out"])
+    assert sum(len(x0) == 32 for x0, _ in given) == 20
+    drawn = np.concatenate([x0.numpy().reshape(len(x0), -1) for x0, _ in given if len(x0) == 32])
+    assert len(np.unique(drawn, axis=0)) > len(pairs[""]) / 2, "all of them are drawn from"
