@@ -13,7 +13,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.environments import episode_seed, make_batch
 from pd_pipeline.evaluation.fit import compare
 from pd_pipeline.evaluation.rollouts import Group, Rollouts, rollout
-from pd_pipeline.evaluation.scores import DESCRIBED, REFERENCE, method_metrics, summary_of
+from pd_pipeline.evaluation.scores import REFERENCE, method_metrics, summary_of
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
@@ -26,21 +26,21 @@ from pd_pipeline.training.plm import load_policy
 from pd_pipeline.training.policy_data import prompt_tensors
 from pd_pipeline.training.weights import load_weights
 from pd_pipeline.trajectories.reading import read
+from pd_pipeline.tuning import summary
 from pd_pipeline.tuning.prompt_diffuser import generate
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
-
-SUMMARY = (
-    *(name for name in DESCRIBED if name != "shown"),
-    *("shown_task", "target_return", "few_shot_episodes", "tuned_parameters", "plm_passes", "environment_episodes"),
-)
-"""What the summary of a tuned out is read for."""
 
 
 class Params(Parameters):
     """How scores are made."""
 
     episodes: int = Field(default=1, gt=0, le=10_000, description="of each prompt; more where starts are random")
-    workers: int | None = Field(default=None, ge=1, le=1024, description="processes for environments; None: one a core")
+    workers: int | None = Field(
+        default=None, ge=1, le=1024, description="processes for environments; None: one per core"
+    )
+    patience: float = Field(
+        default=600.0, gt=0, le=86_400, description="seconds after which a step that has not come back is ended"
+    )
     device: Device = "auto"
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="bf16 is faster where hardware has it, and then gives other actions"
@@ -105,13 +105,8 @@ def _directories(context: StageContext) -> list[tuple[str, int, Path]]:
 
 
 def _result(directory: Path, method: str, task: int) -> Result:
-    summary = read_json(directory / "summary.json")
-    if absent := [name for name in SUMMARY if name not in summary]:
-        raise PipelineError(
-            f"{directory / 'summary.json'}: lacks {', '.join(absent)}: remove {directory} and run its stage again"
-        )
     prompts = Prompts.load(directory / "prompts.safetensors")
-    return Result(method, task, directory, prompts, summary_of(summary, task))
+    return Result(method, task, directory, prompts, summary_of(summary.load(directory).model_dump(), task))
 
 
 def _roll_out(
@@ -142,7 +137,8 @@ def _roll_out(
         groups.append(Group(policy, np.concatenate([rows[i] for i in alike]), joined))
     within = np.concatenate([np.arange(count) for count in counts])
     seeds = [episode_seed(context.seed, task, int(prompt), episode) for task, prompt in zip(tasks, within, strict=True)]
-    environments = make_batch(context.family, context.environment, context.root, tasks, seeds, context.params.workers)
+    workers, patience = context.params.workers, context.params.patience
+    environments = make_batch(context.family, context.environment, context.root, tasks, seeds, workers, patience)
     try:
         count = context.params.episodes
         title = f"evaluation {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")

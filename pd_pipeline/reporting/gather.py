@@ -14,6 +14,7 @@ from pd_pipeline.evaluation.scores import OWN, Metrics, method_metrics, summary_
 from pd_pipeline.families.base import load_family
 from pd_pipeline.storage import load_arrays, read_json
 from pd_pipeline.trajectories.reading import open_file
+from pd_pipeline.tuning.summary import load
 
 Table = dict[str, np.ndarray]
 """Columns of a CSV by name; NaN where a row has no value."""
@@ -105,7 +106,7 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         for method in methods
     }
     summaries = {
-        method: [summary_of(read_json(directory / "summary.json"), task) for (task, _), directory in each.items()]
+        method: [summary_of(load(directory).model_dump(), task) for (task, _), directory in each.items()]
         for method, each in outs.items()
     }
     logs = {

@@ -16,8 +16,8 @@ from pd_pipeline.reporting.gather import Episode, FamilyResults
 from pd_pipeline.reporting.replay import Replay, animation, filmstrip, replay
 from pd_pipeline.reporting.verdict import number, percent
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import read_json
 from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning.summary import load
 
 REFERENCE, BESIDE = "prompt_diffuser", "prompt_dt"
 
@@ -118,13 +118,11 @@ def _prompts(inputs: Mapping[str, Path], results: FamilyResults) -> Drawn:
         return []
     task, seed = results.targets[0], results.seeds[0]
     key = f"{results.name}-{seed}"
-    summary = read_json(inputs[f"tuned_{REFERENCE}"] / key / str(task) / "summary.json")
-    quality = summary["quality"]
+    summary = load(inputs[f"tuned_{REFERENCE}"] / key / str(task))
+    quality = summary.quality
     data = read(inputs["trajectories"] / results.name / f"{quality}.parquet")
     normalization = Normalization.load(inputs["plm"] / key / "normalization.safetensors")
-    few_shot = data.select(
-        np.flatnonzero((data.task_id == task) & np.isin(data.episode_id, summary["few_shot_episodes"]))
-    )
+    few_shot = data.select(np.flatnonzero((data.task_id == task) & np.isin(data.episode_id, summary.few_shot_episodes)))
     tuned = {
         method: Prompts.load(inputs[f"tuned_{method}"] / key / str(task) / "prompts.safetensors")
         for method in (REFERENCE, "prompt_gradient")

@@ -8,13 +8,15 @@ import numpy as np
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import save_arrays, write_json
+from pd_pipeline.storage import save_arrays
 from pd_pipeline.training.diffuser import load_diffuser
 from pd_pipeline.training.loop import OptimizationParams, pick_device, use_bf16
 from pd_pipeline.training.plm import load_policy
 from pd_pipeline.training.weights import weights
 from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning import summary as summaries
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, draw_few_shot
+from pd_pipeline.tuning.summary import Summary
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -41,7 +43,7 @@ def run(context: StageContext) -> dict[str, Any]:
     if tuned.history.rows:
         tuned.history.write(context.out / "log.csv")
     name = method.__name__.rpartition(".")[2]
-    write_json(context.out / "summary.json", summary(name, params, own, shown, tuned))
+    summaries.save(context.out, summary(name, params, own, shown, tuned))
     return {"tuned_parameters": tuned.tuned_parameters, "plm_passes": tuned.plm_passes}
 
 
@@ -68,24 +70,20 @@ def other_task(family: Family, task: int) -> int:
     raise PipelineError(f"family '{family.name}' has one task alone: `shown: other` needs another")
 
 
-def summary(method: str, params: TuningParams, own: Trajectories, shown: Trajectories, tuned: Tuned) -> dict[str, Any]:
-    """What a method was given, what it cost and how its prompts are to be evaluated.
-
-    `target_return` is the mean return of the target's own few-shot trajectories: known to whoever has them, and
-    reachable. Their best is not: it may owe its return to a start near the goal.
-    """
-    return {
-        "method": method,
-        "frozen": tuned.policy is None,
-        "quality": params.quality,
-        "few_shot": len(own.task_id),
-        "few_shot_episodes": own.episode_id.tolist(),
-        "shown_task": int(shown.task_id[0]),
-        "shown_episodes": shown.episode_id.tolist(),
-        "target_return": float(own.episode_returns.mean()),
-        "candidates": params.candidates,
-        "chain": tuned.chain,
-        "tuned_parameters": tuned.tuned_parameters,
-        "plm_passes": tuned.plm_passes,
-        "environment_episodes": tuned.environment_episodes,
-    }
+def summary(method: str, params: TuningParams, own: Trajectories, shown: Trajectories, tuned: Tuned) -> Summary:
+    """What a method was given, what it cost and how its prompts are to be evaluated."""
+    return Summary(
+        method=method,
+        frozen=tuned.policy is None,
+        quality=params.quality,
+        few_shot=len(own.task_id),
+        few_shot_episodes=tuple(own.episode_id.tolist()),
+        shown_task=int(shown.task_id[0]),
+        shown_episodes=tuple(shown.episode_id.tolist()),
+        target_return=float(own.episode_returns.mean()),
+        candidates=params.candidates,
+        chain=tuned.chain,
+        tuned_parameters=tuned.tuned_parameters,
+        plm_passes=tuned.plm_passes,
+        environment_episodes=tuned.environment_episodes,
+    )
