@@ -149,15 +149,20 @@ def test_batched_equals_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_episodes_that_end_early_count_no_more() -> None:
-    """A policy that runs off the line: the rest of the batch goes on, the ended ones stay as they were."""
+    """One policy runs off the line, another stands: the rest of the batch goes on, the ended ones stay as they were."""
     of, block = family("line")
-    model = policy(of)
-    with torch.no_grad():
-        model.head.weight.zero_()
-        model.head.bias.fill_(3.0)  # always to the right
-    found = rolled(of, block, [(model, np.arange(3))], [0, 1, 2], prompts(of, 3))
-    assert (found.lengths == 3).all(), "1 a step, the line ends at 2"
-    assert (found.observations[:, 3:] == 0).all()
+    runs, stands = policy(of), policy(of)
+    for model, bias in ((runs, 3.0), (stands, 0.0)):  # always to the right, or nowhere
+        with torch.no_grad():
+            model.head.weight.zero_()
+            model.head.bias.fill_(bias)
+    rows = np.array([0, 2])
+    found = rolled(of, block, [(runs, rows), (stands, np.array([1]))], [0, 1, 2], prompts(of, 3))
+    assert found.lengths.tolist() == [3, 9, 3], "1 per step, the line ends at 2"
+    assert (found.observations[rows, 3:] == 0).all()
+    assert (found.observations[rows, :3] != 0).all()
+    assert (found.observations[1] == found.observations[1, 0]).all()
+    assert found.success.tolist() == [False, False, True], "tasks -1, 0.5 and 1: one is passed on the way"
     environment = of.make(0)
     environment.reset(seed=100)
     expected = sum(np.float32(environment.step(np.array([2 * np.tanh(3.0)], np.float32))[1]) for _ in range(3))
