@@ -9,6 +9,7 @@ from assets.stages import GPU_POOL
 from pd_pipeline import graph, lineage, preflight
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.progress import LineProgress
+from pd_pipeline.workers import die_with_parent
 
 
 def bring_up_to_date_job(root: Path) -> dg.JobDefinition:
@@ -16,6 +17,7 @@ def bring_up_to_date_job(root: Path) -> dg.JobDefinition:
 
     @dg.op(name="make_what_is_out_of_date", pool=GPU_POOL)
     def make(context: dg.OpExecutionContext) -> None:
+        die_with_parent()  # a step whose run was killed would hold its piece of work against the next run
         try:
             project = graph.load(root)
             preflight.check(project)

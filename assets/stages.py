@@ -13,6 +13,7 @@ from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.stage import Key
+from pd_pipeline.workers import die_with_parent
 
 GPU_POOL = "gpu"
 GROUPS = {
@@ -46,6 +47,7 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
         kinds={"python"},
     )
     def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
+        die_with_parent()  # a step whose run was killed would hold its piece of work against the next run
         try:
             fresh = graph.load(root)  # params.yaml may have changed since the definitions were loaded
             preflight.check(fresh)

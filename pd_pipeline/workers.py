@@ -68,8 +68,8 @@ def beat() -> None:
         _Pulse.pipe.send(("beat", None))
 
 
-def _serve(pipe: Connection, parent: int, build: Callable[..., Answer], arguments: tuple[Any, ...]) -> None:
-    _die_with(parent)
+def _serve(pipe: Connection, build: Callable[..., Answer], arguments: tuple[Any, ...]) -> None:
+    die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     _Pulse.pipe = pipe
     try:
@@ -84,12 +84,15 @@ def _serve(pipe: Connection, parent: int, build: Callable[..., Answer], argument
             pipe.send(("refusal", explained(error)))
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when its parent dies (Linux)."""
+def die_with_parent() -> None:
+    """Have the kernel end this process when the one that spawned it dies (Linux); nothing where none did."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent.pid:  # it died before the call
         os._exit(1)
 
 
@@ -128,7 +131,7 @@ class Workers:
             with one_thread_each():
                 for each in arguments:
                     ours, theirs = context.Pipe()
-                    process = context.Process(target=_serve, args=(theirs, os.getpid(), build, each), daemon=True)
+                    process = context.Process(target=_serve, args=(theirs, build, each), daemon=True)
                     process.start()
                     theirs.close()
                     self._pipes.append(ours)
