@@ -78,7 +78,7 @@ def attack(door: str, kills: int, folder: Path, expected: dict[str, str], seed: 
             else:
                 process.kill()  # the parent alone: its workers must notice
             process.wait()
-            found.survived(_after_a_kill(root, family))
+            found.survived(_after_a_kill(root, door, family))
         found.failures += _in_the_end(root, door, expected)
         shutil.rmtree(root)
     return found
@@ -94,10 +94,11 @@ def begin(root: Path, door: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=root, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
-def _after_a_kill(root: Path, family: list[psutil.Process]) -> str | None:
+def _after_a_kill(root: Path, door: str, family: list[psutil.Process]) -> str | None:
     """What is wrong right after a kill: processes that work on, outs that are not whole."""
     workers = [process for process in family if process.is_running() and "multiprocessing" in _command(process)]
-    _, alive = psutil.wait_procs(workers, timeout=5)
+    # a step of Dagster that is only starting looks for its parent when it begins to work
+    _, alive = psutil.wait_procs(workers, timeout=15 if door.startswith("dagster") else 5)
     if alive:
         return f"{len(alive)} worker processes outlived their parent"
     for process in family:  # what dvc or dagster had started: the next run would wait for it
