@@ -19,6 +19,7 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 from tests.faults.report import Attack, complaint
 
 SECONDS = 25
+SECONDS_OF_WORK = 120  # of a stage that has damaged input and may go on: it does all its work
 Damage = Callable[[bytes, random.Random], bytes]
 
 
@@ -27,7 +28,7 @@ class TooLong(BaseException):
 
 
 @contextmanager
-def time_limit(seconds: int = SECONDS) -> Iterator[None]:
+def time_limit(seconds: int) -> Iterator[None]:
     """Raise TooLong in the main thread after so many seconds."""
 
     def over(number: int, frame: FrameType | None) -> None:
@@ -103,17 +104,17 @@ def _same(one: Trajectories, other: Trajectories) -> str | None:
     return f"read as other {', '.join(differ)}" if differ else None
 
 
-def _problem(attempt: Callable[[], str | None], what: str) -> str | None:
+def _problem(attempt: Callable[[], str | None], what: str, seconds: int = SECONDS) -> str | None:
     """Try something with damaged input: fine are one-line refusals, and what `attempt` says is fine."""
     try:
-        with time_limit():
+        with time_limit(seconds):
             said = attempt()
     except PipelineError as error:
         said = complaint(str(error))
     except EXPECTED as error:
         said = complaint(described(error))
     except TooLong:
-        said = f"not over in {SECONDS} s"
+        said = f"not over in {seconds} s"
     except Exception as error:
         said = f"{type(error).__name__}: {error}"
     return None if said is None else f"{what}: {said}"
@@ -144,7 +145,7 @@ def outs(root: Path, tries: int, seed: int = 0) -> Attack:
         file.write_bytes(damaged)
         try:
             what = f"{file.relative_to(root)} {how.__name__}, read by {stage}"
-            found.survived(_problem(lambda s=stage, k=key: _made(project, s, k), what))  # type: ignore[misc]
+            found.survived(_problem(lambda s=stage, k=key: _made(project, s, k), what, SECONDS_OF_WORK))  # type: ignore[misc]
         finally:
             file.write_bytes(content)
             shutil.rmtree(root / ".work", ignore_errors=True)
