@@ -139,6 +139,7 @@ def environment(root: Path) -> Environment:
     params = config.load(project)
     made.globals.update(
         reach=Results(results / "reach"),
+        default=Results(results / "default" / "reach"),
         published={path.name: Results(path) for path in sorted((results / "published").iterdir()) if path.is_dir()},
         families={name: load_family(name, params.block(name, "environment"), project) for name in params.run.families},
         studies={path.stem: read_json(path) for path in sorted((results / "studies").glob("*.json"))},

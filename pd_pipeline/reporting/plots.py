@@ -72,14 +72,20 @@ def comparison(metrics: Metrics) -> Figure:
 
 
 def _window(values: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
-    """Limits that show what lies between the other methods, where the floor would take most of the scale."""
-    others = [value for method in values if method != FLOOR for value in values[method]]
-    if FLOOR not in values or not others:
+    """Limits that show what lies between the better methods, where the floor would take most of the scale.
+
+    With the floor go all methods that lie as far below as it does: no more than half of them.
+    """
+    if FLOOR not in values:
         return None
-    low, high = min(others), max(others)
-    if low == high or low - min(values[FLOOR]) < 1.5 * (high - low):
-        return None
-    return low - 0.2 * (high - low), high + 0.08 * (high - low)
+    order = sorted(values, key=lambda method: min(values[method]))
+    for count in range(order.index(FLOOR) + 1, len(order) // 2 + 1):
+        others = [value for method in order[count:] for value in values[method]]
+        low, high = min(others), max(others)
+        below = max(min(values[method]) for method in order[:count])
+        if low < high and low - below >= 1.5 * (high - low):
+            return low - 0.2 * (high - low), high + 0.08 * (high - low)
+    return None
 
 
 def _interval(
