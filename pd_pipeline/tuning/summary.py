@@ -24,7 +24,7 @@ class Summary(Parameters):
     few_shot_episodes: tuple[int, ...] = Field(min_length=1)
     shown_task: int = Field(description="whose trajectories the method was given: the target's, or another's")
     shown_episodes: tuple[int, ...] = Field(min_length=1)
-    target_return: float
+    target_return: float = Field(ge=-1e30, le=1e30)
     candidates: int | None = Field(gt=0)
     chain: int | None = Field(gt=0, description="steps of the reverse chain that the prompts come from")
     tuned_parameters: int = Field(ge=0)
