@@ -23,9 +23,12 @@ def clean(root: Path) -> Iterator[str]:
     if data.is_symlink():
         yield f"left: {data} is a link: what it points to is not touched"
     else:
-        for record in sorted((data / "records").rglob("*.json")):
-            _remove_made(_out(data, record), _files(record))
-        _remove_leftovers(data)
+        outs = {record: _out(data, record) for record in sorted((data / "records").rglob("*.json"))}
+        for record, out in outs.items():
+            _remove_made(out, _files(record))
+            _remove_leftovers(out)
+        for out in {out for out in outs.values() if out.resolve() == out.absolute()}:
+            _remove_empty(out, data)
     for name in OWN:
         path = root / name
         if any(part.is_symlink() for part in (path, *path.parents) if root in part.parents):
@@ -33,7 +36,6 @@ def clean(root: Path) -> Iterator[str]:
         elif path.is_dir():
             shutil.rmtree(path)
     if data.is_dir() and not data.is_symlink():
-        _remove_empty(data)
         kept = sorted(path for path in data.iterdir() if path.name != ".gitkeep")
         yield from (f"left: {path}{_why(path)}" for path in kept)
 
@@ -72,23 +74,29 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remove_leftovers(data: Path) -> None:
-    """Temporary outs of processes that were killed."""
-    for stage in data.iterdir() if data.is_dir() else ():
-        if stage.is_dir() and not stage.is_symlink():
-            for path in [*stage.glob(".*.tmp"), *stage.glob("*/.*.tmp")]:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-            for path in [*stage.glob(".gitignore"), *stage.glob("*/.gitignore")]:  # DVC's own
-                path.unlink()
+def _remove_leftovers(out: Path) -> None:
+    """What killed processes left beside an out, and DVC's list of what git is to ignore."""
+    folder = out.parent
+    if not folder.is_dir() or folder.resolve() != folder.absolute():
+        return
+    for path in folder.glob(f".{out.name}.*.tmp"):
+        if path.name.split(".")[-2].isdigit() and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+    ignored = folder / ".gitignore"
+    if ignored.is_file() and not ignored.is_symlink():
+        ignored.unlink()
 
 
-def _remove_empty(folder: Path) -> None:
-    for path, names, _ in os.walk(folder, topdown=False):
-        for name in names:
-            inner = Path(path) / name
-            if not inner.is_symlink() and not any(inner.iterdir()):
-                inner.rmdir()
+def _remove_empty(out: Path, data: Path) -> None:
+    """Folders of an out that hold nothing any more, and those above it below `data`."""
+    if out.is_dir():
+        for path, _, _ in os.walk(out, topdown=False):
+            if not any(Path(path).iterdir()):
+                Path(path).rmdir()
+    folder = out.parent
+    while folder != data and data in folder.parents and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 def _why(path: Path) -> str:

@@ -77,13 +77,17 @@ class ParamsFile(Parameters):
         """The raw block of one stage for one family. Raises PipelineError where it is missing."""
         if family not in self.families:
             known = ", ".join(sorted(self.families))
+            close = get_close_matches(family, self.families, n=1)
+            meant = f"did you mean '{close[0]}', or " if close else ""
             raise PipelineError(
-                f"{PARAMS_FILE}: unknown family '{family}': add a block `families.{family}` (present: {known})"
+                f"{PARAMS_FILE}: unknown family '{family}': {meant}add a block `families.{family}` (present: {known})"
             )
         blocks = self.families[family]
         if stage not in blocks:
+            close = get_close_matches(stage, blocks, n=1, cutoff=0.85)
+            meant = f" ('{close[0]}' is there: is it that?)" if close else ""
             raise PipelineError(
-                f"{PARAMS_FILE}: families.{family} has no block '{stage}': add `{stage}: {{}}` to take its defaults"
+                f"{PARAMS_FILE}: families.{family} has no block '{stage}': add `{stage}: {{}}` to take its defaults{meant}"
             )
         return blocks[stage] or {}
 

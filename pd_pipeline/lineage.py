@@ -82,6 +82,9 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
         if by_dvc and lock.waited and graphs.made_already(graph, stage, key):
             return Outcome({}, True, None)  # by the process that was waited for
         before = snapshot(graph, stage, key)
+        if record and lock.waited and not force and graphs.made_already(graph, stage, key):
+            # by the process that was waited for, and recorded by nobody: DVC had started it and was killed
+            return Outcome({}, True, _recorded(graph, stage, key, before, lock))
         if is_project(graph.root):
             _adopt(graph, stage, key)
         metrics = graphs.run(graph, stage, key, progress)
@@ -92,9 +95,10 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
 
 
 def _adopt(graph: Graph, stage: str, key: Key) -> None:
-    """Give an out that has no record of its files one, if it is what DVC has on record: made elsewhere, checked out."""
+    """Give an out of files that no record knows one, if it is what DVC has on record: checked out, another version."""
     out = graph.root / graph.out(stage, key)
-    if not out.is_dir() or not (graph.root / LOCK_FILE).is_file() or records.find(graph.root, stage, key) is not None:
+    known = not records.foreign(out, records.find(graph.root, stage, key))
+    if known or not out.is_dir() or not (graph.root / LOCK_FILE).is_file():
         return
     with _repo(graph.root) as repo:
         if not _piece(repo, stage, key).outs[0].status():

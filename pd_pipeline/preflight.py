@@ -1,11 +1,12 @@
 """Every parameter of everything that runs, checked before any work: an hour of collection must not end at a typo."""
 
 import hashlib
+from difflib import get_close_matches
 from pathlib import Path
 
 from pd_pipeline.config import PARAMS_FILE, Parameters
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import PACKAGE, Graph
+from pd_pipeline.graph import METHODS, PACKAGE, Graph
 from pd_pipeline.storage import atomic_file
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
@@ -25,6 +26,7 @@ def check(graph: Graph) -> None:
     for (stage, family), params in blocks.items():
         _check_device(f"{PARAMS_FILE}: families.{family}.{stage}", params)
     for family in graph.params.run.families:
+        _check_names(graph, family)
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
     with atomic_file(mark) as temporary:
         temporary.write_bytes(state)
@@ -40,6 +42,17 @@ def _state(graph: Graph) -> bytes:
     for device in ("/dev/nvidia0", "/dev/nvidiactl"):
         total.update(b"1" if Path(device).exists() else b"0")
     return total.hexdigest().encode()
+
+
+def _check_names(graph: Graph, family: str) -> None:
+    """Blocks of stages that run have been read; another one that no stage could read is a slip of the keyboard."""
+    methods = {*METHODS, *graph.params.run.variants}
+    known = {"environment", *graph.stages, *(f"tuned_{method}" for method in methods)}
+    for name in graph.params.families[family]:
+        if name not in known and not name.startswith("tuned_"):  # of a variant that is not asked for today
+            close = get_close_matches(name, known, n=1)
+            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(sorted(known))}"
+            raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {meant}")
 
 
 def _check_device(where: str, params: Parameters) -> None:

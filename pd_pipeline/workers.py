@@ -207,8 +207,8 @@ class Workers:
 
     def _dead(self) -> str:
         return (
-            f"{self._where}: a process that runs environments died: its own error stands above, or memory ran out "
-            f"({self._advice})"
+            f"{self._where}: a process that runs environments died, killed or out of memory: what it printed stands "
+            f"above ({self._advice})"
         )
 
     def _silent(self) -> str:

@@ -37,7 +37,7 @@ def cleaned(root: Path) -> str:
 
 
 def test_all_that_was_made_goes(root: Path) -> None:
-    for name in (".work/plm/x-0", "data/tensorboard/plm", "data/plm/.x-0.123.tmp"):
+    for name in (".work/plm/x-0", "data/tensorboard/plm", "data/prompts/.other.123.tmp"):
         (root / name).mkdir(parents=True)
     assert cleaned(root) == ""
     assert sorted(path.name for path in root.iterdir()) == ["data", "params.yaml"]
@@ -45,19 +45,28 @@ def test_all_that_was_made_goes(root: Path) -> None:
 
 
 def test_what_a_user_put_there_stays_and_is_named(root: Path) -> None:
-    kept = ["data/incoming/x.parquet", "data/trajectories/point_robot/mine.parquet", "data/notes.txt", "build/mine"]
+    kept = [
+        "data/incoming/x.parquet",
+        "data/incoming/.raw.1.tmp/y",
+        "data/incoming/.gitignore",
+        "data/trajectories/point_robot/mine.parquet",
+        "data/notes.txt",
+        "build/mine",
+    ]
     for name in kept:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("mine")
     changed = root / "data/prompts/other/config.json"
     changed.write_text("edited by hand")
+    (root / "data/incoming/empty").mkdir()
     printed = cleaned(root)
+    assert (root / "data/incoming/empty").is_dir()
     assert all((root / name).read_text() == "mine" for name in kept)
     assert changed.read_text() == "edited by hand"
     assert not (root / "data/trajectories/point_robot/expert.parquet").exists()
     assert not (root / "data/behavior_policies").exists()
     for name in (
-        "incoming/x.parquet",
+        "incoming",
         "trajectories/point_robot/mine.parquet",
         "notes.txt",
         "prompts/other/config.json",

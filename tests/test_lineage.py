@@ -284,6 +284,20 @@ def test_an_out_checked_out_from_dvc_may_be_made_anew(root: Path, project: Graph
     assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
 
 
+def test_an_older_version_checked_out_from_dvc_may_be_made_anew(root: Path, project: Graph, collected: Path) -> None:
+    """Its record is of later versions, but the files are those of dvc.lock."""
+    lock = (root / "dvc.lock").read_bytes()
+    params = (root / "params.yaml").read_text()
+    for count in (4, 5):
+        (root / "params.yaml").write_text(params.replace("train: 3", f"train: {count}"))
+        lineage.run(project, TRAJECTORIES, KEY, silent)
+    (root / "params.yaml").write_text(params)
+    (root / "dvc.lock").write_bytes(lock)
+    call(root, "dvc", "checkout", "trajectories@point_robot")
+    change(root, "train: 3", "train: 2")
+    assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
+
+
 def test_files_of_unknown_origin_are_not_replaced(root: Path, project: Graph, collected: Path) -> None:
     shutil.rmtree(root / "data/records")
     (collected / "mine.parquet").write_bytes(b"hours of a robot")

@@ -137,9 +137,9 @@ class GymnasiumFamily(Family):
         cls = self._load(self.params.entry_point, f"{self._where}.entry_point")
         try:
             return FlatEnv(cls(**arguments))
-        except TypeError as error:
+        except (Exception, SystemExit) as error:
             raise PipelineError(
-                f"{self._where}.tasks.{task}: {self.params.entry_point}(**{arguments}): {error}"
+                f"{self._where}.tasks.{task}: {self.params.entry_point}(**{arguments}): {type(error).__name__}: {error}"
             ) from error
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:

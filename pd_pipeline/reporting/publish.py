@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from pd_pipeline import records
+from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.scores import CEILING, DESCRIBED, method_metrics
 from pd_pipeline.graph import METHODS, Graph, load
@@ -25,6 +26,9 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
     """Write metrics, scores, fit, data quality, plots and what made them into `destination`; returns the files."""
     graph = load(root)
     params = graph.params
+    if family not in params.run.families:
+        asked = ", ".join(params.run.families)
+        raise PipelineError(f"publish: family '{family}' is not run here: {PARAMS_FILE} asks for {asked}")
     with atomic_directory(destination) as folder:
         tables: list[pl.DataFrame] = []
         for seed in params.run.seeds:

@@ -185,8 +185,8 @@ def prompt_needed(metrics: Metrics, start: str = START) -> str:
         else:
             told.append(f"{places[place]} does as well as {start} within chance ({interval(best, digits)})")
             harmless.append(place)
-    needed = "its own prompt" if compared["other"] else "a prompt (whether its own is open)"
-    answer = "The task does not need its own prompt" if harmless else f"The task needs {needed}"
+    needed = "its own prompt" if compared["other"] else "a prompt, and it is open whether that must be its own"
+    answer = "That the task needs its prompt is not shown" if harmless else f"The task needs {needed}"
     rest = f"; {' and '.join(unknown)} {'were' if len(unknown) > 1 else 'was'} not tried" if unknown else ""
     return f"{answer}: {', '.join(told)}{rest}."
 

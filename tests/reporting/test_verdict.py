@@ -148,9 +148,15 @@ def test_what_was_not_run_is_not_judged() -> None:
     ("places", "answer"),
     [
         ({"noise_prompt": 10.0, "no_prompt": 20.0, "prompt_dt_other": 30.0}, "The task needs its own prompt"),
-        ({"noise_prompt": 10.0, "no_prompt": 20.0, "prompt_dt_other": 80.0}, "The task does not need its own prompt"),
-        ({"noise_prompt": 10.0, "no_prompt": 85.0, "prompt_dt_other": 30.0}, "The task does not need its own prompt"),
-        ({"noise_prompt": 10.0}, "The task needs a prompt (whether its own is open)"),
+        (
+            {"noise_prompt": 10.0, "no_prompt": 20.0, "prompt_dt_other": 80.0},
+            "That the task needs its prompt is not shown",
+        ),
+        (
+            {"noise_prompt": 10.0, "no_prompt": 85.0, "prompt_dt_other": 30.0},
+            "That the task needs its prompt is not shown",
+        ),
+        ({"noise_prompt": 10.0}, "The task needs a prompt, and it is open whether that must be its own"),
     ],
 )
 def test_whether_the_task_needs_its_prompt(places: dict[str, float], answer: str) -> None:
