@@ -86,9 +86,8 @@ class ParamsFile(Parameters):
         if stage not in blocks:
             close = get_close_matches(stage, blocks, n=1, cutoff=0.85)
             meant = f" ('{close[0]}' is there: is it that?)" if close else ""
-            raise PipelineError(
-                f"{PARAMS_FILE}: families.{family} has no block '{stage}': add `{stage}: {{}}` to take its defaults{meant}"
-            )
+            advice = f"add `{stage}: {{}}` to take its defaults{meant}"
+            raise PipelineError(f"{PARAMS_FILE}: families.{family} has no block '{stage}': {advice}")
         return blocks[stage] or {}
 
 

@@ -166,7 +166,7 @@ def test_whether_the_task_needs_its_prompt(places: dict[str, float], answer: str
     assert judge(found).prompt == sentence
     assert ("costs 70.00 (" in sentence) == (places["noise_prompt"] == 10.0)
     assert ("not tried" in sentence) == (len(places) < 3)
-    assert ("within chance" in sentence) == answer.startswith("The task does not")
+    assert ("within chance" in sentence) == answer.startswith("That the task")
 
 
 def test_nothing_is_said_of_prompts_that_were_not_replaced() -> None:
