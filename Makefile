@@ -65,8 +65,8 @@ faults: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults
 
 # Removes what the pipeline made, by its records; what you put into data/ stays, and so does what lies behind a link.
+# DVC's lineage and cache stay too, from which `dvc checkout` brings outs back: `dvc gc -w` empties the cache.
 clean:
 	@$(PYTHON) -m pd_pipeline.clean .
 	@$(PYTHON) -m pd_pipeline.clean published
-	rm -rf $(VENV) $(MARK) pd_pipeline.egg-info published/.dvc/cache published/.dvc/tmp
-	rm -f published/dvc.lock
+	rm -rf $(VENV) $(MARK) pd_pipeline.egg-info

@@ -23,11 +23,12 @@ def clean(root: Path) -> Iterator[str]:
     if data.is_symlink():
         yield f"left: {data} is a link: what it points to is not touched"
     else:
-        outs = {record: _out(data, record) for record in sorted((data / "records").rglob("*.json"))}
-        for record, out in outs.items():
-            _remove_made(out, _files(record))
+        made = [_made(record, root) for record in sorted((data / "records").rglob("*.json"))]
+        outs = {out: files for out, files in filter(None, made) if data in out.parents and out.resolve() == out}
+        for out, files in outs.items():
+            _remove_made(out, files)
             _remove_leftovers(out)
-        for out in {out for out in outs.values() if out.resolve() == out.absolute()}:
+        for out in outs:
             _remove_empty(out, data)
     for name in OWN:
         path = root / name
@@ -40,31 +41,20 @@ def clean(root: Path) -> Iterator[str]:
         yield from (f"left: {path}{_why(path)}" for path in kept)
 
 
-def _out(data: Path, record: Path) -> Path:
-    """The out that a record speaks of: data/records/<stage>/<key>.json."""
-    stage, key = record.parent.name, record.stem
-    if stage == "report":
-        return data / "reports"
-    family, _, rest = key.rpartition("-")
-    other, _, task = family.rpartition("-")
-    if stage.startswith("tuned_"):  # <family>-<task>-<seed> lies at <family>-<seed>/<task>
-        return data / stage / f"{other}-{rest}" / task
-    return data / stage / key
-
-
-def _files(record: Path) -> set[tuple[str, str]]:
-    """Name and SHA-256 of each file of an out, now and before."""
+def _made(record: Path, root: Path) -> tuple[Path, set[tuple[str, str]]] | None:
+    """The out that a record speaks of, with name and SHA-256 of its files, now and before; None if it is damaged."""
     try:
         values = json.loads(record.read_bytes())
-        return {*values["files"].items(), *values.get("replaced", {}).items()}
+        files = {*values["files"].items(), *values.get("replaced", {}).items()}
+        return root / values["out"], files
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
-        return set()
+        return None
 
 
 def _remove_made(out: Path, files: set[tuple[str, str]]) -> None:
     for name, digest in files:
         path = out / name
-        inside = out.resolve() == out.absolute() and out.resolve() in path.resolve().parents
+        inside = out in path.resolve().parents
         if inside and path.is_file() and not path.is_symlink() and _digest(path) == digest:
             path.unlink()
 
@@ -77,8 +67,6 @@ def _digest(path: Path) -> str:
 def _remove_leftovers(out: Path) -> None:
     """What killed processes left beside an out, and DVC's list of what git is to ignore."""
     folder = out.parent
-    if not folder.is_dir() or folder.resolve() != folder.absolute():
-        return
     for path in folder.glob(f".{out.name}.*.tmp"):
         if path.name.split(".")[-2].isdigit() and path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -107,5 +95,5 @@ def _why(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    for line in clean(Path(sys.argv[1] if len(sys.argv) > 1 else ".").absolute()):
+    for line in clean(Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()):
         print(line)

@@ -172,7 +172,3 @@ def doctor() -> None:
         problems += finding.problem
     if problems:
         raise typer.Exit(1)
-
-
-if __name__ == "__main__":
-    app()

@@ -8,12 +8,14 @@ The file has two parts. `run` names what is run (families, seeds, methods). `fam
 it one block a stage, named like the stage; a block left empty (`{}`) takes the defaults of the code.
 """
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
 from pd_pipeline.errors import PipelineError, one_line
@@ -99,9 +101,19 @@ def parse(model: type[P], values: Any, where: str) -> P:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise PipelineError("; ".join(_violation(model, item, where) for item in error.errors()[:8])) from None
+        raise PipelineError("; ".join(_violation(model, item, where) for item in _told(error.errors())[:8])) from None
     except RecursionError:
         raise PipelineError(f"{where}: nested too deeply: no block has more than {DEEPEST} levels") from None
+
+
+def _told(items: Sequence[Any]) -> list[Any]:
+    """Violations without those that only follow from others: a list whose items are wrong also counts as too short."""
+    places = [item["loc"] for item in items]
+    return [
+        item
+        for item in items
+        if item["type"] != "too_short" or not any(p[:-1] == item["loc"] and p != item["loc"] for p in places)
+    ]
 
 
 def _violation(model: type[Parameters], item: Any, where: str) -> str:
@@ -111,7 +123,8 @@ def _violation(model: type[Parameters], item: Any, where: str) -> str:
         close = get_close_matches(str(item["loc"][-1]), fields, n=1)
         meant = f": did you mean '{close[0]}'?" if close else f": known are {', '.join(fields)}"
         return f"{place}: no such parameter{meant}"
-    return f"{place}: {item['msg']} (found {one_line(repr(item['input']), 80)})"
+    said = "should be a list, such as [0]" if item["type"] in ("tuple_type", "list_type") else item["msg"]
+    return f"{place}: {said} (found {one_line(repr(item['input']), 80)})"
 
 
 def _fields_at(model: type[Parameters], location: tuple[Any, ...]) -> list[str]:
@@ -133,6 +146,8 @@ def _types(annotation: Any) -> list[Any]:
 def read_text(root: Path) -> str:
     """The text of params.yaml of the project at `root`. Raises PipelineError where it is missing or unreadable."""
     path = root / PARAMS_FILE
+    if path.exists() and not path.is_file():
+        raise PipelineError(f"{path}: not a file: move it away, and write the parameters into a file of this name")
     if not path.is_file():
         raise PipelineError(f"{path}: no such file: run inside a project folder, one that has a {PARAMS_FILE}")
     try:
@@ -153,6 +168,9 @@ def values_of(text: str, path: Path) -> Any:
         values = YAML(typ="safe", pure=True).load(text)
         if _size(values, 0, {}) > MOST_VALUES:
             raise PipelineError(f"{path}: holds more than {MOST_VALUES:,} values, aliases counted where they are used")
+    except DuplicateKeyError as error:  # its own text goes on with advice about another library's settings
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise PipelineError(f"{path}{line}: {error.problem}: keep one of the two") from None
     except YAMLError as error:
         raise PipelineError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:

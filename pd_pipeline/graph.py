@@ -233,6 +233,11 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
             missing = f"{need} --key {other}" if str(other) else need
             raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {missing}` first")
     name, final = str(key) or "all", graph.root / graph.out(stage, key)
+    if final.is_symlink():
+        raise PipelineError(
+            f"{final} is a link, and an out is replaced whole: replace the link by what it points to, or link a folder "
+            "above it, such as data/, and run again"
+        )
     recover(final)
     records.refuse_foreign(final, records.foreign(final, records.find(graph.root, stage, key)), stage)
     made = graph.work_digest(stage, key)
@@ -259,7 +264,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
         metrics = importlib.import_module(graph.stages[stage].module).run(context)
         # a file may have come in meanwhile
         records.refuse_foreign(final, records.foreign(final, records.find(graph.root, stage, key)), stage)
-        records.enter(graph.root, stage, key, out, made=made, seconds=clock.seconds, **context.facts)
+        records.enter(graph.root, stage, key, final, out, made=made, seconds=clock.seconds, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
 

@@ -102,7 +102,7 @@ def _adopt(graph: Graph, stage: str, key: Key) -> None:
         return
     with _repo(graph.root) as repo:
         if not _piece(repo, stage, key).outs[0].status():
-            records.enter(graph.root, stage, key, out, made="elsewhere", seconds=0.0)
+            records.enter(graph.root, stage, key, out, out, made="elsewhere", seconds=0.0)
 
 
 def _recorded(graph: Graph, stage: str, key: Key, before: Snapshot, lock: PieceLock) -> str:

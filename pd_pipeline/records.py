@@ -1,6 +1,7 @@
 """What each piece of work made, and what it cost: one small JSON file a piece, beside the outs and in none of them.
 
     data/records/<stage>/<key>.json
+        out       the out, relative to the project
         made      digest of code, parameters and inputs
         files     file of the out -> SHA-256
         replaced  the same of the out before, which stands until the new one takes its place
@@ -32,6 +33,7 @@ TICK_SECONDS = 1.0
 class Record(Parameters):
     """One record."""
 
+    out: str
     made: str
     files: dict[str, str]
     replaced: dict[str, str] = {}
@@ -78,10 +80,11 @@ def refuse_foreign(out: Path, names: list[str], stage: str) -> None:
         )
 
 
-def enter(root: Path, stage: str, key: object, out: Path, **figures: Any) -> None:
-    """Write the record of an out that is about to take its place; the one it replaces is still known."""
+def enter(root: Path, stage: str, key: object, out: Path, new: Path, **figures: Any) -> None:
+    """Write the record of `out`, whose place `new` is about to take; the files it replaces are still known."""
     before = find(root, stage, key)
-    record = Record(files=listing(out), replaced=before.files if before else {}, **figures)
+    name = out.relative_to(root).as_posix()
+    record = Record(out=name, files=listing(new), replaced=before.files if before else {}, **figures)
     write_json(path(root, stage, key), record.model_dump(exclude_none=True))
 
 

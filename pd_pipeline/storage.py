@@ -24,6 +24,7 @@ from pd_pipeline.errors import PipelineError
 
 _C_LIBRARY = ctypes.CDLL(None, use_errno=True)
 P = TypeVar("P", bound=Parameters)
+_AGAIN = ": remove it and run its stage again"
 
 
 def _fsync(path: Path) -> None:
@@ -131,15 +132,19 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file: run the stage that makes it") from None
     except (ValueError, RecursionError) as error:  # not JSON, not text, or nested without end
-        raise PipelineError(f"{path}: not valid JSON ({error}): remove it and run its stage again") from None
+        raise PipelineError(f"{path}: not valid JSON ({error}){_AGAIN}") from None
     if not isinstance(value, dict):
-        raise PipelineError(f"{path}: holds no JSON object: remove it and run its stage again")
+        raise PipelineError(f"{path}: holds no JSON object{_AGAIN}")
     return value
 
 
 def read_model(path: Path, model: type[P]) -> P:
     """Read a JSON file as a parameter block. Raises PipelineError where a key is missing, unknown or wrong."""
-    return parse(model, read_json(path), f"{path}: values")
+    try:
+        return parse(model, read_json(path), f"{path}: values")
+    except PipelineError as error:
+        text = str(error)
+        raise PipelineError(text if text.endswith(_AGAIN) else text + _AGAIN) from None
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
@@ -165,10 +170,10 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (SafetensorError, ValueError, TypeError) as error:
-        raise PipelineError(f"{path}: not a safetensors file ({error}): remove it and run its stage again") from None
+        raise PipelineError(f"{path}: not a safetensors file ({error}){_AGAIN}") from None
     for name, array in arrays.items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise PipelineError(f"{path}: tensor '{name}' is not finite: remove it and run its stage again")
+            raise PipelineError(f"{path}: tensor '{name}' is not finite{_AGAIN}")
     return arrays, metadata
 
 
@@ -177,12 +182,12 @@ def expect_arrays(path: Path, found: Mapping[str, np.ndarray], shapes: Mapping[s
     if set(found) != set(shapes):
         lacks, extra = sorted(set(shapes) - set(found)), sorted(set(found) - set(shapes))
         told = f"lacks {', '.join(lacks[:5])}" if lacks else f"has {', '.join(extra[:5])}, which does not belong there"
-        raise PipelineError(f"{path}: {told}: remove it and run its stage again")
+        raise PipelineError(f"{path}: {told}{_AGAIN}")
     for name, shape in shapes.items():
         real = found[name].shape
         if len(real) != len(shape) or any(want not in (None, is_) for want, is_ in zip(shape, real, strict=True)):
             wanted = " x ".join("any" if size is None else str(size) for size in shape) or "a number"
-            raise PipelineError(f"{path}: tensor '{name}' has the shape {real}, expected {wanted}")
+            raise PipelineError(f"{path}: tensor '{name}' has the shape {real}, expected {wanted}{_AGAIN}")
 
 
 def digest(*parts: Path | str | bytes) -> str:

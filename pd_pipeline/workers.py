@@ -5,11 +5,11 @@ the work at once with one line. Long answers give a sign of life (`beat`), so th
 """
 
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,12 +21,14 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.foreign import place_in_dump, said, watched_by_parent
 
 Answer = Callable[[Any], Any]
 Kind = Literal["answer", "beat", "refusal"]
 
 BEAT_SECONDS = 1.0
 LEAVE_SECONDS = 2.0  # that a worker is given to close its environments before it is killed
+STACK_SECONDS = 0.5  # that a hanging process is given to say where it is
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -68,8 +70,10 @@ def beat() -> None:
         _Pulse.pipe.send(("beat", None))
 
 
-def _serve(pipe: Connection, build: Callable[..., Answer], arguments: tuple[Any, ...]) -> None:
+def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], arguments: tuple[Any, ...]) -> None:
     die_with_parent()
+    watched_by_parent()
+    faulthandler.register(signal.SIGUSR1, stack.fileno())  # works inside compiled code, where no handler of ours would
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     _Pulse.pipe = pipe
     try:
@@ -100,9 +104,7 @@ def explained(error: BaseException) -> str:
     """A PipelineError as it is; another error with its type and the place that raised it."""
     if isinstance(error, PipelineError):
         return str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{place}"
+    return said(error)
 
 
 # The parent's side
@@ -126,15 +128,19 @@ class Workers:
         context = multiprocessing.get_context("spawn")  # a fork would copy threads half-way
         self._where, self._advice, self._patience = where, advice, patience
         self._pipes: list[Connection] = []
+        self._stacks: list[Connection] = []
         self._processes: list[Any] = []
         try:
             with one_thread_each():
                 for each in arguments:
                     ours, theirs = context.Pipe()
-                    process = context.Process(target=_serve, args=(theirs, build, each), daemon=True)
+                    reading, writing = context.Pipe(duplex=False)
+                    self._pipes.append(ours)
+                    self._stacks.append(reading)
+                    process = context.Process(target=_serve, args=(theirs, writing, build, each), daemon=True)
                     process.start()
                     theirs.close()
-                    self._pipes.append(ours)
+                    writing.close()
                     self._processes.append(process)
             self.gather()
         except BaseException:
@@ -177,8 +183,9 @@ class Workers:
                     del busy[index]
                     idle.append(index)
                     yield answer
-            if busy and time.monotonic() - min(busy.values()) > self._patience:
-                raise PipelineError(self._silent())
+            for index, since in busy.items():
+                if time.monotonic() - since > self._patience:
+                    raise PipelineError(self._silent(index))
 
     def _send(self, index: int, message: Any) -> None:
         try:
@@ -190,7 +197,7 @@ class Workers:
     def _receive(self, index: int) -> Any:
         while True:
             if not self._pipes[index].poll(self._patience):
-                raise PipelineError(self._silent())
+                raise PipelineError(self._silent(index))
             kind, answer = self._next(index)
             if kind == "answer":
                 return answer
@@ -211,11 +218,22 @@ class Workers:
             f"above ({self._advice})"
         )
 
-    def _silent(self) -> str:
+    def _silent(self, index: int) -> str:
         return (
-            f"{self._where}: an environment has not come back from a step for {self._patience:g} seconds, so its "
-            "process was ended: mend it, or raise `patience` if it is only slow"
+            f"{self._where}: an environment has not come back for {self._patience:g} seconds"
+            f"{place_in_dump(self._stack(index))}, so its process was ended: mend it, or raise `patience` if it is "
+            "only slow"
         )
+
+    def _stack(self, index: int) -> str:
+        """Where a process is, as faulthandler writes it; empty where it does not get to say."""
+        stack, process = self._stacks[index], self._processes[index]
+        with suppress(OSError):
+            os.kill(process.pid, signal.SIGUSR1)
+        text = b""
+        while stack.poll(STACK_SECONDS) and (part := os.read(stack.fileno(), 1 << 16)):
+            text += part
+        return text.decode(errors="replace")
 
     def close(self) -> None:
         """End the processes."""
@@ -233,5 +251,5 @@ class Workers:
             process.kill()
         for process in self._processes:
             process.join()
-        for pipe in self._pipes:
+        for pipe in [*self._pipes, *self._stacks]:
             pipe.close()

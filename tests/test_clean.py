@@ -1,5 +1,7 @@
 """`make clean` removes what the pipeline made and nothing else."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -100,15 +102,15 @@ def test_a_linked_data_folder_is_left_alone(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "store/trajectories/point_robot/expert.parquet").is_file()
 
 
-@pytest.mark.parametrize(
-    ("stage", "key", "out"),
-    [
-        ("trajectories", "reach", "trajectories/reach"),
-        ("plm", "my-family-0", "plm/my-family-0"),
-        ("tuned_prompt_dt", "my-family-15-2", "tuned_prompt_dt/my-family-2/15"),
-        ("report", "all", "reports"),
-    ],
-)
-def test_a_record_names_its_out(stage: str, key: str, out: str) -> None:
-    data = Path("/p/data")
-    assert cleaning._out(data, data / "records" / stage / f"{key}.json") == data / out
+@pytest.mark.parametrize("out", ["../outside", "data/../../outside", "/etc", "data", "", 5])
+def test_a_record_that_names_another_place_removes_nothing(root: Path, out: object) -> None:
+    outside = root.parent / "outside"
+    outside.mkdir()
+    for folder in (outside, root / "data"):
+        (folder / "file").write_bytes(b"mine")
+    record = {"out": out, "made": "x", "files": {"file": hashlib.sha256(b"mine").hexdigest()}, "seconds": 1}
+    (root / "data/records/prompts/odd.json").write_text(json.dumps(record))
+    cleaned(root)
+    assert (outside / "file").is_file()
+    assert (root / "data/file").is_file()
+    assert not (root / "data/prompts").exists(), "the other records count"

@@ -38,6 +38,9 @@ def test_reads_yaml_1_2(tmp_path: Path) -> None:
         (GOOD.replace("[plane]", "[plane, plane]"), r"run\.families names something twice"),
         (GOOD.replace("seeds: [0, 1]", "seeds: []"), r"run\.seeds"),
         (GOOD.replace("seeds: [0, 1]", "seeds: [zero]"), r"run\.seeds\.0: .*integer.*'zero'"),
+        (GOOD.replace("[0, 1]", "0"), r"run\.seeds: should be a list, such as \[0\] \(found 0\)"),
+        (GOOD.replace("[0, 1]", "[-1]"), r"^params\.yaml\.run\.seeds\.0: [^;]*or equal to 0 \(found -1\)$"),
+        (GOOD + "run: {}\n", r'params\.yaml, line 7: found duplicate key "run".*: keep one of the two$'),
         (GOOD.replace("seeds", "sedes"), r"run\.sedes: no such parameter: did you mean 'seeds'"),
         (GOOD + "extra: 1\n", r"params\.yaml\.extra"),
         ("run: [", "not valid YAML"),
@@ -51,6 +54,12 @@ def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no such file"):
+        config.load(tmp_path)
+
+
+def test_a_folder_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(PipelineError, match=r"params\.yaml: not a file: move it away"):
         config.load(tmp_path)
 
 

@@ -7,6 +7,7 @@ import pytest
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import PACKAGE, Graph
+from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from tests.dvc_project import SMALL_PARAMS
 
@@ -147,3 +148,19 @@ def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
     text = VARIANT.replace("prompt_dt_all: prompt_dt", "mine: no_such_method").replace("methods: [", "methods: [mine, ")
     with pytest.raises(PipelineError, match=r"run\.methods: 'mine' is no method"):
         varied(tmp_path, text)
+
+
+def test_an_out_that_is_a_link_is_not_replaced(project: Graph, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out = tmp_path / project.out("behavior_policies", Key("other"))
+    out.parent.mkdir(parents=True)
+    out.symlink_to(elsewhere)
+    with pytest.raises(PipelineError, match=r"data/behavior_policies/other is a link.*link a folder above it"):
+        graph.run(project, "behavior_policies", Key("other"), silent)
+    assert out.is_symlink()
+    out.unlink()
+    out.parent.rmdir()
+    out.parent.symlink_to(elsewhere)
+    graph.run(project, "behavior_policies", Key("other"), silent)
+    assert (elsewhere / "other/policies.json").is_file()

@@ -1,17 +1,22 @@
 """Signals: every stage is over in seconds, leaves no process behind and keeps what was finished."""
 
+import builtins
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
-from pd_pipeline import interruption
+from pd_pipeline import graph, interruption
+from pd_pipeline.__main__ import main
 from pd_pipeline.interruption import Interrupted, terminated
-from tests.dvc_project import make_project, start
+from pd_pipeline.progress import silent
+from tests.dvc_project import change, make_project, start
 
 # An environment as slow as a real robot, so that a signal always comes in the middle of a shard.
 SLOW_FAMILY = """\
@@ -96,6 +101,95 @@ def test_training_saves_and_leaves(project: Path, name: str) -> None:
     assert "Traceback" not in output
     assert len(list((project / ".work/plm").rglob("step-*.safetensors"))) == 1
     assert (project / "data/plm/point_robot-0/policy.safetensors").is_file(), "the old out stands"
+
+
+ENDLESS = 100_000_000
+WHOLE_PARAMS = f"""\
+run: {{families: [point_robot], seeds: [0], methods: [prompt_dt, full_finetune]}}
+families:
+  point_robot:
+    environment: {{horizon: 8, tasks: 4, test_tasks: [1, 3]}}
+    behavior_policies: {{}}
+    trajectories: {{workers: 1, episodes: {{expert: {{train: 3, test: 6}}}}}}
+    prompts: {{length: 3, stride: 1}}
+    plm: {{steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}}
+    diffuser: {{steps: 4, batch: 8, device: cpu, diffusion: {{steps: 4}}, denoiser: {{width: 8, blocks: 1}}}}
+    tuned_prompt_dt: {{prompts: 4}}
+    tuned_full_finetune: {{prompts: 4, steps: 5, batch: 4, device: cpu}}
+    evaluation: {{workers: 2, device: cpu, bootstrap: 50, fit_prompts: 8}}
+  cheetah_vel:
+    environment: {{horizon: 20}}
+    behavior_policies: {{learning: {{steps: {ENDLESS}, batch: 320, workers: 2}}}}
+    trajectories: {{}}
+    prompts: {{}}
+    plm: {{}}
+    diffuser: {{}}
+    tuned_prompt_dt: {{}}
+    tuned_full_finetune: {{}}
+    evaluation: {{}}
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with every out made."""
+    root = make_project(tmp_path_factory.mktemp("interrupted") / "project", WHOLE_PARAMS)
+    loaded = graph.load(root)
+    for stage in loaded.stages:
+        for key in loaded.keys(stage):
+            graph.run(loaded, stage, key, silent)
+    return root
+
+
+STAGES = {
+    "behavior_policies": ("families: [point_robot]", "families: [cheetah_vel]", 2),
+    "tuned_full_finetune": ("steps: 5,", f"steps: {ENDLESS},", 0),
+    "evaluation": ("evaluation: {workers: 2,", "evaluation: {workers: 2, episodes: 10000,", 2),
+    "report": ("bootstrap: 50", "bootstrap: 51", 1),
+}
+"""Stage -> a change of params.yaml that gives it much to do, and the processes it starts for that."""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_ends_within_seconds_and_leaves_no_process(
+    whole: Path, tmp_path: Path, stage: str, name: str
+) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(whole, root)
+    old, new, count = STAGES[stage]
+    change(root, old, new)
+    before = {path: path.read_bytes() for path in (root / "data" / stage).rglob("*") if path.is_file()}
+    process = start(root, "pd-pipeline", "run", stage, "--force", "--no-record")
+    deadline = time.monotonic() + 60
+    work = root / ".work" / stage
+    while time.monotonic() < deadline and not (work.is_dir() and len(descendants(process)) >= count):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    time.sleep(0.5)  # into the work
+    children = descendants(process)
+    assert len(children) >= count, process.communicate(timeout=5)[0]
+    process.send_signal(getattr(signal, name))
+    output, _ = process.communicate(timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert process.returncode == 128 + getattr(signal, name), output
+    assert "Traceback" not in output
+    assert {path: path.read_bytes() for path in before} == before, "the old out stands"
+
+
+def test_a_signal_while_the_program_is_read_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def interrupted(name: str, *arguments: Any, **rest: Any) -> Any:
+        if name == "pd_pipeline.cli":
+            raise KeyboardInterrupt
+        return real(name, *arguments, **rest)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 128 + signal.SIGINT
 
 
 def asked_to_stop(*signals: signal.Signals) -> None:

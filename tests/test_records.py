@@ -24,7 +24,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_a_record_tells_own_files_from_others(tmp_path: Path, out: Path) -> None:
-    records.enter(tmp_path, "plm", "x-0", out, made="now", seconds=1.0)
+    records.enter(tmp_path, "plm", "x-0", out, out, made="now", seconds=1.0)
     record = records.find(tmp_path, "plm", "x-0")
     assert record is not None
     assert records.foreign(out, record) == []
@@ -38,11 +38,11 @@ def test_a_record_tells_own_files_from_others(tmp_path: Path, out: Path) -> None
 
 def test_the_out_that_is_being_replaced_is_still_known(tmp_path: Path, out: Path) -> None:
     """A kill between the record and the exchange of the outs must not make the old out somebody else's."""
-    records.enter(tmp_path, "plm", "x-0", out, made="old", seconds=1.0)
+    records.enter(tmp_path, "plm", "x-0", out, out, made="old", seconds=1.0)
     new = tmp_path / "new"
     new.mkdir()
     (new / "a").write_text("new")
-    records.enter(tmp_path, "plm", "x-0", new, made="new", seconds=1.0)
+    records.enter(tmp_path, "plm", "x-0", out, new, made="new", seconds=1.0)
     record = records.find(tmp_path, "plm", "x-0")
     assert record is not None
     assert record.made == "new"

@@ -31,13 +31,15 @@ class LocalBatch:
     """Environments of this process."""
 
     def __init__(self, family: Family, tasks: list[int], seeds: list[int]):
-        self.family, self.seeds = family, seeds
+        self.family, self.tasks, self.seeds = family, tasks, seeds
         self.environments = [border.make(family, task) for task in tasks]
         self._ended = np.zeros(len(tasks), bool)
+        self._steps = 0  # of this episode
 
     def reset(self) -> np.ndarray:
         """Observations (n, d_s)."""
         self._ended[:] = False
+        self._steps = 0
         pairs = zip(self.environments, self.seeds, strict=True)
         observations = np.stack([border.reset(self.family, environment, seed=seed) for environment, seed in pairs])
         return self._finite(observations, "observation")
@@ -45,6 +47,7 @@ class LocalBatch:
     def step(self, actions: np.ndarray) -> Outcome:
         """Apply actions (n, d_a) in task units."""
         count = len(self.environments)
+        self._steps += 1
         outcome = Outcome(
             np.zeros((count, self.family.observation_size), np.float32),
             np.zeros(count, np.float32),
@@ -62,8 +65,14 @@ class LocalBatch:
         return outcome._replace(ended=self._ended.copy())
 
     def _finite(self, values: np.ndarray, what: str) -> np.ndarray:
+        """`values` (n, ...) of n environments."""
         if not np.isfinite(values).all():
-            raise PipelineError(f"family '{self.family.name}': the environment returned a {what} that is not finite")
+            broken = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))[0])  # (n, ...) -> (n, k)
+            when = f"step {self._steps}" if self._steps else "reset"
+            raise PipelineError(
+                f"family '{self.family.name}': the environment of task {self.tasks[broken]} gave "
+                f"{what} values that are not finite ({when}, seed {self.seeds[broken]}): mend the environment"
+            )
         return values
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.foreign import limited, said
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
 """(environment, observation [d_s], generator) -> action [d_a] within the bounds; may look into the environment."""
@@ -186,9 +187,12 @@ def load_class(reference: str, root: Path, where: str) -> Any:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
-        module = importlib.import_module(module_name)
+        with limited(f"{where}: importing '{module_name}'"):
+            module = importlib.import_module(module_name)
+    except PipelineError:
+        raise
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise PipelineError(f"{where}: cannot import '{module_name}': {type(error).__name__}: {error}") from error
+        raise PipelineError(f"{where}: cannot import '{module_name}': {said(error)}") from error
     if not hasattr(module, class_name):
         raise PipelineError(f"{where}: module '{module_name}' has no '{class_name}'")
     return getattr(module, class_name)
@@ -206,12 +210,13 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
         raise PipelineError(f"{where}.entry_point: '{cls}' is neither a Family nor a gymnasium.Env")
     params = parse(cls.Params, block, where)
     try:
-        family = cls(name, params)
+        with limited(f"{where}: making '{cls.__name__}'"):
+            family = cls(name, params)
         tasks = [*family.train_tasks, *family.test_tasks]
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:
-        raise PipelineError(f"{where}: '{cls.__name__}' cannot be made: {type(error).__name__}: {error}") from error
+        raise PipelineError(f"{where}: '{cls.__name__}' cannot be made: {said(error)}") from error
     if len(tasks) > MOST_TASKS:
         raise PipelineError(f"{where}: {len(tasks):,} tasks: more than {MOST_TASKS:,} are not meant")
     if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):

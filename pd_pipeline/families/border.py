@@ -5,7 +5,6 @@ would stretch an observation of shape (1,) or a scalar action over a whole row w
 the bounds) are checked in whole episodes, where that costs nothing: see `trajectories.validation`.
 """
 
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, Policy
+from pd_pipeline.foreign import limited, said
 
 
 class Step(NamedTuple):
@@ -35,15 +35,13 @@ def refusals(family: Family, what: str) -> Iterator[None]:
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        raise PipelineError(f"family '{family.name}': {what} raised {said}{place}: mend it and run again") from error
+        raise PipelineError(f"family '{family.name}': {what} raised {said(error)}: mend it and run again") from error
 
 
 def make(family: Family, task: int) -> gymnasium.Env:
     """A fresh environment of a task."""
-    with refusals(family, f"making the environment of task {task}"):
+    what = f"making the environment of task {task}"
+    with refusals(family, what), limited(f"family '{family.name}': {what}"):
         return family.make(task)
 
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from pd_pipeline.config import MOST_TASKS, PARAMS_FILE, Name, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import EntryPoint, Family, FamilyParams, Policy
+from pd_pipeline.foreign import limited, said
 
 
 class BehaviorParams(Parameters):
@@ -135,12 +136,14 @@ class GymnasiumFamily(Family):
         """The user's environment built with the arguments of `task`."""
         arguments = self.params.options | self.params.tasks[task]
         cls = self._load(self.params.entry_point, f"{self._where}.entry_point")
+        what = f"{self._where}.tasks.{task}: {self.params.entry_point}(**{arguments})"
         try:
-            return FlatEnv(cls(**arguments))
+            with limited(what):
+                return FlatEnv(cls(**arguments))
+        except PipelineError:
+            raise
         except (Exception, SystemExit) as error:
-            raise PipelineError(
-                f"{self._where}.tasks.{task}: {self.params.entry_point}(**{arguments}): {type(error).__name__}: {error}"
-            ) from error
+            raise PipelineError(f"{what}: {said(error)}") from error
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """`behaviors` of params.yaml, with every function and both spaces checked."""
@@ -193,4 +196,4 @@ class GymnasiumFamily(Family):
         try:
             return pkgutil.resolve_name(reference)
         except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-            raise PipelineError(f"{where}: cannot load '{reference}': {type(error).__name__}: {error}") from error
+            raise PipelineError(f"{where}: cannot load '{reference}': {said(error)}") from error

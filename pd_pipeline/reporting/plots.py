@@ -8,7 +8,6 @@ import numpy as np
 import polars as pl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.markers import CARETDOWN
 from matplotlib.ticker import MaxNLocator
 
 from pd_pipeline.evaluation.scores import FLOOR, by_task
@@ -123,7 +122,8 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
         axes.plot(x, [e.value for e in each], marker, color=color, markersize=5.5, label=method)
         below = [place for place, e in zip(x, each, strict=True) if window and e.value < window[0]]
         edge = axes.get_xaxis_transform()
-        axes.plot(below, [0.03] * len(below), marker=CARETDOWN, linestyle="", color=color, transform=edge)
+        arrow: dict[str, Any] = {"marker": r"$\downarrow$", "markersize": 9, "linestyle": ""}
+        axes.plot(below, [0.06] * len(below), color=color, transform=edge, **arrow)
     if window:
         axes.set_ylim(window)
     axes.set_xticks(range(len(tasks)), [f"task {task}" for task in tasks])

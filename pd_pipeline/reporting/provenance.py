@@ -12,6 +12,7 @@ from typing import Any
 from pd_pipeline import __version__
 from pd_pipeline.config import ParamsFile, parse
 from pd_pipeline.families.base import load_family
+from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.storage import digest
 
 PARAMS_MODULES = {
@@ -50,11 +51,15 @@ def stage_parameters(params: ParamsFile, family: str, stage: str) -> dict[str, A
 
 
 def effective_parameters(params: ParamsFile, family: str, root: Path) -> dict[str, dict[str, Any]]:
-    """Every stage of a family -> its effective parameters, as flat `a.b` names."""
-    environment = load_family(family, params.block(family, "environment"), root).params.model_dump(mode="json")
+    """Every stage of a family -> its effective parameters, as flat `a.b` names. What is not read is not named."""
+    loaded = load_family(family, params.block(family, "environment"), root)
+    environment = loaded.params.model_dump(mode="json")
     stages = list(PARAMS_MODULES)
     stages[-1:-1] = [f"tuned_{method}" for method in params.run.methods]
     blocks = {"environment": environment} | {stage: stage_parameters(params, family, stage) for stage in stages}
+    behavior = blocks["behavior_policies"]
+    if not isinstance(loaded, Locomotion) or behavior["trained"] is not None:  # then no policy is trained
+        del behavior["learning"]
     return {stage: flat(block) for stage, block in blocks.items()}
 
 

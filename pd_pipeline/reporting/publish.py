@@ -125,7 +125,6 @@ def _provenance(graph: Graph, family: str) -> dict[str, Any]:
     pieces = [(stage, key) for stage in graph.stages for key in graph.keys(stage) if key.family == family]
     made = {address(stage, key): records.find(graph.root, stage, key) for stage, key in pieces}
     return {
-        "command": "pd-pipeline run all",
         "seeds": list(graph.params.run.seeds),
         "parameters": effective_parameters(graph.params, family, graph.root),
         "versions": versions(),

@@ -63,7 +63,7 @@ def _comparison(results: FamilyResults) -> Drawn:
         (
             "Return by target task",
             "Marks are mean returns, lines their 95 % intervals: a method that fails on one "
-            "task only shows it here. A triangle at the edge stands for a mark below it.",
+            "task only shows it here. An arrow at the edge stands for a mark below it.",
             plots.per_task(results.scores, results.methods),
         ),
     ]
@@ -143,7 +143,8 @@ def _prompts(inputs: Mapping[str, Path], results: FamilyResults) -> Drawn:
         (
             f"Map of prompts, task {task}",
             f"Prompts in the plane of the two main components of real ones ({percent(share, 0)} of their variance): "
-            "generated prompts among the few-shot ones imitate them, those away from all real ones left the data.",
+            f"those of {' and '.join(tuned)} among the few-shot ones imitate them, those away from all real ones left "
+            "the data.",
             figure,
         ),
     ]

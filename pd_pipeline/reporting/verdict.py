@@ -7,6 +7,7 @@ the margin that is usual for it, half of the control's effect. Drawn prompts the
 anything. Where full fine-tuning gains nothing beyond chance, there is nothing to preserve, and the rule is silent.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,7 +28,12 @@ class Check(NamedTuple):
     bar: str
     found: str
     met: bool | None
-    """None where what it compares was not run."""
+    """None where it is undecided: what it compares was not run, or leaves nothing to decide."""
+
+    @property
+    def state(self) -> str:
+        """`met`, `missed` or `undecided`."""
+        return "undecided" if self.met is None else "met" if self.met else "missed"
 
 
 class Verdict(NamedTuple):
@@ -76,19 +82,13 @@ def judge(metrics: Metrics, name: str = REFERENCE) -> Verdict:
         return Verdict(f"{name} was not run: nothing to judge.", [Check(f"{name} runs", "not run", None)])
     checks = [_preserved_check(metrics, name), *_success_check(metrics[name]), _frozen_check(metrics, name)]
     missed, good, unknown = ([c for c in checks if c.met is state] for state in (False, True, None))
-    parts = []
-    if missed:
-        parts.append(f"misses {len(missed)} of {len(checks)} bars ({_list(missed)})")
-    if good:
-        count = str(len(good)) if missed else f"all {len(good)} bars" + " that could be decided" * bool(unknown)
-        parts.append(f"meets {count} ({_list(good)})")
-    if unknown:
-        parts.append(f"is not held against {len(unknown)} ({_list(unknown)})")
-    return Verdict(f"{name} {' and '.join(parts)}.", checks, prompt_needed(metrics))
-
-
-def _list(checks: list[Check]) -> str:
-    return "; ".join(check.found for check in checks)
+    if len(good) == len(checks):
+        sentence = f"{name} meets all {len(good)} bars."
+    else:
+        counts = {"meets": good, "misses": missed, "leaves undecided": unknown}
+        parts = [f"{verb} {len(found)}" for verb, found in counts.items() if found]
+        sentence = f"{name} {' and '.join(parts)} of {len(checks)} bars."
+    return Verdict(sentence, checks, prompt_needed(metrics))
 
 
 def _preserved_check(metrics: Metrics, name: str) -> Check:
@@ -103,9 +103,10 @@ def _preserved_check(metrics: Metrics, name: str) -> Check:
     if ours["high"] < 0:
         against += " (significantly below it)"
     if gain["low"] <= 0:
+        place = "below" if gain["high"] < 0 else "not above"
         return Check(
             bar,
-            f"{ours['reference']} is not above {gain['reference']} by more than chance, {interval(gain, digits)}, so "
+            f"{ours['reference']} is {place} {gain['reference']} by more than chance, {interval(gain, digits)}, so "
             f"that there is no gain to preserve; {against}",
             None,
         )
@@ -119,7 +120,9 @@ def _success_check(values: Mapping[str, Any]) -> list[Check]:
     rate = values["success_rate"]
     if rate is None:  # locomotion: there is only the return
         return []
-    return [Check(f"at least {percent(SUCCESS)} success", f"success in {percent(rate)} of episodes", rate >= SUCCESS)]
+    chance = f"95 % interval {percent(values['success_low'])} to {percent(values['success_high'])}"
+    found = f"success in {percent(rate)} of the evaluated episodes ({chance})"
+    return [Check(f"at least {percent(SUCCESS)} success", found, rate >= SUCCESS)]
 
 
 def _frozen_check(metrics: Metrics, name: str) -> Check:
@@ -210,7 +213,7 @@ def _return_findings(metrics: Metrics) -> list[str]:
     gain = metrics[REFERENCE]["difference_to_prompt_dt"]
     if gain is None:
         return []
-    digits = decimals([ours, theirs])
+    digits = max(decimals([ours, theirs]), _telling(gain["value"]))
     text = (
         f"Tuning the diffuser {'gains' if gain['value'] >= 0 else 'loses'} "
         f"{number(abs(gain['value']), digits)} of return over prompts drawn from the few-shot trajectories ({START}; "
@@ -256,8 +259,8 @@ def _fit_findings(fits: list[Mapping[str, Any]]) -> list[str]:
     if pretrained:
         made, real = (np.mean([p[f"wasserstein_{kind}"] for p in pretrained]) for kind in ("generated", "real"))
         found.append(
-            f"The pre-trained diffuser's prompts{_chain(pretrained)} lie {made / real:.2g} times as far from held-out "
-            f"real prompts (Wasserstein) as other real ones do."
+            f"The pre-trained diffuser's prompts{_chain(pretrained)} lie {made:.3g} from held-out real prompts "
+            f"(Wasserstein){_times(made, real)} other real ones do ({real:.3g})."
         )
     for name in ("adapted", "guided"):
         targets = [t[name] for fit in fits for t in fit.get("targets", {}).values() if name in t]
@@ -267,12 +270,22 @@ def _fit_findings(fits: list[Mapping[str, Any]]) -> list[str]:
             text = (
                 f"After being {name}, its prompts for the targets{_chain(targets)} give the PLM an action loss of "
                 f"{made:.4g} on trajectories that tuning did not see, real prompts {real:.4g}; their nearest real "
-                f"prompt is {far:.3g} away, {far / near:.2g} times as far as that of a real one ({near:.3g})"
+                f"prompt is {far:.3g} away{_times(far, near)} that of a real one ({near:.3g})"
             )
             if kept := [t["nearest_kept"] for t in targets if "nearest_kept" in t]:
                 text += f", that of those which are evaluated {np.mean(kept):.3g}"
             found.append(text + ".")
     return found
+
+
+def _telling(value: float) -> int:
+    """Digits after the point that show two figures of a value below 1, but no more than six."""
+    return min(6, 1 - math.floor(math.log10(abs(value)))) if 0 < abs(value) < 1 else 0
+
+
+def _times(made: float, real: float) -> str:
+    """ ", 2.1 times as far as"; a ratio to next to nothing says nothing, and is left out."""
+    return f", {made / real:.2g} times as far as" if real > 1e-3 * made else ", much farther than"
 
 
 def _chain(fits: list[Mapping[str, Any]]) -> str:

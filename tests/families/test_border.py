@@ -1,5 +1,6 @@
 """What an environment or a policy of somebody else may do to the pipeline: one line, nothing stored."""
 
+import time
 from typing import Any
 
 import gymnasium
@@ -119,5 +120,16 @@ def test_an_environment_that_cannot_be_made_is_named(point_robot: PointRobot, mo
     monkeypatch.setattr(point_robot, "make", refuse)
     with pytest.raises(
         PipelineError, match="making the environment of task 4 raised NotImplementedError: no simulator"
+    ):
+        border.make(point_robot, 4)
+
+
+def test_an_environment_that_hangs_while_it_is_made_is_ended(
+    point_robot: PointRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pd_pipeline.foreign.PATIENCE", 0.3)
+    monkeypatch.setattr(point_robot, "make", lambda task: time.sleep(30))
+    with pytest.raises(
+        PipelineError, match=r"making the environment of task 4 has not come back for 0\.3 seconds \(.*test_border\.py"
     ):
         border.make(point_robot, 4)

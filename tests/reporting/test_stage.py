@@ -4,6 +4,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import polars as pl
+import pytest
 
 from pd_pipeline import config, graph
 from pd_pipeline.progress import silent
@@ -14,6 +15,8 @@ from pd_pipeline.reporting.verdict import Check, Verdict, decimals, number, perc
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json, write_json
 from tests.conftest import run_stages
+
+ROOT = Path(__file__).parents[2]
 
 
 class Links(HTMLParser):
@@ -50,9 +53,9 @@ def test_numbers_are_those_of_the_evaluation(page: str, reported_project: Path) 
             assert number(values[name], digits) in text, (method, name)
         assert percent(values["success_rate"]) in text
         assert f"{values['few_shot']} {values['quality']}" in text
-        assert number(values["tuned_parameters"], 0) in text
-        assert number(values["plm_passes"], 0) in text
         assert f'data-value="{values["return_mean"]}"' in text
+        costs = [number(values[name], 0) for name in ("tuned_parameters", "plm_passes")]
+        assert re.search(rf"<td>{method}</td>\s*<td>{costs[0]}</td><td>{costs[1]}</td>", page)
 
 
 def test_equal_inputs_give_an_equal_page_whatever_the_clock(page: str, reported_project: Path, tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_overview_has_a_column_a_family() -> None:
 def test_page_says_what_made_it(page: str, reported_project: Path) -> None:
     assert "candidates" in page
     assert "git revision" in page
-    assert re.search(r"evaluation episodes per method,\s+one for each prompt it left", page)
+    assert re.search(r"evaluation episodes per method,\s+one per prompt, and as many for", page)
     assert provenance.digest(reported_project / "data/plm/point_robot-0") in page
     for chapter in ("Comparison", "Rollouts", "What mattered", "Tuning", "Generated prompts", "Pre-training", "Data"):
         assert f"<h3>{chapter}</h3>" in page
@@ -156,6 +159,12 @@ def test_parameters_of_every_stage_are_known(reported_project: Path) -> None:
     parameters = provenance.effective_parameters(project.params, "point_robot", reported_project)
     assert set(parameters) == {"environment", *named}
     assert parameters["tuned_prompt_diffuser"]["adapt.steps"] == 12
+
+
+@pytest.mark.parametrize(("family", "trained"), [("point_robot", False), ("reach", False), ("cheetah_vel", True)])
+def test_how_a_policy_is_trained_is_shown_only_where_one_is(family: str, trained: bool) -> None:
+    parameters = provenance.effective_parameters(config.load(ROOT), family, ROOT)
+    assert any(name.startswith("learning.") for name in parameters["behavior_policies"]) is trained
 
 
 def test_seeds_are_pooled(project: Path, reported_project: Path) -> None:

@@ -45,8 +45,9 @@ def metrics(spread: float = 0.0, success: float = 1.0, **means: float) -> dict[s
 def test_all_bars_met() -> None:
     verdict = judge(metrics(0.1, prompt_dt=80.0, prompt_diffuser=95.0, full_finetune=100.0))
     assert verdict.met
-    assert verdict.sentence.startswith("prompt_diffuser meets all 3 bars (0.75 (0.7")
-    assert "miss" not in verdict.sentence
+    assert verdict.sentence == "prompt_diffuser meets all 3 bars."
+    assert verdict.checks[0].found.startswith("0.75 (0.7")
+    assert [check.state for check in verdict.checks] == ["met"] * 3
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,9 @@ def test_without_a_gain_beyond_chance_there_is_nothing_to_preserve(ceiling: floa
     verdict = judge(metrics(2.0, prompt_dt=80.0, prompt_diffuser=90.0, full_finetune=ceiling))
     assert verdict.checks[0].met is None
     assert "there is no gain to preserve" in verdict.checks[0].found
-    assert "is not held against 1 (full_finetune is not above prompt_dt by more than chance" in verdict.sentence
+    below = "below prompt_dt by more than chance" if ceiling == 70.0 else "not above prompt_dt by more than chance"
+    assert verdict.checks[0].found.startswith(f"full_finetune is {below}")
+    assert verdict.sentence == "prompt_diffuser meets 2 and leaves undecided 1 of 3 bars."
 
 
 def test_success_has_its_bar_where_there_is_success() -> None:
@@ -101,7 +104,7 @@ def test_success_has_its_bar_where_there_is_success() -> None:
     assert judge(metrics(0.1, 0.95, **means)).checks[1].met
     check = judge(metrics(0.1, 0.9, **means)).checks[1]
     assert check.met is False
-    assert check.found == "success in 90.0 % of episodes"
+    assert check.found == "success in 90.0 % of the evaluated episodes (95 % interval 83.3 % to 94.2 %)"
     without = {method: values | {"success_rate": None} for method, values in metrics(0.1, **means).items()}
     assert len(judge(without).checks) == 2
 
@@ -140,7 +143,8 @@ def test_what_was_not_run_is_not_judged() -> None:
     verdict = judge(metrics(0.1, prompt_diffuser=5.0))
     assert [check.met for check in verdict.checks] == [None, True, None]
     assert not verdict.met
-    assert "is not held against 2" in verdict.sentence
+    assert [check.state for check in verdict.checks] == ["undecided", "met", "undecided"]
+    assert verdict.sentence == "prompt_diffuser meets 1 and leaves undecided 2 of 3 bars."
     assert judge(metrics(prompt_dt=5.0)).sentence == "prompt_diffuser was not run: nothing to judge."
 
 
@@ -209,6 +213,15 @@ def test_the_fit_is_told_with_its_chain_and_of_the_prompts_that_are_evaluated() 
     guided = ends | losses | {"chain": 3, "nearest_kept": 0.4}
     fit = {"pretrained": ends | {"chain": 20}, "targets": {"1": {"guided": guided}}}
     text = "\n".join(what_mattered({}, {}, [fit]))
-    assert "The pre-trained diffuser's prompts (a chain of 20 steps) lie 2 times as far" in text
+    said = "lie 2 from held-out real prompts (Wasserstein), 2 times as far as other real ones do (1)."
+    assert f"The pre-trained diffuser's prompts (a chain of 20 steps) {said}" in text
     assert "its prompts for the targets (a chain of 3 steps) give the PLM an action loss of 0.25" in text
     assert "0.3 away, 3 times as far as that of a real one (0.1), that of those which are evaluated 0.4." in text
+
+
+def test_small_differences_and_ratios_to_nothing_are_told_as_they_are() -> None:
+    found = metrics(prompt_dt=80.0, prompt_diffuser=80.0012, full_finetune=100.0)
+    assert "gains 0.0012 of return" in what_mattered(found, {}, [])[0]
+    same = {"wasserstein_real": 1e-9, "wasserstein_generated": 0.5}
+    text = what_mattered({}, {}, [{"pretrained": same}])[0]
+    assert "lie 0.5 from held-out real prompts (Wasserstein), much farther than other real ones do (1e-09)." in text
