@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import Figure, alone, at_least, timed
-from pd_pipeline.evaluation.environments import make_batch
-from pd_pipeline.evaluation.rollouts import Group, rollout
+from pd_pipeline.acting.environments import make_batch
+from pd_pipeline.acting.rollouts import Group, rollout
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer, Steps
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Normalization, Prompts
-from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
 
 GOAL, HORIZON, PROMPT = 20, 200, 5
 

@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Figure, alone, alternate, at_least, share_of, timed
 from benchmarks.synthetic import ACTION_SIZE, OBSERVATION_SIZE, trajectories
+from pd_pipeline.compute import generator_of
 from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer
 from pd_pipeline.prompts.segments import Normalization
-from pd_pipeline.training.loop import Trainer, generator_of
+from pd_pipeline.training.loop import Trainer
 from pd_pipeline.training.plm import Params
 from pd_pipeline.training.policy_data import PolicyData, policy_loss
 from pd_pipeline.trajectories.reading import Trajectories
@@ -47,12 +48,10 @@ def ours(
     policy = PromptingDecisionTransformer(config).train()
     source = PolicyData(data, normalization)
     trainer = Trainer(policy, params, work, "benchmark")
-    residual = torch.bfloat16 if trainer.bf16 else torch.float32
 
     def loss_of_step(step: int) -> torch.Tensor:
         batch = source.batch(np.random.default_rng([0, step]), PER_TASK, PROMPT, CONTEXT)
-        policy.refresh_dropout(BATCH, residual, generator_of(0, step))
-        return policy_loss(policy, batch)
+        return policy_loss(policy, batch, generator_of(0, step))
 
     compute = trainer.backward(loss_of_step)
 

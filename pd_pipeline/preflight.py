@@ -59,7 +59,7 @@ def _check_device(where: str, params: Parameters) -> None:
     device = getattr(params, "device", "auto")
     if device in ("auto", "cpu"):
         return
-    from pd_pipeline.training.loop import pick_device
+    from pd_pipeline.compute import pick_device
 
     try:
         pick_device(device)

@@ -1,1 +1,1 @@
-"""Rollouts and statistics."""
+"""Scores of rollouts, and their statistics."""

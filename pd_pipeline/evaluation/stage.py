@@ -8,23 +8,22 @@ import polars as pl
 import torch
 from pydantic import Field
 
+from pd_pipeline.acting.environments import episode_seed, make_batch
+from pd_pipeline.acting.rollouts import Group, Rollouts, rollout
+from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.config import Device, Parameters
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.environments import episode_seed, make_batch
 from pd_pipeline.evaluation.fit import compare
-from pd_pipeline.evaluation.rollouts import Group, Rollouts, rollout
 from pd_pipeline.evaluation.scores import REFERENCE, method_metrics, summary_of
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.models.weights import load_weights
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, read_json, save_arrays, write_json
-from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.loop import pick_device, use_bf16
-from pd_pipeline.training.plm import load_policy
-from pd_pipeline.training.policy_data import prompt_tensors
-from pd_pipeline.training.weights import load_weights
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning import summary
 from pd_pipeline.tuning.prompt_diffuser import generate

@@ -100,11 +100,11 @@ class StepEmbedding(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout for all layers of a model out of one pool of random keeps, drawn once a step.
+    """Dropout for all layers of a model out of one pool of random keeps, drawn once per forward pass.
 
     PyTorch draws a float for every element of every layer from the global generator, which on a CPU costs as much as
-    the layers themselves. Here a step draws one pool, eight bits an element, from a generator of its own, and a layer
-    reads the pool from a random place on. The rate is rounded to 1/256 and the scale is exact for the rounded rate.
+    the layers themselves. Here a forward pass draws one pool, eight bits per element, and a layer reads the pool from
+    a random place on. The rate is rounded to 1/256 and the scale is exact for the rounded rate.
     """
 
     spread = 1 << 16  # places at which a layer may begin to read
@@ -115,13 +115,19 @@ class Dropout(nn.Module):
         self.pool = torch.empty(0)
         self.offsets: list[int] = []
 
-    def refresh(self, elements: int, uses: int, dtype: torch.dtype, generator: torch.Generator) -> None:
-        """Draw a pool for `uses` layers of at most `elements` elements."""
-        words = torch.empty((elements + self.spread) // 8 + 1, dtype=torch.int64, device=generator.device)
+    @torch.compiler.disable
+    def refresh(self, like: Tensor, elements: int, uses: int, generator: torch.Generator | None) -> None:
+        """Draw a pool for `uses` layers of at most `elements` elements, of the type and device of `like`.
+
+        Without a generator from the device's own. Out of training, or at a rate of 0, nothing is drawn.
+        """
+        if not self.training or self.threshold == 0:
+            return
+        words = torch.empty((elements + self.spread) // 8 + 1, dtype=torch.int64, device=like.device)
         # all 64 bits random: from the least integer up, with no upper bound
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        self.pool = (words.view(torch.uint8) >= self.threshold).to(dtype).mul_(256 / (256 - self.threshold))
-        self.offsets = torch.randint(0, self.spread, (uses,), generator=generator, device=generator.device).tolist()
+        self.pool = (words.view(torch.uint8) >= self.threshold).to(like.dtype).mul_(256 / (256 - self.threshold))
+        self.offsets = torch.randint(0, self.spread, (uses,), generator=generator, device=like.device).tolist()
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero about `rate` of x and scale the rest, in training; the identity otherwise."""
@@ -206,16 +212,18 @@ class PromptingDecisionTransformer(nn.Module):
         self.head = nn.Linear(config.width, config.action_size)
         self.apply(_initialise)
 
-    def refresh_dropout(self, batch: int, dtype: torch.dtype, generator: torch.Generator) -> None:
-        """Draw the dropout of one training step; `dtype` is that of the residual stream."""
+    def forward(self, prompt: Steps, window: Steps, generator: torch.Generator | None = None) -> Tensor:
+        """Prompt of K* and window of L steps -> predicted actions (B, L, d_a) in [-1, 1].
+
+        `generator` draws the dropout in training: give one that is a function of the step, and a training that was
+        killed goes on to the same weights.
+        """
+        x = torch.cat((self.embed_prompt(prompt), self.embed_window(window)), dim=1)  # (B, T, width)
+        x = residual(x[:, :-1])  # no state token looks at the last action
         tokens = 3 * (self.config.prompt_length + self.config.context)
         widest = max(self.config.width, tokens * self.config.heads)
-        self.dropout.refresh(batch * tokens * widest, 1 + 3 * self.config.layers, dtype, generator)
-
-    def forward(self, prompt: Steps, window: Steps) -> Tensor:
-        """Prompt of K* and window of L steps -> predicted actions (B, L, d_a) in [-1, 1]."""
-        x = torch.cat((self.embed_prompt(prompt), self.embed_window(window)), dim=1)  # (B, T, width)
-        x = self.dropout(self.norm_embedding(residual(x[:, :-1])))  # no state token looks at the last action
+        self.dropout.refresh(x, len(x) * tokens * widest, 1 + 3 * self.config.layers, generator)
+        x = self.dropout(self.norm_embedding(x))
         total = x.shape[1]
         read = torch.arange(3 * prompt.timesteps.shape[1] + 1, total, 3, device=x.device)  # the window's states (L,)
         mask = causal_mask(total, x)

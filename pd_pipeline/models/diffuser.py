@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pd_pipeline.config import Parameters
+from pd_pipeline.models.diffusion import Diffusion
 
 
 class DenoiserShape(Parameters):
@@ -84,3 +85,12 @@ class Denoiser(nn.Module):
         exponents = torch.linspace(0, 6, self.config.frequencies, device=value.device, dtype=value.dtype)
         angles = value.unsqueeze(-1) * math.pi * 2**exponents
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def diffusion_loss(
+    denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, generator: torch.Generator
+) -> Tensor:
+    """L_DM (eq. 6) of prompts x0 (B, K*, channels) under y (B, K*, 2), with n ~ U and eps ~ N(0, I) drawn here."""
+    n = torch.randint(0, diffusion.steps, (len(x0),), generator=generator, device=x0.device)
+    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
+    return diffusion.loss(lambda x, n: denoiser(x, y, n / diffusion.steps), x0, noise, n)

@@ -1,6 +1,5 @@
 """Stage diffuser: pre-train the diffuser on the prompts of the training tasks (phase 1 of the paper, eq. 6)."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,25 +7,18 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pd_pipeline.config import MOST_STEPS, Name, Parameters
+from pd_pipeline.compute import generator_of, pick_device
+from pd_pipeline.config import MOST_STEPS, Name
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig, DenoiserShape
+from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig, DenoiserShape, diffusion_loss
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.models.saved import save_diffuser
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import read_model, save_arrays, write_json
-from pd_pipeline.training.loop import (
-    BatchSize,
-    OptimizationParams,
-    Rate,
-    StepCount,
-    Trainer,
-    generator_of,
-    pick_device,
-)
-from pd_pipeline.training.policy_data import prompt_tensors
-from pd_pipeline.training.weights import load_model, weights
+from pd_pipeline.storage import read_model
+from pd_pipeline.training.loop import BatchSize, OptimizationParams, Rate, StepCount, Trainer
 
 
 class Params(OptimizationParams):
@@ -42,23 +34,6 @@ class Params(OptimizationParams):
     quality: Name = "expert"
     diffusion: DiffusionParams = DiffusionParams()
     denoiser: DenoiserShape = DenoiserShape()
-
-
-class SavedConfig(Parameters):
-    """config.json, beside the weights."""
-
-    denoiser: DenoiserConfig
-    diffusion: DiffusionParams
-    quality: Name
-
-
-def diffusion_loss(
-    denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, generator: torch.Generator
-) -> Tensor:
-    """L_DM (eq. 6) of prompts x0 (B, K*, channels) under y (B, K*, 2), with n ~ U and eps ~ N(0, I) drawn here."""
-    n = torch.randint(0, diffusion.steps, (len(x0),), generator=generator, device=x0.device)
-    noise = torch.randn(x0.shape, generator=generator, device=x0.device)
-    return diffusion.loss(lambda x, n: denoiser(x, y, n / diffusion.steps), x0, noise, n)
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -106,17 +81,7 @@ def run(context: StageContext) -> dict[str, Any]:
     history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)
     if trainer.ema:
         denoiser.load_state_dict(trainer.ema)
-    save_arrays(context.out / "denoiser.safetensors", weights(denoiser))
-    saved = SavedConfig(denoiser=config, diffusion=params.diffusion, quality=params.quality)
-    write_json(context.out / "config.json", saved.model_dump(mode="json"))
+    save_diffuser(context.out, denoiser, params.diffusion, params.quality)
     history.write(context.out / "losses.csv")
     context.facts.update(device=str(device), precision=trainer.precision)
     return {name: history.rows[-1][name] for name in ("loss", "validation_loss")}
-
-
-def load_diffuser(directory: Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Diffusion]:
-    """The denoiser and its process, from a directory that this stage wrote."""
-    config = read_model(directory / "config.json", SavedConfig)
-    path = directory / "denoiser.safetensors"
-    denoiser = load_model(lambda: Denoiser(config.denoiser), path, "the config.json beside them")
-    return denoiser.to(device), Diffusion(config.diffusion, device)

@@ -18,17 +18,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pd_pipeline.compute import use_bf16
 from pd_pipeline.config import MOST_STEPS, Device, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted, terminated
+from pd_pipeline.models.weights import as_tensors, check_fit
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
-from pd_pipeline.training.weights import as_tensors, check_fit
 
 StepCount = Annotated[int, Field(gt=0, le=MOST_STEPS)]
 Rate = Annotated[float, Field(gt=0, le=100)]
@@ -70,37 +70,6 @@ class History:
         write_table(path, self.rows)
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device to compute on; `auto` takes cuda, else mps, else cpu. Raises PipelineError where it is not here."""
-    kind, _, index = wanted.partition(":")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise PipelineError(f"device: {wanted}, but no CUDA device is here: use auto or cpu")
-    if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise PipelineError(f"device: {wanted}, but the last one here is cuda:{torch.cuda.device_count() - 1}")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise PipelineError("device: mps, but no MPS device is here: use auto or cpu")
-    if wanted != "auto":
-        return torch.device(wanted)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bf16: asked for, or `auto` and the hardware has it."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def generator_of(seed: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator that is a pure function of (seed, step)."""
-    state = int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]) >> 1
-    return torch.Generator(device).manual_seed(state)
-
-
 def learning_rate(params: OptimizationParams, step: int) -> float:
     """Rate at a step: linear warm-up, then constant, or a cosine down to 1 % of the peak."""
     if step < params.warmup:
@@ -121,20 +90,26 @@ class Checkpoint(NamedTuple):
 
 
 class Trainer:
-    """Trains one model; `fit` resumes from the work folder where it finds a checkpoint."""
+    """Trains those weights of a model that ask for gradients; `fit` resumes where it finds a checkpoint.
+
+    Frozen weights are in no checkpoint: they are what the work was begun with.
+    """
 
     def __init__(self, model: nn.Module, params: OptimizationParams, work: Path, title: str):
         self.device = next(model.parameters()).device
         self.model, self.params, self.work, self.title = model, params, work, title
         self.bf16 = use_bf16(params.precision, self.device)
+        self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not self.trained:
+            raise ValueError(f"{title}: no weight of the model asks for a gradient, so that there is nothing to train")
         # fused: one kernel for all parameters
         self.optimizer = torch.optim.AdamW(
-            model.parameters(),
+            self.trained.values(),
             lr=params.learning_rate,
             weight_decay=params.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
         )
-        self.ema = {n: p.detach().clone() for n, p in model.named_parameters()} if params.ema else {}
+        self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if params.ema else {}
         self.history = History()
         self.step = 0
         self.resumed_at = 0
@@ -195,11 +170,11 @@ class Trainer:
         for name, value in compute(self.step).items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         if self.params.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.params.clip)
+            nn.utils.clip_grad_norm_(self.trained.values(), self.params.clip)
         self.optimizer.step()
         if self.ema:
             assert self.params.ema is not None
-            average, fresh = list(self.ema.values()), [p.detach() for p in self.model.parameters()]
+            average, fresh = list(self.ema.values()), [p.detach() for p in self.trained.values()]
             torch._foreach_lerp_(average, fresh, 1 - min(self.params.ema, (1 + self.step) / (10 + self.step)))
 
     def _log(self, evaluate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
@@ -222,10 +197,16 @@ class Trainer:
         """What forward passes compute in, for the record of a stage."""
         return "bf16" if self.bf16 else "float32"
 
+    @property
+    def _changing(self) -> dict[str, Tensor]:
+        """What of the model a training changes: the trained weights, and buffers such as running means."""
+        frozen = {n for n, p in self.model.named_parameters() if not p.requires_grad}
+        return {n: t for n, t in self.model.state_dict().items() if n not in frozen}
+
     def _save(self) -> None:
-        state = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        state = {f"model.{n}": t for n, t in self._changing.items()}
         state |= {f"ema.{n}": t for n, t in self.ema.items()}
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             moments = self.optimizer.state[parameter]
             state |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
         arrays = {n: t.detach().cpu().numpy() for n, t in state.items()}
@@ -249,9 +230,9 @@ class Trainer:
     def _checked(self, path: Path) -> Checkpoint:
         """Read a checkpoint. Raises PipelineError where it is not one of this model and these parameters."""
         arrays, metadata = load_arrays(path)
-        like = {f"model.{n}": t for n, t in self.model.state_dict().items()}
+        like = {f"model.{n}": t for n, t in self._changing.items()}
         like |= {f"ema.{n}": t for n, t in self.ema.items()}
-        like |= {f"{moment}.{n}": p for n, p in self.model.named_parameters() for moment in ("first", "second")}
+        like |= {f"{moment}.{n}": p for n, p in self.trained.items() for moment in ("first", "second")}
         check_fit(path, arrays, like, "the model in training")
         try:
             step = int(metadata["step"])
@@ -272,10 +253,10 @@ class Trainer:
         """Set everything to what a checkpoint holds."""
         tensors, self.step, self.history.rows, self._sums = found
         self.resumed_at = self.step
-        self.model.load_state_dict({n: tensors[f"model.{n}"] for n in self.model.state_dict()})
+        self.model.load_state_dict({n: tensors[f"model.{n}"] for n in self._changing}, strict=False)
         for name in self.ema:
             self.ema[name].copy_(tensors[f"ema.{name}"])
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.trained.items():
             self.optimizer.state[parameter] = {
                 "step": torch.tensor(float(self.step), device=self.device),
                 "exp_avg": tensors[f"first.{name}"],

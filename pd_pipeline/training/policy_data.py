@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pd_pipeline.config import Parameters
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
-from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.trajectories.reading import Trajectories
 
 
@@ -135,22 +135,6 @@ class PolicyData:
         return steps, torch.from_numpy(valid).to(self.device)
 
 
-def prompt_steps(x0: Tensor, y: Tensor, normalization: Normalization) -> Steps:
-    """Normalised x0 (B, K*, d_s + d_a + 1) and y (B, K*, 2) as the PLM reads them; the reward row is not read."""
-    size, actions = normalization.observation_size, normalization.action_size
-    timesteps = (y[..., 1] * normalization.horizon).round().long().clamp(0, normalization.horizon - 1)
-    return Steps(y[..., 0], x0[..., :size], x0[..., size : size + actions], timesteps)
-
-
-def prompt_tensors(
-    prompts: Prompts, normalization: Normalization, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """Prompts in task units -> normalised x0 (n, K*, d_s + d_a + 1) and y (n, K*, 2) with timesteps in [0, 1)."""
-    x0 = torch.from_numpy(normalization.normalize(prompts.x0)).to(device)
-    scale = np.array([normalization.return_scale, normalization.horizon], np.float32)
-    return x0, torch.from_numpy(prompts.y / scale).to(device)
-
-
-def policy_loss(policy: PromptingDecisionTransformer, batch: Batch) -> Tensor:
-    """Action loss of a batch (eq. 7 with given prompts)."""
-    return action_loss(policy(batch.prompt, batch.window), batch.window.actions, batch.valid)
+def policy_loss(policy: PromptingDecisionTransformer, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    """Action loss of a batch (eq. 7 with given prompts); `generator` draws the dropout in training."""
+    return action_loss(policy(batch.prompt, batch.window, generator), batch.window.actions, batch.valid)

@@ -7,9 +7,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MOST_STEPS
-from pd_pipeline.training.loop import BatchSize, OptimizationParams, Rate, StepCount, Trainer, generator_of
-from pd_pipeline.training.policy_data import policy_loss, prompt_tensors
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.training.loop import BatchSize, OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.policy_data import policy_loss
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select
 
 
@@ -31,13 +33,11 @@ def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run
     policy = copy.deepcopy(plm.policy).requires_grad_(True).train()
     config = policy.config
     trainer = Trainer(policy, params, run.work, run.title)
-    residual = torch.bfloat16 if trainer.bf16 else torch.float32
 
     def loss_of_step(step: int) -> torch.Tensor:
         rng = np.random.default_rng([seed, step])
         batch = few_shot.windows.batch(rng, params.batch, config.prompt_length, config.acting_window)
-        policy.refresh_dropout(params.batch, residual, generator_of(seed, step, plm.device))
-        return policy_loss(policy, batch)
+        return policy_loss(policy, batch, generator_of(seed, step, plm.device))
 
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
     policy.eval().requires_grad_(False)

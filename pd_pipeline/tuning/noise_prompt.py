@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select, to_prompts
+from pd_pipeline.models.prompting import to_prompts
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select
 
 
 class Params(TuningParams):

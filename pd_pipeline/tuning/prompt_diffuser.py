@@ -16,22 +16,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MOST_STEPS
-from pd_pipeline.models.diffuser import Denoiser
+from pd_pipeline.models.diffuser import Denoiser, diffusion_loss
 from pd_pipeline.models.diffusion import Diffusion
-from pd_pipeline.training.diffuser import diffusion_loss
-from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer, generator_of
+from pd_pipeline.models.prompting import to_prompts
+from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
-from pd_pipeline.tuning.protocol import (
-    FewShot,
-    Pretrained,
-    Run,
-    Tuned,
-    TuningParams,
-    guidance_loss,
-    select,
-    to_prompts,
-)
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, guidance_loss, select
 
 
 class AdaptParams(OptimizationParams):

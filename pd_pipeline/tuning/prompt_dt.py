@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from pd_pipeline.training.policy_data import prompt_tensors
+from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select
 
 

@@ -6,9 +6,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pd_pipeline.config import MOST_STEPS
+from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
-from pd_pipeline.training.policy_data import prompt_tensors
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, guidance_loss, select, to_prompts
+from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, guidance_loss, select
 
 
 class Params(TuningParams, OptimizationParams):

@@ -23,10 +23,11 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.progress import Progress
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
 from pd_pipeline.training.loop import History
-from pd_pipeline.training.policy_data import PolicyData, prompt_steps, prompt_tensors
+from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories
 
 SELECTION_WINDOWS = 32  # few-shot windows that every candidate's action loss is the mean of
@@ -139,16 +140,6 @@ def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[
         )
     order = np.random.default_rng([seed, int(data.task_id[0])]).permutation(episodes)
     return np.sort(order[:count]), np.sort(order[count:])
-
-
-def to_prompts(x0: Tensor, y: Tensor, normalization: Normalization, task: int) -> Prompts:
-    """Normalised tensors (n, K*, .) -> prompts in task units without an episode as origin."""
-    scale = np.array([normalization.return_scale, normalization.horizon], np.float32)
-    condition = y.detach().cpu().numpy() * scale
-    start = np.rint(condition[:, 0, 1]).astype(np.int32)
-    count = len(start)
-    values = normalization.denormalize(x0.detach().cpu().numpy().astype(np.float32))
-    return Prompts(values, condition, np.full(count, task, np.int32), np.full(count, -1, np.int64), start)
 
 
 @contextmanager

@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 
+from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
+from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.models.weights import weights
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import save_arrays
-from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.loop import OptimizationParams, pick_device, use_bf16
-from pd_pipeline.training.plm import load_policy
-from pd_pipeline.training.weights import weights
+from pd_pipeline.training.loop import OptimizationParams
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import summary as summaries
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, draw_few_shot

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pd_pipeline.acting.environments import LocalBatch
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.environments import LocalBatch
 from pd_pipeline.families.base import load_family
 
 

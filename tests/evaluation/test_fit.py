@@ -60,3 +60,37 @@ def test_channels_that_never_change_do_not_flatter() -> None:
     assert found["varying_channels"] == 3
     assert found["wasserstein_generated"] == pytest.approx(plain["wasserstein_generated"])
     assert len(found["wasserstein_generated_per_channel"]) == 3
+
+
+@pytest.mark.parametrize(("given", "made", "half"), [(9, 7, 4), (12, 3, 3)])
+def test_distances_by_hand(given: int, made: int, half: int) -> None:
+    """Both random halves of the real prompts and as many generated ones; of the last two channels one varies enough."""
+    rng = np.random.default_rng(0)
+    real, generated = rng.normal(size=(given, 2, 4)), rng.exponential(size=(made, 2, 4))
+    real[..., 2] *= 2e-3
+    real[..., 3] *= 5e-4
+    found = compare(real, generated, np.random.default_rng(4), kept=generated[:2])
+    draws = np.random.default_rng(4)
+    order = draws.permutation(given)
+    reference, other = real[order[:half]], real[order[half : 2 * half]]
+    chosen = generated[draws.permutation(made)[:half]]
+    assert found["prompts"] == half
+    assert found["varying_channels"] == 3
+    for name, sample in (("real", other), ("generated", chosen)):
+        each = [wasserstein_distance(reference[..., i].ravel(), sample[..., i].ravel()) for i in range(3)]
+        assert found[f"wasserstein_{name}_per_channel"] == pytest.approx(each)
+        assert found[f"wasserstein_{name}"] == pytest.approx(np.mean(each))
+    for name, sample in (("real", other), ("generated", chosen), ("kept", generated[:2])):
+        distances = [min(np.sqrt(((x - y) ** 2).mean()) for y in reference) for x in sample]
+        assert found[f"nearest_{name}"] == pytest.approx(np.median(distances))
+
+
+def test_a_channel_varies_where_it_does_in_the_reference() -> None:
+    """What generated prompts, or the other half of real ones, do in it says nothing."""
+    order = np.random.default_rng(0).permutation(8)
+    for once, varying in ((order[0], 2), (order[-1], 1)):
+        real, made = np.zeros((8, 2, 2)), np.random.default_rng(0).normal(size=(8, 2, 2))
+        real[..., 0] = np.arange(8)[:, None]
+        real[once, :, 1] = 1.0
+        found = compare(real, made, np.random.default_rng(0))
+        assert found["varying_channels"] == len(found["wasserstein_generated_per_channel"]) == varying

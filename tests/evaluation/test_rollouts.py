@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from pd_pipeline.evaluation.environments import LocalBatch, WorkerBatch, make_batch
-from pd_pipeline.evaluation.rollouts import Group, Rollouts, rollout
+from pd_pipeline.acting.environments import LocalBatch, WorkerBatch, make_batch
+from pd_pipeline.acting.rollouts import Group, Rollouts, rollout
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Normalization, Prompts
-from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
 from tests.builders import policy as made_policy
 from tests.families.test_gymnasium_env import block as line_block
 
@@ -123,7 +123,7 @@ def nothing(of: Family, count: int) -> Prompts:
 @pytest.mark.parametrize("name", ["point_robot", "line"])
 def test_batched_equals_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several policies, tasks and prompts together, in parts; the context is shorter than the episode."""
-    monkeypatch.setattr("pd_pipeline.evaluation.rollouts.CPU_CHUNK", 6)  # two rows of three steps
+    monkeypatch.setattr("pd_pipeline.acting.rollouts.CPU_CHUNK", 6)  # two rows of three steps
     of, block = family(name)
     tasks = [0, 1, 2, 1, 0, 2]
     given = prompts(of, len(tasks))
@@ -172,7 +172,7 @@ def test_episodes_that_end_early_count_no_more() -> None:
 def test_the_return_to_go_falls_by_the_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     of, block = family("point_robot")
     seen = []
-    from pd_pipeline.models.acting import PromptedPolicy
+    from pd_pipeline.acting.prompted import PromptedPolicy
 
     original = PromptedPolicy.act
 

@@ -253,3 +253,72 @@ def test_normalized() -> None:
     assert normalized(12.0, 0.0, 10.0) == pytest.approx(1.2)
     assert normalized(1.0, 2.0, 2.0) is None
     assert normalized(1.0, 3.0, 2.0) is None, "upside down, the worst would be best"
+
+
+def test_confidence_is_that_of_every_interval() -> None:
+    """Half of what is certain: Student's t of two degrees of freedom, quartiles of draws, Wilson's with z of it."""
+    rng = np.random.default_rng(0)
+    ours, theirs = several_seeds((1.0, 2.0, 6.0), rng), several_seeds((0.0, 2.0, 1.0), rng)
+    ceiling = several_seeds((10.0, 11.0, 12.0), rng)
+
+    def students(values: Sequence[float]) -> tuple[float, float]:
+        return tuple(stats.ttest_1samp(values, 0.0).confidence_interval(0.5))
+
+    means, lower, upper = ([float(np.mean(seed)) for seed in each] for each in (ours, theirs, ceiling))
+    assert estimate(ours, mean, rng, 10, 0.5)[1:] == pytest.approx(students(means))
+    apart = [one - other for one, other in zip(means, lower, strict=True)]
+    assert paired_difference(ours, theirs, rng, 10, 0.5)[1:] == pytest.approx(students(apart))
+    found = position(ours, theirs, ceiling, rng, 10, 0.5)
+    assert found is not None
+    places = [(one - low) / (high - low) for one, low, high in zip(means, lower, upper, strict=True)]
+    low, high = students(places)
+    assert found[1:] == pytest.approx((found.value - (high - low) / 2, found.value + (high - low) / 2))
+
+    def drawn(runs: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+        return runs[draws.integers(0, len(runs), (300, len(runs)))].mean(1)
+
+    runs = [[ours[0][:1]], [theirs[0][:1]], [ceiling[0][:1]]]
+    draws = np.random.default_rng(1)
+    one, other, third = (drawn(each[0][0], draws) for each in runs)
+    generator = np.random.default_rng(1)
+    assert estimate(runs[0], mean, generator, 300, 0.5)[1:] == pytest.approx(np.quantile(one, (0.25, 0.75)))
+    found = position(*runs, np.random.default_rng(1), 300, 0.5)
+    assert found is not None
+    assert found[1:] == pytest.approx(np.quantile((one - other) / (third - other), (0.25, 0.75)))
+    difference = paired_difference(*runs[:2], np.random.default_rng(1), 300, 0.5)
+    assert difference[1:] == pytest.approx(np.quantile(one - other, (0.25, 0.75)))
+    alike = [np.array([True] * 19 + [False])] * 3
+    assert success_rate(alike, 0.5) == wilson(57, 60, 0.5)
+    assert success_rate([np.array([True, False]), np.array([True, True])], 0.5)[1:] == pytest.approx((0.5, 1.0))
+
+
+def test_as_many_draws_are_taken_as_asked_for() -> None:
+    """Of a single draw both ends of an interval are the same."""
+    given, other, third = scores(2, 5, 1), scores(2, 5, 2, shift=-9.0), scores(2, 5, 3, shift=50.0)
+    rng = np.random.default_rng(0)
+    for found in (
+        estimate(given, mean, rng, 1),
+        paired_difference(given, other, rng, 1),
+        position(given, other, third, rng, 1),
+    ):
+        assert found is not None
+        assert found.low == found.high != found.value
+
+
+def test_a_seed_with_more_runs_weighs_more_in_a_mean_of_runs() -> None:
+    given = [[np.array([1.0, 1.0, 1.0])], [np.array([5.0])]]
+    assert estimate(given, mean, np.random.default_rng(0)).value == 2.0
+
+
+def test_the_middle_half_of_several_seeds_is_of_all_runs_of_a_seed() -> None:
+    """Not of each task: of the runs 0 to 7 the middle is 2 to 5."""
+    given = [[np.arange(4.0), np.arange(4.0, 8.0)], [np.array([0.0, 0.0, 9.0, 9.0]), np.array([1.0, 1.0, 1.0, 1.0])]]
+    found = estimate(given, interquartile_mean, np.random.default_rng(0))
+    expected = stats.ttest_1samp([3.5, 1.0], 0.0).confidence_interval(0.95)
+    assert found.high - found.low == pytest.approx(expected.high - expected.low)
+
+
+def test_draws_where_both_ends_meet_are_no_scale() -> None:
+    rng = np.random.default_rng(0)
+    floor, ceiling = [[np.array([4.0, 4.0])]], [[np.array([4.0, 10.0])]]
+    assert position([[np.array([5.0, 5.0])]], floor, ceiling, rng) == (pytest.approx(1 / 3), None, None)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pd_pipeline.models.acting import PromptedPolicy
+from pd_pipeline.acting.prompted import PromptedPolicy
 from pd_pipeline.models.decision_transformer import (
     Dropout,
     PolicyConfig,
@@ -188,7 +188,7 @@ class TestDropout:
     @staticmethod
     def refreshed(rate: float, seed: int = 0, elements: int = 100_000) -> Dropout:
         dropout = Dropout(rate).train()
-        dropout.refresh(elements, 4, torch.float32, torch.Generator().manual_seed(seed))
+        dropout.refresh(torch.empty(1), elements, 4, torch.Generator().manual_seed(seed))
         return dropout
 
     @pytest.mark.parametrize("rate", [0.05, 0.1, 0.5, 0.9])
@@ -235,17 +235,16 @@ def test_training_drops_and_evaluation_does_not() -> None:
     model.train()
     outputs = []
     for seed in (0, 0, 1):
-        model.refresh_dropout(4, torch.float32, torch.Generator().manual_seed(seed))
-        outputs.append(model(prompt, window))
+        outputs.append(model(prompt, window, torch.Generator().manual_seed(seed)))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
+    assert not torch.equal(model(prompt, window), model(prompt, window)), "without a generator it drops as well"
     model.eval()
     assert torch.equal(model(prompt, window), model(prompt, window))
 
 
 def test_deep_models_find_enough_dropout() -> None:
     model = policy(layers=24, width=8).train()
-    model.refresh_dropout(2, torch.float32, torch.Generator().manual_seed(0))
     assert model(steps(2, 2), steps(2, 4)).isfinite().all()
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from matplotlib.markers import CARETDOWN
 
 from pd_pipeline.reporting.canvas import CSS_VARIABLES, METHOD_STYLES, method_style, svg
 from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean
@@ -58,8 +57,8 @@ def test_a_floor_far_below_does_not_take_the_scale(floor: float, beyond: bool) -
     assert -30.0 < axes.get_xlim()[0] < -25.0 < -18.0 < axes.get_xlim()[1]
     tasks = per_task(scores(metrics), list(metrics)).axes[0]
     assert tasks.get_ylim()[0] > -30
-    triangles = [line for line in tasks.lines if line.get_marker() == CARETDOWN]
-    assert sum(len(line.get_xdata()) for line in triangles) == (2 if beyond else 0)  # type: ignore[arg-type]
+    arrows = [line for line in tasks.lines if line.get_marker() == r"$\downarrow$"]
+    assert sum(len(line.get_xdata()) for line in arrows) == (2 if beyond else 0)  # type: ignore[arg-type]
 
 
 def test_a_floor_within_the_scale_stays_drawn_however_wide_its_interval() -> None:

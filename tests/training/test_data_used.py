@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from pd_pipeline.families.point_robot import PointRobot
+from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.storage import digest
 from pd_pipeline.training import diffuser, plm
-from pd_pipeline.training.policy_data import PolicyData, prompt_tensors
+from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
 from tests.conftest import run_stages
 

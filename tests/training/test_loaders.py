@@ -16,11 +16,10 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PolicyConfig, PolicyShape
 from pd_pipeline.models.diffuser import DenoiserConfig
 from pd_pipeline.models.diffusion import DiffusionParams
+from pd_pipeline.models.saved import load_diffuser, load_policy
 from pd_pipeline.prompts import stage as prompts
 from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.training import diffuser, plm
-from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.plm import load_policy
 
 PLM, DIFFUSER = "data/plm/point_robot-0", "data/diffuser/point_robot-0"
 LOADERS: dict[str, Callable[[Path], Any]] = {PLM: load_policy, DIFFUSER: load_diffuser}

@@ -17,22 +17,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from pd_pipeline.compute import generator_of, pick_device, use_bf16
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted
+from pd_pipeline.models.weights import load_weights, weights
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.training import loop
-from pd_pipeline.training.loop import (
-    Diverged,
-    History,
-    OptimizationParams,
-    Trainer,
-    generator_of,
-    learning_rate,
-    pick_device,
-    use_bf16,
-)
-from pd_pipeline.training.weights import load_weights, weights
+from pd_pipeline.training.loop import Diverged, History, OptimizationParams, Trainer, learning_rate
 
 STEPS = 12
 
@@ -140,6 +132,55 @@ def test_resumed_at_any_step_ends_the_same(tmp_path: Path, step: int) -> None:
     resumed = trained(tmp_path / "killed", ema=0.9)
     assert resumed.resumed_at == step
     same(whole, resumed)
+
+
+class Partly(nn.Module):
+    """One layer is trained, another is frozen, and a buffer counts the forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.frozen, self.free = nn.Linear(3, 4).requires_grad_(False), nn.Linear(4, 1)
+        self.register_buffer("passes", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        return self.free(self.frozen(x))
+
+
+def partly_trained(work: Path, kill_at: int | None = None) -> Trainer:
+    net = Partly()
+    loss = loss_of(net)
+
+    def watched(step: int) -> Tensor:
+        if step == kill_at:
+            raise Killed
+        return loss(step)
+
+    trainer = Trainer(net, params(ema=0.9, checkpoint_seconds=0), work, "test")
+    trainer.fit(trainer.backward(watched), silent)
+    return trainer
+
+
+def test_frozen_weights_stay_and_are_in_no_checkpoint(tmp_path: Path) -> None:
+    whole = partly_trained(tmp_path / "whole")
+    assert torch.equal(whole.model.frozen.weight, Partly().frozen.weight)
+    assert not torch.equal(whole.model.free.weight, Partly().free.weight)
+    assert set(whole.ema) == {"free.weight", "free.bias"}
+    kept = {name for name in load_arrays(tmp_path / f"whole/step-{STEPS:08d}.safetensors")[0]}
+    groups = {"model": ["free.weight", "free.bias", "passes"], **dict.fromkeys(("ema", "first", "second"), whole.ema)}
+    assert kept == {f"{group}.{name}" for group, names in groups.items() for name in names}
+    with pytest.raises(Killed):
+        partly_trained(tmp_path / "killed", kill_at=5)
+    resumed = partly_trained(tmp_path / "killed")
+    assert resumed.resumed_at == 5
+    same(whole, resumed)
+    assert float(resumed.model.passes) == STEPS
+
+
+def test_a_model_with_nothing_to_train_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="test: no weight of the model asks for a gradient"):
+        Trainer(model().requires_grad_(False), params(), tmp_path, "test")
 
 
 def test_resumed_from_an_older_checkpoint_ends_the_same(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Normalization, cut
-from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, between, prompt_steps, prompt_tensors
+from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, between
 from pd_pipeline.trajectories.reading import Trajectories
 from tests.builders import D_A, D_S, trajectories
 

@@ -10,10 +10,10 @@ import torch
 
 from pd_pipeline.config import parse
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.models.weights import weights
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import Trainer
-from pd_pipeline.training.policy_data import prompt_tensors
-from pd_pipeline.training.weights import weights
 from pd_pipeline.tuning.protocol import FewShot, Pretrained
 from tests.tuning.test_protocol import by_hand
 from tests.tuning.tiny import (
@@ -83,7 +83,6 @@ def test_the_mode_of_the_plm_neither_matters_nor_changes(
     expected = tuned(name, plm, few_shot, tmp_path / "eval", **changes)
     assert not any(module.training for module in plm.policy.modules())
     plm.policy.train()
-    plm.policy.refresh_dropout(64, torch.float32, torch.Generator().manual_seed(0))  # left over by somebody
     same(tuned(name, plm, few_shot, tmp_path / "train", **changes), expected)
     assert all(module.training for module in plm.policy.modules())
 
@@ -237,8 +236,8 @@ def test_prompts_of_no_steps_are_kept(plm: Pretrained, few_shot: FewShot, tmp_pa
 
 def test_copies_of_the_pretrained_are_equal(plm: Pretrained) -> None:
     """deepcopy is what methods rely on: it must carry the dropout of the model with it, not share it."""
-    twin = copy.deepcopy(plm.policy)
-    twin.refresh_dropout(2, torch.float32, torch.Generator().manual_seed(0))
+    twin = copy.deepcopy(plm.policy).train()
+    twin.dropout.refresh(torch.empty(1), 100, 2, torch.Generator().manual_seed(0))
     assert twin.dropout.pool.numel() > 0
     assert plm.policy.dropout.pool.numel() == 0
 

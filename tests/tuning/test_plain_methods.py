@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from pd_pipeline.compute import generator_of
 from pd_pipeline.models.decision_transformer import action_loss
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.training import policy_data
-from pd_pipeline.training.loop import generator_of
-from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
 from pd_pipeline.tuning import full_finetune
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
 from tests.tuning.tiny import ACTING, CHANNELS, PROMPT, few_shot_of, pretrained, same_prompts, same_weights, tuned
@@ -56,8 +56,8 @@ def test_full_finetune_trains_as_pre_training_does_on_the_windows_it_acts_on(
     losses = []
     for step in range(4):
         batch = few_shot.windows.batch(np.random.default_rng([3, step]), 7, PROMPT, ACTING)
-        policy.refresh_dropout(7, torch.float32, generator_of(3, step))
-        loss = action_loss(policy(batch.prompt, batch.window), batch.window.actions, batch.valid)
+        predicted = policy(batch.prompt, batch.window, generator_of(3, step))
+        loss = action_loss(predicted, batch.window.actions, batch.valid)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -74,9 +74,9 @@ def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(
 ) -> None:
     seen = []
 
-    def spy(policy: torch.nn.Module, batch: policy_data.Batch) -> torch.Tensor:
+    def spy(policy: torch.nn.Module, batch: policy_data.Batch, generator: torch.Generator) -> torch.Tensor:
         seen.append((batch.prompt.timesteps.shape, batch.window.timesteps.shape, policy.training))
-        return policy_data.policy_loss(policy, batch)
+        return policy_data.policy_loss(policy, batch, generator)
 
     monkeypatch.setattr(full_finetune, "policy_loss", spy)
     tuned("full_finetune", plm, few_shot, tmp_path, steps=2, batch=7)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from pd_pipeline.compute import generator_of
 from pd_pipeline.models.decision_transformer import Steps, action_loss
 from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.diffusion import Diffusion
-from pd_pipeline.training.loop import generator_of
-from pd_pipeline.training.policy_data import prompt_steps
+from pd_pipeline.models.prompting import prompt_steps
 from pd_pipeline.tuning import prompt_diffuser
 from pd_pipeline.tuning.gradient_projection import combine
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses

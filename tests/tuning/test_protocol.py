@@ -8,8 +8,8 @@ import torch
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import action_loss
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors, to_prompts
 from pd_pipeline.prompts.segments import cut
-from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
 from pd_pipeline.tuning.protocol import (
     SELECTION_WINDOWS,
     FewShot,
@@ -20,7 +20,6 @@ from pd_pipeline.tuning.protocol import (
     guidance_loss,
     prompt_losses,
     select,
-    to_prompts,
 )
 from tests.builders import trajectories
 from tests.tuning.tiny import ACTING, PROMPT, TASK, few_shot_of, pretrained

@@ -10,19 +10,18 @@ import pytest
 import torch
 
 from pd_pipeline import graph
+from pd_pipeline.acting.environments import LocalBatch, episode_seed
+from pd_pipeline.acting.rollouts import Group, rollout
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.environments import LocalBatch, episode_seed
-from pd_pipeline.evaluation.rollouts import Group, rollout
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.graph import METHODS
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
+from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.models.weights import load_weights, weights
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Prompts, cut
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import digest, load_arrays, read_json
-from pd_pipeline.training.diffuser import load_diffuser
-from pd_pipeline.training.plm import load_policy
-from pd_pipeline.training.weights import load_weights, weights
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import stage
 from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run

@@ -9,12 +9,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from pd_pipeline.evaluation.environments import Outcome
-from pd_pipeline.models.acting import PromptedPolicy
+from pd_pipeline.acting.environments import Outcome
+from pd_pipeline.acting.prompted import PromptedPolicy
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.progress import Progress
 from pd_pipeline.prompts.segments import Normalization, Prompts
-from pd_pipeline.training.policy_data import prompt_steps, prompt_tensors
 
 CPU_CHUNK = 2560  # steps of all windows in one forward pass
 
