@@ -23,6 +23,7 @@ GROUPS = {
     "plm": "pre_training",
     "diffuser": "pre_training",
     "evaluation": "results",
+    "prompt_fit": "results",
     "report": "results",
 }  # the others tune
 

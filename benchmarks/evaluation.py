@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import Figure, alone, at_least, timed
+from pd_pipeline.acting.actors import prompted
 from pd_pipeline.acting.environments import make_batch
 from pd_pipeline.acting.rollouts import Group, rollout
 from pd_pipeline.families.base import Family, load_family
@@ -96,7 +97,7 @@ def batched(family: Family, block: dict[str, Any], window: int, count: int) -> t
     tasks = [family.test_tasks[i % len(family.test_tasks)] for i in range(count)]
     made: list[Any] = []
     building = timed(lambda: made.append(make_batch(family, block, Path.cwd(), tasks, list(range(count)))))
-    groups = [Group(policy, np.arange(count), prompts(family, count))]
+    groups = [Group(np.arange(count), prompted(policy, prompts(family, count), normalization))]
     try:
         seconds = timed(lambda: rollout(groups, np.ones(count), normalization, made[0], silent, ""))
     finally:

@@ -33,6 +33,9 @@ MOST_STEPS = 1_000_000_000  # of a training
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=64)]
 """A name that also names files: letters, digits, '_' and '-', the first a letter."""
 
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
+"""A Python module, as `import` names it."""
+
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """A seed of a random generator."""
 
@@ -57,12 +60,11 @@ class RunParams(Parameters):
 
     families: tuple[Name, ...] = Field(min_length=1, max_length=100)
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, max_length=1000)
-    methods: tuple[Name, ...] = Field(
-        default=("prompt_dt", "prompt_diffuser", "prompt_gradient", "full_finetune", "noise_prompt"),
-        min_length=1,
-        max_length=200,
-    )
+    methods: tuple[Name, ...] = Field(min_length=1, max_length=200)
     variants: dict[Name, Name] = Field(default={}, description="name of a variant -> the method it varies")
+    extensions: dict[Name, ModuleName] = Field(
+        default={}, description="name of a method of your own -> its module, beside params.yaml or installed"
+    )
 
     def method_of(self, name: str) -> str:
         """The method that `name`, itself or a variant, stands for."""

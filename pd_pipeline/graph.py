@@ -7,11 +7,9 @@ upstream key belongs to a downstream key where they agree on every axis that bot
 
 import ast
 import importlib
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,19 +21,13 @@ from pd_pipeline.families.base import Family, load_family, source_file
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
+from pd_pipeline.tuning.methods import Method, known
+from pd_pipeline.tuning.methods import chosen as methods_chosen
 
 PACKAGE = Path(__file__).parent
 FAMILY, SEED, TASK = "family", "seed", "task"
-
-METHODS: dict[str, tuple[str, ...]] = {
-    "prompt_dt": ("trajectories", "plm"),
-    "prompt_diffuser": ("trajectories", "plm", "diffuser"),
-    "prompt_gradient": ("trajectories", "plm"),
-    "full_finetune": ("trajectories", "plm"),
-    "noise_prompt": ("trajectories", "plm"),
-    "no_prompt": ("trajectories", "plm"),
-}
-"""Tuning method -> the stages it reads."""
+GENERATING = {"diffuser": "pd_pipeline.training.diffuser", "prompt_fit": "pd_pipeline.evaluation.prompt_fit"}
+"""Stages that run only where a method generates prompts, and the modules of their Params."""
 
 
 @dataclass(frozen=True)
@@ -49,48 +41,59 @@ class Stage:
     """Module with `Params`."""
     axes: tuple[str, ...]
     needs: tuple[str, ...]
+    uses: tuple[str, ...] = ()
+    """Modules that it imports by name when it runs."""
+    source: Path | None = None
+    """File of `params_module` where that is not of this package."""
 
     @property
     def modules(self) -> tuple[str, ...]:
         """Modules whose code, with all they import of this package, makes the out."""
-        return (self.module,) if self.module == self.params_module else (self.module, self.params_module)
+        return tuple(dict.fromkeys((self.module, self.params_module, *self.uses)))
 
     def params_class(self) -> type[Parameters]:
         """The stage's Params."""
         return importlib.import_module(self.params_module).Params
 
 
-def stages(asked: RunParams) -> dict[str, Stage]:
-    """All stages in an order that respects their needs."""
-    methods = {name: asked.method_of(name) for name in asked.methods}
-    for name, method in (methods | asked.variants).items():
-        if method not in METHODS:
-            close = get_close_matches(method, METHODS, n=1)
-            meant = f"did you mean '{close[0]}'" if close else f"known are {', '.join(METHODS)}"
-            raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is no method: {meant}")
-    if hidden := sorted(set(asked.variants) & set(METHODS)):
-        raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are methods already: choose other names")
-    if bad := [name for name in asked.variants if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
-        raise PipelineError(f"{PARAMS_FILE}: run.variants: {bad}: a name is small letters, digits and '_'")
+def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
+    """All stages in an order that respects their needs. `methods` are those known to the project, by name."""
+    chosen = methods_chosen(asked, methods)
+    tuned = tuple(f"tuned_{name}" for name in chosen)
+    theirs = tuple(dict.fromkeys(method.module for method in chosen.values()))
+    generating = [f"tuned_{name}" for name, method in chosen.items() if "diffuser" in method.needs]
+    measured = [name for name in generating if name.removeprefix("tuned_") in methods]  # variants are not
+    diffuser = ("diffuser",) if generating else ()
     p = "pd_pipeline."
 
-    def stage(name: str, module: str, axes: tuple[str, ...], *needs: str, params: str | None = None) -> Stage:
-        return Stage(name, p + module, p + (params or module), axes, needs)
+    def stage(name: str, module: str, axes: tuple[str, ...], *needs: str, uses: tuple[str, ...] = ()) -> Stage:
+        return Stage(name, p + module, p + module, axes, needs, uses)
 
-    tuned = tuple(f"tuned_{method}" for method in methods)
     made = [
         stage("behavior_policies", "behavior.policies", (FAMILY,)),
         stage("trajectories", "trajectories.stage", (FAMILY,), "behavior_policies"),
         stage("prompts", "prompts.stage", (FAMILY,), "trajectories"),
         stage("plm", "training.plm", (FAMILY, SEED), "trajectories", "prompts"),
-        stage("diffuser", "training.diffuser", (FAMILY, SEED), "prompts"),
+        *([stage("diffuser", "training.diffuser", (FAMILY, SEED), "prompts")] if generating else []),
         *(
-            stage(f"tuned_{name}", "tuning.stage", (FAMILY, TASK, SEED), *METHODS[method], params=f"tuning.{method}")
-            for name, method in methods.items()
+            Stage(
+                f"tuned_{name}",
+                p + "tuning.stage",
+                method.module,
+                (FAMILY, TASK, SEED),
+                method.needs,
+                source=None if PACKAGE in method.source.parents else method.source,
+            )
+            for name, method in chosen.items()
         ),
-        stage("evaluation", "evaluation.stage", (FAMILY, SEED), "trajectories", "prompts", "plm", "diffuser", *tuned),
-        stage("report", "reporting.stage", (), "trajectories", "plm", "diffuser", *tuned, "evaluation"),
+        stage("evaluation", "evaluation.stage", (FAMILY, SEED), "plm", *diffuser, *tuned, uses=theirs),
     ]
+    fit = ("prompt_fit",) if measured else ()
+    if measured:
+        reads = ("trajectories", "prompts", "plm", "diffuser", *measured)
+        made.append(stage("prompt_fit", "evaluation.prompt_fit", (FAMILY, SEED), *reads, uses=theirs))
+    read = ("trajectories", "plm", *diffuser, *tuned, "evaluation", *fit)
+    made.append(stage("report", "reporting.stage", (), *read, uses=theirs))
     return {s.name: s for s in made}
 
 
@@ -105,8 +108,15 @@ class Graph:
     """The same as plain values, without defaults."""
     params: ParamsFile
     stages: dict[str, Stage]
+    methods: dict[str, Method]
+    """All methods that the project knows, by name."""
     tasks: dict[str, tuple[int, ...]]
     """Family -> its target tasks."""
+
+    @property
+    def modules(self) -> dict[str, str]:
+        """Stage -> the module of its Params, of all stages that work on one family."""
+        return {name: stage.params_module for name, stage in self.stages.items() if stage.axes}
 
     def keys(self, stage: str) -> list[Key]:
         """All keys of a stage, in the order family, task, seed."""
@@ -171,6 +181,10 @@ class Graph:
     def code(self, stage: str, key: Key) -> list[Path]:
         """The files of the project or package whose code makes the out, sorted."""
         files = set(import_closure(self.stages[stage].modules))
+        sources = [self.stages[name].source for name in (stage, *self.stages[stage].needs)]
+        for source in sources:
+            if source is not None and self.root in source.parents:
+                files |= local_closure(source)
         if key.family is not None and (source := self.family_source(key.family)) is not None:
             files |= local_closure(source)
         files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
@@ -213,7 +227,8 @@ def load(root: Path) -> Graph:
     tasks = {}
     for name in params.run.families:
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
-    return Graph(root, text, values, params, stages(params.run), tasks)
+    methods = known(params.run, root)
+    return Graph(root, text, values, params, stages(params.run, methods), methods, tasks)
 
 
 def current(graph: Graph) -> Graph:
@@ -253,6 +268,8 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
             stage=stage,
             key=key,
             params=graph.stage_params(stage, key),
+            module=graph.stages[stage].params_module,
+            modules=graph.modules,
             environment=graph.params.block(key.family, "environment") if key.family else {},
             inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
             out=out,

@@ -1,12 +1,13 @@
 """Every parameter of everything that runs, checked before any work: an hour of collection must not end at a typo."""
 
 import hashlib
+import importlib
 from difflib import get_close_matches
 from pathlib import Path
 
-from pd_pipeline.config import PARAMS_FILE, Parameters
+from pd_pipeline.config import PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import METHODS, PACKAGE, Graph
+from pd_pipeline.graph import GENERATING, PACKAGE, Graph
 from pd_pipeline.storage import atomic_file
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
@@ -27,6 +28,10 @@ def check(graph: Graph) -> None:
         _check_device(f"{PARAMS_FILE}: families.{family}.{stage}", params)
     for family in graph.params.run.families:
         _check_names(graph, family)
+        # what does not run today is read all the same
+        for stage in GENERATING.keys() & graph.params.families[family].keys() - graph.stages.keys():
+            model = importlib.import_module(GENERATING[stage]).Params
+            parse(model, graph.params.block(family, stage), f"{PARAMS_FILE}: families.{family}.{stage}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
     with atomic_file(mark) as temporary:
         temporary.write_bytes(state)
@@ -46,8 +51,8 @@ def _state(graph: Graph) -> bytes:
 
 def _check_names(graph: Graph, family: str) -> None:
     """Blocks of stages that run have been read; another one that no stage could read is a slip of the keyboard."""
-    methods = {*METHODS, *graph.params.run.variants}
-    known = {"environment", *graph.stages, *(f"tuned_{method}" for method in methods)}
+    methods = {*graph.methods, *graph.params.run.variants}
+    known = {"environment", *graph.stages, *GENERATING, *(f"tuned_{method}" for method in methods)}
     for name in graph.params.families[family]:
         if name not in known and not name.startswith("tuned_"):  # of a variant that is not asked for today
             close = get_close_matches(name, known, n=1)
@@ -87,6 +92,6 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
                 f"{where}.{stage}.few_shot: {few_shot} trajectories of quality '{asked[0]}', but trajectories.episodes "
                 f"collects {count} per target"
             )
-    needed = getattr(blocks["diffuser"], "quality", None)
+    needed = getattr(blocks.get("diffuser"), "quality", None)
     if needed is not None and needed not in getattr(prompts, "qualities", (needed,)):
         raise PipelineError(f"{where}.diffuser.quality: '{needed}' is not among prompts.qualities")

@@ -32,8 +32,12 @@ class StageContext:
     key: Key
     params: Any
     """The stage's own Params, validated."""
+    module: str
+    """Where these are defined: of a tuning stage, the module of its method."""
     environment: dict[str, Any]
     """The family's `environment` block of params.yaml; empty for a stage without the family axis."""
+    modules: dict[str, str]
+    """Stage of the graph -> the module of its Params, for all families' stages."""
     inputs: dict[str, Path]
     """Upstream stage -> the file or directory of its out (a parent directory where it has several keys)."""
     out: Path

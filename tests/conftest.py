@@ -44,7 +44,8 @@ families:
     tuned_full_finetune: {device: cpu, steps: 8, batch: 8}
     tuned_noise_prompt: {}
     tuned_no_prompt: {}
-    evaluation: {workers: 1, device: cpu, bootstrap: 200, fit_prompts: 16}
+    evaluation: {workers: 1, device: cpu, bootstrap: 200}
+    prompt_fit: {device: cpu, prompts: 16}
 """
 
 
@@ -90,7 +91,8 @@ def tuned_project(tmp_path_factory: pytest.TempPathFactory, trained_project: Pat
 
     def build(root: Path) -> None:
         shutil.copytree(trained_project, root)
-        run_stages(root, *(f"tuned_{method}" for method in graph.METHODS), "evaluation")
+        stages = graph.load(root).stages
+        run_stages(root, *(name for name in stages if name.startswith("tuned_")), "evaluation", "prompt_fit")
 
     return shared_project(tmp_path_factory, "tuned_project", build)
 

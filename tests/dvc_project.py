@@ -18,7 +18,7 @@ families:
     diffuser: {steps: 4, batch: 8, device: cpu, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}}
     tuned_prompt_dt: {}
     tuned_noise_prompt: {prompts: 4}
-    evaluation: {workers: 1, device: cpu, bootstrap: 50, fit_prompts: 8}
+    evaluation: {workers: 1, device: cpu, bootstrap: 50}
   other:
     <<: *tiny
 """

@@ -116,7 +116,7 @@ families:
     diffuser: {{steps: 4, batch: 8, device: cpu, diffusion: {{steps: 4}}, denoiser: {{width: 8, blocks: 1}}}}
     tuned_prompt_dt: {{prompts: 4}}
     tuned_full_finetune: {{prompts: 4, steps: 5, batch: 4, device: cpu}}
-    evaluation: {{workers: 2, device: cpu, bootstrap: 50, fit_prompts: 8}}
+    evaluation: {{workers: 2, device: cpu, bootstrap: 50}}
   cheetah_vel:
     environment: {{horizon: 20}}
     behavior_policies: {{learning: {{steps: {ENDLESS}, batch: 320, workers: 2}}}}

@@ -111,7 +111,7 @@ def test_elsewhere_the_code_of_the_package_is_known_by_its_digest(root: Path) ->
     assert str(PACKAGE) not in (root / "dvc.yaml").read_text()
     digests = json.loads((root / "code.json").read_text())
     assert digests["plm"]["other"] == digests["plm"]["point_robot"], "both are made by the same files"
-    assert digests["plm"]["other"] != digests["diffuser"]["other"]
+    assert digests["plm"]["other"] != digests["prompts"]["other"]
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]
     assert stages["plm"]["do"]["params"][-1] == {"code.json": ["plm.${item.family}"]}
     assert rendering.code_name(PACKAGE / "graph.py", root) == "pd_pipeline/graph.py"

@@ -36,8 +36,9 @@ class LocalBatch:
         self._ended = np.zeros(len(tasks), bool)
         self._steps = 0  # of this episode
 
-    def reset(self) -> np.ndarray:
-        """Observations (n, d_s)."""
+    def reset(self, seeds: list[int] | None = None) -> np.ndarray:
+        """Begin an episode, with other seeds from now on where given: observations (n, d_s)."""
+        self.seeds = seeds or self.seeds
         self._ended[:] = False
         self._steps = 0
         pairs = zip(self.environments, self.seeds, strict=True)
@@ -83,7 +84,7 @@ class LocalBatch:
 
 def _local(name: str, block: str, root: Path, tasks: list[int], seeds: list[int]) -> Answer:
     batch = LocalBatch(load_family(name, json.loads(block), root), tasks, seeds)
-    return lambda message: batch.reset() if isinstance(message, str) else batch.step(message)
+    return lambda message: batch.reset(message) if isinstance(message, list) else batch.step(message)
 
 
 class WorkerBatch:
@@ -98,15 +99,17 @@ class WorkerBatch:
         seeds: list[int],
         workers: int,
         patience: float = 600.0,
+        stage: str = "evaluation",
     ):
-        self._shares = shares(len(tasks), workers)
+        self._shares, self._seeds = shares(len(tasks), workers), seeds
         text = json.dumps(block)
         arguments = [(family.name, text, root, tasks[part], seeds[part]) for part in self._shares]
-        self._workers = Workers(_local, arguments, "evaluation", "lower evaluation.workers", patience)
+        self._workers = Workers(_local, arguments, stage, f"lower {stage}.workers", patience)
 
-    def reset(self) -> np.ndarray:
-        """Observations (n, d_s)."""
-        self._workers.send(["reset"] * len(self._shares))
+    def reset(self, seeds: list[int] | None = None) -> np.ndarray:
+        """Begin an episode, with other seeds from now on where given: observations (n, d_s)."""
+        self._seeds = seeds or self._seeds
+        self._workers.send([self._seeds[part] for part in self._shares])
         return np.concatenate(self._workers.gather())
 
     def step(self, actions: np.ndarray) -> Outcome:
@@ -127,12 +130,13 @@ def make_batch(
     seeds: list[int],
     workers: int | None = None,
     patience: float = 600.0,
+    stage: str = "evaluation",
 ) -> LocalBatch | WorkerBatch:
-    """One environment for each of `tasks`, reset with `seeds`; `workers` None: one per core.
+    """One environment for each of `tasks`, reset with `seeds`; `workers` None: one per core. `stage` is for errors.
 
     A process that gives no sign of life for `patience` seconds is ended.
     """
     count = min(workers or os.cpu_count() or 1, len(tasks))
     if count == 1 and not family.is_foreign:  # code from elsewhere may hang, and a process of its own can be ended
         return LocalBatch(family, tasks, seeds)
-    return WorkerBatch(family, block, root, tasks, seeds, count, patience)
+    return WorkerBatch(family, block, root, tasks, seeds, count, patience, stage)

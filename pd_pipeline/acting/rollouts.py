@@ -1,20 +1,20 @@
-"""Rollouts of prompted policies: all methods, targets and prompts advance together, one forward pass per group.
+"""Rollouts: all actors advance together, whatever method and target they are of, one forward pass per group.
 
 Environments share the clock, so the windows of a step have equal length and nothing is padded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from pd_pipeline.acting.actors import Actors, joined
 from pd_pipeline.acting.environments import Outcome
-from pd_pipeline.acting.prompted import PromptedPolicy
-from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
-from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
+from pd_pipeline.models.decision_transformer import Steps
 from pd_pipeline.progress import Progress
-from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.prompts.segments import Normalization
 
 CPU_CHUNK = 2560  # steps of all windows in one forward pass
 
@@ -22,7 +22,7 @@ CPU_CHUNK = 2560  # steps of all windows in one forward pass
 class BatchedEnvironments(Protocol):
     """n environments stepped together."""
 
-    def reset(self) -> np.ndarray:
+    def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """Observations (n, d_s)."""
 
     def step(self, actions: np.ndarray) -> Outcome:
@@ -31,11 +31,29 @@ class BatchedEnvironments(Protocol):
 
 @dataclass(frozen=True)
 class Group:
-    """Some of n environments: one policy acts in them, under prompts of one length."""
+    """Some of n environments, and the actors in them."""
 
-    policy: PromptingDecisionTransformer
     rows: np.ndarray  # (m,) indices of the environments
-    prompts: Prompts  # m prompts, one per environment
+    actors: Actors  # m of them
+
+
+def grouped(parts: Sequence[Actors]) -> list[Group]:
+    """Actors of consecutive environments; those that one forward pass can serve are one group."""
+    ends = np.cumsum([len(part) for part in parts])
+    alike: list[list[int]] = []
+    for i, part in enumerate(parts):
+        group = next((group for group in alike if parts[group[0]].is_like(part)), None)
+        if group is None:
+            alike.append([i])
+        else:
+            group.append(i)
+    return [
+        Group(
+            np.concatenate([np.arange(ends[i] - len(parts[i]), ends[i]) for i in group]),
+            joined([parts[i] for i in group]),
+        )
+        for group in alike
+    ]
 
 
 @dataclass(frozen=True)
@@ -57,28 +75,28 @@ def rollout(
     progress: Progress,
     title: str,
     bf16: bool = False,
+    seeds: list[int] | None = None,
 ) -> Rollouts:
-    """Run one episode in each of n environments.
+    """Run one episode in each of n environments, which are reset with `seeds` where given.
 
-    Every environment belongs to one of `groups`, whose policies are of one shape; `target_returns` (n,) go with the
-    environments. The return-to-go that a policy is given falls by the reward received. `bf16` autocasts the policies.
+    Every environment belongs to one of `groups`, whose policies see windows of one length; `target_returns` (n,) go
+    with the environments. The return-to-go that a policy is given falls by the reward received. `bf16` autocasts the
+    policies.
     """
     count, horizon = len(target_returns), normalization.horizon
     acted = np.sort(np.concatenate([group.rows for group in groups]))
     assert np.array_equal(acted, np.arange(count)), "every environment is in one group"
-    device = next(groups[0].policy.parameters()).device
+    device = next(groups[0].actors.policy.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with autocast:
-        acting = [
-            (_prompted(part, normalization, device), part.rows) for group in groups for part in _parts(group, device)
-        ]
-    context = groups[0].policy.config.acting_window
+        acting = [(part.actors.started(), part.rows) for group in groups for part in _parts(group, device)]
+    context = groups[0].actors.policy.config.acting_window
     observations = np.zeros((count, horizon, normalization.observation_size), np.float32)
     actions = np.zeros((count, horizon, normalization.action_size), np.float32)
     returns_to_go = np.zeros((count, horizon), np.float32)
     returns, lengths = np.zeros(count), np.zeros(count, int)
     success, ended = np.zeros(count, bool), np.zeros(count, bool)
-    observation = environments.reset()
+    observation = environments.reset(seeds)
     for step in range(horizon):
         observations[:, step] = np.where(ended[:, None], 0, observation)
         returns_to_go[:, step] = target_returns - returns
@@ -89,10 +107,10 @@ def rollout(
             torch.from_numpy(normalization.actions(actions[:, first : step + 1])),
             torch.arange(first, step + 1).expand(count, -1),
         )
-        for policy, rows in acting:
+        for started, rows in acting:
             picked = torch.from_numpy(rows)
             with autocast:
-                normalized = policy.act(Steps(*(part[picked].to(device) for part in window)))
+                normalized = started.act(Steps(*(part[picked].to(device) for part in window)))
             actions[rows, step] = normalization.to_actions(normalized.cpu().numpy())
         outcome = environments.step(actions[:, step])
         returns += outcome.rewards
@@ -107,12 +125,7 @@ def rollout(
 
 def _parts(group: Group, device: torch.device) -> list[Group]:
     """On a CPU, parts small enough for their activations to stay in its cache."""
-    steps = len(group.rows) * group.policy.config.acting_window
+    steps = len(group.rows) * group.actors.policy.config.acting_window
     count = -(-steps // CPU_CHUNK) if device.type == "cpu" else 1
     split = np.array_split(np.arange(len(group.rows)), count)
-    return [Group(group.policy, group.rows[of], group.prompts.select(of)) for of in split]
-
-
-def _prompted(group: Group, normalization: Normalization, device: torch.device) -> PromptedPolicy:
-    x0, y = prompt_tensors(group.prompts, normalization, device)
-    return PromptedPolicy(group.policy, prompt_steps(x0, y, normalization))
+    return [Group(group.rows[of], group.actors.select(of)) for of in split]

@@ -38,8 +38,9 @@ Metrics = dict[str, dict[str, Any]]
 
 
 def summary_of(values: Mapping[str, Any], task: int) -> dict[str, Any]:
-    """The summary of a tuned out for a target, with whether it was shown that target's trajectories or another's."""
-    return {**values, "shown": OWN if values["shown_task"] == task else "other"}
+    """The summary of a tuned out for a target: whose trajectories it was shown, its passes through the PLM in one."""
+    passes = values["plm_forward"] + values["plm_backward"]
+    return {**values, "shown": OWN if values["shown_task"] == task else "other", "plm_passes": passes}
 
 
 def by_task(scores: pl.DataFrame, method: str) -> Scores:

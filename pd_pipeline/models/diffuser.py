@@ -7,11 +7,13 @@ y and n does not fit: small changes of the timestep must change what is denoised
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from pd_pipeline.compute import generator_of
 from pd_pipeline.config import Parameters
 from pd_pipeline.models.diffusion import Diffusion
 
@@ -94,3 +96,22 @@ def diffusion_loss(
     n = torch.randint(0, diffusion.steps, (len(x0),), generator=generator, device=x0.device)
     noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     return diffusion.loss(lambda x, n: denoiser(x, y, n / diffusion.steps), x0, noise, n)
+
+
+def sample(denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, y: Tensor, chain: int) -> Tensor:
+    """Reverse chain from noise (B, K*, channels) under y (B, K*, 2), differentiable."""
+    return diffusion.sample(
+        lambda x, n: denoiser(x, y, n / diffusion.steps), noise, "ddim", min(chain, diffusion.steps)
+    )
+
+
+@torch.no_grad()
+def generate(
+    denoiser: Denoiser, diffusion: Diffusion, y: Tensor, count: int, chain: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """`count` prompts and their conditions, drawn from the few-shot conditions y (n, K*, 2)."""
+    rows = np.random.default_rng([seed, 3]).choice(len(y), count, replace=count > len(y))
+    conditions = y[torch.from_numpy(rows).to(y.device)]
+    shape = (count, denoiser.config.prompt_length, denoiser.config.channels)
+    noise = torch.randn(shape, generator=generator_of(seed + 2, 0, y.device), device=y.device)
+    return sample(denoiser, diffusion, noise, conditions, chain), conditions

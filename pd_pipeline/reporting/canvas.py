@@ -1,13 +1,14 @@
 """The one style of all plots, and how a figure becomes SVG for the page or PNG for others.
 
 Colours of text and grid are stand-ins that the page replaces by its own, so that plots follow its light or dark
-scheme. Method colours are Okabe and Ito's, which stay apart for colour-blind readers; every method has a marker too.
+scheme. Method colours begin with those of Okabe and Ito, which stay apart for colour-blind readers; every method has a
+marker too.
 """
 
 import io
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import matplotlib
@@ -18,17 +19,11 @@ INK, MUTED, GRID, PAPER = "#1b1f24", "#5b6471", "#d9dde3", "#fefeff"
 CSS_VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)", PAPER: "var(--paper)"}
 WIDTH = 5.0  # inches, 360 points: about a phone's width, so that text of 9.5 points stays readable there
 
-METHOD_STYLES = {
-    "prompt_diffuser": ("#0072B2", "o"),
-    "prompt_dt": ("#E69F00", "s"),
-    "prompt_gradient": ("#009E73", "^"),
-    "full_finetune": ("#D55E00", "D"),
-    "noise_prompt": ("#8C8C8C", "X"),
-    "no_prompt": ("#56B4E9", "P"),
-}
-SPARE_STYLES = (("#CC79A7", "v"), ("#A6761D", "<"), ("#7570B3", ">"), ("#66A61E", "p"))
-MEDIUM, ALL = "_medium", "_all"
-VARIANT_MARKERS = {MEDIUM: "d", ALL: "*"}
+PALETTE = (
+    *("#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C8C8C", "#56B4E9", "#CC79A7", "#A6761D"),
+    *("#7570B3", "#66A61E", "#1B2A49", "#B2182B", "#80B1D3", "#F4A6C0", "#4D7326", "#C7B42C"),
+)
+MARKERS = ("o", "s", "^", "D", "X", "P", "v", "<", ">", "p", "h", "*", "d", "8")
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#8C8C8C"
 QUALITY_COLORS = {"expert": BLUE, "medium": ORANGE, "random": GREY}
 
@@ -85,24 +80,23 @@ def new_figure(height: float, rows: int = 1, columns: int = 1, **options: Any) -
     return figure, list(axes.flat)
 
 
-def method_style(method: str) -> tuple[str, str]:
-    """(colour, marker) of a method: always the same, whichever methods it is shown with.
-
-    A variant named after its method (`prompt_dt_medium`) has its colour, paler for medium and darker for all data.
-    """
-    if method in METHOD_STYLES:
-        return METHOD_STYLES[method]
-    for ending, marker in VARIANT_MARKERS.items():
-        if (parent := method.removesuffix(ending)) in METHOD_STYLES and parent != method:
-            return _mixed(METHOD_STYLES[parent][0], 0.5 if ending == MEDIUM else -0.35), marker
-    return SPARE_STYLES[zlib.crc32(method.encode()) % len(SPARE_STYLES)]
+Styles = Mapping[str, tuple[str, str]]
+"""Method -> (colour, marker)."""
 
 
-def _mixed(color: str, share: float) -> str:
-    """A colour mixed with white (share > 0) or black (share < 0)."""
+def method_styles(methods: Iterable[str]) -> Styles:
+    """Colours and markers by the order of the methods, no two alike: beyond the palette, its colours get paler."""
+    found = {}
+    for i, method in enumerate(dict.fromkeys(methods)):
+        turn, place = divmod(i, len(PALETTE))
+        found[method] = _paler(PALETTE[place], 1 - 0.6**turn), MARKERS[i % len(MARKERS)]
+    return found
+
+
+def _paler(color: str, share: float) -> str:
+    """A colour mixed with white."""
     parts = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
-    mixed = [round(part + abs(share) * ((255 if share > 0 else 0) - part)) for part in parts]
-    return "#" + "".join(f"{part:02x}" for part in mixed)
+    return "#" + "".join(f"{round(part + share * (255 - part)):02x}" for part in parts)
 
 
 def legend_below(figure: Figure, axes: Axes) -> None:

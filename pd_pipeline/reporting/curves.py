@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pd_pipeline.reporting.canvas import BLUE, MUTED, ORANGE, method_style, new_figure, styled
+from pd_pipeline.reporting.canvas import BLUE, MUTED, ORANGE, new_figure, styled
 from pd_pipeline.reporting.gather import Table
 
 
@@ -35,10 +35,10 @@ def learning_curves(tables: Mapping[Any, Table]) -> Figure:
 
 
 @styled
-def tuning_losses(method: str, tables: Iterable[Table]) -> Figure:
+def tuning_losses(tables: Iterable[Table], color: str) -> Figure:
     """Loss of a method over the steps of its tuning: targets thin, their mean bold."""
     figure, (axes,) = new_figure(2.3)
-    _bundle(axes, list(tables), "loss", method_style(method)[0])
+    _bundle(axes, list(tables), "loss", color)
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     return figure

@@ -12,6 +12,7 @@ from pd_pipeline.config import ParamsFile
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.scores import OWN, Metrics, method_metrics, summary_of
 from pd_pipeline.families.base import load_family
+from pd_pipeline.reporting.canvas import Styles, method_styles
 from pd_pipeline.storage import load_arrays, read_json
 from pd_pipeline.trajectories.reading import open_file
 from pd_pipeline.tuning.summary import load
@@ -52,7 +53,7 @@ class FamilyResults:
     logs: dict[str, dict[tuple[int, int], Table]]
     """Method -> (target, seed) -> what it logged, for methods that log."""
     fit: dict[int, dict[str, Any]]
-    """Seed -> fit.json."""
+    """Seed -> fit.json; empty where no method generates prompts."""
     data: dict[str, dict[str, Any]]
     """Quality -> summary of its trajectories."""
     goals: dict[int, dict[str, Any]]
@@ -65,6 +66,11 @@ class FamilyResults:
             str(task): {data_name(m): m["tasks"][str(task)]["target_return"] for m in self.metrics.values()}
             for task in self.targets
         }
+
+    @property
+    def styles(self) -> Styles:
+        """The colour and marker of every method, the same in all plots of the page."""
+        return method_styles(self.methods)
 
     def data_return(self, quality: str) -> float:
         """Mean return of a quality's trajectories on the target tasks."""
@@ -128,9 +134,12 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         training={
             stage: {seed: read_table(inputs[stage] / keys[seed] / "losses.csv") for seed in seeds}
             for stage in ("plm", "diffuser")
+            if stage in inputs
         },
         logs={method: tables for method, tables in logs.items() if tables},
-        fit={seed: read_json(inputs["evaluation"] / keys[seed] / "fit.json") for seed in seeds},
+        fit={seed: read_json(inputs["prompt_fit"] / keys[seed] / "fit.json") for seed in seeds}
+        if "prompt_fit" in inputs
+        else {},
         data=data,
         goals=open_file(trajectories / f"{next(iter(data))}.parquet")[1].goals,
         episodes=[

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pd_pipeline.prompts.segments import Normalization, Prompts
-from pd_pipeline.reporting.canvas import INK, MUTED, PAPER, legend_below, method_style, new_figure, styled
+from pd_pipeline.reporting.canvas import INK, MUTED, PAPER, Styles, legend_below, new_figure, styled
 from pd_pipeline.reporting.gather import Episode, FamilyResults
 from pd_pipeline.trajectories.reading import Trajectories
 
@@ -27,7 +27,7 @@ def rollout_paths(results: FamilyResults) -> Figure:
     for axes, task in zip(panels, tasks, strict=False):
         for method in results.methods:
             for episode in _episodes(results, method, task, first):
-                axes.plot(*episode.observations[:, :2].T, color=method_style(method)[0], linewidth=1.4, label=method)
+                axes.plot(*episode.observations[:, :2].T, color=results.styles[method][0], linewidth=1.4, label=method)
         start = next((e.observations[0] for e in results.episodes if e.task == task), None)
         if start is not None:
             axes.plot(*start[:2], "o", color=PAPER, markeredgecolor=INK, markersize=5)
@@ -56,7 +56,7 @@ def goal_distance(results: FamilyResults) -> Figure:
     """Distance to the goal over the steps: mean over targets and seeds, the band from the best to the worst."""
     figure, (axes,) = new_figure(2.7)
     for method in results.methods:
-        color, _ = method_style(method)
+        color, _ = results.styles[method]
         distances = []
         for episode in _episodes(results, method):
             goal = results.goal_position(episode.task)
@@ -82,12 +82,9 @@ def varying_channels(data: Trajectories, normalization: Normalization, count: in
 
 
 @styled
-def prompts_over_time(
-    few_shot: Trajectories, generated: Prompts, channels: Sequence[int], method: str = "prompt_diffuser"
-) -> Figure:
+def prompts_over_time(few_shot: Trajectories, generated: Prompts, channels: Sequence[int], color: str) -> Figure:
     """Generated prompts drawn at their timestep over the few-shot trajectories, a panel an observation channel."""
     figure, panels = new_figure(1.35 * len(channels) + 0.7, len(channels), sharex=True)
-    color = method_style(method)[0]
     for axes, channel in zip(panels, channels, strict=True):
         for i, (a, b) in enumerate(zip(few_shot.starts[:-1], few_shot.starts[1:], strict=True)):
             label = "few-shot trajectories" if i == 0 else None
@@ -103,7 +100,7 @@ def prompts_over_time(
 
 @styled
 def prompt_map(
-    few_shot: Prompts, others: Prompts, tuned: dict[str, Prompts], normalization: Normalization
+    few_shot: Prompts, others: Prompts, tuned: dict[str, Prompts], normalization: Normalization, styles: Styles
 ) -> tuple[Figure, float]:
     """Prompts in the plane of the two main components of real ones; second: the share of variance that plane shows.
 
@@ -121,7 +118,7 @@ def prompt_map(
     axes.plot(*project(others).T, ".", color=MUTED, alpha=0.25, markersize=3, label="real, other tasks")
     axes.plot(*project(few_shot).T, "o", color=PAPER, markeredgecolor=INK, markersize=4, label="real, few-shot")
     for method, prompts in tuned.items():
-        color, marker = method_style(method)
+        color, marker = styles[method]
         style: dict[str, Any] = {"color": color, "markeredgecolor": PAPER, "markeredgewidth": 0.5, "markersize": 7}
         axes.plot(*project(prompts).T, marker, label=method, **style)
     axes.set_xlabel("first component")

@@ -18,8 +18,9 @@ from pd_pipeline.reporting.canvas import (
     ORANGE,
     PAPER,
     QUALITY_COLORS,
+    Styles,
     legend_below,
-    method_style,
+    method_styles,
     new_figure,
     png,
     styled,
@@ -33,8 +34,9 @@ Metrics = Mapping[str, Mapping[str, Any]]
 
 
 @styled
-def comparison(metrics: Metrics) -> Figure:
+def comparison(metrics: Metrics, styles: Styles | None = None) -> Figure:
     """Return (mean and interquartile mean) and success of every method, with 95 % intervals."""
+    styles = styles or method_styles(metrics)
     order = sorted(metrics, key=lambda method: metrics[method]["return_mean"])
     succeeds = all(values["success_rate"] is not None for values in metrics.values())
     size = 0.34 * len(order) + 1.15
@@ -45,7 +47,7 @@ def comparison(metrics: Metrics) -> Figure:
     names = ("return_mean_low", "return_mean_high", "ci_low", "ci_high")
     window = _window({method: [values[name] for name in names] for method, values in metrics.items()})
     for row, method in enumerate(order):
-        values, style = metrics[method], method_style(method)
+        values, style = metrics[method], styles[method]
         if window and values["return_mean"] < window[0]:
             mean_return = number(values["return_mean"], decimals(v["return_mean"] for v in metrics.values()))
             beyond = f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {mean_return}, off the scale"
@@ -107,7 +109,7 @@ def _interval(
 @styled
 def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
     """Mean return of every method on each target task, with its 95 % interval."""
-    tasks = sorted(scores["task"].unique().to_list())
+    tasks, styles = sorted(scores["task"].unique().to_list()), method_styles(methods)
     figure, (axes,) = new_figure(2.9)
     width, rng = 0.82 / len(methods), np.random.default_rng(0)
     estimates = {
@@ -116,7 +118,7 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
     }
     window = _window({method: [v for e in each for v in (e.low, e.high)] for method, each in estimates.items()})
     for i, (method, each) in enumerate(estimates.items()):
-        color, marker = method_style(method)
+        color, marker = styles[method]
         x = np.arange(len(tasks)) + (i - (len(methods) - 1) / 2) * width
         axes.vlines(x, [e.low for e in each], [e.high for e in each], color=color, linewidth=1.6)
         axes.plot(x, [e.value for e in each], marker, color=color, markersize=5.5, label=method)
@@ -247,7 +249,7 @@ def stage_plots(stage: str, out: Path) -> dict[str, bytes]:
             figures["L_DM and L_DT"] = guidance_losses([table])
             figures["gradients"] = guidance_gradients([table])
         else:
-            figures["loss"] = tuning_losses(stage.removeprefix("tuned_"), [table])
+            figures["loss"] = tuning_losses([table], BLUE)
     elif stage == "trajectories" and (out / "summary.json").exists():
         summary = read_json(out / "summary.json")
         figures["returns"] = data_returns(summary)
@@ -256,5 +258,6 @@ def stage_plots(stage: str, out: Path) -> dict[str, bytes]:
         metrics = read_json(out / "metrics.json")["methods"]
         figures["comparison"] = comparison(metrics)
         figures["per task"] = per_task(pl.read_parquet(out / "scores.parquet"), list(metrics))
+    elif stage == "prompt_fit" and (out / "fit.json").exists():
         figures["fit of generated prompts"] = fit_distances([read_json(out / "fit.json")])
     return {title: png(figure) for title, figure in figures.items()}

@@ -15,16 +15,6 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.storage import digest
 
-PARAMS_MODULES = {
-    "behavior_policies": "behavior.policies",
-    "trajectories": "trajectories.stage",
-    "prompts": "prompts.stage",
-    "plm": "training.plm",
-    "diffuser": "training.diffuser",
-    "evaluation": "evaluation.stage",
-}
-"""Stage -> module of its Params; those of tuned_<method> are in tuning.<method>."""
-
 PACKAGES = (
     "torch",
     "numpy",
@@ -42,25 +32,26 @@ PACKAGES = (
 )
 
 
-def stage_parameters(params: ParamsFile, family: str, stage: str) -> dict[str, Any]:
+def stage_parameters(params: ParamsFile, family: str, stage: str, modules: Mapping[str, str]) -> dict[str, Any]:
     """The effective parameters of a stage: what params.yaml sets, and the defaults of the code."""
-    method = stage.removeprefix("tuned_")
-    module = f"tuning.{params.run.method_of(method)}" if stage.startswith("tuned_") else PARAMS_MODULES[stage]
-    model = importlib.import_module(f"pd_pipeline.{module}").Params
+    model = importlib.import_module(modules[stage]).Params
     return parse(model, params.block(family, stage), f"families.{family}.{stage}").model_dump(mode="json")
 
 
-def effective_parameters(params: ParamsFile, family: str, root: Path) -> dict[str, dict[str, Any]]:
-    """Every stage of a family -> its effective parameters, as flat `a.b` names. What is not read is not named."""
+def effective_parameters(
+    params: ParamsFile, family: str, root: Path, modules: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Every stage of a family -> its effective parameters, as flat `a.b` names. What is not read is not named.
+
+    `modules`: stage -> the module of its Params.
+    """
     loaded = load_family(family, params.block(family, "environment"), root)
     environment = loaded.params.model_dump(mode="json")
-    stages = list(PARAMS_MODULES)
-    stages[-1:-1] = [f"tuned_{method}" for method in params.run.methods]
-    blocks = {"environment": environment} | {stage: stage_parameters(params, family, stage) for stage in stages}
+    blocks = {stage: stage_parameters(params, family, stage, modules) for stage in modules}
     behavior = blocks["behavior_policies"]
     if not isinstance(loaded, Locomotion) or behavior["trained"] is not None:  # then no policy is trained
         del behavior["learning"]
-    return {stage: flat(block) for stage, block in blocks.items()}
+    return {stage: flat(block) for stage, block in ({"environment": environment} | blocks).items()}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

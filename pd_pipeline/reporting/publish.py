@@ -10,13 +10,14 @@ from pd_pipeline import records
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.scores import CEILING, DESCRIBED, method_metrics
-from pd_pipeline.graph import METHODS, Graph, load
+from pd_pipeline.graph import Graph, load
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
 from pd_pipeline.reporting.provenance import effective_parameters, git_revision, machine, versions
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
+from pd_pipeline.tuning.methods import built_in
 
 COSTS = ("tuned_parameters", "plm_passes", "environment_episodes")
 """What the metrics of a seed keep of the summaries of tuning, as they do not follow from the scores."""
@@ -35,8 +36,11 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
             evaluation = graph.root / graph.out("evaluation", Key(family, None, seed))
             tables.append(pl.read_parquet(evaluation / "scores.parquet"))
             write_json(folder / f"metrics-{seed}.json", read_json(evaluation / "metrics.json"))
-            write_json(folder / f"fit-{seed}.json", read_json(evaluation / "fit.json"))
             _draw(folder, stage_plots("evaluation", evaluation), f"-{seed}")
+            if "prompt_fit" in graph.stages:
+                fit = graph.root / graph.out("prompt_fit", Key(family, None, seed))
+                write_json(folder / f"fit-{seed}.json", read_json(fit / "fit.json"))
+                _draw(folder, stage_plots("prompt_fit", fit), f"-{seed}")
         with atomic_file(folder / "scores.csv") as file:
             pl.concat(tables).write_csv(file)
         data = graph.root / graph.out("trajectories", Key(family))
@@ -98,7 +102,7 @@ def tuned_how(folder: Path, provenance: Mapping[str, Any], name: str, values: Ma
     if "quality" in values:
         return {key: values[key] for key in DESCRIBED}
     parameters = provenance["parameters"][f"tuned_{name}"]
-    method = max((m for m in METHODS if name == m or name.startswith(f"{m}_")), key=len)
+    method = max((m for m in built_in() if name == m or name.startswith(f"{m}_")), key=len)
     count = parameters["few_shot"]
     if count is None:  # all there are: as many as the target tasks have, where they have equally many
         tasks = read_json(folder / "data.json")[parameters["quality"]]["tasks"]
@@ -126,7 +130,7 @@ def _provenance(graph: Graph, family: str) -> dict[str, Any]:
     made = {address(stage, key): records.find(graph.root, stage, key) for stage, key in pieces}
     return {
         "seeds": list(graph.params.run.seeds),
-        "parameters": effective_parameters(graph.params, family, graph.root),
+        "parameters": effective_parameters(graph.params, family, graph.root, graph.modules),
         "versions": versions(),
         "revision": git_revision(graph.root),
         "published_with": git_revision(Path(__file__).parents[2]),  # pools seeds and draws

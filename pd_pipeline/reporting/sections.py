@@ -1,15 +1,15 @@
 """The plots of one family, each with the one sentence that says how to read it, and the pictures of its rollouts."""
 
 import base64
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from pd_pipeline.families.base import ExpertBars
-from pd_pipeline.prompts.segments import Normalization, Prompts, cut
+from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.prompts.segments import Normalization, cut
 from pd_pipeline.reporting import curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
 from pd_pipeline.reporting.gather import Episode, FamilyResults
@@ -17,7 +17,9 @@ from pd_pipeline.reporting.replay import Replay, animation, filmstrip, replay
 from pd_pipeline.reporting.verdict import number, percent
 from pd_pipeline.stage import StageContext
 from pd_pipeline.trajectories.reading import Trajectories, read
-from pd_pipeline.tuning.summary import load
+from pd_pipeline.tuning import summary
+from pd_pipeline.tuning.adaptation import load
+from pd_pipeline.tuning.protocol import Pretrained
 
 REFERENCE, BESIDE = "prompt_diffuser", "prompt_dt"
 
@@ -31,13 +33,13 @@ class Plot(NamedTuple):
     """An SVG element."""
 
 
-def family_figures(inputs: Mapping[str, Path], results: FamilyResults, bars: ExpertBars) -> dict[str, list[Plot]]:
+def family_figures(context: StageContext, results: FamilyResults, bars: ExpertBars) -> dict[str, list[Plot]]:
     """Chapter of the page -> its figures."""
     chapters = {
         "comparison": _comparison(results),
         "rollouts": _rollouts(results),
         "tuning": _tuning(results),
-        "prompts": _prompts(inputs, results),
+        "prompts": _prompts(context, results),
         "fit": _fit(results),
         "training": _training(results),
         "data": _data(results, bars),
@@ -58,7 +60,7 @@ def _comparison(results: FamilyResults) -> Drawn:
             "Each mark is a method's return or success rate over all target tasks, seeds and prompts; the line is its "
             "95 % interval: of one seed over prompts (bootstrap within tasks for returns, Wilson for success), of "
             "several over seeds (Student). A noise prompt far below is not drawn to scale.",
-            plots.comparison(results.metrics),
+            plots.comparison(results.metrics, results.styles),
         ),
         (
             "Return by target task",
@@ -109,36 +111,38 @@ def _tuning(results: FamilyResults) -> Drawn:
     for method, logs in results.logs.items():
         if not any("l_dt" in table for table in logs.values()):  # a variant of the reference logs two phases as it does
             sentence = "Action loss on the few-shot trajectories over the steps of tuning; thin lines are targets."
-            drawn.append((f"Tuning of {method}", sentence, curves.tuning_losses(method, logs.values())))
+            drawn.append(
+                (f"Tuning of {method}", sentence, curves.tuning_losses(logs.values(), results.styles[method][0]))
+            )
     return drawn
 
 
-def _prompts(inputs: Mapping[str, Path], results: FamilyResults) -> Drawn:
-    if REFERENCE not in results.methods:
+def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
+    """Prompts that were made or tuned, of the first target and seed; variants are left out."""
+    task, key = results.targets[0], f"{results.name}-{results.seeds[0]}"
+    outs = {method: context.inputs[f"tuned_{method}"] / key / str(task) for method in results.methods}
+    tuned = {}
+    for method in (method for method in results.logs if method not in context.params_file.run.variants):
+        shown = load(context.modules[f"tuned_{method}"], outs[method], _pretrained(context, key)).shown()
+        if shown is not None and (shown.episode_id < 0).all():
+            tuned[method] = shown
+    if not tuned:
         return []
-    task, seed = results.targets[0], results.seeds[0]
-    key = f"{results.name}-{seed}"
-    summary = load(inputs[f"tuned_{REFERENCE}"] / key / str(task))
-    quality = summary.quality
-    data = read(inputs["trajectories"] / results.name / f"{quality}.parquet")
-    normalization = Normalization.load(inputs["plm"] / key / "normalization.safetensors")
-    few_shot = data.select(np.flatnonzero((data.task_id == task) & np.isin(data.episode_id, summary.few_shot_episodes)))
-    tuned = {
-        method: Prompts.load(inputs[f"tuned_{method}"] / key / str(task) / "prompts.safetensors")
-        for method in (REFERENCE, "prompt_gradient")
-        if method in results.methods
-    }
-    generated = tuned[REFERENCE]
-    length = generated.x0.shape[1]
+    first, prompts = next(iter(tuned.items()))
+    said = summary.load(outs[first])
+    data = read(context.inputs["trajectories"] / results.name / f"{said.quality}.parquet")
+    normalization = Normalization.load(context.inputs["plm"] / key / "normalization.safetensors")
+    few_shot = data.select(np.flatnonzero((data.task_id == task) & np.isin(data.episode_id, said.few_shot_episodes)))
+    length = prompts.x0.shape[1]
     others = cut(_one_of_each(data, exclude=task), length, stride=max(1, int(data.lengths.max()) // 25))
-    figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, normalization)
+    figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, normalization, results.styles)
     channels = paths.varying_channels(few_shot, normalization)
     return [
         (
             f"Generated prompts over time, task {task}",
-            "Each short line is a prompt that the tuned diffuser generated, at its timestep, over the few-shot "
-            "trajectories (grey) it learned from: good ones lie on them.",
-            paths.prompts_over_time(few_shot, generated, channels),
+            f"Each short line is a prompt of {first}, at its timestep, over the few-shot trajectories (grey) it was "
+            "tuned on: good ones lie on them.",
+            paths.prompts_over_time(few_shot, prompts, channels, results.styles[first][0]),
         ),
         (
             f"Map of prompts, task {task}",
@@ -150,6 +154,12 @@ def _prompts(inputs: Mapping[str, Path], results: FamilyResults) -> Drawn:
     ]
 
 
+def _pretrained(context: StageContext, key: str) -> Pretrained:
+    policy, normalization = load_policy(context.inputs["plm"] / key)
+    diffuser = load_diffuser(context.inputs["diffuser"] / key) if "diffuser" in context.inputs else None
+    return Pretrained(policy, normalization, torch.device("cpu"), diffuser)
+
+
 def _one_of_each(data: Trajectories, exclude: int) -> Trajectories:
     """The first episode of every task but one."""
     tasks, first = np.unique(data.task_id, return_index=True)
@@ -158,6 +168,8 @@ def _one_of_each(data: Trajectories, exclude: int) -> Trajectories:
 
 def _fit(results: FamilyResults) -> Drawn:
     fits = list(results.fit.values())
+    if not fits:
+        return []
     drawn = [
         (
             "Generated against real prompts",
@@ -178,19 +190,15 @@ def _fit(results: FamilyResults) -> Drawn:
 
 
 def _training(results: FamilyResults) -> Drawn:
-    return [
-        (
+    described = {
+        "plm": (
             "Policy transformer (PLM)",
             "Action loss in pre-training on the training tasks; the gap between the lines is what was learned by "
             "heart.",
-            curves.learning_curves(results.training["plm"]),
         ),
-        (
-            "Diffuser",
-            "Denoising loss L_DM in pre-training on the prompts of the training tasks.",
-            curves.learning_curves(results.training["diffuser"]),
-        ),
-    ]
+        "diffuser": ("Diffuser", "Denoising loss L_DM in pre-training on the prompts of the training tasks."),
+    }
+    return [(*described[stage], curves.learning_curves(tables)) for stage, tables in results.training.items()]
 
 
 def _data(results: FamilyResults, bars: ExpertBars) -> Drawn:

@@ -7,7 +7,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance
-from pd_pipeline.reporting.canvas import method_style
 from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
 from pd_pipeline.reporting.verdict import decimals, judge, number, percent, what_mattered
@@ -29,7 +28,7 @@ def run(context: StageContext) -> dict[str, Any]:
     metrics: dict[str, Any] = {}
     for done, name in enumerate(params.run.families):
         context.progress("report", done, len(params.run.families), name)
-        draws = provenance.stage_parameters(params, name, "evaluation")["bootstrap"]
+        draws = provenance.stage_parameters(params, name, "evaluation", context.modules)["bootstrap"]
         results = gather(context.inputs, params, name, context.root, draws)
         sections.append(section(context, params, results))
         verdict = sections[-1]["verdict"]
@@ -61,14 +60,14 @@ def section(context: StageContext, params: ParamsFile, results: FamilyResults) -
         "verdict": judge(results.metrics),
         "asked": asked,
         "mattered": what_mattered(results.metrics, results.logs.get("prompt_diffuser", {}), fits),
-        "figures": family_figures(context.inputs, results, family.expert_bars),
+        "figures": family_figures(context, results, family.expert_bars),
         "pictures": family_pictures(context, params.block(name, "environment"), results),
-        "colors": {method: method_style(method)[0] for method in results.methods},
+        "colors": {method: color for method, (color, _) in results.styles.items()},
         "unseen": not family.targets_are_trained,
         "missed_data": missed_bars(results.data, family.expert_bars),
         "digits": decimals(values),
         "data_digits": decimals(qualities),
-        "parameters": provenance.effective_parameters(params, name, context.root),
+        "parameters": provenance.effective_parameters(params, name, context.root, context.modules),
         "digests": provenance.digests(context.inputs, params, name),
     }
 

@@ -11,7 +11,8 @@ import numpy as np
 from pydantic import model_validator
 
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams
+from pd_pipeline.tuning.adaptation import Prompted
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams
 
 
 class Params(TuningParams):
@@ -24,14 +25,14 @@ class Params(TuningParams):
         return self
 
 
-def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
+def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Leave prompts of no steps."""
-    count, channels = params.prompts, few_shot.prompts.x0.shape[2]
-    return Tuned(
-        Prompts(
+    count, channels = params.prompts, target.prompts.x0.shape[2]
+    return Prompted(
+        prompts=Prompts(
             x0=np.zeros((count, 0, channels), np.float32),
             y=np.zeros((count, 0, 2), np.float32),
-            task_id=np.full(count, few_shot.data.task_id[0], np.int32),
+            task_id=np.full(count, target.task, np.int32),
             episode_id=np.full(count, -1, np.int64),
             start=np.zeros(count, np.int32),
         )

@@ -18,12 +18,16 @@ from torch import Tensor
 
 from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MOST_STEPS
-from pd_pipeline.models.diffuser import Denoiser, diffusion_loss
+from pd_pipeline.models.diffuser import Denoiser, diffusion_loss, generate, sample
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import to_prompts
 from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.tuning.adaptation import Cost, Generated
 from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, guidance_loss, select
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
+
+NEEDS = ("diffuser",)
+load = Generated.load
 
 
 class AdaptParams(OptimizationParams):
@@ -60,41 +64,39 @@ class Params(TuningParams, OptimizationParams):
     )
 
 
-def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
+def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated:
     """Adapt, guide, generate, choose."""
     assert plm.diffuser is not None, "prompt_diffuser reads the diffuser"
     denoiser, diffusion = copy.deepcopy(plm.diffuser[0]).requires_grad_(True).train(), plm.diffuser[1]
-    x0, y = few_shot.tensors(plm)
+    x0, y = target.tensors(plm)
     rows: list[dict[str, float]] = []
     if params.adapt is not None:
-        adapted = adapt(denoiser, diffusion, x0, y, params.adapt, seed, run)
+        adapted = adapt(denoiser, diffusion, x0, y, params.adapt, run)
         rows += [{"phase": 1, **row} for row in adapted.rows]
     before = copy.deepcopy(denoiser).eval()
-    guided = guide(plm, denoiser, diffusion, few_shot, params, seed, run)
+    guided = guide(plm, denoiser, diffusion, target, params, run)
     rows += [{"phase": 2, **row} for row in guided.rows]
     denoiser.eval()
-    made, conditions = generate(denoiser, diffusion, y, params.made, params.chain, seed)
-    kept, selection = select(plm, few_shot, made, conditions, params, seed)
-    guidance = 2 * params.batch * params.steps * (params.mode != "dm_only")  # there it is asked for the log alone
-    return Tuned(
-        to_prompts(made[kept], conditions[kept], plm.normalization, int(few_shot.data.task_id[0])),
+    made, conditions = generate(denoiser, diffusion, y, params.made, params.chain, run.seed)
+    kept, selection = select(plm, target, made, conditions, params, run.seed)
+    guidance = params.batch * params.steps * (params.mode != "dm_only")  # there it is asked for the log alone
+    size = sum(p.numel() for p in denoiser.parameters())
+    return Generated(
+        prompts=to_prompts(made[kept], conditions[kept], plm.normalization, target.task),
         denoisers={"adapted": before, "guided": denoiser},
-        history=History(rows),
-        tuned_parameters=sum(p.numel() for p in denoiser.parameters()),
-        plm_passes=guidance + selection,
         chain=min(params.chain, diffusion.steps),
+        history=History(rows),
+        cost=Cost(tuned_parameters=size, plm_forward=guidance + selection, plm_backward=guidance),
     )
 
 
-def adapt(
-    denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, params: AdaptParams, seed: int, run: Run
-) -> History:
+def adapt(denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, params: AdaptParams, run: Run) -> History:
     """Train on the few-shot prompts x0 (n, K*, channels), y (n, K*, 2) with L_DM alone."""
 
     def loss_of_step(step: int) -> Tensor:
-        rows = np.random.default_rng([seed, 1, step]).integers(0, len(x0), params.batch)
+        rows = np.random.default_rng([run.seed, 1, step]).integers(0, len(x0), params.batch)
         picked = torch.from_numpy(rows).to(x0.device)
-        return diffusion_loss(denoiser, diffusion, x0[picked], y[picked], generator_of(seed, step, x0.device))
+        return diffusion_loss(denoiser, diffusion, x0[picked], y[picked], generator_of(run.seed, step, x0.device))
 
     trainer = Trainer(denoiser, params, run.work / "adapt", f"{run.title} adapt")
     return trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs / "adapt")
@@ -104,23 +106,22 @@ def guide(
     plm: Pretrained,
     denoiser: Denoiser,
     diffusion: Diffusion,
-    few_shot: FewShot,
+    target: Target,
     params: Params,
-    seed: int,
     run: Run,
 ) -> History:
     """Tune with eq. 9; logs L_DM, L_DT, the cosine and ratio of their gradients and the share projected."""
     trainer = Trainer(denoiser, params, run.work / "guide", f"{run.title} guide")
     parameters = list(denoiser.parameters())
-    x0, y = few_shot.tensors(plm)
+    x0, y = target.tensors(plm)
 
     def compute(step: int) -> dict[str, Tensor]:
-        rng = np.random.default_rng([seed, 2, step])
-        generator = generator_of(seed + 1, step, plm.device)
+        rng = np.random.default_rng([run.seed, 2, step])
+        generator = generator_of(run.seed + 1, step, plm.device)
         picked = torch.from_numpy(rng.integers(0, len(x0), params.batch)).to(plm.device)
         diffusing = diffusion_loss(denoiser, diffusion, x0[picked], y[picked], generator)
         g_dm = torch.autograd.grad(diffusing, parameters)
-        window, valid = few_shot.windows.any_windows(rng, params.batch, plm.policy.config.acting_window)
+        window, valid = target.windows.any_windows(rng, params.batch, plm.policy.config.acting_window)
         noise = torch.randn(x0[picked].shape, generator=generator, device=plm.device)
         prompt = sample(denoiser, diffusion, noise, y[picked], params.chain)
         with trainer.autocast():
@@ -145,22 +146,3 @@ def guide(
         }
 
     return trainer.fit(compute, run.progress, run.logs / "guide")
-
-
-def sample(denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, y: Tensor, chain: int) -> Tensor:
-    """Reverse chain from noise (B, K*, channels) under y (B, K*, 2), differentiable."""
-    return diffusion.sample(
-        lambda x, n: denoiser(x, y, n / diffusion.steps), noise, "ddim", min(chain, diffusion.steps)
-    )
-
-
-@torch.no_grad()
-def generate(
-    denoiser: Denoiser, diffusion: Diffusion, y: Tensor, count: int, chain: int, seed: int
-) -> tuple[Tensor, Tensor]:
-    """`count` prompts and their conditions, drawn from the few-shot conditions y (n, K*, 2)."""
-    rows = np.random.default_rng([seed, 3]).choice(len(y), count, replace=count > len(y))
-    conditions = y[torch.from_numpy(rows).to(y.device)]
-    shape = (count, denoiser.config.prompt_length, denoiser.config.channels)
-    noise = torch.randn(shape, generator=generator_of(seed + 2, 0, y.device), device=y.device)
-    return sample(denoiser, diffusion, noise, conditions, chain), conditions

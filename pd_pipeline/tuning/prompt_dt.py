@@ -3,16 +3,17 @@
 import numpy as np
 
 from pd_pipeline.models.prompting import prompt_tensors
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, select
+from pd_pipeline.tuning.adaptation import Cost, Prompted
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, select
 
 
 class Params(TuningParams):
     """Nothing to set beyond what every method has."""
 
 
-def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
+def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Draw the prompts."""
-    drawn = few_shot.draw(np.random.default_rng(seed), params.made)
+    drawn = target.draw(np.random.default_rng(run.seed), params.made)
     x0, y = prompt_tensors(drawn, plm.normalization, plm.device)
-    kept, passes = select(plm, few_shot, x0, y, params, seed)
-    return Tuned(drawn.select(kept.cpu().numpy()), plm_passes=passes)
+    kept, passes = select(plm, target, x0, y, params, run.seed)
+    return Prompted(prompts=drawn.select(kept.cpu().numpy()), cost=Cost(plm_forward=passes))

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from pd_pipeline.config import MOST_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, guidance_loss, select
+from pd_pipeline.tuning.adaptation import Cost, Prompted
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
 
 
 class Params(TuningParams, OptimizationParams):
@@ -31,17 +32,17 @@ class PromptParameters(nn.Module):
         self.x0 = nn.Parameter(x0.clone())  # (n, K*, channels) normalised
 
 
-def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run) -> Tuned:
+def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Begin at few-shot segments and follow the gradient of L_DT; return-to-go and timesteps stay."""
-    start = few_shot.draw(np.random.default_rng(seed), params.made)
+    start = target.draw(np.random.default_rng(run.seed), params.made)
     x0, y = prompt_tensors(start, plm.normalization, plm.device)
     tuned = PromptParameters(x0)
     trainer = Trainer(tuned, params, run.work, run.title)
     each = torch.arange(params.made, device=plm.device).repeat_interleave(params.windows)  # (n windows,)
 
     def loss_of_step(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, step])
-        window, valid = few_shot.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
+        rng = np.random.default_rng([run.seed, step])
+        window, valid = target.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
         # a sum over prompts: each moves as if it were alone
         return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * params.made
 
@@ -49,10 +50,10 @@ def tune(plm: Pretrained, few_shot: FewShot, params: Params, seed: int, run: Run
     for row in history.rows:
         row["loss"] /= params.made
     found = tuned.x0.detach()
-    kept, passes = select(plm, few_shot, found, y, params, seed)
-    return Tuned(
-        to_prompts(found[kept], y[kept], plm.normalization, int(few_shot.data.task_id[0])),
+    kept, passes = select(plm, target, found, y, params, run.seed)
+    each_way = len(each) * params.steps
+    return Prompted(
+        prompts=to_prompts(found[kept], y[kept], plm.normalization, target.task),
         history=history,
-        tuned_parameters=x0[0].numel(),
-        plm_passes=2 * len(each) * params.steps + passes,
+        cost=Cost(tuned_parameters=x0[0].numel(), plm_forward=each_way + passes, plm_backward=each_way),
     )

@@ -1,15 +1,15 @@
-"""What a tuning method is given and what it gives: one protocol, one file per method, one stage per method.
+"""What a tuning method is given: the pre-trained models, a target, parameters and a run.
 
-A method module `tuning/<method>.py` defines `Params` (a subclass of `TuningParams`) and
+A method module defines `Params` (a subclass of `TuningParams`) and
 
-    tune(plm, few_shot, params, seed, run) -> Tuned
+    tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Adaptation
 
-and is listed with what it reads in `graph.METHODS`. Nothing else is needed to add one.
+with an Adaptation of `adaptation` or one of its own. Nothing else is needed to add one: see `methods`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,6 +18,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pd_pipeline.acting.simulation import Simulation
 from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
@@ -26,7 +27,6 @@ from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.progress import Progress
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
-from pd_pipeline.training.loop import History
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories
 
@@ -79,18 +79,25 @@ class Pretrained:
 
 
 @dataclass(frozen=True)
-class FewShot:
-    """The few trajectories of the target task."""
+class Target:
+    """A target task as a method sees it: few trajectories, and the return that the policy is asked for."""
 
     data: Trajectories
     windows: PolicyData  # normalised, on the PLM's device
     prompts: Prompts  # every segment of K* steps, in task units
+    asked: float
 
     @classmethod
-    def of(cls, data: Trajectories, plm: Pretrained) -> "FewShot":
-        """Prepare trajectories for a PLM."""
+    def of(cls, data: Trajectories, plm: Pretrained, asked: float | None = None) -> "Target":
+        """Prepare trajectories for a PLM; without `asked`, their mean return is asked for."""
         prompts = cut(data, plm.policy.config.prompt_length)
-        return cls(data, PolicyData(data, plm.normalization, plm.device), prompts)
+        windows = PolicyData(data, plm.normalization, plm.device)
+        return cls(data, windows, prompts, float(data.episode_returns.mean()) if asked is None else asked)
+
+    @property
+    def task(self) -> int:
+        """The task that the trajectories are of."""
+        return int(self.data.task_id[0])
 
     def draw(self, rng: np.random.Generator, count: int) -> Prompts:
         """`count` segments, uniformly, without repetition while there are enough."""
@@ -103,30 +110,24 @@ class FewShot:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a method keeps its resumable state, its logs, and what it reports progress to."""
+    """Where a method keeps its resumable state and its logs, what it reports progress to, and its seed."""
 
     work: Path
     logs: Path
     title: str
     progress: Progress
+    seed: int
+    simulate: Callable[[int], Simulation] | None = None
+    """Budget -> the target's environment; None for an offline method."""
 
-
-@dataclass(frozen=True)
-class Tuned:
-    """What a method leaves: prompts, and a policy where it changed the PLM's weights."""
-
-    prompts: Prompts
-    policy: PromptingDecisionTransformer | None = None
-    denoisers: Mapping[str, Denoiser] = field(default_factory=dict)
-    """Name -> denoiser, for a method that tunes one."""
-    history: History = field(default_factory=History)
-    tuned_parameters: int = 0
-    plm_passes: int = 0
-    """Sequences that went through the PLM: a training step of batch B counts 2 B (forward and backward), the selection
-    `SELECTION_WINDOWS` per candidate."""
-    environment_episodes: int = 0
-    chain: int | None = None
-    """Steps of the reverse chain that the prompts come from, for a method that generates them."""
+    def simulation(self, budget: int) -> Simulation:
+        """The target's environment for at most `budget` episodes. Raises PipelineError for an offline method."""
+        if self.simulate is None:
+            raise PipelineError(
+                f"{self.title}: the method asks for a simulation, but it is an offline one: set `ONLINE = True` in its "
+                "module where it is meant to run episodes in the target's environment"
+            )
+        return self.simulate(budget)
 
 
 def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,10 +164,10 @@ def guidance_loss(plm: Pretrained, x0: Tensor, y: Tensor, window: Steps, valid: 
 
 @torch.no_grad()
 def prompt_losses(
-    plm: Pretrained, few_shot: FewShot, x0: Tensor, y: Tensor, seed: int, windows: int = SELECTION_WINDOWS
+    plm: Pretrained, target: Target, x0: Tensor, y: Tensor, seed: int, windows: int = SELECTION_WINDOWS
 ) -> Tensor:
     """L_DT of each of n prompts over the same `windows` few-shot windows, (n,): the measure to choose prompts by."""
-    window, valid = few_shot.windows.any_windows(np.random.default_rng(seed), windows, plm.policy.config.acting_window)
+    window, valid = target.windows.any_windows(np.random.default_rng(seed), windows, plm.policy.config.acting_window)
     losses = []
     for prompt, condition in zip(x0, y, strict=True):
         repeated = prompt.expand(windows, *prompt.shape), condition.expand(windows, *condition.shape)
@@ -175,7 +176,7 @@ def prompt_losses(
 
 
 def select(
-    plm: Pretrained, few_shot: FewShot, x0: Tensor, y: Tensor, params: TuningParams, seed: int
+    plm: Pretrained, target: Target, x0: Tensor, y: Tensor, params: TuningParams, seed: int
 ) -> tuple[Tensor, int]:
     """Which of the prompts x0, y (params.made, K*, .) a method leaves, best first, and the PLM's passes that it took.
 
@@ -184,5 +185,5 @@ def select(
     """
     if params.candidates is None:
         return torch.arange(params.prompts, device=x0.device), 0
-    losses = prompt_losses(plm, few_shot, x0, y, seed)
+    losses = prompt_losses(plm, target, x0, y, seed)
     return losses.argsort(stable=True)[: params.prompts], SELECTION_WINDOWS * len(x0)

@@ -5,23 +5,28 @@ from typing import Any
 
 import numpy as np
 
+from pd_pipeline.acting.environments import LocalBatch, WorkerBatch, make_batch
+from pd_pipeline.acting.simulation import Simulation
 from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
 from pd_pipeline.models.saved import load_diffuser, load_policy
-from pd_pipeline.models.weights import weights
+from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import save_arrays
 from pd_pipeline.training.loop import OptimizationParams
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import summary as summaries
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned, TuningParams, draw_few_shot
+from pd_pipeline.tuning.adaptation import Adaptation, Cost
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target, draw_few_shot
 from pd_pipeline.tuning.summary import Summary
+
+WORKERS = 1
+"""Processes for the environments of a simulation: targets are tuned for side by side already."""
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write `prompts.safetensors`, `log.csv`, `summary.json` and what weights were tuned."""
-    method = importlib.import_module(type(context.params).__module__)  # a variant's stage has another name
+    method = importlib.import_module(context.module)
     params, seed = context.params, context.seed
     trained = isinstance(params, OptimizationParams)
     device = pick_device(params.device if trained else "cpu")
@@ -31,20 +36,38 @@ def run(context: StageContext) -> dict[str, Any]:
     diffuser = load_diffuser(context.inputs["diffuser"], device) if "diffuser" in context.inputs else None
     plm = Pretrained(policy, normalization, device, diffuser)
     own, shown = few_shot_trajectories(context)
-    title = f"{context.stage} {context.key}"
-    run_ = Run(context.work, context.logs, title, context.progress)
+    target = Target.of(shown, plm, float(own.episode_returns.mean()))
     task_seed = int(np.random.SeedSequence([seed, context.task]).generate_state(1)[0])
-    tuned = method.tune(plm, FewShot.of(shown, plm), params, task_seed, run_)
-    tuned.prompts.save(context.out / "prompts.safetensors")
-    if tuned.policy is not None:
-        save_arrays(context.out / "policy.safetensors", weights(tuned.policy))
-    for name, denoiser in tuned.denoisers.items():
-        save_arrays(context.out / f"{name}.safetensors", weights(denoiser))
-    if tuned.history.rows:
-        tuned.history.write(context.out / "log.csv")
-    name = method.__name__.rpartition(".")[2]
-    summaries.save(context.out, summary(name, params, own, shown, tuned))
-    return {"tuned_parameters": tuned.tuned_parameters, "plm_passes": tuned.plm_passes}
+    simulations: list[Simulation] = []
+
+    def simulate(budget: int) -> Simulation:
+        simulations.append(_simulation(context, normalization, budget, task_seed, len(simulations)))
+        return simulations[-1]
+
+    online = getattr(method, "ONLINE", False)
+    title = f"{context.stage} {context.key}"
+    run_ = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
+    left: Adaptation = method.tune(plm, target, params, run_)
+    left.save(context.out)
+    if left.history.rows:
+        left.history.write(context.out / "log.csv")
+    episodes = sum(simulation.episodes for simulation in simulations)
+    acting = sum(simulation.steps for simulation in simulations)
+    cost = left.cost.model_copy(update={"plm_forward": left.cost.plm_forward + acting})
+    summaries.save(context.out, _summary(context, own, shown, left, cost, episodes))
+    figures = {"tuned_parameters": cost.tuned_parameters, "plm_passes": cost.plm_forward + cost.plm_backward}
+    return figures | ({"environment_episodes": episodes} if online else {})
+
+
+def _simulation(context: StageContext, normalization: Normalization, budget: int, seed: int, number: int) -> Simulation:
+    """The environment of the target itself, whichever task's trajectories the method is shown."""
+
+    def make(seeds: list[int]) -> LocalBatch | WorkerBatch:
+        tasks = [context.task] * len(seeds)
+        return make_batch(context.family, context.environment, context.root, tasks, seeds, WORKERS, stage=context.stage)
+
+    work = context.work / f"simulation-{number}"
+    return Simulation(make, normalization, budget, seed, work, f"{context.stage} {context.key}")
 
 
 def few_shot_trajectories(context: StageContext) -> tuple[Trajectories, Trajectories]:
@@ -70,11 +93,14 @@ def other_task(family: Family, task: int) -> int:
     raise PipelineError(f"family '{family.name}' has one task alone: `shown: other` needs another")
 
 
-def summary(method: str, params: TuningParams, own: Trajectories, shown: Trajectories, tuned: Tuned) -> Summary:
-    """What a method was given, what it cost and how its prompts are to be evaluated."""
+def _summary(
+    context: StageContext, own: Trajectories, shown: Trajectories, left: Adaptation, cost: Cost, episodes: int
+) -> Summary:
+    """What a method was given, what it cost and how what it left is to be evaluated."""
+    params = context.params
     return Summary(
-        method=method,
-        frozen=tuned.policy is None,
+        method=context.params_file.run.method_of(context.stage.removeprefix("tuned_")),
+        frozen=left.frozen,
         quality=params.quality,
         few_shot=len(own.task_id),
         few_shot_episodes=tuple(own.episode_id.tolist()),
@@ -82,8 +108,7 @@ def summary(method: str, params: TuningParams, own: Trajectories, shown: Traject
         shown_episodes=tuple(shown.episode_id.tolist()),
         target_return=float(own.episode_returns.mean()),
         candidates=params.candidates,
-        chain=tuned.chain,
-        tuned_parameters=tuned.tuned_parameters,
-        plm_passes=tuned.plm_passes,
-        environment_episodes=tuned.environment_episodes,
+        chain=max((chain for _, chain in left.generators().values()), default=None),
+        environment_episodes=episodes,
+        **cost.model_dump(),
     )

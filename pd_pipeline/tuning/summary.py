@@ -28,7 +28,8 @@ class Summary(Parameters):
     candidates: int | None = Field(gt=0)
     chain: int | None = Field(gt=0, description="steps of the reverse chain that the prompts come from")
     tuned_parameters: int = Field(ge=0)
-    plm_passes: int = Field(ge=0)
+    plm_forward: int = Field(ge=0, description="sequences that went through the PLM")
+    plm_backward: int = Field(ge=0, description="of these, with a gradient")
     environment_episodes: int = Field(ge=0)
 
 

@@ -56,18 +56,18 @@ def test_a_selection_written_as_text_works(project: Graph, definitions: dg.Defin
 
 def test_code_version_follows_parameters_of_the_stage_only(project: Graph, tmp_path: Path) -> None:
     root = make_project(tmp_path, (project.root / "params.yaml").read_text())
-    before = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "diffuser")}
+    before = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "prompts")}
     change(root, "width: 8", "width: 16")  # the first is that of plm
-    after = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "diffuser")}
-    assert after["diffuser"] == before["diffuser"]
+    after = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "prompts")}
+    assert after["prompts"] == before["prompts"]
     assert after["plm"] != before["plm"]
 
 
 def test_training_waits_for_the_gpu_and_collecting_does_not(definitions: dg.Definitions) -> None:
     pools = {
-        stage: asset(definitions, stage).op.pool for stage in ("trajectories", "plm", "diffuser", "tuned_prompt_dt")
+        stage: asset(definitions, stage).op.pool for stage in ("trajectories", "plm", "tuned_prompt_dt")
     }
-    assert pools == {"trajectories": None, "plm": "gpu", "diffuser": "gpu", "tuned_prompt_dt": "gpu"}
+    assert pools == {"trajectories": None, "plm": "gpu", "tuned_prompt_dt": "gpu"}
 
 
 def test_the_repository_loads_as_the_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

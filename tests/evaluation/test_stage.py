@@ -1,8 +1,7 @@
-"""The stage evaluation: scores, metrics and fit of a whole tiny project."""
+"""The stage evaluation: scores and metrics of a whole tiny project."""
 
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ from pd_pipeline import graph, records
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.scores import by_task, method_metrics
 from pd_pipeline.evaluation.stage import Params
-from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.storage import digest, load_arrays, read_json, write_json
 from pd_pipeline.trajectories.reading import read
 from tests.conftest import run_stages
@@ -75,7 +73,6 @@ def test_no_out_holds_a_wall_clock_figure(out: Path) -> None:
     assert {file.name for file in out.iterdir()} == {
         "scores.parquet",
         "metrics.json",
-        "fit.json",
         "rollouts.safetensors",
     }
     assert "second" not in (out / "metrics.json").read_text()
@@ -158,59 +155,6 @@ def test_prompt_i_of_every_method_meets_the_same_start(out: Path) -> None:
         np.testing.assert_array_equal(starts, np.broadcast_to(starts[0], starts.shape))
 
 
-def test_the_fit_is_measured_before_and_after_tuning(out: Path) -> None:
-    fit = read_json(out / "fit.json")
-    assert fit["pretrained"]["wasserstein_generated"] > 0
-    assert fit["targets"].keys() == {"1", "4"}
-    for target in fit["targets"].values():
-        assert target.keys() == {"adapted", "guided"}
-        for values in target.values():
-            assert {
-                "wasserstein_real",
-                "nearest_generated",
-                "action_loss_real",
-                "action_loss_generated",
-            } <= values.keys()
-            assert values["action_loss_generated"] > 0
-
-
-def test_the_fit_is_that_of_the_chain_the_prompts_come_from(out: Path, tuned_project: Path, tmp_path: Path) -> None:
-    """The pre-trained diffuser keeps its whole chain of 8; the tuned ones follow the summary of their tuning."""
-    before = read_json(out / "fit.json")
-    assert before["pretrained"]["chain"] == 8
-    assert all(values["chain"] == 3 for target in before["targets"].values() for values in target.values())
-    root = tmp_path / "project"
-    shutil.copytree(tuned_project, root)
-    for task in (1, 4):
-        summary = root / f"data/tuned_prompt_diffuser/point_robot-0/{task}/summary.json"
-        write_json(summary, read_json(summary) | {"chain": 8})
-    run_stages(root, "evaluation")
-    after = read_json(root / "data/evaluation/point_robot-0/fit.json")
-    assert after["pretrained"] == before["pretrained"]
-    for task, target in after["targets"].items():
-        for state, values in target.items():
-            earlier = before["targets"][task][state]
-            assert values["chain"] == 8
-            assert values["wasserstein_generated"] != earlier["wasserstein_generated"]
-            assert values["nearest_generated"] != earlier["nearest_generated"]
-            assert values["wasserstein_real"] == earlier["wasserstein_real"]
-
-
-def test_the_prompts_that_are_evaluated_are_measured(out: Path, tuned_project: Path, tmp_path: Path) -> None:
-    before = read_json(out / "fit.json")["targets"]["1"]
-    assert before["guided"]["kept"] == 4
-    assert "nearest_kept" not in before["adapted"], "they come from the guided diffuser"
-    root = tmp_path / "project"
-    shutil.copytree(tuned_project, root)
-    path = root / "data/tuned_prompt_diffuser/point_robot-0/1/prompts.safetensors"
-    prompts = Prompts.load(path)
-    replace(prompts, x0=prompts.x0 + 1000).save(path)
-    run_stages(root, "evaluation")
-    after = read_json(root / "data/evaluation/point_robot-0/fit.json")["targets"]["1"]
-    assert after["guided"]["nearest_kept"] > 100 * before["guided"]["nearest_kept"]
-    assert after["guided"]["nearest_generated"] == before["guided"]["nearest_generated"]
-
-
 def test_a_summary_without_what_is_read_of_it_is_named(tuned_project: Path, tmp_path: Path) -> None:
     root = tmp_path / "project"
     shutil.copytree(tuned_project, root)
@@ -227,16 +171,6 @@ def test_equal_inputs_give_equal_bytes_whatever_the_workers(tuned_project: Path,
     set_params(root, "evaluation: {workers: 1", "evaluation: {workers: 2")
     run_stages(root, "evaluation")
     assert digest(root / "data/evaluation") == before
-
-
-def test_no_trajectory_left_to_measure_the_fit_with(project: Path) -> None:
-    set_params(project, "tuned_prompt_diffuser: {", "tuned_prompt_diffuser: {few_shot: 7, ")
-    (project / "params.yaml").write_text(with_methods(project, "prompt_diffuser"))
-    run_stages(project, "tuned_prompt_diffuser")
-    with pytest.raises(
-        PipelineError, match="task 1: all its trajectories are few-shot ones: collect more than few_shot"
-    ):
-        run_stages(project, "evaluation")
 
 
 def scores_of(methods: dict[str, list[list[float]]], seed: int = 0) -> pl.DataFrame:
@@ -398,10 +332,11 @@ def test_a_variant_has_its_scores_and_leaves_the_fit_of_its_method_alone(tuned_p
     block = next(line for line in text.splitlines() if "tuned_prompt_diffuser:" in line)
     text = text.replace(block, block + "\n" + block.replace("prompt_diffuser:", "prompt_diffuser_more:"))
     (root / "params.yaml").write_text(text)
-    before = read_json(root / "data/evaluation/point_robot-0/fit.json")
-    run_stages(root, "tuned_prompt_diffuser_more", "evaluation")
+    fit = root / "data/prompt_fit/point_robot-0/fit.json"
+    before = read_json(fit)
+    run_stages(root, "tuned_prompt_diffuser_more", "evaluation", "prompt_fit")
     after = root / "data/evaluation/point_robot-0"
-    assert read_json(after / "fit.json") == before
+    assert read_json(fit) == before
     assert "prompt_diffuser_more" in read_json(after / "metrics.json")["methods"]
 
 

@@ -106,7 +106,7 @@ def test_the_stages_run_on_it(tmp_path: Path) -> None:
     (tmp_path / "custom_family.py").write_text((HERE / "custom_family.py").read_text())
     (tmp_path / "params.yaml").write_text(
         f"""\
-run: {{families: [line]}}
+run: {{families: [line], methods: [prompt_dt]}}
 families:
   line:
     environment: {block()!r}

@@ -28,7 +28,7 @@ families:
       {steps: 60, batch: 8, device: cpu, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}, checkpoint_seconds: 0}
     tuned_prompt_dt: {prompts: 4}
     tuned_full_finetune: {prompts: 4, steps: 20, batch: 4, device: cpu, checkpoint_seconds: 0}
-    evaluation: {workers: 2, device: cpu, bootstrap: 50, fit_prompts: 8}
+    evaluation: {workers: 2, device: cpu, bootstrap: 50}
 """
 DOORS = {
     "pd-pipeline run all": ["pd-pipeline", "run", "all"],

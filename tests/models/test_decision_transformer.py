@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pd_pipeline.acting.prompted import PromptedPolicy
 from pd_pipeline.models.decision_transformer import (
     Dropout,
     PolicyConfig,
@@ -142,31 +141,6 @@ def test_the_loss_ignores_what_is_not_valid() -> None:
     loss = action_loss(predicted, torch.zeros(1, 2, 2), torch.tensor([[True, False]]))
     loss.backward()
     assert (predicted.grad[0, 1] == 0).all()
-
-
-@pytest.mark.parametrize("heads", [1, 2])
-@pytest.mark.parametrize("length", [1, 3, 4])
-def test_acting_with_a_cached_prompt_is_exact(heads: int, length: int) -> None:
-    model, prompt, window = policy(heads=heads, layers=3), steps(6, 2, seed=4), steps(6, length, seed=5, first=2)
-    acting = PromptedPolicy(model, prompt)
-    for _ in range(2):  # the cache is not used up
-        torch.testing.assert_close(acting.act(window), model(prompt, window)[:, -1], atol=1e-6, rtol=1e-5)
-
-
-def test_acting_keeps_the_environments_apart() -> None:
-    model, prompt, window = policy(), steps(4, 2, seed=4), steps(4, 3, seed=5)
-    together = PromptedPolicy(model, prompt).act(window)
-    for i in range(4):
-        alone = PromptedPolicy(model, Steps(*(p[i : i + 1] for p in prompt))).act(
-            Steps(*(p[i : i + 1] for p in window))
-        )
-        torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
-
-
-def test_acting_leaves_dropout_off() -> None:
-    model = policy().train()
-    prompt, window = steps(2, 2), steps(2, 3, seed=1)
-    torch.testing.assert_close(PromptedPolicy(model, prompt).act(window), policy()(prompt, window)[:, -1])
 
 
 def test_bf16_is_close_to_float32() -> None:

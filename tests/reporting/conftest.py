@@ -19,8 +19,8 @@ def reported_project(trained_project: Path) -> Path:
             building = trained_project.parent / f"reporting-{os.getpid()}"
             shutil.copytree(trained_project, building)
             tuned = [f"tuned_{method}" for method in graph.load(building).params.run.methods]
-            run_stages(building, *tuned, "evaluation")
-            for stage in ("trajectories", "plm", "diffuser", "evaluation", *tuned):
+            run_stages(building, *tuned, "evaluation", "prompt_fit")
+            for stage in ("trajectories", "plm", "diffuser", "evaluation", "prompt_fit", *tuned):
                 leftover = building / "data" / stage / "forgotten-0"
                 leftover.mkdir()
                 (leftover / "summary.json").write_text("{")

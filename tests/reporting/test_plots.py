@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pd_pipeline.reporting.canvas import CSS_VARIABLES, METHOD_STYLES, method_style, svg
+from pd_pipeline.reporting.canvas import CSS_VARIABLES, INK, PAPER, method_styles, svg
 from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean
 from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
 from pd_pipeline.reporting.verdict import number
@@ -22,7 +22,8 @@ PNG = b"\x89PNG\r\n\x1a\n"
         ("diffuser", "diffuser/point_robot-0", {"learning curves"}),
         ("tuned_prompt_diffuser", "tuned_prompt_diffuser/point_robot-0/1", {"L_DM and L_DT", "gradients"}),
         ("tuned_full_finetune", "tuned_full_finetune/point_robot-0/1", {"loss"}),
-        ("evaluation", "evaluation/point_robot-0", {"comparison", "per task", "fit of generated prompts"}),
+        ("evaluation", "evaluation/point_robot-0", {"comparison", "per task"}),
+        ("prompt_fit", "prompt_fit/point_robot-0", {"fit of generated prompts"}),
         ("tuned_prompt_dt", "tuned_prompt_dt/point_robot-0/1", set()),
         ("prompts", "prompts/point_robot", set()),
     ],
@@ -92,10 +93,13 @@ def test_svg_follows_the_page() -> None:
 
 
 def test_method_styles_are_stable_and_apart() -> None:
-    assert len({color for color, _ in METHOD_STYLES.values()}) == len(METHOD_STYLES)
-    assert len({marker for _, marker in METHOD_STYLES.values()}) == len(METHOD_STYLES)
-    assert method_style("a_new_one") == method_style("a_new_one")
-    assert method_style("a_new_one") not in METHOD_STYLES.values()
+    names = [f"method_{i}" for i in range(60)]
+    styles = method_styles(names)
+    assert list(styles) == names
+    assert len({color for color, _ in styles.values()}) == 60, "bars have no markers"
+    assert len({marker for _, marker in list(styles.values())[:14]}) == 14
+    assert method_styles(names[:5]) == {name: styles[name] for name in names[:5]}, "by order"
+    assert set(styles.values()).isdisjoint({(PAPER, "o"), (INK, "o")})
 
 
 def test_running_mean_keeps_constants_and_length() -> None:
@@ -115,9 +119,3 @@ def test_phases_follow_each_other_on_one_axis() -> None:
     assert joined["step"].tolist() == [5, 10, 11, 12]
     assert joined["l_dm"].tolist() == [4, 3, 2, 1]
     assert table["step"].tolist() == [5, 10, 1, 2]
-
-
-def test_a_variant_is_told_from_its_method_and_from_other_variants() -> None:
-    names = [f"{method}{ending}" for method in METHOD_STYLES for ending in ("", "_medium", "_all")]
-    assert len({method_style(name) for name in names}) == len(names)
-    assert len({method_style(name)[0] for name in names}) == len(names), "bars have no markers"

@@ -54,7 +54,7 @@ def test_mujoco_is_pictured_where_it_can_be(tmp_path: Path) -> None:
 def test_page_stands_without_pictures(reported_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_try", lambda job, backend: "no GL here")
     monkeypatch.setattr(
-        stage, "family_figures", lambda inputs, results, bars: defaultdict(list)
+        stage, "family_figures", lambda context, results, bars: defaultdict(list)
     )  # drawn in other tests
     project = graph.load(reported_project)
     inputs = {need: reported_project / "data" / need for need in project.stages["report"].needs}
@@ -62,7 +62,21 @@ def test_page_stands_without_pictures(reported_project: Path, tmp_path: Path, mo
     out.mkdir()
     key, params = Key(), stage.Params()
     stage.run(
-        StageContext(reported_project, "report", key, params, {}, inputs, out, work, work, silent, project.params)
+        StageContext(
+            root=reported_project,
+            stage="report",
+            key=key,
+            params=params,
+            module=stage.__name__,
+            modules=project.modules,
+            environment={},
+            inputs=inputs,
+            out=out,
+            work=work,
+            logs=work,
+            progress=silent,
+            params_file=project.params,
+        )
     )
     page = (out / "index.html").read_text()
     assert "no off-screen OpenGL was found on this machine" in page

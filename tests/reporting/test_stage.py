@@ -153,17 +153,15 @@ def test_every_figure_is_explained(page: str) -> None:
 
 def test_parameters_of_every_stage_are_known(reported_project: Path) -> None:
     project = graph.load(reported_project)
-    named = {name: stage.params_module for name, stage in project.stages.items() if name != "report"}
-    tuned = {name: f"tuning.{name.removeprefix('tuned_')}" for name in named if name.startswith("tuned_")}
-    assert {name: "pd_pipeline." + module for name, module in (provenance.PARAMS_MODULES | tuned).items()} == named
-    parameters = provenance.effective_parameters(project.params, "point_robot", reported_project)
-    assert set(parameters) == {"environment", *named}
+    parameters = provenance.effective_parameters(project.params, "point_robot", reported_project, project.modules)
+    assert set(parameters) == {"environment", *project.stages} - {"report"}
     assert parameters["tuned_prompt_diffuser"]["adapt.steps"] == 12
 
 
 @pytest.mark.parametrize(("family", "trained"), [("point_robot", False), ("reach", False), ("cheetah_vel", True)])
 def test_how_a_policy_is_trained_is_shown_only_where_one_is(family: str, trained: bool) -> None:
-    parameters = provenance.effective_parameters(config.load(ROOT), family, ROOT)
+    modules = graph.load(ROOT).modules
+    parameters = provenance.effective_parameters(config.load(ROOT), family, ROOT, modules)
     assert any(name.startswith("learning.") for name in parameters["behavior_policies"]) is trained
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pd_pipeline.tuning.protocol import FewShot, Pretrained
+from pd_pipeline.tuning.protocol import Pretrained, Target
 from tests.tuning.tiny import few_shot_of, pretrained
 
 
@@ -10,5 +10,5 @@ def plm() -> Pretrained:
 
 
 @pytest.fixture
-def few_shot(plm: Pretrained) -> FewShot:
+def few_shot(plm: Pretrained) -> Target:
     return few_shot_of(plm)

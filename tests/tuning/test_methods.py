@@ -10,11 +10,12 @@ import torch
 
 from pd_pipeline.config import parse
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.models.weights import weights
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import Trainer
-from pd_pipeline.tuning.protocol import FewShot, Pretrained
+from pd_pipeline.tuning.protocol import Pretrained, Target
 from tests.tuning.test_protocol import by_hand
 from tests.tuning.tiny import (
     CHANNELS,
@@ -24,6 +25,8 @@ from tests.tuning.tiny import (
     TASK,
     TRAINING,
     few_shot_of,
+    models,
+    passes,
     pretrained,
     same,
     same_prompts,
@@ -39,7 +42,7 @@ def state(plm: Pretrained) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_leaves_valid_prompts_and_the_pretrained_models_alone(
-    name: str, plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    name: str, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     before = state(plm)
     result = tuned(name, plm, few_shot, tmp_path)
@@ -57,16 +60,15 @@ def test_leaves_valid_prompts_and_the_pretrained_models_alone(
     assert {row.tobytes() for row in np.round(prompts.y, 3)} <= real or not length, "conditions of real segments"
     np.testing.assert_array_equal(prompts.start, np.rint(prompts.y[:, 0, 1]) if length else 0)
     assert (prompts.episode_id == -1).all() == (name not in ("prompt_dt", "full_finetune"))
-    assert (result.policy is not None) == (name == "full_finetune")
-    assert sorted(result.denoisers) == (["adapted", "guided"] if name == "prompt_diffuser" else [])
-    for model in (result.policy, *result.denoisers.values()):
-        assert model is None or not model.training
-    assert result.environment_episodes == 0
-    assert result.chain == (3 if name == "prompt_diffuser" else None)
+    named = {"full_finetune": ["policy"], "prompt_diffuser": ["adapted", "guided"]}
+    assert sorted(models(result)) == named.get(name, [])
+    assert not any(model.training for model in models(result).values())
+    assert result.frozen == (name != "full_finetune")
+    assert {chain for _, chain in result.generators().values()} == ({3} if name == "prompt_diffuser" else set())
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_seeds_decide(name: str, plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_seeds_decide(name: str, plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     one, again, other = (tuned(name, plm, few_shot, tmp_path / str(i), seed) for i, seed in enumerate((1, 1, 2)))
     same(again, one)
     if name != "no_prompt":
@@ -77,7 +79,7 @@ def test_seeds_decide(name: str, plm: Pretrained, few_shot: FewShot, tmp_path: P
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_mode_of_the_plm_neither_matters_nor_changes(
-    name: str, plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    name: str, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {} if name == "no_prompt" else {"candidates": 6}
     expected = tuned(name, plm, few_shot, tmp_path / "eval", **changes)
@@ -89,7 +91,7 @@ def test_the_mode_of_the_plm_neither_matters_nor_changes(
 
 @pytest.mark.parametrize("name", TRAINING)
 def test_resumed_anywhere_gives_the_same(
-    name: str, plm: Pretrained, few_shot: FewShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after every number of updates in turn, until one run gets through."""
     whole = tuned(name, plm, few_shot, tmp_path / "whole", candidates=6)
@@ -120,26 +122,25 @@ def test_resumed_anywhere_gives_the_same(
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_the_candidates_of_least_few_shot_loss_are_kept(name: str, few_shot: FewShot, tmp_path: Path) -> None:
+def test_the_candidates_of_least_few_shot_loss_are_kept(name: str, few_shot: Target, tmp_path: Path) -> None:
     """By every method alike, best first; the loss is that of the policy that will act."""
     plm = pretrained()
     everything = tuned(name, plm, few_shot, tmp_path / "all", seed=5, prompts=11, candidates=None)
     best = tuned(name, plm, few_shot, tmp_path / "best", seed=5, prompts=6, candidates=11)
-    acting = Pretrained(everything.policy or plm.policy, plm.normalization, plm.device)
+    acting = Pretrained(everything.actors(plm).policy, plm.normalization, plm.device)
     losses = by_hand(acting, few_shot, *prompt_tensors(everything.prompts, plm.normalization), seed=5)
     assert losses.diff().abs().min() > 1e-6
     expected = losses.argsort()[:6].numpy()
     assert sorted(expected) != list(expected)
     same_prompts(best.prompts, everything.prompts.select(expected))
     assert best.history.rows == everything.history.rows, "all candidates are tuned"
-    assert best.plm_passes == everything.plm_passes + 32 * 11
+    assert passes(best) == passes(everything) + 32 * 11
 
 
-def test_full_finetune_selects_by_the_tuned_policy(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_full_finetune_selects_by_the_tuned_policy(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     changes: dict[str, Any] = {"seed": 5, "learning_rate": 0.05}
     everything = tuned("full_finetune", plm, few_shot, tmp_path / "all", prompts=11, **changes)
     best = tuned("full_finetune", plm, few_shot, tmp_path / "best", prompts=4, candidates=11, **changes)
-    assert everything.policy is not None
     x0, y = prompt_tensors(everything.prompts, plm.normalization)
     orders = [
         by_hand(Pretrained(policy, plm.normalization, plm.device), few_shot, x0, y, seed=5).argsort()[:4].numpy()
@@ -149,7 +150,7 @@ def test_full_finetune_selects_by_the_tuned_policy(plm: Pretrained, few_shot: Fe
     same_prompts(best.prompts, everything.prompts.select(orders[0]))
 
 
-def test_what_a_method_costs(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_what_a_method_costs(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     """Passes: forward and backward of every sequence in training, forward in selection."""
     assert plm.diffuser is not None
     sizes = [sum(p.numel() for p in model.parameters()) for model in (plm.diffuser[0], plm.policy)]
@@ -163,14 +164,34 @@ def test_what_a_method_costs(plm: Pretrained, few_shot: FewShot, tmp_path: Path)
     }
     for name, costs in expected.items():
         result = tuned(name, plm, few_shot, tmp_path / name)
-        assert (result.tuned_parameters, result.plm_passes) == costs, name
+        assert (result.cost.tuned_parameters, passes(result)) == costs, name
         if name == "no_prompt":
             continue
         more = tuned(name, plm, few_shot, tmp_path / f"{name}-more", candidates=7)
         training = 2 * 7 * 4 * 5 if name == "prompt_gradient" else costs[1]  # every candidate is tuned
-        assert (more.tuned_parameters, more.plm_passes) == (costs[0], training + 32 * 7), name
+        assert (more.cost.tuned_parameters, passes(more)) == (costs[0], training + 32 * 7), name
     alone = tuned("prompt_diffuser", plm, few_shot, tmp_path / "alone", mode="dm_only")
-    assert alone.plm_passes == 0
+    assert passes(alone) == 0
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_passes_a_method_states_are_those_it_makes(
+    name: str, plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {"forward": 0, "backward": 0}
+    forward = PromptingDecisionTransformer.forward
+
+    def counted(self: PromptingDecisionTransformer, *arguments: Any) -> torch.Tensor:
+        predicted = forward(self, *arguments)
+        made["forward"] += len(predicted)
+        if predicted.requires_grad:
+            predicted.register_hook(lambda gradient: made.update(backward=made["backward"] + len(gradient)))
+        return predicted
+
+    monkeypatch.setattr(PromptingDecisionTransformer, "forward", counted)
+    changes: dict[str, Any] = {} if name == "no_prompt" else {"candidates": 6}
+    cost = tuned(name, plm, few_shot, tmp_path, **changes).cost
+    assert {"forward": cost.plm_forward, "backward": cost.plm_backward} == made
 
 
 def test_every_method_leaves_eight_prompts_and_one_selects_by_default() -> None:
@@ -224,7 +245,7 @@ def test_no_prompt_has_nothing_to_choose(block: dict[str, Any]) -> None:
         parse(METHODS["no_prompt"][0].Params, block, "tuned_no_prompt")
 
 
-def test_prompts_of_no_steps_are_kept(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_prompts_of_no_steps_are_kept(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     prompts = tuned("no_prompt", plm, few_shot, tmp_path, prompts=3).prompts
     prompts.save(tmp_path / "prompts.safetensors")
     back = Prompts.load(tmp_path / "prompts.safetensors")

@@ -10,18 +10,18 @@ from pd_pipeline.compute import generator_of
 from pd_pipeline.models.decision_transformer import action_loss
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.training import policy_data
-from pd_pipeline.tuning import full_finetune
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
+from pd_pipeline.tuning import fine_tuning
+from pd_pipeline.tuning.protocol import Pretrained, Target, prompt_losses
 from tests.tuning.tiny import ACTING, CHANNELS, PROMPT, few_shot_of, pretrained, same_prompts, same_weights, tuned
 
 PLAIN = {"schedule": "constant", "warmup": 0, "clip": None, "weight_decay": 0.01}
 
 
-def drawn(few_shot: FewShot, count: int, seed: int) -> np.ndarray:
+def drawn(few_shot: Target, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(len(few_shot.prompts), count, replace=False)
 
 
-def test_prompt_dt_leaves_segments(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_prompt_dt_leaves_segments(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     found = tuned("prompt_dt", plm, few_shot, tmp_path, seed=3, prompts=9).prompts
     same_prompts(found, few_shot.prompts.select(drawn(few_shot, 9, 3)))
     for i in range(9):
@@ -35,7 +35,7 @@ def test_prompt_dt_leaves_segments(plm: Pretrained, few_shot: FewShot, tmp_path:
 
 
 def test_noise_prompts_are_standard_noise_under_real_conditions(
-    plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     found = tuned("noise_prompt", plm, few_shot, tmp_path, seed=2, prompts=6000).prompts
     rng = np.random.default_rng(2)
@@ -46,8 +46,18 @@ def test_noise_prompts_are_standard_noise_under_real_conditions(
     assert set(rows) == set(range(len(few_shot.prompts)))
 
 
+def test_the_condition_of_every_noise_prompt_is_drawn_by_itself(
+    plm: Pretrained, few_shot: Target, tmp_path: Path
+) -> None:
+    """From all of them, also where there are more than prompts."""
+    found = tuned("noise_prompt", plm, few_shot, tmp_path, seed=2, prompts=12).prompts
+    rows = np.random.default_rng(2).choice(len(few_shot.prompts), 12)
+    assert len(set(rows)) < 12 < len(few_shot.prompts)
+    np.testing.assert_allclose(found.y, few_shot.prompts.y[rows], rtol=1e-5, atol=1e-5)
+
+
 def test_full_finetune_trains_as_pre_training_does_on_the_windows_it_acts_on(
-    plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     settings = {"steps": 4, "batch": 7, "learning_rate": 1e-2}
     result = tuned("full_finetune", plm, few_shot, tmp_path, seed=3, **settings, **PLAIN)
@@ -62,7 +72,6 @@ def test_full_finetune_trains_as_pre_training_does_on_the_windows_it_acts_on(
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert result.policy is not None
     same_weights(result.policy, policy, exactly=False)
     np.testing.assert_allclose([row["loss"] for row in result.history.rows], losses, rtol=1e-5)
     same_prompts(result.prompts, few_shot.prompts.select(drawn(few_shot, 4, 3)))
@@ -70,7 +79,7 @@ def test_full_finetune_trains_as_pre_training_does_on_the_windows_it_acts_on(
 
 
 def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(
-    plm: Pretrained, few_shot: FewShot, tmp_path: Path, monkeypatch
+    plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch
 ) -> None:
     seen = []
 
@@ -78,7 +87,7 @@ def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(
         seen.append((batch.prompt.timesteps.shape, batch.window.timesteps.shape, policy.training))
         return policy_data.policy_loss(policy, batch, generator)
 
-    monkeypatch.setattr(full_finetune, "policy_loss", spy)
+    monkeypatch.setattr(fine_tuning, "policy_loss", spy)
     tuned("full_finetune", plm, few_shot, tmp_path, steps=2, batch=7)
     assert seen == [((7, PROMPT), (7, ACTING), True)] * 2
     seen.clear()
@@ -87,16 +96,14 @@ def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(
     assert seen == [((7, PROMPT), (7, 5), True)]
 
 
-def test_dropout_is_of_the_type_that_the_plm_is_trained_in(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_dropout_is_of_the_type_that_the_plm_is_trained_in(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         result = tuned("full_finetune", plm, few_shot, tmp_path / precision, precision=precision)
-        assert result.policy is not None
         assert result.policy.dropout.pool.dtype == dtype
 
 
-def test_full_finetune_fits(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_full_finetune_fits(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     result = tuned("full_finetune", plm, few_shot, tmp_path, steps=60, batch=16, learning_rate=1e-2)
-    assert result.policy is not None
     x0, y = (part[:4] for part in few_shot.tensors(plm))
     before = prompt_losses(plm, few_shot, x0, y, seed=9)
     after = prompt_losses(Pretrained(result.policy, plm.normalization, plm.device), few_shot, x0, y, seed=9)
@@ -104,7 +111,7 @@ def test_full_finetune_fits(plm: Pretrained, few_shot: FewShot, tmp_path: Path) 
 
 
 def test_prompt_gradient_moves_each_prompt_by_the_loss_of_its_own_windows(
-    plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     settings = {"steps": 3, "windows": 5, "learning_rate": 0.1, "prompts": 4}
     result = tuned("prompt_gradient", plm, few_shot, tmp_path, seed=3, **settings, **PLAIN)
@@ -131,7 +138,7 @@ def test_prompt_gradient_moves_each_prompt_by_the_loss_of_its_own_windows(
     np.testing.assert_allclose([row["loss"] for row in result.history.rows], losses, rtol=1e-4)
 
 
-def test_prompt_gradient_lowers_the_loss_of_each_prompt(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_prompt_gradient_lowers_the_loss_of_each_prompt(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     start = few_shot.draw(np.random.default_rng(0), 4)
     result = tuned("prompt_gradient", plm, few_shot, tmp_path, steps=60, windows=16)
     before, after = (
@@ -141,7 +148,7 @@ def test_prompt_gradient_lowers_the_loss_of_each_prompt(plm: Pretrained, few_sho
     np.testing.assert_allclose(result.prompts.x0[..., -1], start.x0[..., -1], rtol=1e-4, atol=1e-5)
 
 
-def test_prompt_gradient_logs_the_mean_over_prompts(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_prompt_gradient_logs_the_mean_over_prompts(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     row = tuned("prompt_gradient", plm, few_shot, tmp_path, prompts=6, steps=1, windows=8).history.rows[0]
     window, valid = few_shot.windows.any_windows(np.random.default_rng([0, 0]), 48, ACTING)
     x0, y = prompt_tensors(few_shot.prompts.select(drawn(few_shot, 6, 0)), plm.normalization)

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from pd_pipeline.compute import generator_of
 from pd_pipeline.models.decision_transformer import Steps, action_loss
-from pd_pipeline.models.diffuser import Denoiser
+from pd_pipeline.models.diffuser import Denoiser, generate
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import prompt_steps
 from pd_pipeline.tuning import prompt_diffuser
 from pd_pipeline.tuning.gradient_projection import combine
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, prompt_losses
+from pd_pipeline.tuning.protocol import Pretrained, Target, prompt_losses
 from tests.tuning.tiny import ACTING, CHANNELS, EXACT, METHODS, PROMPT, same_weights, tuned
 
 PLAIN = {"schedule": "constant", "warmup": 0, "clip": None, "weight_decay": 0.01, "learning_rate": 1e-2}
@@ -62,7 +62,7 @@ def chain_of(plm: Pretrained, denoiser: Denoiser, noise: Tensor, y: Tensor, step
     return x
 
 
-def adapted_by_hand(plm: Pretrained, few_shot: FewShot, seed: int, steps: int, batch: int) -> tuple[Denoiser, list]:
+def adapted_by_hand(plm: Pretrained, few_shot: Target, seed: int, steps: int, batch: int) -> tuple[Denoiser, list]:
     x0, y = few_shot.tensors(plm)
     denoiser = copy.deepcopy(parts(plm)[0])
     optimizer = torch.optim.AdamW(denoiser.parameters(), lr=1e-2, weight_decay=0.01, fused=True)
@@ -77,7 +77,7 @@ def adapted_by_hand(plm: Pretrained, few_shot: FewShot, seed: int, steps: int, b
     return denoiser, losses
 
 
-def test_adaptation_is_l_dm_on_the_few_shot_prompts(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_adaptation_is_l_dm_on_the_few_shot_prompts(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     adapt = {"steps": 4, "batch": 7, "log_every": 1, **PLAIN, **EXACT}
     result = tuned("prompt_diffuser", plm, few_shot, tmp_path, seed=3, adapt=adapt)
     expected, losses = adapted_by_hand(plm, few_shot, 3, 4, 7)
@@ -87,7 +87,7 @@ def test_adaptation_is_l_dm_on_the_few_shot_prompts(plm: Pretrained, few_shot: F
 
 
 def guided_by_hand(
-    plm: Pretrained, few_shot: FewShot, denoiser: Denoiser, seed: int, params: prompt_diffuser.Params
+    plm: Pretrained, few_shot: Target, denoiser: Denoiser, seed: int, params: prompt_diffuser.Params
 ) -> Iterator[dict[str, float]]:
     """Tune `denoiser` by eq. 9; yield what is logged."""
     x0, y = few_shot.tensors(plm)
@@ -121,7 +121,7 @@ def guided_by_hand(
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
 def test_guidance_is_eq_9_in_every_choice(
-    choice: dict[str, Any], plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    choice: dict[str, Any], plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     settings = {"steps": 3, "batch": 7, "guidance": 20.0, **PLAIN}
     result = tuned("prompt_diffuser", plm, few_shot, tmp_path, seed=3, adapt=None, **settings | choice)
@@ -137,7 +137,7 @@ def test_guidance_is_eq_9_in_every_choice(
     assert result.chain == min(params.chain, 8)
 
 
-def test_no_choice_is_ignored(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_no_choice_is_ignored(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     """Every choice leads to another denoiser, and some gradients conflict."""
     found = []
     for i, choice in enumerate(CHOICES):
@@ -150,7 +150,7 @@ def test_no_choice_is_ignored(plm: Pretrained, few_shot: FewShot, tmp_path: Path
     assert distances.min() > 1e-3, "by more than rounding"
 
 
-def test_the_phases_follow_each_other(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_the_phases_follow_each_other(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     adapt = {"steps": 3, "batch": 7, "log_every": 1, **PLAIN, **EXACT}
     settings = {"steps": 2, "batch": 5, **PLAIN}
     result = tuned("prompt_diffuser", plm, few_shot, tmp_path, seed=3, adapt=adapt, **settings)
@@ -162,14 +162,14 @@ def test_the_phases_follow_each_other(plm: Pretrained, few_shot: FewShot, tmp_pa
     assert [(row["phase"], row["step"]) for row in result.history.rows] == [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2)]
 
 
-def test_adaptation_can_be_left_out(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_adaptation_can_be_left_out(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     result = tuned("prompt_diffuser", plm, few_shot, tmp_path, adapt=None)
     assert {row["phase"] for row in result.history.rows} == {2}
     same_weights(result.denoisers["adapted"], parts(plm)[0])
 
 
 def test_every_prompt_is_seen_with_its_own_condition(
-    plm: Pretrained, few_shot: FewShot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In both phases L_DM gets pairs that belong together, the PLM the condition a prompt was sampled under."""
     x0, y = few_shot.tensors(plm)
@@ -194,16 +194,17 @@ def test_every_prompt_is_seen_with_its_own_condition(
 
     for name, spy in (("diffusion_loss", diffusing), ("sample", sampling), ("guidance_loss", acting)):
         monkeypatch.setattr(prompt_diffuser, name, spy)
+    monkeypatch.setattr("pd_pipeline.models.diffuser.sample", sampling)  # in the generation at the end
     tuned("prompt_diffuser", plm, few_shot, tmp_path)
     assert len(conditions) == 5 + 1
     assert seen <= pairs
     assert len({condition for _, condition in seen}) > 10
 
 
-def test_each_prompt_is_generated_under_a_condition_of_its_own(plm: Pretrained, few_shot: FewShot) -> None:
+def test_each_prompt_is_generated_under_a_condition_of_its_own(plm: Pretrained, few_shot: Target) -> None:
     denoiser, diffusion = parts(plm)
     _, y = few_shot.tensors(plm)
-    made, conditions = prompt_diffuser.generate(denoiser, diffusion, y, len(y), 3, 7)
+    made, conditions = generate(denoiser, diffusion, y, len(y), 3, 7)
     rows = np.random.default_rng([7, 3]).choice(len(y), len(y), replace=False)
     assert torch.equal(conditions, y[rows])
     noise = torch.randn(made.shape, generator=generator_of(9, 0))
@@ -212,14 +213,14 @@ def test_each_prompt_is_generated_under_a_condition_of_its_own(plm: Pretrained, 
         torch.testing.assert_close(made[i], alone[0], atol=1e-5, rtol=1e-4)
         another = chain_of(plm, denoiser, noise[i : i + 1], y[rows[i - 1]].unsqueeze(0), 3)
         assert (made[i] - another[0]).abs().max() > 1e-3, "the condition decides"
-    more, _ = prompt_diffuser.generate(denoiser, diffusion, y, len(y) + 4, 3, 7)
+    more, _ = generate(denoiser, diffusion, y, len(y) + 4, 3, 7)
     assert len(more) == len(y) + 4
     assert not made.requires_grad
 
 
 @pytest.mark.parametrize("chain", [1, 3, 8])
 def test_the_prompts_left_are_those_generated_by_the_guided_denoiser(
-    chain: int, plm: Pretrained, few_shot: FewShot, tmp_path: Path
+    chain: int, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     """The best of the candidates by the few-shot loss; without a selection the first."""
     denoiser, diffusion = parts(plm)
@@ -229,19 +230,19 @@ def test_the_prompts_left_are_those_generated_by_the_guided_denoiser(
             "prompt_diffuser", plm, few_shot, tmp_path / str(candidates), seed=3, candidates=candidates, chain=chain
         )
         denoiser = result.denoisers["guided"]
-        made, conditions = prompt_diffuser.generate(denoiser, diffusion, y, candidates or 4, chain, 3)
+        made, conditions = generate(denoiser, diffusion, y, candidates or 4, chain, 3)
         kept = prompt_losses(plm, few_shot, made, conditions, seed=3).argsort()[:4] if candidates else torch.arange(4)
         np.testing.assert_allclose(result.prompts.x0, plm.normalization.denormalize(made[kept].numpy()), rtol=1e-6)
         np.testing.assert_allclose(result.prompts.y, conditions[kept].numpy() * (plm.normalization.return_scale, 10))
 
 
-def test_guidance_lowers_l_dt(plm: Pretrained, few_shot: FewShot, tmp_path: Path) -> None:
+def test_guidance_lowers_l_dt(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     """Prompts of the guided diffuser are better than those of the adapted one, by the few-shot loss."""
     settings = {"steps": 60, "batch": 16, "guidance": 5.0, "learning_rate": 1e-2}
     result = tuned("prompt_diffuser", plm, few_shot, tmp_path, **settings)
     y = few_shot.tensors(plm)[1]
     losses = []
     for name in ("adapted", "guided"):
-        made = prompt_diffuser.generate(result.denoisers[name], parts(plm)[1], y, 24, 3, 0)
+        made = generate(result.denoisers[name], parts(plm)[1], y, 24, 3, 0)
         losses.append(float(prompt_losses(plm, few_shot, *made, seed=5).mean()))
     assert losses[1] < losses[0]

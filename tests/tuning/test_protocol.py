@@ -12,8 +12,8 @@ from pd_pipeline.models.prompting import prompt_steps, prompt_tensors, to_prompt
 from pd_pipeline.prompts.segments import cut
 from pd_pipeline.tuning.protocol import (
     SELECTION_WINDOWS,
-    FewShot,
     Pretrained,
+    Target,
     TuningParams,
     draw_few_shot,
     evaluating,
@@ -49,7 +49,7 @@ def test_all_there_are_and_more_than_there_are() -> None:
 
 def test_few_shot_holds_every_segment_and_the_windows_of_the_same_episodes(plm: Pretrained) -> None:
     data = trajectories((10, 9, 10), (TASK,) * 3)
-    few_shot = FewShot.of(data, plm)
+    few_shot = Target.of(data, plm)
     expected = cut(data, PROMPT)
     assert len(expected) == len(few_shot.prompts) == 8 + 7 + 8
     np.testing.assert_array_equal(few_shot.prompts.x0, expected.x0)
@@ -61,7 +61,7 @@ def test_few_shot_holds_every_segment_and_the_windows_of_the_same_episodes(plm: 
     np.testing.assert_allclose(few_shot.windows.observations, normal.observations(data.observations), rtol=1e-6)
 
 
-def test_draws_repeat_nothing_while_there_is_enough(few_shot: FewShot) -> None:
+def test_draws_repeat_nothing_while_there_is_enough(few_shot: Target) -> None:
     total = len(few_shot.prompts)
     drawn = few_shot.draw(np.random.default_rng(0), total)
     pairs = sorted(zip(drawn.episode_id.tolist(), drawn.start.tolist(), strict=True))
@@ -69,7 +69,7 @@ def test_draws_repeat_nothing_while_there_is_enough(few_shot: FewShot) -> None:
     assert len(few_shot.draw(np.random.default_rng(0), total + 5)) == total + 5
 
 
-def by_hand(plm: Pretrained, few_shot: FewShot, x0: torch.Tensor, y: torch.Tensor, seed: int) -> torch.Tensor:
+def by_hand(plm: Pretrained, few_shot: Target, x0: torch.Tensor, y: torch.Tensor, seed: int) -> torch.Tensor:
     """Action loss of each prompt alone, over the windows that acting reads."""
     window, valid = few_shot.windows.any_windows(np.random.default_rng(seed), 32, ACTING)
     assert window.timesteps.shape == (32, ACTING)
@@ -82,7 +82,7 @@ def by_hand(plm: Pretrained, few_shot: FewShot, x0: torch.Tensor, y: torch.Tenso
     return torch.stack(losses)
 
 
-def test_prompt_losses_are_those_of_each_prompt_alone(plm: Pretrained, few_shot: FewShot) -> None:
+def test_prompt_losses_are_those_of_each_prompt_alone(plm: Pretrained, few_shot: Target) -> None:
     x0, y = (part[:3] for part in few_shot.tensors(plm))
     found = prompt_losses(plm, few_shot, x0, y, seed=7)
     torch.testing.assert_close(found, by_hand(plm, few_shot, x0, y, 7), atol=1e-6, rtol=1e-5)
@@ -98,7 +98,7 @@ def test_acting_windows_are_those_of_training_where_nothing_else_is_said() -> No
     assert seen == [(32, 5)]
 
 
-def test_the_best_are_selected_and_nothing_without_candidates(plm: Pretrained, few_shot: FewShot) -> None:
+def test_the_best_are_selected_and_nothing_without_candidates(plm: Pretrained, few_shot: Target) -> None:
     x0, y = few_shot.tensors(plm)
     made = x0[:9], y[:9]
     kept, passes = select(plm, few_shot, *made, TuningParams(prompts=4, candidates=9), 3)
@@ -115,7 +115,7 @@ def test_the_number_made() -> None:
     assert TuningParams(prompts=3, candidates=7).made == 7
 
 
-def test_the_guidance_loss_reaches_the_prompt_but_not_its_reward(plm: Pretrained, few_shot: FewShot) -> None:
+def test_the_guidance_loss_reaches_the_prompt_but_not_its_reward(plm: Pretrained, few_shot: Target) -> None:
     x0, y = (part[:4].clone() for part in few_shot.tensors(plm))
     x0.requires_grad_(True)
     window, valid = few_shot.windows.any_windows(np.random.default_rng(0), 4, ACTING)
@@ -143,7 +143,7 @@ def test_evaluating_gives_every_module_its_mode_back(plm: Pretrained) -> None:
     assert len(set(before)) == 2
 
 
-def test_tensors_and_prompts_are_inverse(plm: Pretrained, few_shot: FewShot) -> None:
+def test_tensors_and_prompts_are_inverse(plm: Pretrained, few_shot: Target) -> None:
     back = to_prompts(*few_shot.tensors(plm), plm.normalization, TASK)
     np.testing.assert_allclose(back.x0, few_shot.prompts.x0, atol=1e-5)
     np.testing.assert_allclose(back.y, few_shot.prompts.y, atol=1e-5)

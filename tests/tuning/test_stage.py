@@ -10,24 +10,25 @@ import pytest
 import torch
 
 from pd_pipeline import graph
+from pd_pipeline.acting.actors import prompted
 from pd_pipeline.acting.environments import LocalBatch, episode_seed
 from pd_pipeline.acting.rollouts import Group, rollout
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
-from pd_pipeline.graph import METHODS
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.saved import load_diffuser, load_policy
-from pd_pipeline.models.weights import load_weights, weights
+from pd_pipeline.models.weights import load_weights
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Prompts, cut
 from pd_pipeline.stage import Key, StageContext
-from pd_pipeline.storage import digest, load_arrays, read_json
+from pd_pipeline.storage import digest, read_json
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import stage
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run
+from pd_pipeline.tuning.adaptation import load
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from tests.conftest import run_stages
 from tests.training.test_stages import kill_at, set_params
-from tests.tuning.tiny import same_prompts
+from tests.tuning.tiny import models, same_prompts, same_weights
 
 TASKS = (1, 4)
 EXACT = {"device": "cpu", "precision": "float32"}
@@ -45,12 +46,15 @@ def context(root: Path, out: Path, method: str, task: int = 4, seed: int = 0, **
     """A stage of the trained project, with a folder of its own for what it leaves."""
     project = graph.load(root)
     module = importlib.import_module(f"pd_pipeline.tuning.{method}")
+    run = project.params.run.model_copy(update={"variants": {"named_otherwise": method}})
     out.mkdir(parents=True)
     return StageContext(
         root=root,
         stage="tuned_named_otherwise",  # as a variant is
         key=Key("point_robot", task, seed),
         params=module.Params.model_validate(SMALL[method] | changes),
+        module=module.__name__,
+        modules=project.modules,
         environment=project.params.block("point_robot", "environment"),
         inputs={
             "trajectories": root / "data/trajectories/point_robot",
@@ -61,7 +65,7 @@ def context(root: Path, out: Path, method: str, task: int = 4, seed: int = 0, **
         work=out.parent / f"{out.name}-work",
         logs=out.parent / f"{out.name}-logs",
         progress=silent,
-        params_file=project.params,
+        params_file=project.params.model_copy(update={"run": run}),
     )
 
 
@@ -90,7 +94,8 @@ def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_
     denoiser, _ = load_diffuser(trained_project / "data/diffuser/point_robot-0")
     sizes = {"full_finetune": policy, "prompt_diffuser": denoiser}
     tuned = {name: sum(p.numel() for p in model.parameters()) for name, model in sizes.items()}
-    passes = {"prompt_gradient": 2 * 8 * 4 * 2, "full_finetune": 2 * 4 * 2, "prompt_diffuser": 2 * 4 * 2 + 32 * 9}
+    ways = {"prompt_gradient": 8 * 4 * 2, "full_finetune": 4 * 2, "prompt_diffuser": 4 * 2}
+    passes = {name: (each + 32 * 9 * (name == "prompt_diffuser"), each) for name, each in ways.items()}
     assert summary == {
         "method": method,
         "frozen": method != "full_finetune",
@@ -103,7 +108,8 @@ def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_
         "candidates": 9 if method == "prompt_diffuser" else None,
         "chain": 3 if method == "prompt_diffuser" else None,
         "tuned_parameters": (tuned | {"prompt_gradient": 3 * 5}).get(method, 0),
-        "plm_passes": passes.get(method, 0),
+        "plm_forward": passes.get(method, (0, 0))[0],
+        "plm_backward": passes.get(method, (0, 0))[1],
         "environment_episodes": 0,
     }
     assert len(prompts) == 8
@@ -111,7 +117,8 @@ def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_
     left = {"full_finetune": ["policy"], "prompt_diffuser": ["adapted", "guided"]}.get(method, [])
     log = ["log.csv"] if method in ("full_finetune", "prompt_diffuser", "prompt_gradient") else []
     arrays = [f"{name}.safetensors" for name in (*left, "prompts")]
-    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted([*arrays, *log, "summary.json"])
+    generator = ["generator.json"] if method == "prompt_diffuser" else []
+    assert sorted(f.name for f in (tmp_path / "out").iterdir()) == sorted([*arrays, *log, *generator, "summary.json"])
 
 
 @pytest.mark.parametrize("method", SMALL)
@@ -123,15 +130,15 @@ def test_what_is_left_is_what_the_method_made(method: str, trained_project: Path
     diffuser = load_diffuser(trained_project / "data/diffuser/point_robot-0")
     plm = Pretrained(policy, normalization, torch.device("cpu"), diffuser)
     seed = int(np.random.SeedSequence([3, 1]).generate_state(1)[0])
-    drawn = FewShot.of(few_shot(trained_project, 1, 3, seed=3), plm)
-    run = Run(tmp_path / "work", tmp_path / "logs", "", silent)
-    expected = importlib.import_module(f"pd_pipeline.tuning.{method}").tune(plm, drawn, given.params, seed, run)
-    same_prompts(Prompts.load(given.out / "prompts.safetensors"), expected.prompts)
-    models = expected.denoisers | ({"policy": expected.policy} if expected.policy else {})
-    for name, model in models.items():
-        arrays, _ = load_arrays(given.out / f"{name}.safetensors")
-        for key, array in weights(model).items():
-            np.testing.assert_array_equal(arrays[key], array)
+    drawn = Target.of(few_shot(trained_project, 1, 3, seed=3), plm)
+    run = Run(tmp_path / "work", tmp_path / "logs", "", silent, seed)
+    expected = importlib.import_module(f"pd_pipeline.tuning.{method}").tune(plm, drawn, given.params, run)
+    found = load(f"pd_pipeline.tuning.{method}", given.out, plm)
+    same_prompts(found.prompts, expected.prompts)
+    assert found.frozen == expected.frozen
+    assert models(found).keys() == models(expected).keys()
+    for name, model in models(expected).items():
+        same_weights(models(found)[name], model)
     if expected.history.rows:
         rows = pl.read_csv(given.out / "log.csv").to_dicts()
         assert [{k: v for k, v in row.items() if v is not None} for row in rows] == expected.history.rows
@@ -165,7 +172,7 @@ def test_another_tasks_trajectories_can_be_shown(method: str, trained_project: P
     assert (prompts.task_id == 1).all()
     assert (other["shown_task"], other["shown_episodes"]) == (1, drawn.episode_id.tolist())
     assert drawn.episode_id.tolist() != own["few_shot_episodes"]
-    for name in ("target_return", "few_shot", "few_shot_episodes", "plm_passes", "method"):
+    for name in ("target_return", "few_shot", "few_shot_episodes", "plm_forward", "method"):
         assert other[name] == own[name]
     conditions = {row.tobytes() for row in np.round(cut(drawn, 3).y, 3)}
     assert {row.tobytes() for row in np.round(prompts.y, 3)} <= conditions
@@ -199,8 +206,10 @@ def test_the_facts_for_the_record(
     method: str, changes: dict[str, Any], precision: str, trained_project: Path, tmp_path: Path
 ) -> None:
     given = context(trained_project, tmp_path / "out", method, **changes)
-    assert stage.run(given) == {
-        name: read_json(given.out / "summary.json")[name] for name in ("tuned_parameters", "plm_passes")
+    figures, summary = stage.run(given), read_json(given.out / "summary.json")
+    assert figures == {
+        "tuned_parameters": summary["tuned_parameters"],
+        "plm_passes": summary["plm_forward"] + summary["plm_backward"],
     }
     assert given.facts == {"device": "cpu", "precision": precision}
 
@@ -224,7 +233,7 @@ def rolled(root: Path, method: str, task: int, policy: PromptingDecisionTransfor
     count = len(prompts)
     environments = LocalBatch(family, [task] * count, [episode_seed(0, task, i) for i in range(count)])
     targets = np.full(count, read_json(out(root, method, task) / "summary.json")["target_return"])
-    group = Group(policy, np.arange(count), prompts)
+    group = Group(np.arange(count), prompted(policy, prompts, normalization))
     return rollout([group], targets, normalization, environments, silent, "").returns
 
 
@@ -255,7 +264,7 @@ def out(root: Path, method: str, task: int) -> Path:
 
 def test_all_methods_of_a_seed_get_the_same_few_shot_trajectories(tuned_project: Path) -> None:
     for task in TASKS:
-        summaries = [read_json(out(tuned_project, method, task) / "summary.json") for method in METHODS]
+        summaries = [read_json(out(tuned_project, method, task) / "summary.json") for method in SMALL]
         drawn = few_shot(tuned_project, task, 5)
         for summary in summaries:
             assert summary["few_shot_episodes"] == summary["shown_episodes"] == drawn.episode_id.tolist()

@@ -12,7 +12,8 @@ from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.tuning import full_finetune, no_prompt, noise_prompt, prompt_diffuser, prompt_dt, prompt_gradient
-from pd_pipeline.tuning.protocol import FewShot, Pretrained, Run, Tuned
+from pd_pipeline.tuning.adaptation import Adaptation, Reweighted
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from tests.builders import D_A, D_S, trajectories
 from tests.builders import policy as made_policy
 
@@ -49,16 +50,16 @@ def pretrained(**changes: Any) -> Pretrained:
     return Pretrained(policy, normalization, torch.device("cpu"), (denoiser, diffusion))
 
 
-def few_shot_of(plm: Pretrained, task: int = TASK) -> FewShot:
+def few_shot_of(plm: Pretrained, task: int = TASK) -> Target:
     """Three episodes of one task, the second one shorter: 23 segments."""
-    return FewShot.of(trajectories((10, 9, 10), (task,) * 3), plm)
+    return Target.of(trajectories((10, 9, 10), (task,) * 3), plm)
 
 
-def tuned(name: str, plm: Pretrained, few_shot: FewShot, work: Path, seed: int = 0, **changes: Any) -> Tuned:
+def tuned(name: str, plm: Pretrained, few_shot: Target, work: Path, seed: int = 0, **changes: Any) -> Any:
     """What a method leaves with small parameters, 4 prompts where nothing else is said."""
     module, defaults = METHODS[name]
     params = module.Params.model_validate({"prompts": 4} | defaults | changes)
-    return module.tune(plm, few_shot, params, seed, Run(work / "work", work / "logs", name, silent))
+    return module.tune(plm, few_shot, params, Run(work / "work", work / "logs", name, silent, seed))
 
 
 def same_prompts(found: Prompts, expected: Prompts) -> None:
@@ -73,15 +74,27 @@ def same_weights(found: torch.nn.Module, expected: torch.nn.Module, exactly: boo
         torch.testing.assert_close(found.state_dict()[name], tensor, msg=lambda m, n=name: f"{n}: {m}", **tolerance)
 
 
-def same(found: Tuned, expected: Tuned) -> None:
+def models(left: Adaptation) -> dict[str, torch.nn.Module]:
+    """Every model that an adaptation brings."""
+    found = {name: denoiser for name, (denoiser, _) in left.generators().items()}
+    return found | ({"policy": left.policy} if isinstance(left, Reweighted) else {})
+
+
+def passes(left: Adaptation) -> int:
+    """Through the PLM, forward and backward."""
+    return left.cost.plm_forward + left.cost.plm_backward
+
+
+def same(found: Any, expected: Any) -> None:
     """Equal in everything a method leaves, bit by bit."""
+    assert type(found) is type(expected)
     same_prompts(found.prompts, expected.prompts)
     assert found.history.rows == expected.history.rows
-    assert found.denoisers.keys() == expected.denoisers.keys()
-    for name, denoiser in expected.denoisers.items():
-        same_weights(found.denoisers[name], denoiser)
-    assert (found.policy is None) == (expected.policy is None)
-    if found.policy is not None and expected.policy is not None:
-        same_weights(found.policy, expected.policy)
-    for name in ("tuned_parameters", "plm_passes", "environment_episodes", "chain"):
-        assert getattr(found, name) == getattr(expected, name)
+    assert models(found).keys() == models(expected).keys()
+    for name, model in models(expected).items():
+        same_weights(models(found)[name], model)
+    for name, factors in getattr(expected, "factors", {}).items():
+        for one, other in zip(found.factors[name], factors, strict=True):
+            assert torch.equal(one, other)
+    assert (found.cost, found.frozen) == (expected.cost, expected.frozen)
+    assert [chain for _, chain in found.generators().values()] == [c for _, c in expected.generators().values()]

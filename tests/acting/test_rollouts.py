@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pd_pipeline.acting.actors import Started, prompted
 from pd_pipeline.acting.environments import LocalBatch, WorkerBatch, make_batch
 from pd_pipeline.acting.rollouts import Group, Rollouts, rollout
 from pd_pipeline.families.base import Family, load_family
@@ -100,7 +101,7 @@ def rolled(
     **changes: Any,
 ) -> Rollouts:
     """Prompt i in environment i, asked for returns from -2 to 3."""
-    groups = [Group(model, rows, given.select(rows)) for model, rows in models]
+    groups = [Group(rows, prompted(model, given.select(rows), normalization(of))) for model, rows in models]
     return rolled_groups(of, block, groups, tasks, **changes)
 
 
@@ -172,15 +173,13 @@ def test_episodes_that_end_early_count_no_more() -> None:
 def test_the_return_to_go_falls_by_the_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     of, block = family("point_robot")
     seen = []
-    from pd_pipeline.acting.prompted import PromptedPolicy
+    original = Started.act
 
-    original = PromptedPolicy.act
-
-    def spy(self: PromptedPolicy, window: Steps) -> torch.Tensor:
+    def spy(self: Started, window: Steps) -> torch.Tensor:
         seen.append(window)
         return original(self, window)
 
-    monkeypatch.setattr(PromptedPolicy, "act", spy)
+    monkeypatch.setattr(Started, "act", spy)
     found = rolled(of, block, [(policy(of), np.arange(2))], [0, 1], prompts(of, 2))
     assert [w.timesteps.shape[1] for w in seen] == [1, 2, 3, 3, 3, 3, 3, 3, 3], "the acting window"
     np.testing.assert_allclose(seen[0].returns_to_go[:, 0] * 5, [-2, 3])
@@ -274,7 +273,8 @@ def test_groups_of_other_lengths_change_nothing() -> None:
     model, given, tasks = policy(of), prompts(of, 5), [0, 1, 2, 1, 0]
     rows, others = np.array([0, 3, 4]), np.array([2, 1])
     alike = rolled(of, block, [(model, rows), (model, others)], tasks, given)
-    groups = [Group(model, rows, given.select(rows)), Group(model, others, nothing(of, 2))]
+    parts = (rows, given.select(rows)), (others, nothing(of, 2))
+    groups = [Group(each, prompted(model, under, normalization(of))) for each, under in parts]
     mixed = rolled_groups(of, block, groups, tasks)
     empty = rolled(of, block, [(model, others), (model, rows)], tasks, nothing(of, 5))
     for name in ("returns", "success", "lengths", "observations", "actions"):
@@ -286,8 +286,9 @@ def test_groups_of_other_lengths_change_nothing() -> None:
 def test_an_environment_without_a_policy_or_with_two() -> None:
     of, block = family("point_robot")
     for rows in (np.array([0]), np.array([0, 1, 1])):
+        group = Group(rows, prompted(policy(of), prompts(of, len(rows)), normalization(of)))
         with pytest.raises(AssertionError, match="one group"):
-            rolled_groups(of, block, [Group(policy(of), rows, prompts(of, len(rows)))], [0, 1])
+            rolled_groups(of, block, [group], [0, 1])
 
 
 def test_the_mode_of_a_policy_neither_matters_nor_changes() -> None:

@@ -1,0 +1,129 @@
+"""Actors: a policy, and what stands before its window in each of many environments.
+
+Whatever a method conditions the policy with (a prompt, embeddings, a prefix) becomes keys and values of every block
+that the window's tokens look at. It stands first and the mask is causal, so it does not depend on what follows, and
+computing it once is exact. Those of the sliding window are computed anew, since leaving the window changes what the
+remaining steps have seen. A prompt of no steps is no prompt: the policy then sees its window alone.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pd_pipeline.models.decision_transformer import (
+    Block,
+    Dropout,
+    PromptingDecisionTransformer,
+    Steps,
+    causal_mask,
+    residual,
+)
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
+from pd_pipeline.prompts.segments import Normalization, Prompts
+
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Of every block, each (n, tokens, width)."""
+
+Begin = Callable[..., KeysValues]
+"""(policy, *conditions) -> what stands before the window; a function of a module, by which alike actors are known."""
+
+
+class Origin(NamedTuple):
+    """Where a condition comes from: `episode 3` from a step on, or `generated`."""
+
+    name: str
+    step: int
+
+
+@dataclass(frozen=True)
+class Actors:
+    """n actors of one policy."""
+
+    policy: PromptingDecisionTransformer
+    begin: Begin
+    conditions: tuple[Tensor, ...]  # each (n, ...)
+    origins: tuple[Origin, ...]  # n
+
+    def __len__(self) -> int:
+        """Number of actors n."""
+        return len(self.origins)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> "Actors":
+        """The actors of these rows."""
+        picked = torch.as_tensor(np.asarray(rows))
+        conditions = tuple(condition[picked.to(condition.device)] for condition in self.conditions)
+        return replace(self, conditions=conditions, origins=tuple(self.origins[int(row)] for row in rows))
+
+    def is_like(self, other: "Actors") -> bool:
+        """Whether one forward pass can serve both."""
+        shapes = [[condition.shape[1:] for condition in actors.conditions] for actors in (self, other)]
+        return self.policy is other.policy and self.begin is other.begin and shapes[0] == shapes[1]
+
+    def started(self) -> "Started":
+        """The actors before their first step."""
+        return Started(self.policy, self.begin(self.policy, *self.conditions))
+
+
+def joined(parts: Sequence[Actors]) -> Actors:
+    """Actors that are alike as one."""
+    conditions = tuple(torch.cat(columns) for columns in zip(*(part.conditions for part in parts), strict=True))
+    return replace(parts[0], conditions=conditions, origins=tuple(origin for part in parts for origin in part.origins))
+
+
+def prompted(policy: PromptingDecisionTransformer, prompts: Prompts, normalization: Normalization) -> Actors:
+    """One actor per prompt."""
+    device = next(policy.parameters()).device
+    x0, y = prompt_tensors(prompts, normalization, device)
+    origins = tuple(
+        Origin("generated" if episode < 0 else f"episode {episode}", int(start))
+        for episode, start in zip(prompts.episode_id, prompts.start, strict=True)
+    )
+    return Actors(policy, read_prompt, tuple(prompt_steps(x0, y, normalization)), origins)
+
+
+@torch.no_grad()
+def read_prompt(policy: PromptingDecisionTransformer, *prompt: Tensor) -> KeysValues:
+    """Keys and values of n prompts of K* steps (the parts of `Steps`), K* >= 0."""
+    x = policy.norm_embedding(residual(policy.embed_prompt(Steps(*prompt))))  # (n, 3K*, width)
+    if not x.shape[1]:
+        return [(x, x)] * len(policy.blocks)
+    mask, found = causal_mask(x.shape[1], x), []
+    for block in policy.blocks:
+        found.append(_keys_values(block, block.norm_attention(x)))
+        x = block(x, mask, _NO_DROPOUT)
+    return found
+
+
+class Started:
+    """Actors under way; without dropout whatever mode the policy is in."""
+
+    def __init__(self, policy: PromptingDecisionTransformer, before: KeysValues):
+        self.policy, self._before = policy, before
+        self._tokens = before[0][0].shape[1]
+
+    @torch.no_grad()
+    def act(self, window: Steps) -> Tensor:
+        """Actions (n, d_a) in [-1, 1] for the last step of windows (n, L); that step's own action is not read."""
+        policy = self.policy
+        x = policy.norm_embedding(residual(policy.embed_window(window)[:, :-1]))  # (n, 3L - 1, width)
+        full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, tokens + 3L - 1)
+        for index, (block, before) in enumerate(zip(policy.blocks, self._before, strict=True)):
+            normed = block.norm_attention(x)
+            own = _keys_values(block, normed)
+            keys, values = (torch.cat(pair, dim=1) for pair in zip(before, own, strict=True))
+            if index + 1 == len(policy.blocks):  # only the last state token is read
+                x, normed, full = x[:, -1:], normed[:, -1:], full[-1:]
+            x = block.attend(x, normed, keys, values, full, _NO_DROPOUT)
+        return policy.act(x[:, 0])
+
+
+_NO_DROPOUT = Dropout(0.0)
+
+
+def _keys_values(block: Block, normed: Tensor) -> tuple[Tensor, Tensor]:
+    keys, values = block.key_value(normed).chunk(2, dim=-1)
+    return keys, values

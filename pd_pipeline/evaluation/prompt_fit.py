@@ -1,0 +1,101 @@
+"""Stage prompt_fit: how far generated prompts lie from real ones, for the pre-trained diffuser and the tuned ones."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from pd_pipeline.compute import pick_device
+from pd_pipeline.config import Device, Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.fit import compare
+from pd_pipeline.models.diffuser import Denoiser, generate
+from pd_pipeline.models.diffusion import Diffusion
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.prompts.segments import Prompts
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import read_json, write_json
+from pd_pipeline.trajectories.reading import read
+from pd_pipeline.tuning import adaptation, summary
+from pd_pipeline.tuning.protocol import Pretrained, Target, prompt_losses
+from pd_pipeline.tuning.summary import Summary
+
+
+class Params(Parameters):
+    """How the fit is measured."""
+
+    prompts: int = Field(default=512, gt=1, le=100_000, description="prompts generated for it")
+    device: Device = "auto"
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write `fit.json`.
+
+    The pre-trained diffuser is held against held-out training prompts and generates through its whole chain. The
+    tuned ones are held against prompts of the target's trajectories that tuning did not see, through the chain that
+    the prompts which are evaluated come from.
+    """
+    device = pick_device(context.params.device)
+    context.facts["device"] = str(device)
+    policy, normalization = load_policy(context.inputs["plm"], device)
+    denoiser, diffusion = load_diffuser(context.inputs["diffuser"], device)
+    plm = Pretrained(policy, normalization, device, (denoiser, diffusion))
+    quality = read_json(context.inputs["diffuser"] / "config.json")["quality"]
+    held_out = Prompts.load(context.inputs["prompts"] / f"{quality}-held_out.safetensors")
+    x0, y = prompt_tensors(held_out, normalization, device)
+    rng = np.random.default_rng(context.seed)
+    count = min(context.params.prompts, len(y) // 2)
+    made, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
+    pretrained = compare(x0.cpu().numpy(), made.cpu().numpy(), rng) | {"chain": diffusion.steps}
+    targets: dict[str, dict[str, Any]] = {}
+    for name in (name for name in context.inputs if name.startswith("tuned_")):
+        for task in context.family.test_tasks:
+            directory = context.inputs[name] / str(task)
+            left = adaptation.load(context.modules[name], directory, plm)
+            said = summary.load(directory)
+            generators = left.generators()
+            for state, (tuned, chain) in generators.items():
+                shown = left.shown() if state == list(generators)[-1] else None  # its last state made the prompts
+                targets.setdefault(str(task), {})[state] = _target_fit(
+                    context, task, said, shown, plm, tuned, diffusion, chain, rng
+                )
+    write_json(context.out / "fit.json", {"pretrained": pretrained, "targets": targets})
+    return {f"wasserstein_{kind}": pretrained[f"wasserstein_{kind}"] for kind in ("real", "generated")}
+
+
+def _target_fit(
+    context: StageContext,
+    task: int,
+    said: Summary,
+    shown: Prompts | None,
+    plm: Pretrained,
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    chain: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Generated against real prompts of the target's trajectories that tuning did not see, and L_DT under both.
+
+    `shown` are the prompts that the method left, where they come from this denoiser.
+    """
+    data = read(context.inputs["trajectories"] / f"{said.quality}.parquet", [task], family=context.family)
+    unseen = np.flatnonzero(~np.isin(data.episode_id, said.few_shot_episodes))
+    if not len(unseen):
+        raise PipelineError(
+            f"task {task}: all its trajectories are few-shot ones: collect more than few_shot "
+            "(trajectories.episodes), so that the fit can be measured"
+        )
+    held_out = Target.of(data.select(unseen), plm)
+    x0, y = held_out.tensors(plm)
+    count = min(context.params.prompts, len(y) // 2)
+    made, conditions = generate(denoiser, diffusion, y, count, chain, context.seed)
+    left = None if shown is None else plm.normalization.normalize(shown.x0)
+    real = torch.from_numpy(rng.choice(len(x0), min(16, count), replace=False)).to(plm.device)
+    generated = made[: len(real)], conditions[: len(real)]
+    return compare(x0.cpu().numpy(), made.cpu().numpy(), rng, left) | {
+        "chain": min(chain, diffusion.steps),
+        "action_loss_real": float(prompt_losses(plm, held_out, x0[real], y[real], context.seed).mean()),
+        "action_loss_generated": float(prompt_losses(plm, held_out, *generated, context.seed).mean()),
+    }

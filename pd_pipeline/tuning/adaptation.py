@@ -1,0 +1,161 @@
+"""What a method leaves: an Adaptation, which acts, saves itself and is loaded again beside a PLM.
+
+Nothing downstream asks which method made it. Most methods leave prompts (`Prompted`), or weights of the policy with
+the prompts it acts under (`Reweighted`). A method that leaves something else brings a class of its own, and in its
+module a function `load(directory, plm)`.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from pd_pipeline.acting.actors import Actors, prompted
+from pd_pipeline.config import Parameters
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
+from pd_pipeline.models.diffuser import Denoiser
+from pd_pipeline.models.weights import load_weights, weights
+from pd_pipeline.prompts.segments import Prompts
+from pd_pipeline.storage import read_model, save_arrays, write_json
+from pd_pipeline.training.loop import History
+from pd_pipeline.tuning.protocol import Pretrained
+
+
+class Cost(Parameters):
+    """What a method spent, in the units that are the same on every machine; seconds are in the record of its out.
+
+    A sequence (a prompt and a window) that goes through the PLM is a pass: a training step of batch B is B passes
+    forward and B backward, and a step of acting is one forward. Episodes in the environment, and the passes of acting
+    in them, are counted by the simulation.
+    """
+
+    tuned_parameters: int = Field(default=0, ge=0)
+    plm_forward: int = Field(default=0, ge=0)
+    plm_backward: int = Field(default=0, ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adaptation(ABC):
+    """What adapts the policy to one target."""
+
+    cost: Cost = field(default_factory=Cost)
+    history: History = field(default_factory=History)
+    """The series that tuning logged."""
+    frozen: bool = True
+    """Whether the PLM's own weights are as they were."""
+
+    @abstractmethod
+    def actors(self, plm: Pretrained) -> Actors:
+        """The actors that are evaluated, one per episode."""
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write what `load` needs."""
+
+    def shown(self) -> Prompts | None:
+        """The prompts in task units, where it is prompts that it leaves: for pictures of them."""
+        return None
+
+    def generators(self) -> Mapping[str, tuple[Denoiser, int]]:
+        """Name -> a generator of prompts and the steps of its reverse chain, to be measured against real ones."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompted(Adaptation):
+    """The PLM as it is, under prompts."""
+
+    prompts: Prompts
+
+    def actors(self, plm: Pretrained) -> Actors:
+        """One per prompt."""
+        return prompted(plm.policy, self.prompts, plm.normalization)
+
+    def save(self, directory: Path) -> None:
+        """Write `prompts.safetensors`."""
+        self.prompts.save(directory / "prompts.safetensors")
+
+    @classmethod
+    def load(cls, directory: Path, plm: Pretrained) -> Self:
+        """What `save` wrote. Raises PipelineError where it is missing or broken."""
+        return cls(prompts=Prompts.load(directory / "prompts.safetensors", plm.normalization))
+
+    def shown(self) -> Prompts | None:
+        """The prompts."""
+        return self.prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reweighted(Prompted):
+    """A policy of the PLM's shape with weights of its own, under prompts."""
+
+    policy: PromptingDecisionTransformer
+    frozen: bool = False
+
+    def actors(self, plm: Pretrained) -> Actors:
+        """One per prompt."""
+        return prompted(self.policy, self.prompts, plm.normalization)
+
+    def save(self, directory: Path) -> None:
+        """Write `prompts.safetensors` and `policy.safetensors`."""
+        super().save(directory)
+        save_arrays(directory / "policy.safetensors", weights(self.policy))
+
+    @classmethod
+    def load(cls, directory: Path, plm: Pretrained) -> Self:
+        """What `save` wrote. Raises PipelineError where it is missing or broken."""
+        policy = PromptingDecisionTransformer(plm.policy.config)
+        load_weights(policy, directory / "policy.safetensors", "the configuration of the PLM")
+        policy.to(plm.device).eval()
+        return cls(prompts=Prompts.load(directory / "prompts.safetensors", plm.normalization), policy=policy)
+
+
+def load(module: str, directory: Path, plm: Pretrained) -> Adaptation:
+    """What the method of a module left in a directory. Raises PipelineError where it is missing or broken."""
+    loaded: Adaptation = getattr(importlib.import_module(module), "load", Prompted.load)(directory, plm)
+    return loaded
+
+
+class _Chain(Parameters):
+    """`generator.json`: how prompts are drawn from the saved denoisers."""
+
+    chain: int = Field(gt=0)
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated(Prompted):
+    """Prompts of a generator that was tuned, and its states: denoisers by name, the last one made the prompts."""
+
+    denoisers: Mapping[str, Denoiser]
+    chain: int
+    """Steps of the reverse chain that the prompts come from."""
+
+    def save(self, directory: Path) -> None:
+        """Write `prompts.safetensors`, `generator.json` and a file per denoiser."""
+        super().save(directory)
+        for name, denoiser in self.denoisers.items():
+            save_arrays(directory / f"{name}.safetensors", weights(denoiser))
+        chain = _Chain(chain=self.chain, names=tuple(self.denoisers))
+        write_json(directory / "generator.json", chain.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, directory: Path, plm: Pretrained) -> Self:
+        """What `save` wrote. Raises PipelineError where it is missing or broken."""
+        assert plm.diffuser is not None, "its shape is that of the pre-trained diffuser"
+        how = read_model(directory / "generator.json", _Chain)
+        denoisers = {}
+        for name in how.names:
+            denoisers[name] = Denoiser(plm.diffuser[0].config)
+            load_weights(denoisers[name], directory / f"{name}.safetensors", "the diffuser's configuration")
+            denoisers[name].to(plm.device).eval()
+        prompts = Prompts.load(directory / "prompts.safetensors", plm.normalization)
+        return cls(prompts=prompts, denoisers=denoisers, chain=how.chain)
+
+    def generators(self) -> Mapping[str, tuple[Denoiser, int]]:
+        """Its denoisers."""
+        return {name: (denoiser, self.chain) for name, denoiser in self.denoisers.items()}

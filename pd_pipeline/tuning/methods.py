@@ -1,0 +1,119 @@
+"""The table of tuning methods, read off their files without importing them (they import torch).
+
+A method is a module with `Params` and `tune`: a file of this folder, or a user's own module beside params.yaml or
+installed, named in `run.extensions`. Beside these it may say, at the top level and as plain literals,
+
+    NEEDS = ("diffuser",)   # stages it reads beyond the trajectories and the PLM
+    ONLINE = True           # it runs episodes in the target's environment
+
+and define `load(directory, plm)` where it leaves an Adaptation that is not `Prompted`.
+"""
+
+import ast
+import importlib.util
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pd_pipeline.config import PARAMS_FILE, RunParams
+from pd_pipeline.errors import PipelineError
+
+ALWAYS = ("trajectories", "plm")
+READABLE = ("diffuser",)
+"""Stages that a method may name in NEEDS."""
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method."""
+
+    name: str
+    module: str
+    source: Path
+    needs: tuple[str, ...]
+    """Stages that it reads."""
+    online: bool
+    """Whether it runs episodes in the target's environment."""
+
+
+def known(asked: RunParams, root: Path) -> dict[str, Method]:
+    """Name -> method: those of this package, and the extensions of the project at `root`."""
+    found = dict(built_in())
+    for name, module in asked.extensions.items():
+        where = f"{PARAMS_FILE}: run.extensions.{name}"
+        if name in found:
+            raise PipelineError(f"{where}: '{name}' is a method of the package: choose another name")
+        method = _read(name, module, _source(module, root, where))
+        if method is None:
+            raise PipelineError(f"{where}: {_source(module, root, where)} defines no function `tune`")
+        found[name] = method
+    return found
+
+
+def chosen(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Method]:
+    """What runs: name of a method or variant -> the method. Raises PipelineError for a name that is none."""
+    names = {name: asked.method_of(name) for name in asked.methods}
+    for name, method in (names | asked.variants).items():
+        if method not in methods:
+            close = get_close_matches(method, methods, n=1)
+            meant = f"did you mean '{close[0]}'" if close else f"known are {', '.join(methods)}"
+            raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is no method: {meant}")
+    if hidden := sorted(set(asked.variants) & set(methods)):
+        raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are methods already: choose other names")
+    for part in ("variants", "extensions"):
+        if bad := [name for name in getattr(asked, part) if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
+            raise PipelineError(f"{PARAMS_FILE}: run.{part}: {bad}: a name is small letters, digits and '_'")
+    return {name: methods[method] for name, method in names.items()}
+
+
+@lru_cache(maxsize=1)
+def built_in() -> dict[str, Method]:
+    """The methods of this folder, by name."""
+    found = (_read(file.stem, f"pd_pipeline.tuning.{file.stem}", file) for file in sorted(FOLDER.glob("*.py")))
+    return {method.name: method for method in found if method is not None}
+
+
+def _source(module: str, root: Path, where: str) -> Path:
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, SyntaxError):  # of a package on the way to the module
+        spec = None
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise PipelineError(f"{where}: no module '{module}' beside {PARAMS_FILE} or installed")
+    return Path(spec.origin)
+
+
+def _read(name: str, module: str, source: Path) -> Method | None:
+    """What a file says of its method; None where it defines none."""
+    try:
+        tree = ast.parse(source.read_bytes(), str(source))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise PipelineError(f"{source}: not valid Python: {error}") from None
+    if not any(isinstance(node, ast.FunctionDef) and node.name == "tune" for node in tree.body):
+        return None
+    needs, online = _literal(tree, "NEEDS", (), source), _literal(tree, "ONLINE", False, source)
+    if not isinstance(needs, tuple | list) or not set(needs) <= set(READABLE):
+        raise PipelineError(f"{source}: NEEDS is {needs!r}: stages among {', '.join(READABLE)}")
+    if not isinstance(online, bool):
+        raise PipelineError(f"{source}: ONLINE is {online!r}: True or False")
+    return Method(name, module, source, (*ALWAYS, *needs), online)
+
+
+def _literal(tree: ast.Module, name: str, default: Any, source: Path) -> Any:
+    """The value of a constant of a module."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            try:
+                return ast.literal_eval(node.value)
+            except ValueError:
+                raise PipelineError(f"{source}: {name} must be a plain literal: it is read without importing") from None
+    return default
