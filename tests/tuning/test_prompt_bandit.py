@@ -1,0 +1,163 @@
+"""The bandit: that it finds the best arm, keeps to its budget, and explores as its strategy says."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pd_pipeline.acting.actors import Actors
+from pd_pipeline.acting.rollouts import Rollouts
+from pd_pipeline.config import parse
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
+from pd_pipeline.progress import silent
+from pd_pipeline.prompts.segments import cut
+from pd_pipeline.tuning import prompt_bandit
+from pd_pipeline.tuning.prompt_bandit import Params, RewardModels, assembled, last_hidden_state
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target
+from tests.tuning.tiny import PROMPT, TASK, same_prompts
+
+QUICK = {"networks": 4, "fit_steps": 20}
+
+
+class Scripted:
+    """A simulation in which an episode returns what its first prompt step was observed at."""
+
+    def __init__(self, budget: int):
+        self.budget, self.episodes, self.asked = budget, 0, []  # type: ignore[var-annotated]
+        self.sizes: list[int] = []
+
+    def __enter__(self) -> "Scripted":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def run(self, actors: Actors, target_return: float) -> Rollouts:
+        self.episodes += len(actors)
+        self.sizes.append(len(actors))
+        self.asked.append(target_return)
+        assert self.episodes <= self.budget
+        returns = actors.conditions[1][:, 0, 0].double().numpy()  # the first observation of the first step
+        empty = np.zeros((len(actors), 1, 1), np.float32)
+        return Rollouts(returns, returns > 0, np.ones(len(actors), int), empty, empty)
+
+
+def played(plm: Pretrained, target: Target, tmp_path: Path, seed: int = 0, **changes: Any) -> tuple[Any, Scripted]:
+    made: list[Scripted] = []
+
+    def simulate(budget: int) -> Any:
+        made.append(Scripted(budget))
+        return made[-1]
+
+    params = Params.model_validate({"episodes": 60, "prompts": 4} | QUICK | changes)
+    run = Run(tmp_path / "work", tmp_path / "logs", "tuned_prompt_bandit", silent, seed, simulate)
+    return prompt_bandit.tune(plm, target, params, run), made[0]
+
+
+@pytest.mark.parametrize("strategy", ["thompson", "ucb", "epsilon_greedy"])
+@pytest.mark.parametrize("features", ["segment", "hidden"])
+def test_the_best_arm_is_found_and_left_for_every_episode(
+    strategy: str, features: str, plm: Pretrained, few_shot: Target, tmp_path: Path
+) -> None:
+    left, simulation = played(plm, few_shot, tmp_path, strategy=strategy, features=features)
+    assert simulation.episodes == simulation.budget == 60
+    assert simulation.sizes == [10] + [1] * 50
+    assert set(simulation.asked) == {few_shot.asked}
+    x0, _ = prompt_tensors(few_shot.prompts, plm.normalization)
+    values = x0[:, 0, 0].sort(descending=True).values
+    found, _ = prompt_tensors(left.prompts, plm.normalization)
+    assert len({value.tobytes() for value in left.prompts.x0}) == 1, "one arm"
+    assert len(left.prompts) == 4
+    assert float(found[0, 0, 0]) >= float(values[2]), "among the three best of 23"
+    assert left.frozen
+    assert [row["step"] for row in left.history.rows] == [10, *range(11, 61)]
+
+
+def test_the_seed_decides(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    rows = [played(plm, few_shot, tmp_path, seed)[0].history.rows for seed in (1, 1, 2)]
+    assert rows[0] == rows[1] != rows[2]
+
+
+def test_episodes_run_side_by_side_and_never_beyond_the_budget(
+    plm: Pretrained, few_shot: Target, tmp_path: Path
+) -> None:
+    _, simulation = played(plm, few_shot, tmp_path, episodes=23, first=7, together=5)
+    assert simulation.sizes == [7, 5, 5, 5, 1]
+    _, simulation = played(plm, few_shot, tmp_path, episodes=4, first=7)
+    assert simulation.sizes == [4]
+
+
+def test_epsilon_falls_to_zero_over_its_share() -> None:
+    params = Params.model_validate({"strategy": "epsilon_greedy", "episodes": 100, "explore": 0.5, "first": 1} | QUICK)
+    models = RewardModels(torch.randn(23, 5), params, 0)
+    best = int(models.predictions().mean(1).argmax())
+    rng = np.random.default_rng(0)
+    shares = [
+        np.mean([prompt_bandit._choose(models, params, 23, episode, rng)[0] != best for _ in range(400)])
+        for episode in (1, 25, 50, 99)
+    ]
+    np.testing.assert_allclose(shares, [0.98 * 22 / 23, 0.5 * 22 / 23, 0, 0], atol=0.08)
+
+
+def test_ucb_prefers_what_is_little_known_and_thompson_what_one_network_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    params = Params.model_validate({"strategy": "ucb", "confidence": 2.0, "first": 1} | QUICK | {"networks": 3})
+    models = RewardModels(torch.randn(4, 5), params, 0)
+    said = torch.tensor([[[5.0, 3.0, 0.0, 1.0], [5.0, 6.0, 0.0, 1.0], [5.0, 3.0, 0.0, 9.0]]])  # (slot, network, arm)
+    monkeypatch.setattr(models, "predictions", lambda: said)
+    rng = np.random.default_rng(0)
+
+    def chosen(**changes: Any) -> set[int]:
+        changed = params.model_copy(update=changes)
+        return {int(prompt_bandit._choose(models, changed, 4, 5, rng)[0]) for _ in range(60)}
+
+    assert chosen(confidence=0.0) == {0}, "the best mean: 5, 4, 0, 3.7"
+    assert chosen(confidence=2.0) == {3}, "deviations 0, 1.7, 0, 4.6"
+    assert chosen(strategy="thompson") == {0, 1, 3}, "the best of each network"
+
+
+def test_a_prompt_of_slots_is_its_segments_one_after_another(few_shot: Target) -> None:
+    arms = cut(few_shot.data, 2)
+    made = assembled(arms, np.array([[4, 0, 7], [1, 1, 3]]))
+    np.testing.assert_array_equal(made.x0[0], np.concatenate([arms.x0[4], arms.x0[0], arms.x0[7]]))
+    np.testing.assert_array_equal(made.y[1], np.concatenate([arms.y[1], arms.y[1], arms.y[3]]))
+    assert (made.task_id == TASK).all()
+    same_prompts(assembled(arms, np.array([[5], [2]])), arms.select(np.array([5, 2])))
+
+
+def test_every_slot_gets_its_best_arm(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    left, simulation = played(plm, few_shot, tmp_path, slots=PROMPT)
+    assert left.prompts.x0.shape == (4, PROMPT, few_shot.prompts.x0.shape[2])
+    assert simulation.episodes == 60
+    first, _ = prompt_tensors(left.prompts, plm.normalization)
+    arms, _ = prompt_tensors(cut(few_shot.data, 1), plm.normalization)
+    assert float(first[0, 0, 0]) >= float(arms[:, 0, 0].sort(descending=True).values[4]), "the slot that decides"
+
+
+def test_slots_that_do_not_divide_the_prompt(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="a prompt of 3 steps has no 2 equal parts"):
+        played(plm, few_shot, tmp_path, slots=2)
+
+
+def test_hidden_states_are_those_of_the_last_action_token(plm: Pretrained, few_shot: Target) -> None:
+    steps = prompt_steps(*prompt_tensors(few_shot.prompts, plm.normalization), plm.normalization)
+    policy = plm.policy
+    with torch.no_grad():
+        x = policy.norm_embedding(policy.embed_prompt(steps))
+        mask = torch.full((3 * PROMPT, 3 * PROMPT), -torch.inf).triu(1)
+        for block in policy.blocks:
+            x = block(x, mask, policy.dropout)
+    torch.testing.assert_close(last_hidden_state(policy, steps), policy.norm_final(x)[:, -1])
+
+
+def test_an_offline_run_has_no_simulation(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    run = Run(tmp_path, tmp_path, "tuned_mine x-1-0", silent, 0)
+    with pytest.raises(PipelineError, match=r"tuned_mine x-1-0: .*offline one: set `ONLINE = True`"):
+        prompt_bandit.tune(plm, few_shot, Params(), run)
+
+
+def test_candidates_mean_nothing_to_it() -> None:
+    with pytest.raises(PipelineError, match="leave out candidates"):
+        parse(Params, {"candidates": 64}, "tuned_prompt_bandit")
