@@ -94,7 +94,9 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
     assert 0.88 < covered / 300 < 0.98
 
 
-@pytest.mark.parametrize(("successes", "trials"), [(0, 10), (10, 10), (3, 10), (1, 1), (39, 40), (200, 400)])
+@pytest.mark.parametrize(
+    ("successes", "trials"), [(0, 7), (0, 9), (0, 10), (10, 10), (17, 17), (3, 10), (1, 1), (39, 40), (200, 400)]
+)
 @pytest.mark.parametrize("confidence", [0.9, 0.95])
 def test_wilson_is_that_of_scipy(successes: int, trials: int, confidence: float) -> None:
     expected = stats.binomtest(successes, trials).proportion_ci(confidence, method="wilson")
@@ -255,41 +257,40 @@ def test_normalized() -> None:
     assert normalized(1.0, 3.0, 2.0) is None, "upside down, the worst would be best"
 
 
-def test_confidence_is_that_of_every_interval() -> None:
-    """Half of what is certain: Student's t of two degrees of freedom, quartiles of draws, Wilson's with z of it."""
+def test_confidence_is_that_of_every_interval_over_seeds() -> None:
+    """Half of what is certain: Student's t of two degrees of freedom."""
     rng = np.random.default_rng(0)
-    ours, theirs = several_seeds((1.0, 2.0, 6.0), rng), several_seeds((0.0, 2.0, 1.0), rng)
-    ceiling = several_seeds((10.0, 11.0, 12.0), rng)
-
-    def students(values: Sequence[float]) -> tuple[float, float]:
-        return tuple(stats.ttest_1samp(values, 0.0).confidence_interval(0.5))
-
-    means, lower, upper = ([float(np.mean(seed)) for seed in each] for each in (ours, theirs, ceiling))
-    assert estimate(ours, mean, rng, 10, 0.5)[1:] == pytest.approx(students(means))
-    apart = [one - other for one, other in zip(means, lower, strict=True)]
-    assert paired_difference(ours, theirs, rng, 10, 0.5)[1:] == pytest.approx(students(apart))
-    found = position(ours, theirs, ceiling, rng, 10, 0.5)
-    assert found is not None
-    places = [(one - low) / (high - low) for one, low, high in zip(means, lower, upper, strict=True)]
-    low, high = students(places)
-    assert found[1:] == pytest.approx((found.value - (high - low) / 2, found.value + (high - low) / 2))
-
-    def drawn(runs: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        return runs[draws.integers(0, len(runs), (300, len(runs)))].mean(1)
-
-    runs = [[ours[0][:1]], [theirs[0][:1]], [ceiling[0][:1]]]
-    draws = np.random.default_rng(1)
-    one, other, third = (drawn(each[0][0], draws) for each in runs)
-    generator = np.random.default_rng(1)
-    assert estimate(runs[0], mean, generator, 300, 0.5)[1:] == pytest.approx(np.quantile(one, (0.25, 0.75)))
-    found = position(*runs, np.random.default_rng(1), 300, 0.5)
-    assert found is not None
-    assert found[1:] == pytest.approx(np.quantile((one - other) / (third - other), (0.25, 0.75)))
-    difference = paired_difference(*runs[:2], np.random.default_rng(1), 300, 0.5)
-    assert difference[1:] == pytest.approx(np.quantile(one - other, (0.25, 0.75)))
+    ours, floor, ceiling = (several_seeds(values, rng) for values in ((1.0, 2.0, 6.0), (0.0, 2.0, 1.0), (10.0,) * 3))
+    means, low, high = (np.array([np.mean(seed) for seed in each]) for each in (ours, floor, ceiling))
+    place = position(ours, floor, ceiling, rng, confidence=0.5)
+    assert place is not None
+    assert place.low is not None
+    assert place.high is not None
+    for width, values in (
+        (np.ptp(estimate(ours, mean, rng, confidence=0.5)[1:]), means),
+        (np.ptp(paired_difference(ours, floor, rng, confidence=0.5)[1:]), means - low),
+        (place.high - place.low, (means - low) / (high - low)),
+    ):
+        expected = stats.ttest_1samp(values, 0.0).confidence_interval(0.5)
+        assert width == pytest.approx(expected.high - expected.low)
+    assert success_rate([np.array([True, False]), np.array([True, True])], 0.5)[1:] == pytest.approx((0.5, 1.0))
     alike = [np.array([True] * 19 + [False])] * 3
     assert success_rate(alike, 0.5) == wilson(57, 60, 0.5)
-    assert success_rate([np.array([True, False]), np.array([True, True])], 0.5)[1:] == pytest.approx((0.5, 1.0))
+
+
+def test_confidence_is_that_of_every_interval_of_draws() -> None:
+    """Half of what is certain: from quartile to quartile."""
+    ours, floor, ceiling = (scores(1, 9, seed, shift) for seed, shift in enumerate((4.0, 0.0, 9.0)))
+    rng = np.random.default_rng(1)
+    drawn = [each[0][0][rng.integers(0, 9, (300, 9))].mean(1) for each in (ours, floor, ceiling)]
+    found = estimate(ours, mean, np.random.default_rng(1), 300, 0.5)
+    assert found[1:] == pytest.approx(np.quantile(drawn[0], (0.25, 0.75)))
+    found = paired_difference(ours, floor, np.random.default_rng(1), 300, 0.5)
+    assert found[1:] == pytest.approx(np.quantile(drawn[0] - drawn[1], (0.25, 0.75)))
+    place = position(ours, floor, ceiling, np.random.default_rng(1), 300, 0.5)
+    assert place is not None
+    expected = (drawn[0] - drawn[1]) / (drawn[2] - drawn[1])
+    assert place[1:] == pytest.approx(np.quantile(expected, (0.25, 0.75)))
 
 
 def test_as_many_draws_are_taken_as_asked_for() -> None:
@@ -322,3 +323,15 @@ def test_draws_where_both_ends_meet_are_no_scale() -> None:
     rng = np.random.default_rng(0)
     floor, ceiling = [[np.array([4.0, 4.0])]], [[np.array([4.0, 10.0])]]
     assert position([[np.array([5.0, 5.0])]], floor, ceiling, rng) == (pytest.approx(1 / 3), None, None)
+
+
+def test_tasks_weigh_alike_in_a_position_however_many_runs_they_have() -> None:
+    ours, floor, ceiling = (
+        [[np.full(1, low), np.full(3, high)]] for low, high in ((2.0, 8.0), (0.0, 0.0), (10.0, 30.0))
+    )
+    assert position(ours, floor, ceiling, np.random.default_rng(0)) == (0.25, 0.25, 0.25)
+
+
+@pytest.mark.filterwarnings("error")
+def test_success_of_one_seed_needs_no_interval_over_seeds() -> None:
+    assert success_rate([np.array([True, False, True])]) == wilson(2, 3)

@@ -16,7 +16,8 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PolicyConfig, PolicyShape
 from pd_pipeline.models.diffuser import DenoiserConfig
 from pd_pipeline.models.diffusion import DiffusionParams
-from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.models.saved_diffuser import load_diffuser
+from pd_pipeline.models.saved_policy import load_policy
 from pd_pipeline.prompts import stage as prompts
 from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.training import diffuser, plm

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
-from pd_pipeline.prompts.segments import Normalization, cut
-from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, between
+from pd_pipeline.prompts.segments import Normalization, Prompts, cut
+from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, between, policy_loss
 from pd_pipeline.trajectories.reading import Trajectories
 from tests.builders import D_A, D_S, trajectories
+from tests.builders import policy as made_policy
 
 LENGTHS, TASKS = (9, 4, 10, 2, 7), (0, 0, 3, 3, 3)
 
@@ -87,6 +88,14 @@ def test_a_batch_is_balanced_over_tasks_and_prompts_are_of_the_same_task(data: P
         same_episode += int((episodes[:, 0] == batch.window.observations[:, 0, 1]).sum())
     assert starts == {(e, s) for e in (0, 1, 2, 4) for s in range(LENGTHS[e] - 2)}, "every segment is drawn"
     assert 0 < same_episode < 600
+
+
+def test_an_episode_as_long_as_a_prompt_is_one(data: PolicyData) -> None:
+    rng, drawn = np.random.default_rng(1), set()
+    for _ in range(50):
+        prompt = data.batch(rng, 3, 2, 4).prompt
+        drawn |= {(int(e), int(s)) for e, s in prompt.observations[:, 0, 1:]}
+    assert drawn == {(e, s) for e, length in enumerate(LENGTHS) for s in range(length - 1)}, "episode 3 has one"
 
 
 def test_prompts_are_full_and_shapes_are_as_told(data: PolicyData) -> None:
@@ -172,3 +181,66 @@ def test_interpolation_gives_prompt_and_window_the_same_weight(data: PolicyData)
     batch = data.batch(np.random.default_rng(5), 50, 2, 4, TaskInterpolation(share=1, extrapolation=0.3))
     tasks = batch.prompt.observations[:, 0, 0], batch.window.observations[:, 0, 0]
     torch.testing.assert_close(*tasks)
+
+
+def test_windows_of_a_batch_end_at_every_step(data: PolicyData) -> None:
+    rng, ends = np.random.default_rng(1), set()
+    for _ in range(100):
+        batch = data.batch(rng, 3, 2, 4)
+        last = batch.valid.sum(1) - 1
+        of_last = batch.window.observations[torch.arange(6), last]
+        ends |= {(int(episode), int(step)) for episode, step in of_last[:, 1:]}
+    assert ends == {(episode, step) for episode, length in enumerate(LENGTHS) for step in range(length)}
+
+
+def test_interpolation_by_hand(data: PolicyData) -> None:
+    """A partner that is too short for window or prompt is none; of the others each has a weight of its own."""
+    mixed, exact = 0, 0
+    for seed in range(60):
+        batch = data.batch(np.random.default_rng(seed), 3, 2, 4, TaskInterpolation(share=0.6, extrapolation=0.5))
+        rng = np.random.default_rng(seed)
+        windows, prompts = (np.concatenate([rng.choice(of, 3) for of in ([0, 1], [2, 3, 4])]) for _ in range(2))
+        starts = rng.integers(0, np.array(LENGTHS)[prompts] - 1)
+        ends = rng.integers(1, np.array(LENGTHS)[windows] + 1)
+        partners, share, weights = rng.permutation(6), rng.random(6), rng.uniform(-0.5, 1.5, 6)
+        for i, j in enumerate(partners):
+            left = LENGTHS[windows[j]] - ends[i], LENGTHS[prompts[j]] - (starts[i] + 2)
+            takes_part = share[i] < 0.6 and min(left) >= 0
+            weight = weights[i] if takes_part else 1.0
+            mixed += int(takes_part)
+            exact += int(takes_part and min(left) == 0)
+            other = j if takes_part else i
+            for part, episodes, first in (
+                (batch.prompt, prompts, starts[i]),
+                (batch.window, windows, max(ends[i] - 4, 0)),
+            ):
+                own, its = ((TASKS[e], e, first) for e in (episodes[i], episodes[other]))
+                expected = weight * np.array(own) + (1 - weight) * np.array(its)
+                np.testing.assert_allclose(part.observations[i, 0], expected, atol=1e-5)
+                assert part.timesteps[i, 0] == first
+    assert mixed > 60
+    assert exact > 5, "some partners end where the sample does"
+
+
+def test_only_valid_steps_are_in_the_loss() -> None:
+    """Beyond the end of an episode the last step repeats: what the PLM answers there is nobody's error."""
+    model = made_policy()
+    data = PolicyData(trajectories((6, 2), (0, 1)), Normalization.of([trajectories((6, 2), (0, 1))]))
+    batch = data.batch(np.random.default_rng(0), 3, 2, 4)
+    with torch.no_grad():
+        errors = (model(batch.prompt, batch.window) - batch.window.actions) ** 2
+        assert float(policy_loss(model, batch)) == pytest.approx(float(errors[batch.valid].mean()), rel=1e-5)
+    assert not batch.valid.all()
+
+
+@pytest.mark.parametrize("horizon", [150, 500])
+def test_every_timestep_comes_back_from_its_share_of_the_horizon(horizon: int) -> None:
+    """Some of the shares, times the horizon, are a little below the timestep."""
+    normalization = replace(plain(), horizon=horizon)
+    timesteps = np.arange(horizon, dtype=np.float32).reshape(1, -1)
+    x0 = np.zeros((1, horizon, D_S + D_A + 1), np.float32)
+    y = np.stack((np.zeros_like(timesteps), timesteps), axis=-1)
+    zeros = np.zeros(1, np.int32)
+    tensors = prompt_tensors(Prompts(x0, y, zeros, zeros.astype(np.int64), zeros), normalization)
+    assert ((tensors[1][..., 1] * horizon).numpy() < timesteps).any()
+    assert prompt_steps(*tensors, normalization).timesteps.tolist() == [list(range(horizon))]

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.models.saved_diffuser import load_diffuser
+from pd_pipeline.models.saved_policy import load_policy
 from pd_pipeline.records import find
 from pd_pipeline.storage import digest
 from pd_pipeline.training import loop

@@ -226,3 +226,37 @@ def test_float32_of_real_size_is_orthogonal_to_rounding() -> None:
     generator = torch.Generator().manual_seed(0)
     g, off = ([torch.randn(256, 256, generator=generator), torch.randn(256, generator=generator)] for _ in range(2))
     assert abs(float(cosine(project_flat(g, off), off))) < 1e-6
+
+
+def test_flat_is_flat_within_each_layer_under_a_test_per_layer() -> None:
+    """Layers (1) and (1) against (-1) and (3): the first conflicts, and the part of a whole would be -2."""
+    found, share = combine(tensors([1.0], [1.0]), tensors([-1.0], [3.0]), 1.0, "projection", "flat", "layer")
+    same(found, [1.0], [4.0])
+    assert share == 0.5
+
+
+@pytest.mark.parametrize(("value", "left"), [(5.0, [[0.0, 2.0], [0.0, 4.0]]), (4.0, [[0.0, 0.0], [0.0, 0.0]])])
+def test_what_holds_95_percent_of_the_energy_is_removed_by_default(value: float, left: list) -> None:
+    """Beside a singular value of 1, one of 5 holds 0.96 of the energy, one of 4 holds 0.94."""
+    g, off = tensors([[1.0, 2.0], [3.0, 4.0]], [[value, 0.0], [0.0, 1.0]])
+    same([project_rows(g, off)], left)
+    update, share = combine([-off], [g], 1.0, reading="layer_svd")
+    same(update, (torch.tensor(left).double() - off).tolist())
+    assert share == 1.0
+
+
+def test_no_more_directions_are_removed_than_hold_the_energy() -> None:
+    """Two equal singular values: either direction holds half of the energy, exactly."""
+    g, off = tensors([[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]])
+    assert torch.linalg.matrix_rank(g - project_rows(g, off, 0.5)) == 1
+
+
+def test_tiny_gradients_have_a_direction() -> None:
+    g, off = tensors([3e-9, 4e-9]), tensors([1e-9, 0.0])
+    torch.testing.assert_close(project_flat(g, off)[0], tensors([0.0, 4e-9])[0], atol=1e-20, rtol=0)
+    assert float(cosine(g, off)) == pytest.approx(0.6)
+
+
+def test_gradients_of_other_layers_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        inner(tensors([1.0], [2.0]), tensors([1.0]))

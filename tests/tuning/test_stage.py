@@ -16,7 +16,8 @@ from pd_pipeline.acting.rollouts import Group, rollout
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
-from pd_pipeline.models.saved import load_diffuser, load_policy
+from pd_pipeline.models.saved_diffuser import load_diffuser
+from pd_pipeline.models.saved_policy import load_policy
 from pd_pipeline.models.weights import load_weights
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Prompts, cut

@@ -1,0 +1,125 @@
+"""The stage prompt_fit under a seed of its own, computed a second time."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pd_pipeline import graph
+from pd_pipeline.evaluation import prompt_fit
+from pd_pipeline.evaluation.fit import compare
+from pd_pipeline.models.diffuser import generate
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.models.saved_diffuser import load_diffuser
+from pd_pipeline.models.saved_policy import load_policy
+from pd_pipeline.models.weights import load_weights
+from pd_pipeline.progress import silent
+from pd_pipeline.prompts.segments import Prompts, cut
+from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.storage import read_json, write_json
+from pd_pipeline.trajectories.reading import read
+from pd_pipeline.tuning.protocol import Pretrained, Target, prompt_losses
+
+SEED = 5
+
+
+def context(root: Path, out: Path, *methods: str, **changes: Any) -> StageContext:
+    """The stage with what another seed left as its inputs."""
+    project = graph.load(root)
+    out.mkdir(parents=True)
+    data = root / "data"
+    inputs = {name: data / name / "point_robot-0" for name in ("plm", "diffuser", *(f"tuned_{m}" for m in methods))}
+    inputs |= {name: data / name / "point_robot" for name in ("trajectories", "prompts")}
+    return StageContext(
+        root=root,
+        stage="prompt_fit",
+        key=Key("point_robot", None, SEED),
+        params=prompt_fit.Params.model_validate({"device": "cpu", **changes}),
+        module=prompt_fit.__name__,
+        modules=project.modules,
+        environment=project.params.block("point_robot", "environment"),
+        inputs=inputs,
+        out=out,
+        work=out.parent / "work",
+        logs=out.parent / "logs",
+        progress=silent,
+        params_file=project.params,
+    )
+
+
+def fit_by_hand(given: StageContext, held_out: Prompts, most: int, unseen_prompts: dict[str, int]) -> dict[str, Any]:
+    """`fit.json` with held-out prompts of training tasks, and so many unseen prompts of each target."""
+    policy, normalization = load_policy(given.inputs["plm"])
+    denoiser, diffusion = load_diffuser(given.inputs["diffuser"])
+    plm = Pretrained(policy, normalization, torch.device("cpu"))
+    rng = np.random.default_rng(SEED)
+    x0, y = prompt_tensors(held_out, normalization)
+    made, _ = generate(denoiser, diffusion, y, min(most, len(y) // 2), 8, SEED)
+    found: dict[str, Any] = {"pretrained": compare(x0.numpy(), made.numpy(), rng) | {"chain": 8}, "targets": {}}
+    for task, total in unseen_prompts.items():
+        left = given.inputs["tuned_prompt_diffuser"] / task
+        summary = read_json(left / "summary.json")
+        chain = read_json(left / "generator.json")["chain"]
+        data = read(given.inputs["trajectories"] / f"{summary['quality']}.parquet", [int(task)])
+        others = [i for i, episode in enumerate(data.episode_id) if episode not in summary["few_shot_episodes"]]
+        unseen = Target.of(data.select(np.array(others)), plm)
+        x0, y = prompt_tensors(cut(data.select(np.array(others)), 3), normalization)
+        assert len(y) == total
+        count = min(most, total // 2)
+        found["targets"][task] = {}
+        for name in ("adapted", "guided"):
+            load_weights(denoiser, left / f"{name}.safetensors", "the diffuser")
+            made, conditions = generate(denoiser, diffusion, y, count, chain, SEED)
+            real = rng.choice(len(x0), min(count, 16), replace=False)
+            kept = normalization.normalize(Prompts.load(left / "prompts.safetensors").x0) if name == "guided" else None
+            found["targets"][task][name] = compare(x0.numpy(), made.numpy(), rng, kept) | {
+                "chain": min(chain, 8),
+                "action_loss_real": float(prompt_losses(plm, unseen, x0[real], y[real], SEED).mean()),
+                "action_loss_generated": float(
+                    prompt_losses(plm, unseen, made[: len(real)], conditions[: len(real)], SEED).mean()
+                ),
+            }
+    return found
+
+
+@pytest.mark.parametrize(("most", "chain"), [(5, 3), (500, 30)])
+def test_the_fit_by_hand(most: int, chain: int, tuned_project: Path, tmp_path: Path) -> None:
+    """Task 1 was tuned on random data and another task's prompts, so that what is unseen of it is random too.
+
+    A pool of n prompts is halved to be compared with itself: no more than n / 2 are generated, and the action loss is
+    that of 16 of them.
+    """
+    given = context(tuned_project, tmp_path / "out", "prompt_diffuser", prompts=most)
+    tuned = tmp_path / "tuned"
+    shutil.copytree(given.inputs["tuned_prompt_diffuser"], tuned)
+    given.inputs["tuned_prompt_diffuser"] = tuned
+    summary = read_json(tuned / "1/summary.json") | {"shown_task": 4, "shown_episodes": [0]}
+    write_json(tuned / "1/summary.json", summary | {"quality": "random", "few_shot_episodes": [1]})
+    write_json(tuned / "4/summary.json", read_json(tuned / "4/summary.json") | {"few_shot_episodes": [0, 3]})
+    write_json(tuned / "1/generator.json", {"chain": chain, "names": ["adapted", "guided"]})
+    prompt_fit.run(given)
+    held_out = Prompts.load(given.inputs["prompts"] / "expert-held_out.safetensors")
+    assert len(held_out) == 4 * 10, "an episode of each of four tasks"
+    unseen = {"1": 10, "4": 5 * 10}
+    found, expected = read_json(given.out / "fit.json"), fit_by_hand(given, held_out, most, unseen)
+    assert {task: parts["guided"]["prompts"] for task, parts in found["targets"].items()} == {
+        task: min(most, count // 2) for task, count in unseen.items()
+    }
+    assert found == expected
+
+
+def test_the_pretrained_fit_is_of_the_quality_the_diffuser_learned(tuned_project: Path, tmp_path: Path) -> None:
+    given = context(tuned_project, tmp_path / "out", prompts=16)
+    random = read(given.inputs["trajectories"] / "random.parquet", given.family.train_tasks)
+    for name in ("prompts", "diffuser"):
+        shutil.copytree(given.inputs[name], tmp_path / name)
+        given.inputs[name] = tmp_path / name
+    held_out = cut(random, 3, 4)
+    held_out.save(tmp_path / "prompts/random-held_out.safetensors")
+    write_json(tmp_path / "diffuser/config.json", read_json(tmp_path / "diffuser/config.json") | {"quality": "random"})
+    prompt_fit.run(given)
+    assert len(held_out) == 4 * 2 * 3
+    assert read_json(given.out / "fit.json") == fit_by_hand(given, held_out, 12, {})
