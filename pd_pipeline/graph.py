@@ -17,14 +17,15 @@ from typing import Any
 from pd_pipeline import config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile, RunParams
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family, load_family, source_file
+from pd_pipeline.families.base import Family, entry_point, load_family, source_file
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
-from pd_pipeline.tuning.methods import Method, known
+from pd_pipeline.tuning.methods import DIFFUSER_MODULE, Method, known
 from pd_pipeline.tuning.methods import chosen as methods_chosen
 
 PACKAGE = Path(__file__).parent
+REGISTRY = PACKAGE / "families" / "registry.py"
 FAMILY, SEED, TASK = "family", "seed", "task"
 GENERATING = {"diffuser": "pd_pipeline.training.diffuser", "prompt_fit": "pd_pipeline.evaluation.prompt_fit"}
 """Stages that run only where a method generates prompts, and the modules of their Params."""
@@ -67,7 +68,10 @@ def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
     p = "pd_pipeline."
 
     def stage(name: str, module: str, axes: tuple[str, ...], *needs: str, uses: tuple[str, ...] = ()) -> Stage:
-        return Stage(name, p + module, p + module, axes, needs, uses)
+        return Stage(name, p + module, p + module, axes, needs, (*uses, *reading(needs)))
+
+    def reading(needs: tuple[str, ...]) -> tuple[str, ...]:
+        return (DIFFUSER_MODULE,) if "diffuser" in needs else ()
 
     made = [
         stage("behavior_policies", "behavior.policies", (FAMILY,)),
@@ -82,6 +86,7 @@ def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
                 method.module,
                 (FAMILY, TASK, SEED),
                 method.needs,
+                reading(method.needs),
                 source=None if PACKAGE in method.source.parents else method.source,
             )
             for name, method in chosen.items()
@@ -91,7 +96,8 @@ def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
     fit = ("prompt_fit",) if measured else ()
     if measured:
         reads = ("trajectories", "prompts", "plm", "diffuser", *measured)
-        made.append(stage("prompt_fit", "evaluation.prompt_fit", (FAMILY, SEED), *reads, uses=theirs))
+        measuring = tuple(methods[name.removeprefix("tuned_")].module for name in measured)
+        made.append(stage("prompt_fit", "evaluation.prompt_fit", (FAMILY, SEED), *reads, uses=measuring))
     read = ("trajectories", "plm", *diffuser, *tuned, "evaluation", *fit)
     made.append(stage("report", "reporting.stage", (), *read, uses=theirs))
     return {s.name: s for s in made}
@@ -178,6 +184,11 @@ class Graph:
             return ["run", *(f"families.{family}" for family in self.params.run.families)]
         return [f"families.{key.family}.environment", f"families.{key.family}.{stage}"]
 
+    def entry_points(self, key: Key) -> list[str]:
+        """Of the families of a key, whose table no out depends on as a whole."""
+        families = [key.family] if key.family is not None else self.params.run.families
+        return [entry_point(name, self.params.block(name, "environment")) for name in families]
+
     def code(self, stage: str, key: Key) -> list[Path]:
         """The files of the project or package whose code makes the out, sorted."""
         files = set(import_closure(self.stages[stage].modules))
@@ -213,7 +224,7 @@ class Graph:
         if key.family is not None:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
         parts += [self.root / self.input(stage, key, need) for need in self.stages[stage].needs]
-        return digest(*parts, *self.code(stage, key))
+        return digest(*parts, *self.entry_points(key), *self.code(stage, key))
 
 
 def load(root: Path) -> Graph:
@@ -305,7 +316,7 @@ def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
     todo = [_module_file(module) for module in modules]
     while todo:
         file = todo.pop()
-        if file is None or file in found:
+        if file is None or file in found or file == REGISTRY:
             continue
         found.add(file)
         todo += [_module_file(name) for name in imported_names(file) if name.startswith("pd_pipeline")]
@@ -337,7 +348,14 @@ def imported_names(file: Path) -> tuple[str, ...]:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+    """Names that `tree` imports when it runs; not those that only a type checker reads."""
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -76,7 +76,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
     key = graph.key(stage, str(key))
     with locks.held(graph.root, stage, key) as lock:
         if record:
-            rendering.write(graph)
+            keep_rendered(graph)
             if not force and (data_version := up_to_date(graph, stage, key)):
                 return Outcome({}, True, data_version)
         if by_dvc and lock.waited and graphs.made_already(graph, stage, key):
@@ -92,6 +92,36 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
             return Outcome(metrics, False, _recorded(graph, stage, key, before, lock))
         refuse_changes(graph, stage, key, before)
         return Outcome(metrics, False, None)
+
+
+_rendered: dict[Path, str] = {}
+"""Root -> state of what is rendered and of what that follows from, when they last agreed."""
+
+
+def keep_rendered(graph: Graph) -> None:
+    """Bring dvc.yaml and code.json up to date, and with them DVC's record of the stage that writes code.json."""
+    if _rendered.get(graph.root) == _state(graph):
+        return
+    rendering.write(graph)
+    with_stage = f"\n  {rendering.CODE_STAGE}:\n" in (graph.root / rendering.DVC_FILE).read_text()
+    if is_project(graph.root) and with_stage:
+        _with_repo(graph.root, lambda repo: _record_code(graph.root, repo), locks.Waiting())
+    _rendered[graph.root] = _state(graph)
+
+
+def _state(graph: Graph) -> str:
+    made = [graph.root / name for name in (rendering.DVC_FILE, rendering.CODE_FILE, LOCK_FILE)]
+    stamps = [_stamp(path) for path in (*rendering.code_files(graph), *made[:2]) if path.exists()]
+    return _json([graph.text, stamps, made[2].exists()])
+
+
+def _record_code(root: Path, repo: Any) -> None:
+    piece = repo.stage.load_one(path=_dvc_file(repo), name=rendering.CODE_STAGE)
+    if piece.status():
+        with chdir(root):
+            piece.save()
+        piece.commit()
+        _enter(root / LOCK_FILE, piece)
 
 
 def _adopt(graph: Graph, stage: str, key: Key) -> None:

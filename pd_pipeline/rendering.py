@@ -1,13 +1,15 @@
-"""dvc.yaml, rendered from the graph: one DVC stage a stage, one item of its `foreach` a key.
+"""dvc.yaml, rendered from the graph: one DVC stage per stage, one item of its `foreach` per key.
 
 DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, key. A `foreach` item carries the axes of
-its key and the file of its family, which the templates of `do` fill in; DVC allows no template to be a whole list, so
-files that families import stand in the list of every key.
+its key, which the templates of `do` fill in.
 
-A project in a checkout of this package depends on the package's files by their relative paths. A project elsewhere
-depends on digests of them, kept in code.json beside dvc.yaml: the same package installed at another place, or by
-another user, is the same code. Outs are `persist`: DVC would otherwise remove them before the stage can refuse to
-replace what it did not make.
+The code that makes an out is known by a digest: code.json beside dvc.yaml holds one per stage and family, over the
+files that the stage really uses for it, and each piece of work depends on its own. So an edit makes stale what it
+touches and nothing else, the same package installed at another place is the same code, and dvc.yaml stays short. The
+stage `code` depends on the files and writes code.json anew, for `dvc repro`; every other door does so by itself. Of a
+package that is installed elsewhere no path is named: there `code` depends on the files of the project alone.
+
+Outs are `persist`: DVC would otherwise remove them before the stage can refuse to replace what it did not make.
 """
 
 import json
@@ -19,14 +21,14 @@ from pathlib import Path
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import FAMILY, PACKAGE, SEED, TASK, Graph
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import atomic_file, digest
+from pd_pipeline.storage import atomic_file, digest, file_digest
 
 DVC_FILE = "dvc.yaml"
 CODE_FILE = "code.json"
+CODE_STAGE = "code"
 HEADER = (
     "# Rendered from params.yaml and pd_pipeline/graph.py by `pd-pipeline graph --write`: edit those, never this.\n"
 )
-_NO_FAMILY_FILE = PACKAGE / "families" / "__init__.py"  # stands in for a family that is installed elsewhere
 _TEMPLATE_KEY = Key("${item.family}", "${item.task}", "${item.seed}")  # type: ignore[arg-type]
 
 
@@ -51,46 +53,48 @@ def code_name(path: Path, root: Path) -> str:
     return relative(path, base)
 
 
+def code_files(graph: Graph) -> list[Path]:
+    """Every file whose code makes an out."""
+    return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.code(name, key)})
+
+
 def code_digests(graph: Graph) -> dict[str, dict[str, str]]:
-    """Stage -> family (`all` where the stage has none) -> digest of the package's files that make its outs."""
+    """Stage -> family (`all` where the stage has none) -> digest of the files that make its outs."""
+    contents = {file: file_digest(file) for file in code_files(graph)}
     found: dict[str, dict[str, str]] = {}
     for name in graph.stages:
         for key in graph.keys(name):
             family = key.family or "all"
             if family not in found.setdefault(name, {}):
-                files = [file for file in graph.code(name, key) if PACKAGE in file.parents]
-                found[name][family] = digest(*(part for file in files for part in (file.name, file)))
+                named = [f"{code_name(f, graph.root)} {contents[f].hex()}" for f in graph.code(name, key)]
+                found[name][family] = digest(*sorted(named), *graph.entry_points(key))[:32]
     return found
 
 
 def render(graph: Graph) -> str:
     """The text of dvc.yaml."""
-    stages = "\n".join("\n".join(_stage(graph, name)) for name in graph.stages)
-    return f"{HEADER}stages:\n{stages}\n"
+    lines = [*_code_stage(graph), *(line for name in graph.stages for line in _stage(graph, name))]
+    return f"{HEADER}stages:\n" + "\n".join(lines) + "\n"
 
 
 def check(graph: Graph) -> None:
     """Raise PipelineError where dvc.yaml is not what `write` would leave."""
-    for path, text in _wanted(graph).items():
-        if _present(path) != text:
-            raise PipelineError(f"{path}: not what params.yaml and the code ask for: run `pd-pipeline graph --write`")
+    if _present(graph.root / DVC_FILE) != render(graph):
+        path = graph.root / DVC_FILE
+        raise PipelineError(f"{path}: not what params.yaml and the code ask for: run `pd-pipeline graph --write`")
 
 
 def write(graph: Graph) -> bool:
-    """Bring dvc.yaml, and code.json where there is one, up to date; returns whether one of them had to change."""
-    stale = {path: text for path, text in _wanted(graph).items() if _present(path) != text}
+    """Bring dvc.yaml and code.json up to date; returns whether one of them had to change."""
+    wanted = {
+        graph.root / DVC_FILE: render(graph),
+        graph.root / CODE_FILE: json.dumps(code_digests(graph), indent=1, sort_keys=True) + "\n",
+    }
+    stale = {path: text for path, text in wanted.items() if _present(path) != text}
     for path, text in stale.items():
         with atomic_file(path) as temporary:
             temporary.write_text(text)
     return bool(stale)
-
-
-def _wanted(graph: Graph) -> dict[Path, str]:
-    """The files that this module renders, with their text."""
-    files = {graph.root / DVC_FILE: render(graph)}
-    if not in_checkout(graph.root):
-        files[graph.root / CODE_FILE] = json.dumps(code_digests(graph), indent=1, sort_keys=True) + "\n"
-    return files
 
 
 def _present(path: Path) -> str | None:
@@ -100,50 +104,55 @@ def _present(path: Path) -> str | None:
         return None
 
 
+def _code_stage(graph: Graph) -> Iterator[str]:
+    """The stage that writes code.json, for `dvc repro`."""
+    files = code_files(graph)
+    if not in_checkout(graph.root):
+        files = [file for file in files if PACKAGE not in file.parents]
+    if not files:
+        return
+    yield f"  {CODE_STAGE}:"
+    yield "    cmd: pd-pipeline graph --write"
+    yield "    deps:"
+    yield from (f"    - {_plain(relative(file, graph.root))}" for file in files)
+    yield "    params:"
+    yield "    - run"
+    yield from (f"    - {_plain(f'families.{family}.environment')}" for family in graph.params.run.families)
+    yield "    outs:"
+    yield f"    - {CODE_FILE}:"
+    yield "        cache: false"
+    yield "        persist: true"
+
+
 def _stage(graph: Graph, name: str) -> Iterator[str]:
     """The lines of one stage, of all its keys."""
     stage, keys = graph.stages[name], graph.keys(name)
     for family in {key.family for key in keys if key.family is not None}:
         graph.params.block(family, name)  # a missing block is better refused here than by DVC
-    families = {key: graph.family_source(key.family) for key in keys if key.family is not None}
-    shared = {file for key in keys for file in graph.code(name, key)} - {f for f in families.values() if f is not None}
-    stand_in = _NO_FAMILY_FILE  # for a family that no file of the project or the package defines
-    if in_checkout(graph.root):
-        shared -= {_NO_FAMILY_FILE} if None in families.values() else set()
-    else:
-        stand_in = graph.root / CODE_FILE
-        shared = {file for file in shared if PACKAGE not in file.parents}
-        families = {key: None if f is None or PACKAGE in f.parents else f for key, f in families.items()}
-    code = [relative(file, graph.root) for file in sorted(shared)]
     yield f"  {name}:"
     if not stage.axes:
-        yield from (f"    {line}" for line in _body(graph, name, Key(), code))
+        yield from (f"    {line}" for line in _body(graph, name, Key()))
         return
-    own_files = in_checkout(graph.root) or any(families.values())
     yield "    foreach:"
     for key in keys:
         items = {axis: getattr(key, axis) for axis in (FAMILY, TASK, SEED) if axis in stage.axes}
-        if own_files:
-            items["code"] = relative(families[key] or stand_in, graph.root)
         yield f"      {_plain(str(key))}: {{{', '.join(f'{n}: {_plain(v)}' for n, v in items.items())}}}"
     yield "    do:"
     template = Key(*(getattr(_TEMPLATE_KEY, axis) if axis in stage.axes else None for axis in (FAMILY, TASK, SEED)))
-    code = ["${item.code}", *code] if own_files else code
-    yield from (f"      {line}" for line in _body(graph, name, template, code))
+    yield from (f"      {line}" for line in _body(graph, name, template))
 
 
-def _body(graph: Graph, name: str, key: Key, code: list[str]) -> Iterator[str]:
+def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
     """What DVC needs to know of one piece of work, or of all through a template for the key."""
     stage = graph.stages[name]
     yield f"cmd: pd-pipeline run {name}" + (" --key ${key}" if stage.axes else "")
-    if deps := [*code, *(_input(graph, name, key, need) for need in stage.needs)]:
+    if stage.needs:
         yield "deps:"
-        yield from (f"- {_plain(value)}" for value in deps)
+        yield from (f"- {_plain(_input(graph, name, key, need))}" for need in stage.needs)
     yield "params:"
     yield from (f"- {_plain(value)}" for value in graph.params_keys(name, key))
-    if not in_checkout(graph.root):
-        yield f"- {CODE_FILE}:"
-        yield f"  - {_plain(name + '.' + (key.family or 'all'))}"
+    yield f"- {CODE_FILE}:"
+    yield f"  - {_plain(name + '.' + (key.family or 'all'))}"
     yield "outs:"
     yield f"- {_plain(graph.out(name, key).as_posix())}:"
     yield "    persist: true"

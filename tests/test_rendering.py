@@ -1,6 +1,10 @@
 """dvc.yaml as it is rendered."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +22,13 @@ REPOSITORY = PACKAGE.parent
 def root(tmp_path: Path) -> Path:
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     return tmp_path
+
+
+def changes(before: dict[str, dict[str, str]], after: dict[str, dict[str, str]]) -> set[tuple[str, str]]:
+    """(stage, family) of the digests that differ."""
+    return {
+        (stage, family) for stage, each in before.items() for family in each if each[family] != after[stage][family]
+    }
 
 
 def test_dvc_reads_the_keys_and_edges_of_the_graph(tmp_path: Path) -> None:
@@ -88,11 +99,11 @@ def test_a_missing_block_is_named(root: Path, block: str) -> None:
         rendering.render(graph.load(root))
 
 
-def test_inside_the_repository_paths_are_relative() -> None:
+def test_inside_the_repository_paths_are_relative_and_named_once() -> None:
     text = rendering.render(graph.load(REPOSITORY))
     assert text.startswith("# Rendered")
     assert str(REPOSITORY) not in text
-    assert "- pd_pipeline/training/loop.py" in text
+    assert text.count("- pd_pipeline/training/loop.py") == 1
 
 
 def test_a_project_within_the_repository_names_the_code_relatively() -> None:
@@ -122,9 +133,15 @@ def test_a_family_of_the_project_is_a_dependency_by_its_file(root: Path) -> None
         "from pd_pipeline.families.point_robot import PointRobot\n\n\nclass Mine(PointRobot):\n    pass\n"
     )
     change(root, "pd_pipeline.families.point_robot:PointRobot", "my_family_xyz:Mine")
-    stages = YAML(typ="safe").load(rendering.render(graph.load(root)))["stages"]
-    assert stages["plm"]["foreach"]["point_robot-0"]["code"] == "my_family_xyz.py"
-    assert stages["plm"]["do"]["deps"][0] == "${item.code}"
+    project = graph.load(root)
+    stages = YAML(typ="safe").load(rendering.render(project))["stages"]
+    assert stages["code"]["deps"] == ["my_family_xyz.py"], "the package's files are nowhere named"
+    assert stages["code"]["outs"] == [{"code.json": {"cache": False, "persist": True}}]
+    before = rendering.code_digests(project)
+    (root / "my_family_xyz.py").write_text((root / "my_family_xyz.py").read_text() + "\n")
+    after = rendering.code_digests(graph.load(root))
+    stages = project.stages.keys() - {"report"}
+    assert changes(before, after) == {(stage, family) for stage in stages for family in ("point_robot", "other")}
 
 
 def test_an_installed_family_has_no_file_of_its_own(root: Path) -> None:
@@ -135,15 +152,19 @@ def test_an_installed_family_has_no_file_of_its_own(root: Path) -> None:
     elsewhere = root / "site"
     elsewhere.mkdir()
     (elsewhere / "installed_family.py").write_text(
-        "from pd_pipeline.families.point_robot import PointRobot\n\n\nclass Installed(PointRobot):\n    pass\n"
+        "from pd_pipeline.families.point_robot import PointRobot as Other\n\n\nclass Installed(Other):\n    pass\n"
     )
     project_root = root / "project"
     project_root.mkdir()
     (project_root / "params.yaml").write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(elsewhere))
-        stages = YAML(typ="safe").load(rendering.render(graph.load(project_root)))["stages"]
-    assert "code" not in stages["plm"]["foreach"]["other-0"]
+        project = graph.load(project_root)
+        stages = YAML(typ="safe").load(rendering.render(project))["stages"]
+        assert "code" not in stages
+        before = rendering.code_digests(project)
+        (project_root / "params.yaml").write_text(text.replace("installed_family:Installed", "installed_family:Other"))
+        assert rendering.code_digests(graph.load(project_root))["plm"] != before["plm"], "by its entry point"
 
 
 @pytest.mark.parametrize("name", ["on", "null", "other-family", "_x"])
@@ -152,3 +173,74 @@ def test_names_that_yaml_reads_otherwise_survive(root: Path, name: str) -> None:
     stages = YAML(typ="safe").load(rendering.render(graph.load(root)))["stages"]
     assert list(stages["trajectories"]["foreach"]) == ["point_robot", name]
     assert stages["trajectories"]["foreach"][name]["family"] == name
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the package and of the published project, to be edited."""
+    folder = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(PACKAGE, folder / "pd_pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "published").mkdir()
+    shutil.copy(REPOSITORY / "published/params.yaml", folder / "published")
+    return folder
+
+
+def digests_of(checkout: Path) -> dict[str, dict[str, str]]:
+    """The digests of the published project, by the package of that checkout."""
+    code = (
+        "import json; from pathlib import Path; from pd_pipeline import graph, rendering;"
+        "print(json.dumps(rendering.code_digests(graph.load(Path('published')))))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(checkout)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, env=environment, capture_output=True, text=True, check=True
+    )
+    found: dict[str, dict[str, str]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("file", "stages", "families"),
+    [
+        ("families/cheetah.py", None, {"cheetah_vel", "cheetah_dir"}),
+        (
+            "models/diffuser.py",
+            {"diffuser", "tuned_prompt_diffuser", "tuned_prompt_diffuser_medium", "prompt_fit", "evaluation", "report"},
+            None,
+        ),
+        ("tuning/prompt_gradient.py", {"tuned_prompt_gradient", "tuned_prompt_gradient_medium", "evaluation"}, None),
+        ("families/registry.py", set(), set()),
+        ("graph.py", set(), set()),
+        ("cli.py", set(), set()),
+    ],
+)
+def test_an_edit_makes_stale_what_uses_the_file(
+    file: str, stages: set[str] | None, families: set[str] | None, checkout: Path
+) -> None:
+    path = checkout / "pd_pipeline" / file
+    text, before = path.read_text(), digests_of(checkout)
+    try:
+        path.write_text(text + "\n# edited\n")
+        changed = changes(before, digests_of(checkout))
+    finally:
+        path.write_text(text)
+    every = {(stage, family) for stage, each in before.items() for family in each}
+    wanted = {
+        (stage, family)
+        for stage, family in every
+        if (stages is None or stage in stages) and (families is None or family in families)
+    }
+    variants = {(s, f) for s, f in every if stages and any(s.startswith(f"{name}_") for name in stages)}
+    assert wanted <= changed <= wanted | variants | ({("report", "all")} if stages else set())
+
+
+def test_another_entry_point_in_the_registry_makes_its_family_stale(checkout: Path) -> None:
+    path = checkout / "pd_pipeline/families/registry.py"
+    text, before = path.read_text(), digests_of(checkout)
+    try:
+        (path.parent / "again.py").write_text("from pd_pipeline.families.cheetah_vel import CheetahVel\n")
+        path.write_text(text.replace("families.cheetah_vel:", "families.again:"))
+        changed = changes(before, digests_of(checkout))
+    finally:
+        path.write_text(text)
+    assert {family for _, family in changed} == {"cheetah_vel", "all"}

@@ -64,7 +64,7 @@ class Rollouts:
     success: np.ndarray  # (n,) bool: at any step
     lengths: np.ndarray  # (n,)
     observations: np.ndarray  # (n, T, d_s) before each action; zeros after the end
-    actions: np.ndarray  # (n, T, d_a) as executed
+    actions: np.ndarray  # (n, T, d_a) as executed; of no meaning after the end
 
 
 def rollout(

@@ -13,7 +13,6 @@ from pd_pipeline.evaluation.fit import compare
 from pd_pipeline.models.diffuser import Denoiser, generate
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import prompt_tensors
-from pd_pipeline.models.saved import load_diffuser, load_policy
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_json, write_json
@@ -39,12 +38,12 @@ def run(context: StageContext) -> dict[str, Any]:
     """
     device = pick_device(context.params.device)
     context.facts["device"] = str(device)
-    policy, normalization = load_policy(context.inputs["plm"], device)
-    denoiser, diffusion = load_diffuser(context.inputs["diffuser"], device)
-    plm = Pretrained(policy, normalization, device, (denoiser, diffusion))
+    plm = Pretrained.load(context.inputs["plm"], context.inputs["diffuser"], device)
+    assert plm.diffuser is not None
+    denoiser, diffusion = plm.diffuser
     quality = read_json(context.inputs["diffuser"] / "config.json")["quality"]
     held_out = Prompts.load(context.inputs["prompts"] / f"{quality}-held_out.safetensors")
-    x0, y = prompt_tensors(held_out, normalization, device)
+    x0, y = prompt_tensors(held_out, plm.normalization, device)
     rng = np.random.default_rng(context.seed)
     count = min(context.params.prompts, len(y) // 2)
     made, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)

@@ -5,7 +5,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
-import torch
 from pydantic import Field
 
 from pd_pipeline.acting.actors import Actors
@@ -14,8 +13,6 @@ from pd_pipeline.acting.rollouts import Rollouts, grouped, rollout
 from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.config import Device, Parameters
 from pd_pipeline.evaluation.scores import method_metrics, summary_of
-from pd_pipeline.models.saved import load_diffuser, load_policy
-from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, save_arrays, write_json
 from pd_pipeline.tuning import adaptation, summary
@@ -58,14 +55,12 @@ def run(context: StageContext) -> dict[str, Any]:
     params: Params = context.params
     device = pick_device(params.device)
     context.facts.update(device=str(device), precision=params.precision)
-    policy, normalization = load_policy(context.inputs["plm"], device)
-    diffuser = load_diffuser(context.inputs["diffuser"], device) if "diffuser" in context.inputs else None
-    plm = Pretrained(policy, normalization, device, diffuser)
+    plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
     results = [_result(context, name, task, plm) for name, task in tuned(context)]
-    rollouts = _roll_out(context, results, normalization, device, 0)  # those of the first episode are kept
+    rollouts = _roll_out(context, results, plm, 0)  # those of the first episode are kept
     tables = [_scores(context, results, rollouts, 0)]
     for episode in range(1, params.episodes):
-        again = _roll_out(context, results, normalization, device, episode)
+        again = _roll_out(context, results, plm, episode)
         tables.append(_scores(context, results, again, episode))
     scores = pl.concat(tables)
     with atomic_file(context.out / "scores.parquet") as temporary:
@@ -103,9 +98,7 @@ def _result(context: StageContext, name: str, task: int, plm: Pretrained) -> Res
     return Result(name.removeprefix("tuned_"), task, actors, said)
 
 
-def _roll_out(
-    context: StageContext, results: list[Result], normalization: Normalization, device: torch.device, episode: int
-) -> Rollouts:
+def _roll_out(context: StageContext, results: list[Result], plm: Pretrained, episode: int) -> Rollouts:
     """An episode of every actor of every result."""
     tasks = [result.task for result in results for _ in range(len(result.actors))]
     targets = np.array([result.target_return for result in results for _ in range(len(result.actors))])
@@ -116,9 +109,9 @@ def _roll_out(
     try:
         count = context.params.episodes
         title = f"evaluation {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")
-        bf16 = use_bf16(context.params.precision, device)
+        bf16 = use_bf16(context.params.precision, plm.device)
         groups = grouped([result.actors for result in results])
-        return rollout(groups, targets, normalization, environments, context.progress, title, bf16)
+        return rollout(groups, targets, plm.normalization, environments, context.progress, title, bf16)
     finally:
         environments.close()
 

@@ -27,6 +27,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.foreign import limited, said
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
@@ -152,16 +153,6 @@ def split_tasks(
     """(training tasks, targets) of a split; targets called `published` are trained on in no split."""
     held_out = {*targets["published"], *targets[split]}
     return tuple(task for task in tasks if task not in held_out), targets[split]
-
-
-BUILT_IN = {
-    "reach": "pd_pipeline.families.reach:Reach",
-    "pick_place": "pd_pipeline.families.pick_place:PickPlace",
-    "cheetah_dir": "pd_pipeline.families.cheetah_dir:CheetahDir",
-    "cheetah_vel": "pd_pipeline.families.cheetah_vel:CheetahVel",
-    "ant_dir": "pd_pipeline.families.ant_dir:AntDir",
-    "point_robot": "pd_pipeline.families.point_robot:PointRobot",
-}
 
 
 def entry_point(name: str, block: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ import torch
 from matplotlib.figure import Figure
 
 from pd_pipeline.families.base import ExpertBars
-from pd_pipeline.models.saved import load_diffuser, load_policy
 from pd_pipeline.prompts.segments import Normalization, cut
 from pd_pipeline.reporting import curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
@@ -155,9 +154,8 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
 
 
 def _pretrained(context: StageContext, key: str) -> Pretrained:
-    policy, normalization = load_policy(context.inputs["plm"] / key)
-    diffuser = load_diffuser(context.inputs["diffuser"] / key) if "diffuser" in context.inputs else None
-    return Pretrained(policy, normalization, torch.device("cpu"), diffuser)
+    diffuser = context.inputs["diffuser"] / key if "diffuser" in context.inputs else None
+    return Pretrained.load(context.inputs["plm"] / key, diffuser, torch.device("cpu"))
 
 
 def _one_of_each(data: Trajectories, exclude: int) -> Trajectories:

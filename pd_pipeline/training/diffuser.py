@@ -13,7 +13,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig, DenoiserShape, diffusion_loss
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
 from pd_pipeline.models.prompting import prompt_tensors
-from pd_pipeline.models.saved import save_diffuser
+from pd_pipeline.models.saved_diffuser import save_diffuser
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.stage import StageContext

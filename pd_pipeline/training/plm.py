@@ -9,7 +9,7 @@ from pydantic import Field
 from pd_pipeline.compute import generator_of, pick_device
 from pd_pipeline.config import Name
 from pd_pipeline.models.decision_transformer import PolicyConfig, PolicyShape, PromptingDecisionTransformer
-from pd_pipeline.models.saved import save_policy
+from pd_pipeline.models.saved_policy import save_policy
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.prompts.stage import held_out_episodes

@@ -10,19 +10,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import Field
 
 from pd_pipeline.acting.actors import Actors, prompted
 from pd_pipeline.config import Parameters
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
-from pd_pipeline.models.diffuser import Denoiser
 from pd_pipeline.models.weights import load_weights, weights
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.storage import read_model, save_arrays, write_json
+from pd_pipeline.storage import save_arrays
 from pd_pipeline.training.loop import History
 from pd_pipeline.tuning.protocol import Pretrained
+
+if TYPE_CHECKING:  # so that methods without a diffuser do not depend on its code
+    from pd_pipeline.models.diffuser import Denoiser
 
 
 class Cost(Parameters):
@@ -60,7 +62,7 @@ class Adaptation(ABC):
         """The prompts in task units, where it is prompts that it leaves: for pictures of them."""
         return None
 
-    def generators(self) -> Mapping[str, tuple[Denoiser, int]]:
+    def generators(self) -> "Mapping[str, tuple[Denoiser, int]]":
         """Name -> a generator of prompts and the steps of its reverse chain, to be measured against real ones."""
         return {}
 
@@ -118,44 +120,3 @@ def load(module: str, directory: Path, plm: Pretrained) -> Adaptation:
     """What the method of a module left in a directory. Raises PipelineError where it is missing or broken."""
     loaded: Adaptation = getattr(importlib.import_module(module), "load", Prompted.load)(directory, plm)
     return loaded
-
-
-class _Chain(Parameters):
-    """`generator.json`: how prompts are drawn from the saved denoisers."""
-
-    chain: int = Field(gt=0)
-    names: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generated(Prompted):
-    """Prompts of a generator that was tuned, and its states: denoisers by name, the last one made the prompts."""
-
-    denoisers: Mapping[str, Denoiser]
-    chain: int
-    """Steps of the reverse chain that the prompts come from."""
-
-    def save(self, directory: Path) -> None:
-        """Write `prompts.safetensors`, `generator.json` and a file per denoiser."""
-        super().save(directory)
-        for name, denoiser in self.denoisers.items():
-            save_arrays(directory / f"{name}.safetensors", weights(denoiser))
-        chain = _Chain(chain=self.chain, names=tuple(self.denoisers))
-        write_json(directory / "generator.json", chain.model_dump(mode="json"))
-
-    @classmethod
-    def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """What `save` wrote. Raises PipelineError where it is missing or broken."""
-        assert plm.diffuser is not None, "its shape is that of the pre-trained diffuser"
-        how = read_model(directory / "generator.json", _Chain)
-        denoisers = {}
-        for name in how.names:
-            denoisers[name] = Denoiser(plm.diffuser[0].config)
-            load_weights(denoisers[name], directory / f"{name}.safetensors", "the diffuser's configuration")
-            denoisers[name].to(plm.device).eval()
-        prompts = Prompts.load(directory / "prompts.safetensors", plm.normalization)
-        return cls(prompts=prompts, denoisers=denoisers, chain=how.chain)
-
-    def generators(self) -> Mapping[str, tuple[Denoiser, int]]:
-        """Its denoisers."""
-        return {name: (denoiser, self.chain) for name, denoiser in self.denoisers.items()}

@@ -27,6 +27,9 @@ ALWAYS = ("trajectories", "plm")
 READABLE = ("diffuser",)
 """Stages that a method may name in NEEDS."""
 
+DIFFUSER_MODULE = "pd_pipeline.models.saved_diffuser"
+"""Imported by name where a diffuser is read, so that nothing else depends on its code."""
+
 FOLDER = Path(__file__).parent
 
 

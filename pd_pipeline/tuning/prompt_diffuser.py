@@ -22,7 +22,8 @@ from pd_pipeline.models.diffuser import Denoiser, diffusion_loss, generate, samp
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import to_prompts
 from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
-from pd_pipeline.tuning.adaptation import Cost, Generated
+from pd_pipeline.tuning.adaptation import Cost
+from pd_pipeline.tuning.generated import Generated
 from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
 

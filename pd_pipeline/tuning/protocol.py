@@ -7,11 +7,12 @@ A method module defines `Params` (a subclass of `TuningParams`) and
 with an Adaptation of `adaptation` or one of its own. Nothing else is needed to add one: see `methods`.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
@@ -22,13 +23,17 @@ from pd_pipeline.acting.simulation import Simulation
 from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
-from pd_pipeline.models.diffuser import Denoiser
-from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
+from pd_pipeline.models.saved_policy import load_policy
 from pd_pipeline.progress import Progress
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories
+from pd_pipeline.tuning.methods import DIFFUSER_MODULE
+
+if TYPE_CHECKING:
+    from pd_pipeline.models.diffuser import Denoiser
+    from pd_pipeline.models.diffusion import Diffusion
 
 SELECTION_WINDOWS = 32  # few-shot windows that every candidate's action loss is the mean of
 
@@ -75,7 +80,14 @@ class Pretrained:
     policy: PromptingDecisionTransformer
     normalization: Normalization
     device: torch.device
-    diffuser: tuple[Denoiser, Diffusion] | None = None
+    diffuser: "tuple[Denoiser, Diffusion] | None" = None
+
+    @classmethod
+    def load(cls, plm: Path, diffuser: Path | None, device: torch.device) -> "Pretrained":
+        """From the outs of their stages. The diffuser's code is imported only where there is one."""
+        policy, normalization = load_policy(plm, device)
+        saved = None if diffuser is None else importlib.import_module(DIFFUSER_MODULE).load_diffuser(diffuser, device)
+        return cls(policy, normalization, device, saved)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from pd_pipeline.acting.simulation import Simulation
 from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
-from pd_pipeline.models.saved import load_diffuser, load_policy
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.stage import StageContext
 from pd_pipeline.training.loop import OptimizationParams
@@ -32,16 +31,14 @@ def run(context: StageContext) -> dict[str, Any]:
     device = pick_device(params.device if trained else "cpu")
     context.facts["device"] = str(device)
     context.facts["precision"] = "bf16" if trained and use_bf16(params.precision, device) else "float32"
-    policy, normalization = load_policy(context.inputs["plm"], device)
-    diffuser = load_diffuser(context.inputs["diffuser"], device) if "diffuser" in context.inputs else None
-    plm = Pretrained(policy, normalization, device, diffuser)
+    plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
     own, shown = few_shot_trajectories(context)
     target = Target.of(shown, plm, float(own.episode_returns.mean()))
     task_seed = int(np.random.SeedSequence([seed, context.task]).generate_state(1)[0])
     simulations: list[Simulation] = []
 
     def simulate(budget: int) -> Simulation:
-        simulations.append(_simulation(context, normalization, budget, task_seed, len(simulations)))
+        simulations.append(_simulation(context, plm.normalization, budget, task_seed, len(simulations)))
         return simulations[-1]
 
     online = getattr(method, "ONLINE", False)

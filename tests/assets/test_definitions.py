@@ -64,9 +64,7 @@ def test_code_version_follows_parameters_of_the_stage_only(project: Graph, tmp_p
 
 
 def test_training_waits_for_the_gpu_and_collecting_does_not(definitions: dg.Definitions) -> None:
-    pools = {
-        stage: asset(definitions, stage).op.pool for stage in ("trajectories", "plm", "tuned_prompt_dt")
-    }
+    pools = {stage: asset(definitions, stage).op.pool for stage in ("trajectories", "plm", "tuned_prompt_dt")}
     assert pools == {"trajectories": None, "plm": "gpu", "tuned_prompt_dt": "gpu"}
 
 

@@ -1,14 +1,11 @@
-"""The pre-trained models as directories: how each is saved, and loaded again."""
+"""The pre-trained PLM as a directory: how it is saved, and loaded again."""
 
 from pathlib import Path
 
 import torch
 
-from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer
-from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig
-from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
 from pd_pipeline.models.weights import load_model, weights
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.storage import read_model, save_arrays, write_json
@@ -37,26 +34,3 @@ def load_policy(
     policy = load_model(lambda: PromptingDecisionTransformer(config), path, "the config.json beside them")
     policy.to(device).eval().requires_grad_(False)
     return policy, normalization
-
-
-class SavedConfig(Parameters):
-    """config.json, beside the weights."""
-
-    denoiser: DenoiserConfig
-    diffusion: DiffusionParams
-    quality: Name
-
-
-def save_diffuser(directory: Path, denoiser: Denoiser, diffusion: DiffusionParams, quality: str) -> None:
-    """Write `denoiser.safetensors` and `config.json`."""
-    save_arrays(directory / "denoiser.safetensors", weights(denoiser))
-    saved = SavedConfig(denoiser=denoiser.config, diffusion=diffusion, quality=quality)
-    write_json(directory / "config.json", saved.model_dump(mode="json"))
-
-
-def load_diffuser(directory: Path, device: torch.device | str = "cpu") -> tuple[Denoiser, Diffusion]:
-    """The denoiser and its process, from a directory that `save_diffuser` wrote."""
-    config = read_model(directory / "config.json", SavedConfig)
-    path = directory / "denoiser.safetensors"
-    denoiser = load_model(lambda: Denoiser(config.denoiser), path, "the config.json beside them")
-    return denoiser.to(device), Diffusion(config.diffusion, device)
