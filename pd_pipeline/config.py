@@ -75,10 +75,10 @@ class ParamsFile(Parameters):
     """params.yaml as a whole; the blocks inside `families` are validated by the stages that own them."""
 
     run: RunParams
-    families: dict[Name, dict[str, dict[str, Any] | None]]
+    families: dict[Name, dict[str, dict[str, Any] | None] | None]
 
     def block(self, family: str, stage: str) -> dict[str, Any]:
-        """The raw block of one stage for one family. Raises PipelineError where it is missing."""
+        """The raw block of one stage for one family; empty where it is left out. Raises PipelineError for no family."""
         if family not in self.families:
             known = ", ".join(sorted(self.families))
             close = get_close_matches(family, self.families, n=1)
@@ -86,13 +86,7 @@ class ParamsFile(Parameters):
             raise PipelineError(
                 f"{PARAMS_FILE}: unknown family '{family}': {meant}add a block `families.{family}` (present: {known})"
             )
-        blocks = self.families[family]
-        if stage not in blocks:
-            close = get_close_matches(stage, blocks, n=1, cutoff=0.85)
-            meant = f" ('{close[0]}' is there: is it that?)" if close else ""
-            advice = f"add `{stage}: {{}}` to take its defaults{meant}"
-            raise PipelineError(f"{PARAMS_FILE}: families.{family} has no block '{stage}': {advice}")
-        return blocks[stage] or {}
+        return (self.families[family] or {}).get(stage) or {}
 
 
 P = TypeVar("P", bound=Parameters)

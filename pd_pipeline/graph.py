@@ -7,6 +7,7 @@ upstream key belongs to a downstream key where they agree on every axis that bot
 
 import ast
 import importlib
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -178,8 +179,8 @@ class Graph:
         fan_in = TASK in self.stages[need].axes and TASK not in self.stages[stage].axes
         return self.out(need, others[0]).parent if fan_in else self.out(need, others[0])
 
-    def params_keys(self, stage: str, key: Key) -> list[str]:
-        """The sections of params.yaml that a piece of work reads."""
+    def sections(self, stage: str, key: Key) -> list[str]:
+        """The sections of params.yaml that a piece of work reads, by their dotted names."""
         if key.family is None:  # the report shows the parameters of everything it reports
             return ["run", *(f"families.{family}" for family in self.params.run.families)]
         return [f"families.{key.family}.environment", f"families.{key.family}.{stage}"]
@@ -225,6 +226,17 @@ class Graph:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
         parts += [self.root / self.input(stage, key, need) for need in self.stages[stage].needs]
         return digest(*parts, *self.entry_points(key), *self.code(stage, key))
+
+
+def written(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    """Sections of params.yaml by their names, each as JSON of what is written there, {} where it is left out."""
+    found = {}
+    for name in names:
+        value: Any = values
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        found[name] = json.dumps({} if value is None else value, sort_keys=True, default=str)
+    return found
 
 
 def load(root: Path) -> Graph:
@@ -292,7 +304,8 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
         metrics = importlib.import_module(graph.stages[stage].module).run(context)
         # a file may have come in meanwhile
         records.refuse_foreign(final, records.foreign(final, records.find(graph.root, stage, key)), stage)
-        records.enter(graph.root, stage, key, final, out, made=made, seconds=clock.seconds, **context.facts)
+        figures = {"made": made, "seconds": clock.seconds, "parameters": context.params.model_dump(mode="json")}
+        records.enter(graph.root, stage, key, final, out, **figures, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
 

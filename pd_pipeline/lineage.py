@@ -53,6 +53,8 @@ class Snapshot:
 
     code: dict[str, str]
     parameters: dict[str, str]
+    digests: dict[str, str]
+    """Of both, as DVC records them."""
     inputs: dict[Path, tuple[str, str]]
     """Path -> (digest of names, sizes and times; digest of contents)."""
 
@@ -99,24 +101,23 @@ _rendered: dict[Path, str] = {}
 
 
 def keep_rendered(graph: Graph) -> None:
-    """Bring dvc.yaml and code.json up to date, and with them DVC's record of the stage that writes code.json."""
+    """Bring dvc.yaml and digests.json up to date, and with them DVC's record of the stage that writes digests.json."""
     if _rendered.get(graph.root) == _state(graph):
         return
     rendering.write(graph)
-    with_stage = f"\n  {rendering.CODE_STAGE}:\n" in (graph.root / rendering.DVC_FILE).read_text()
-    if is_project(graph.root) and with_stage:
-        _with_repo(graph.root, lambda repo: _record_code(graph.root, repo), locks.Waiting())
+    if is_project(graph.root):
+        _with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
     _rendered[graph.root] = _state(graph)
 
 
 def _state(graph: Graph) -> str:
-    made = [graph.root / name for name in (rendering.DVC_FILE, rendering.CODE_FILE, LOCK_FILE)]
+    made = [graph.root / name for name in (rendering.DVC_FILE, rendering.DIGESTS_FILE, LOCK_FILE)]
     stamps = [_stamp(path) for path in (*rendering.code_files(graph), *made[:2]) if path.exists()]
     return _json([graph.text, stamps, made[2].exists()])
 
 
-def _record_code(root: Path, repo: Any) -> None:
-    piece = repo.stage.load_one(path=_dvc_file(repo), name=rendering.CODE_STAGE)
+def _record_digests(root: Path, repo: Any) -> None:
+    piece = repo.stage.load_one(path=_dvc_file(repo), name=rendering.DIGESTS_STAGE)
     if piece.status():
         with chdir(root):
             piece.save()
@@ -158,14 +159,17 @@ def snapshot(graph: Graph, stage: str, key: Key) -> Snapshot:
             raise PipelineError(f"{file}: edited since this process started, which still runs the old code: run again")
     paths = [graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs]
     inputs = {path: (_stamp(path), digest(path)) for path in paths if path.exists()}
-    return Snapshot(code, sections(graph.values, graph.params_keys(stage, key)), inputs)
+    parameters = graphs.written(graph.values, graph.sections(stage, key))
+    return Snapshot(code, parameters, rendering.digests(graph, stage, key), inputs)
 
 
 def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None:
     """Raise PipelineError where code, parameters or inputs are no longer what they were."""
     changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
-    now = sections(_values_now(graph), list(before.parameters))
+    now = graphs.written(_values_now(graph), list(before.parameters))
     changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
+    if is_project(graph.root) and rendering.recorded(graph.root, stage, key) not in (None, before.digests):
+        changed.append(rendering.DIGESTS_FILE)
     for path, (stamp, content) in before.inputs.items():
         if not path.exists() or (_stamp(path) != stamp and digest(path) != content):
             changed.append(relative(path, graph.root))
@@ -174,17 +178,6 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
             f"{address(stage, key)}: {', '.join(changed)} changed while it ran: what it made is not recorded, "
             "since nobody knows from which state; run it again"
         )
-
-
-def sections(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
-    """Sections of params.yaml by their dotted names, each as JSON of what is written there, without defaults."""
-    found = {}
-    for name in names:
-        value: Any = values
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        found[name] = _json(value)
-    return found
 
 
 def _values_now(graph: Graph) -> Mapping[str, Any]:
@@ -196,8 +189,8 @@ def version(graph: Graph, stage: str) -> str:
     """Digest of the code and the parameters of all pieces of a stage, as they are now."""
     files = sorted({file for key in graph.keys(stage) for file in graph.code(stage, key)})
     code = [(rendering.code_name(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
-    names = sorted({name for key in graph.keys(stage) for name in graph.params_keys(stage, key)})
-    return hashlib.md5(_json([code, sections(graph.values, names)]).encode()).hexdigest()
+    names = sorted({name for key in graph.keys(stage) for name in graph.sections(stage, key)})
+    return hashlib.md5(_json([code, graphs.written(graph.values, names)]).encode()).hexdigest()
 
 
 def _json(value: Any) -> str:
@@ -226,6 +219,8 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
     """MD5 of the out, if code, parameters, inputs and out are still those that DVC has on record; else None."""
     if not (graph.root / LOCK_FILE).is_file() or not (graph.root / graph.out(stage, key)).exists():
         return None
+    if rendering.recorded(graph.root, stage, key) != rendering.digests(graph, stage, key):
+        return None
     return _with_repo(graph.root, lambda repo: _standing(_piece(repo, stage, key)), locks.Waiting())
 
 
@@ -233,11 +228,15 @@ def standing(graph: Graph) -> dict[tuple[str, Key], str]:
     """MD5 of the out of every piece of work that is up to date, upstream first."""
     from dvc.lock import LockError
 
+    now = rendering.all_digests(graph)
+
     def look(repo: Any) -> dict[tuple[str, Key], str]:
         pieces = {piece.name: piece for piece in repo.stage.load_all(path=_dvc_file(repo))}
         found = {}
         for stage, key in [(name, key) for name in graph.stages for key in graph.keys(name)]:
             piece = pieces.get(address(stage, key))
+            if rendering.recorded(graph.root, stage, key) != now[stage][key.family or "all"]:
+                continue
             with suppress(LockError):  # being made by another process
                 if piece is not None and (data_version := _standing(piece)):
                     found[stage, key] = data_version

@@ -7,6 +7,7 @@
         replaced  the same of the out before, which stands until the new one takes its place
         seconds   of all processes that worked on it
         device, precision
+        parameters of the stage, with the defaults of the code
 
 By the files, what somebody else put into an out or changed there is told from what the pipeline made: it is never
 replaced or removed. Wall-clock figures are here, so that equal results have equal outs.
@@ -40,6 +41,7 @@ class Record(Parameters):
     seconds: float = Field(ge=0)
     device: str | None = None
     precision: str | None = None
+    parameters: dict[str, Any] = {}
 
 
 def path(root: Path, stage: str, key: object) -> Path:

@@ -3,11 +3,13 @@
 DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, key. A `foreach` item carries the axes of
 its key, which the templates of `do` fill in.
 
-The code that makes an out is known by a digest: code.json beside dvc.yaml holds one per stage and family, over the
-files that the stage really uses for it, and each piece of work depends on its own. So an edit makes stale what it
-touches and nothing else, the same package installed at another place is the same code, and dvc.yaml stays short. The
-stage `code` depends on the files and writes code.json anew, for `dvc repro`; every other door does so by itself. Of a
-package that is installed elsewhere no path is named: there `code` depends on the files of the project alone.
+The code and the parameters that make an out are known by digests: digests.json beside dvc.yaml holds them per stage
+and family, over the files that the stage really uses for it and over its sections of params.yaml, and each piece of
+work depends on its own. So an edit makes stale what it touches and nothing else, the same package installed at another
+place is the same code, a block that is left out equals an empty one, and DVC reads one small file instead of
+params.yaml for each of hundreds of pieces. The stage `digests` depends on the files and on params.yaml and writes
+digests.json anew, for `dvc repro` and `dvc exp run`; every other door does so by itself. Of a package that is installed
+elsewhere no path is named.
 
 Outs are `persist`: DVC would otherwise remove them before the stage can refuse to replace what it did not make.
 """
@@ -18,14 +20,15 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from pd_pipeline import graph as graph_module
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import FAMILY, PACKAGE, SEED, TASK, Graph
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import atomic_file, digest, file_digest
+from pd_pipeline.storage import atomic_file, digest, file_digest, read_json
 
 DVC_FILE = "dvc.yaml"
-CODE_FILE = "code.json"
-CODE_STAGE = "code"
+DIGESTS_FILE = "digests.json"
+DIGESTS_STAGE = "digests"
 HEADER = (
     "# Rendered from params.yaml and pd_pipeline/graph.py by `pd-pipeline graph --write`: edit those, never this.\n"
 )
@@ -58,22 +61,38 @@ def code_files(graph: Graph) -> list[Path]:
     return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.code(name, key)})
 
 
-def code_digests(graph: Graph) -> dict[str, dict[str, str]]:
-    """Stage -> family (`all` where the stage has none) -> digest of the files that make its outs."""
-    contents = {file: file_digest(file) for file in code_files(graph)}
-    found: dict[str, dict[str, str]] = {}
-    for name in graph.stages:
-        for key in graph.keys(name):
-            family = key.family or "all"
-            if family not in found.setdefault(name, {}):
-                named = [f"{code_name(f, graph.root)} {contents[f].hex()}" for f in graph.code(name, key)]
-                found[name][family] = digest(*sorted(named), *graph.entry_points(key))[:32]
+def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
+    """Of the code and of the parameters that make a piece of work: the same for all of a stage and family."""
+    named = sorted(f"{code_name(file, graph.root)} {file_digest(file).hex()}" for file in graph.code(stage, key))
+    parameters = graph_module.written(graph.values, graph.sections(stage, key)).values()
+    return {
+        "code": digest(*named, *graph.entry_points(key))[:16],
+        "parameters": digest(*parameters)[:16],
+    }
+
+
+def all_digests(graph: Graph) -> dict[str, dict[str, dict[str, str]]]:
+    """Stage -> family (`all` where the stage has none) -> the digests."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for stage in graph.stages:
+        for key in graph.keys(stage):
+            of_stage, family = found.setdefault(stage, {}), key.family or "all"
+            if family not in of_stage:
+                of_stage[family] = digests(graph, stage, key)
+    return found
+
+
+def recorded(root: Path, stage: str, key: Key) -> dict[str, str] | None:
+    """The digests of a piece of work that digests.json holds; None where it holds none."""
+    if not (root / DIGESTS_FILE).is_file():
+        return None
+    found: dict[str, str] | None = read_json(root / DIGESTS_FILE).get(stage, {}).get(key.family or "all")
     return found
 
 
 def render(graph: Graph) -> str:
     """The text of dvc.yaml."""
-    lines = [*_code_stage(graph), *(line for name in graph.stages for line in _stage(graph, name))]
+    lines = [*_digests_stage(graph), *(line for name in graph.stages for line in _stage(graph, name))]
     return f"{HEADER}stages:\n" + "\n".join(lines) + "\n"
 
 
@@ -85,10 +104,10 @@ def check(graph: Graph) -> None:
 
 
 def write(graph: Graph) -> bool:
-    """Bring dvc.yaml and code.json up to date; returns whether one of them had to change."""
+    """Bring dvc.yaml and digests.json up to date; returns whether one of them had to change."""
     wanted = {
         graph.root / DVC_FILE: render(graph),
-        graph.root / CODE_FILE: json.dumps(code_digests(graph), indent=1, sort_keys=True) + "\n",
+        graph.root / DIGESTS_FILE: json.dumps(all_digests(graph), indent=1, sort_keys=True) + "\n",
     }
     stale = {path: text for path, text in wanted.items() if _present(path) != text}
     for path, text in stale.items():
@@ -104,22 +123,21 @@ def _present(path: Path) -> str | None:
         return None
 
 
-def _code_stage(graph: Graph) -> Iterator[str]:
-    """The stage that writes code.json, for `dvc repro`."""
+def _digests_stage(graph: Graph) -> Iterator[str]:
+    """The stage that writes digests.json, for DVC's own commands."""
     files = code_files(graph)
     if not in_checkout(graph.root):
         files = [file for file in files if PACKAGE not in file.parents]
-    if not files:
-        return
-    yield f"  {CODE_STAGE}:"
+    yield f"  {DIGESTS_STAGE}:"
     yield "    cmd: pd-pipeline graph --write"
-    yield "    deps:"
-    yield from (f"    - {_plain(relative(file, graph.root))}" for file in files)
+    if files:
+        yield "    deps:"
+        yield from (f"    - {_plain(relative(file, graph.root))}" for file in files)
     yield "    params:"
     yield "    - run"
-    yield from (f"    - {_plain(f'families.{family}.environment')}" for family in graph.params.run.families)
+    yield from (f"    - {_plain(f'families.{family}')}" for family in graph.params.run.families)
     yield "    outs:"
-    yield f"    - {CODE_FILE}:"
+    yield f"    - {DIGESTS_FILE}:"
     yield "        cache: false"
     yield "        persist: true"
 
@@ -127,8 +145,6 @@ def _code_stage(graph: Graph) -> Iterator[str]:
 def _stage(graph: Graph, name: str) -> Iterator[str]:
     """The lines of one stage, of all its keys."""
     stage, keys = graph.stages[name], graph.keys(name)
-    for family in {key.family for key in keys if key.family is not None}:
-        graph.params.block(family, name)  # a missing block is better refused here than by DVC
     yield f"  {name}:"
     if not stage.axes:
         yield from (f"    {line}" for line in _body(graph, name, Key()))
@@ -150,8 +166,7 @@ def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
         yield "deps:"
         yield from (f"- {_plain(_input(graph, name, key, need))}" for need in stage.needs)
     yield "params:"
-    yield from (f"- {_plain(value)}" for value in graph.params_keys(name, key))
-    yield f"- {CODE_FILE}:"
+    yield f"- {DIGESTS_FILE}:"
     yield f"  - {_plain(name + '.' + (key.family or 'all'))}"
     yield "outs:"
     yield f"- {_plain(graph.out(name, key).as_posix())}:"

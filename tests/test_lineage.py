@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pd_pipeline import doctor, graph, lineage, rendering
+from pd_pipeline import doctor, graph, lineage, records, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
@@ -212,7 +212,12 @@ def test_parameters_that_change_between_loading_and_working_are_used_and_recorde
     assert summary["expert"]["tasks"]["0"]["episodes"] == 2
     entry = lock_entry(root, "trajectories@point_robot")
     assert entry is not None
-    assert entry["params"]["params.yaml"]["families.point_robot.trajectories"]["episodes"]["expert"]["train"] == 2
+    digests = rendering.digests(graph.load(root), "trajectories", Key("point_robot"))
+    assert entry["params"] == {"digests.json": {"trajectories.point_robot": digests}}
+    assert digests != rendering.digests(project, "trajectories", Key("point_robot"))
+    record = records.find(root, "trajectories", "point_robot")
+    assert record is not None
+    assert record.parameters["episodes"]["expert"]["train"] == 2
     assert "up to date" in call(root, "dvc", "status", "trajectories@point_robot")
 
 

@@ -44,7 +44,11 @@ def test_what_is_good_is_not_looked_at_twice(tmp_path: Path, monkeypatch: pytest
             r"tuned_prompt_dt\.few_shot: 9 trajectories.*collects 6",
         ),
         ("prompts: {length: 3", "evaluaton: {}\n    prompts: {length: 3", r"evaluaton: no such block: .*'evaluation'"),
-        ("tuned_prompt_dt: {}", "tuned_prompt_td: {}", r"no block 'tuned_prompt_dt': .*'tuned_prompt_td' is there"),
+        (
+            "tuned_prompt_dt: {}",
+            "tuned_prompt_td: {}",
+            r"prompt_td: no such block: .*mean 'tuned_prompt_dt'",
+        ),
         ("noise_prompt]", "nois_prompt]", r"run\.methods: 'nois_prompt' is no method: did you mean 'noise_prompt'"),
         ("seeds: [0]", "seeds: [-1]", r"run\.seeds\.0"),
         ("seeds: [0]", "seeds: [99999999999999999999]", r"run\.seeds\.0"),

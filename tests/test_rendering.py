@@ -40,12 +40,12 @@ def test_dvc_reads_the_keys_and_edges_of_the_graph(tmp_path: Path) -> None:
     work = [(stage, key) for stage in project.stages for key in project.keys(stage)]
     with Repo(str(root)) as repo:
         found = repo.index.graph
-        assert {piece.name for piece in found} == {rendering.address(*one) for one in work}
+        assert {piece.name for piece in found} == {rendering.address(*one) for one in work} | {"digests"}
         edges = {(after.name, before.name) for after, before in found.edges}
     expected = {
         (rendering.address(*one), rendering.address(*other)) for one in work for other in project.upstream(*one)
     }
-    assert edges == expected
+    assert edges == expected | {(rendering.address(*one), "digests") for one in work}
 
 
 def test_what_dvc_reads_of_one_piece(tmp_path: Path) -> None:
@@ -60,8 +60,7 @@ def test_what_dvc_reads_of_one_piece(tmp_path: Path) -> None:
         files = {Path(dep.fs_path) for dep in piece.deps if "params" not in type(dep).__name__.lower()}
         assert files == {root / "data/trajectories/other", root / "data/plm/other-0"}
         assert {dep.def_path: list(dep.params) for dep in piece.params} == {
-            "params.yaml": ["families.other.environment", "families.other.tuned_prompt_dt"],
-            "code.json": ["tuned_prompt_dt.other"],
+            "digests.json": ["tuned_prompt_dt.other"],
         }
         assert piece.outs[0].persist, "DVC must not remove what the stage would refuse to replace"
 
@@ -92,11 +91,15 @@ def test_parameter_values_are_not_in_the_file(root: Path) -> None:
 
 
 @pytest.mark.parametrize("block", ["plm", "tuned_noise_prompt", "evaluation"])
-def test_a_missing_block_is_named(root: Path, block: str) -> None:
-    text = "".join(line for line in SMALL_PARAMS.splitlines(True) if not line.strip().startswith(f"{block}:"))
-    (root / "params.yaml").write_text(text)
-    with pytest.raises(PipelineError, match=f"has no block '{block}'"):
-        rendering.render(graph.load(root))
+def test_a_block_that_is_left_out_equals_an_empty_one(root: Path, block: str) -> None:
+    lines = SMALL_PARAMS.splitlines(True)
+    texts = ["", f"    {block}: {{}}\n", f"    {block}: {{device: auto}}\n"]
+    texts = ["".join(text if line.strip().startswith(f"{block}:") else line for line in lines) for text in texts]
+    found = []
+    for text in texts:
+        (root / "params.yaml").write_text(text)
+        found.append(rendering.all_digests(graph.load(root))[block]["other"]["parameters"])
+    assert found[0] == found[1] != found[2]
 
 
 def test_inside_the_repository_paths_are_relative_and_named_once() -> None:
@@ -120,11 +123,11 @@ def test_elsewhere_the_code_of_the_package_is_known_by_its_digest(root: Path) ->
     project = graph.load(root)
     rendering.write(project)
     assert str(PACKAGE) not in (root / "dvc.yaml").read_text()
-    digests = json.loads((root / "code.json").read_text())
-    assert digests["plm"]["other"] == digests["plm"]["point_robot"], "both are made by the same files"
+    digests = json.loads((root / "digests.json").read_text())
+    assert digests["plm"]["other"] == digests["plm"]["point_robot"], "both are made by the same files and parameters"
     assert digests["plm"]["other"] != digests["prompts"]["other"]
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]
-    assert stages["plm"]["do"]["params"][-1] == {"code.json": ["plm.${item.family}"]}
+    assert stages["plm"]["do"]["params"][-1] == {"digests.json": ["plm.${item.family}"]}
     assert rendering.code_name(PACKAGE / "graph.py", root) == "pd_pipeline/graph.py"
 
 
@@ -135,11 +138,11 @@ def test_a_family_of_the_project_is_a_dependency_by_its_file(root: Path) -> None
     change(root, "pd_pipeline.families.point_robot:PointRobot", "my_family_xyz:Mine")
     project = graph.load(root)
     stages = YAML(typ="safe").load(rendering.render(project))["stages"]
-    assert stages["code"]["deps"] == ["my_family_xyz.py"], "the package's files are nowhere named"
-    assert stages["code"]["outs"] == [{"code.json": {"cache": False, "persist": True}}]
-    before = rendering.code_digests(project)
+    assert stages["digests"]["deps"] == ["my_family_xyz.py"], "the package's files are nowhere named"
+    assert stages["digests"]["outs"] == [{"digests.json": {"cache": False, "persist": True}}]
+    before = rendering.all_digests(project)
     (root / "my_family_xyz.py").write_text((root / "my_family_xyz.py").read_text() + "\n")
-    after = rendering.code_digests(graph.load(root))
+    after = rendering.all_digests(graph.load(root))
     stages = project.stages.keys() - {"report"}
     assert changes(before, after) == {(stage, family) for stage in stages for family in ("point_robot", "other")}
 
@@ -161,10 +164,10 @@ def test_an_installed_family_has_no_file_of_its_own(root: Path) -> None:
         patch.syspath_prepend(str(elsewhere))
         project = graph.load(project_root)
         stages = YAML(typ="safe").load(rendering.render(project))["stages"]
-        assert "code" not in stages
-        before = rendering.code_digests(project)
+        assert "deps" not in stages["digests"]
+        before = rendering.all_digests(project)
         (project_root / "params.yaml").write_text(text.replace("installed_family:Installed", "installed_family:Other"))
-        assert rendering.code_digests(graph.load(project_root))["plm"] != before["plm"], "by its entry point"
+        assert rendering.all_digests(graph.load(project_root))["plm"] != before["plm"], "by its entry point"
 
 
 @pytest.mark.parametrize("name", ["on", "null", "other-family", "_x"])
@@ -189,7 +192,7 @@ def digests_of(checkout: Path) -> dict[str, dict[str, str]]:
     """The digests of the published project, by the package of that checkout."""
     code = (
         "import json; from pathlib import Path; from pd_pipeline import graph, rendering;"
-        "print(json.dumps(rendering.code_digests(graph.load(Path('published')))))"
+        "print(json.dumps(rendering.all_digests(graph.load(Path('published')))))"
     )
     environment = os.environ | {"PYTHONPATH": str(checkout)}
     done = subprocess.run(
