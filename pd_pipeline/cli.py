@@ -3,11 +3,15 @@
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pd_pipeline import __version__
 from pd_pipeline.errors import EXPECTED, PipelineError, described
+
+if TYPE_CHECKING:
+    from pd_pipeline.config import Parameters
 
 
 class _Group(typer.core.TyperGroup):
@@ -29,11 +33,25 @@ class _Group(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=_Group,
-    help="Adapt pre-trained policies with generated prompts.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"pd-pipeline {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Adapt pre-trained policies with generated prompts."""
 
 
 @app.command()
@@ -114,29 +132,37 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files 
 
 @app.command()
 def params() -> None:
-    """Show every parameter with the value it has: that of params.yaml, or the default of the code."""
+    """Show every parameter with its value (of params.yaml, else the default of the code) and what it means."""
     from pd_pipeline import graph as graphs
 
     project = graphs.load(Path.cwd())
     typer.echo("run:")
-    _show(project.params.run.model_dump(mode="json"), 1)
+    _show(project.params.run, 1)
     typer.echo("families:")
     for family in project.params.run.families:
         typer.echo(f"  {family}:\n    environment:")
-        _show(project.family(family).params.model_dump(mode="json"), 3)
+        _show(project.family(family).params, 3)
         for stage in project.stages:
             key = next((key for key in project.keys(stage) if key.family == family), None)
             if key is not None:
                 typer.echo(f"    {stage}:")
-                _show(project.stage_params(stage, key).model_dump(mode="json"), 3)
+                _show(project.stage_params(stage, key), 3)
 
 
-def _show(values: dict[str, object], depth: int) -> None:
-    """Print as YAML; nested values as JSON, which is YAML too."""
+def _show(values: "Parameters", depth: int) -> None:
+    """Print a block as YAML, lists and mappings as JSON, which is YAML too; what a parameter means as a comment."""
     import json
 
-    for name, value in values.items():
-        typer.echo("  " * depth + f"{name}: {json.dumps(value)}")
+    from pd_pipeline.config import Parameters
+
+    plain = values.model_dump(mode="json")
+    for name, field in type(values).model_fields.items():
+        comment = f"  # {field.description}" if field.description else ""
+        if isinstance(inner := getattr(values, name), Parameters):
+            typer.echo("  " * depth + f"{name}:{comment}")
+            _show(inner, depth + 1)
+        else:
+            typer.echo("  " * depth + f"{name}: {json.dumps(plain[name])}{comment}")
 
 
 @app.command()

@@ -4,8 +4,8 @@ Each stage defines its own `Params` class beside the code that reads it, so that
 no file that another stage depends on. This module holds what they share: the base class, the shape of the file and
 the error that a wrong value gets.
 
-The file has two parts. `run` names what is run (families, seeds, methods). `families` has one block a family, and in
-it one block a stage, named like the stage; a block left empty (`{}`) takes the defaults of the code.
+The file has two parts. `run` names what is run (families, seeds, methods). `families` has one block per family, and in
+it one block per stage, named like the stage; a block that is left out takes the defaults of the code.
 """
 
 from collections.abc import Sequence
@@ -75,18 +75,11 @@ class ParamsFile(Parameters):
     """params.yaml as a whole; the blocks inside `families` are validated by the stages that own them."""
 
     run: RunParams
-    families: dict[Name, dict[str, dict[str, Any] | None] | None]
+    families: dict[Name, dict[str, dict[str, Any] | None] | None] = {}
 
     def block(self, family: str, stage: str) -> dict[str, Any]:
-        """The raw block of one stage for one family; empty where it is left out. Raises PipelineError for no family."""
-        if family not in self.families:
-            known = ", ".join(sorted(self.families))
-            close = get_close_matches(family, self.families, n=1)
-            meant = f"did you mean '{close[0]}', or " if close else ""
-            raise PipelineError(
-                f"{PARAMS_FILE}: unknown family '{family}': {meant}add a block `families.{family}` (present: {known})"
-            )
-        return (self.families[family] or {}).get(stage) or {}
+        """The raw block of one stage for one family; empty where it is left out."""
+        return (self.families.get(family) or {}).get(stage) or {}
 
 
 P = TypeVar("P", bound=Parameters)

@@ -11,6 +11,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from pd_pipeline import config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile, RunParams
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, entry_point, load_family, source_file
+from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
@@ -249,6 +251,13 @@ def load(root: Path) -> Graph:
     params = config.checked(values)
     tasks = {}
     for name in params.run.families:
+        if name not in {*params.families, *BUILT_IN}:
+            close = get_close_matches(name, {*params.families, *BUILT_IN}, n=1)
+            meant = f"did you mean '{close[0]}', or " if close else ""
+            raise PipelineError(
+                f"{PARAMS_FILE}: unknown family '{name}': {meant}add a block `families.{name}` for one of your own "
+                f"(built in are {', '.join(BUILT_IN)})"
+            )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
     methods = known(params.run, root)
     return Graph(root, text, values, params, stages(params.run, methods), methods, tasks)

@@ -29,7 +29,7 @@ def check(graph: Graph) -> None:
     for family in graph.params.run.families:
         _check_names(graph, family)
         # what does not run today is read all the same
-        for stage in GENERATING.keys() & (graph.params.families[family] or {}).keys() - graph.stages.keys():
+        for stage in GENERATING.keys() & (graph.params.families.get(family) or {}).keys() - graph.stages.keys():
             model = importlib.import_module(GENERATING[stage]).Params
             parse(model, graph.params.block(family, stage), f"{PARAMS_FILE}: families.{family}.{stage}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
@@ -53,7 +53,13 @@ def _check_names(graph: Graph, family: str) -> None:
     """Blocks of stages that run have been read; another one that no stage could read is a slip of the keyboard."""
     methods = {*graph.methods, *graph.params.run.variants}
     known = {"environment", *graph.stages, *GENERATING, *(f"tuned_{method}" for method in methods)}
-    present = graph.params.families[family] or {}
+    present = graph.params.families.get(family) or {}
+    for name in (name for name in graph.params.run.methods if name in graph.params.run.variants):
+        if f"tuned_{name}" not in present:
+            raise PipelineError(
+                f"{PARAMS_FILE}: families.{family}.tuned_{name}: a variant is its method with the parameters of this "
+                "block, which is not there: add it"
+            )
     for name in present:
         close = get_close_matches(name, known, n=1)
         slip = not name.startswith("tuned_") or get_close_matches(name, known - present.keys(), n=1, cutoff=0.9)

@@ -135,7 +135,8 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
         yield from (f"    - {_plain(relative(file, graph.root))}" for file in files)
     yield "    params:"
     yield "    - run"
-    yield from (f"    - {_plain(f'families.{family}')}" for family in graph.params.run.families)
+    named = [family for family in graph.params.run.families if family in graph.params.families]
+    yield from (f"    - {_plain(f'families.{family}')}" for family in named)
     yield "    outs:"
     yield f"    - {DIGESTS_FILE}:"
     yield "        cache: false"

@@ -164,3 +164,15 @@ def test_an_out_that_is_a_link_is_not_replaced(project: Graph, tmp_path: Path) -
     out.parent.symlink_to(elsewhere)
     graph.run(project, "behavior_policies", Key("other"), silent)
     assert (elsewhere / "other/policies.json").is_file()
+
+
+def test_a_family_of_the_package_needs_no_block_and_an_unknown_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("run: {families: [point_robot], methods: [prompt_dt]}\n")
+    project = graph.load(tmp_path)
+    assert project.tasks == {"point_robot": (3, 8)}
+    assert project.stage_params("plm", Key("point_robot", None, 0)).model_dump()["steps"] == 2400
+    (tmp_path / "params.yaml").write_text("run: {families: [point_robt], methods: [prompt_dt]}\n")
+    with pytest.raises(
+        PipelineError, match=r"unknown family 'point_robt': did you mean 'point_robot'.*built in are reach"
+    ):
+        graph.load(tmp_path)

@@ -50,6 +50,11 @@ def test_what_is_good_is_not_looked_at_twice(tmp_path: Path, monkeypatch: pytest
             r"prompt_td: no such block: .*mean 'tuned_prompt_dt'",
         ),
         ("noise_prompt]", "nois_prompt]", r"run\.methods: 'nois_prompt' is no method: did you mean 'noise_prompt'"),
+        (
+            "noise_prompt]",
+            "again], variants: {again: prompt_dt}",
+            r"families\.point_robot\.tuned_again: a variant is its method .*not there",
+        ),
         ("seeds: [0]", "seeds: [-1]", r"run\.seeds\.0"),
         ("seeds: [0]", "seeds: [99999999999999999999]", r"run\.seeds\.0"),
         ("tasks: 4", "tasks: 100000000", r"environment\.tasks: Input should be less than or equal to 10000"),
