@@ -93,7 +93,7 @@ def recorded(root: Path, stage: str, key: Key) -> dict[str, str] | None:
 def render(graph: Graph) -> str:
     """The text of dvc.yaml."""
     lines = [*_digests_stage(graph), *(line for name in graph.stages for line in _stage(graph, name))]
-    return f"{HEADER}stages:\n" + "\n".join(lines) + "\n"
+    return f"{HEADER}stages:\n" + "\n".join([*lines, *_figures(graph)]) + "\n"
 
 
 def check(graph: Graph) -> None:
@@ -172,6 +172,19 @@ def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
     yield "outs:"
     yield f"- {_plain(graph.out(name, key).as_posix())}:"
     yield "    persist: true"
+
+
+def _figures(graph: Graph) -> Iterator[str]:
+    """What `dvc metrics` and `dvc plots` show: the figures of the report, and the losses of pre-training."""
+    yield "metrics:"
+    yield f"- {_plain((graph.out('report', Key()) / 'metrics.json').as_posix())}"
+    yield "plots:"
+    for stage in (name for name in ("plm", "diffuser") if name in graph.stages):
+        yield f"- {stage} losses:"
+        yield "    x: step"
+        yield "    y:"
+        for key in graph.keys(stage):
+            yield f"      {_plain((graph.out(stage, key) / 'losses.csv').as_posix())}: [loss, validation_loss]"
 
 
 def _input(graph: Graph, name: str, key: Key, need: str) -> str:

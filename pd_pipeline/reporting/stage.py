@@ -11,10 +11,11 @@ from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
 from pd_pipeline.reporting.verdict import decimals, judge, number, percent, what_mattered
 from pd_pipeline.stage import NoParams, StageContext
-from pd_pipeline.storage import atomic_file
+from pd_pipeline.storage import atomic_file, write_json
 from pd_pipeline.trajectories.quality import missed_bars
 
-PAGE = "index.html"
+PAGE, METRICS = "index.html", "metrics.json"
+FIGURES = ("return_mean", "success_rate", "normalized")
 
 
 class Params(NoParams):
@@ -22,15 +23,23 @@ class Params(NoParams):
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `index.html`. Equal inputs give equal bytes, on one machine and revision of the code: no clock is read."""
+    """Write `index.html` and, for `dvc metrics`, the few figures of `metrics.json`.
+
+    Equal inputs give equal bytes, on one machine and revision of the code: no clock is read.
+    """
     params = context.params_file
     sections: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     for done, name in enumerate(params.run.families):
         context.progress("report", done, len(params.run.families), name)
         draws = provenance.stage_parameters(params, name, "evaluation", context.modules)["bootstrap"]
         results = gather(context.inputs, params, name, context.root, draws)
         sections.append(section(context, params, results))
+        figures[name] = {
+            method: {figure: values[figure] for figure in FIGURES if values[figure] is not None}
+            for method, values in results.metrics.items()
+        }
         verdict = sections[-1]["verdict"]
         metrics |= {f"bars_met_{name}": sum(bool(check.met) for check in verdict.checks)}
     page = render(
@@ -40,6 +49,7 @@ def run(context: StageContext) -> dict[str, Any]:
         revision=provenance.git_revision(context.root),
         machine=provenance.machine(),
     )
+    write_json(context.out / METRICS, figures)
     with atomic_file(context.out / PAGE) as temporary:
         temporary.write_text(page, encoding="utf-8")
     context.progress("report", len(params.run.families), len(params.run.families))
