@@ -60,11 +60,16 @@ def run(
     key: Annotated[str, typer.Option(help="Which piece of it, such as reach-0; all pieces without it.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Do it again even if it is up to date.")] = False,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Tell DVC what was made from what.")] = True,
+    override: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE in place of params.yaml, such as plm.steps=100; nothing is recorded."),
+    ] = None,
 ) -> None:
     """Run one stage, one key of it, or all stages in one process, unless they are up to date."""
     from pd_pipeline import graph, lineage, preflight, progress
 
-    project = graph.load(Path.cwd())
+    project = graph.load(Path.cwd(), tuple(override or ()))
+    force, record = force or bool(override), record and not override
     preflight.check(project)
     if stage == "all":
         if key:

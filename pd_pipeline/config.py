@@ -8,6 +8,7 @@ The file has two parts. `run` names what is run (families, seeds, methods). `fam
 it one block per stage, named like the stage; a block that is left out takes the defaults of the code.
 """
 
+import copy
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -180,6 +181,30 @@ def _size(value: Any, depth: int, known: dict[int, int]) -> int:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     known[id(value)] = size = 1 + sum(_size(item, depth + 1, known) for item in inside)
     return size
+
+
+def overridden(values: Any, overrides: Sequence[str]) -> Any:
+    """The values with overrides: `plm.steps=100` for every family that runs, or `families.reach.plm.steps=100`.
+
+    Raises PipelineError for one that is no assignment.
+    """
+    if not overrides:
+        return values
+    changed: Any = copy.deepcopy(values) if isinstance(values, dict) else {}
+    for override in overrides:
+        name, given, text = override.partition("=")
+        parts = name.strip().split(".")
+        if not given or not all(parts) or len(parts) < 2:
+            raise PipelineError(f"--set {override}: write NAME=VALUE, such as plm.steps=100 or run.seeds=[0,1]")
+        run = changed.get("run") or {}
+        paths = [parts] if parts[0] in ("run", "families") else [["families", f, *parts] for f in run["families"]]
+        for path in paths:
+            block = changed
+            for part in path[:-1]:
+                block[part] = block.get(part) or {}
+                block = block[part]
+            block[path[-1]] = values_of(text, Path(f"--set {override}"))
+    return changed
 
 
 def checked(values: Any) -> ParamsFile:

@@ -121,6 +121,8 @@ class Graph:
     """All methods that the project knows, by name."""
     tasks: dict[str, tuple[int, ...]]
     """Family -> its target tasks."""
+    overrides: tuple[str, ...] = ()
+    """What stands in place of values of the file, for this process."""
 
     @property
     def modules(self) -> dict[str, str]:
@@ -241,13 +243,13 @@ def written(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
     return found
 
 
-def load(root: Path) -> Graph:
-    """The graph of the project at `root`. Raises PipelineError where params.yaml is wrong."""
+def load(root: Path, overrides: tuple[str, ...] = ()) -> Graph:
+    """The graph of the project at `root`. Raises PipelineError where params.yaml, or an override, is wrong."""
     root = root.resolve()
     for cached in (import_closure, imported_names):  # a process that lives long may meet edited code
         cached.cache_clear()
     text = config.read_text(root)
-    values = config.values_of(text, root / PARAMS_FILE)
+    values = config.overridden(config.values_of(text, root / PARAMS_FILE), overrides)
     params = config.checked(values)
     tasks = {}
     for name in params.run.families:
@@ -260,12 +262,12 @@ def load(root: Path) -> Graph:
             )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
     methods = known(params.run, root)
-    return Graph(root, text, values, params, stages(params.run, methods), methods, tasks)
+    return Graph(root, text, values, params, stages(params.run, methods), methods, tasks, overrides)
 
 
 def current(graph: Graph) -> Graph:
     """The graph as params.yaml has it now: `graph` itself where the file is what it was."""
-    return graph if config.read_text(graph.root) == graph.text else load(graph.root)
+    return graph if config.read_text(graph.root) == graph.text else load(graph.root, graph.overrides)
 
 
 def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:

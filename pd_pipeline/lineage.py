@@ -168,7 +168,12 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
     changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
     now = graphs.written(_values_now(graph), list(before.parameters))
     changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
-    if is_project(graph.root) and rendering.recorded(graph.root, stage, key) not in (None, before.digests):
+    overridden = bool(graph.overrides)  # then nothing is recorded
+    if (
+        is_project(graph.root)
+        and not overridden
+        and rendering.recorded(graph.root, stage, key) not in (None, before.digests)
+    ):
         changed.append(rendering.DIGESTS_FILE)
     for path, (stamp, content) in before.inputs.items():
         if not path.exists() or (_stamp(path) != stamp and digest(path) != content):
@@ -182,7 +187,9 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
 
 def _values_now(graph: Graph) -> Mapping[str, Any]:
     text = config.read_text(graph.root)
-    return graph.values if text == graph.text else config.values_of(text, graph.root / PARAMS_FILE)
+    if text == graph.text:
+        return graph.values
+    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides)
 
 
 def version(graph: Graph, stage: str) -> str:

@@ -41,7 +41,7 @@ def _state(graph: Graph) -> bytes:
     """Digest of params.yaml and of all code that decides whether it is good; of the devices of this machine."""
     sources = {graph.family_source(family) for family in graph.params.run.families}
     files = sorted({*PACKAGE.rglob("*.py"), *(source for source in sources if source is not None)})
-    total = hashlib.sha256(graph.text.encode())
+    total = hashlib.sha256(repr((graph.text, graph.overrides)).encode())
     for file in files:
         total.update(file.read_bytes())
     for device in ("/dev/nvidia0", "/dev/nvidiactl"):

@@ -92,3 +92,18 @@ def test_parameters_are_immutable() -> None:
     params = config.parse(Outer, {"inner": {"rate": 2}}, "here")
     with pytest.raises(ValueError, match="frozen"):
         params.count = 5
+
+
+def test_overrides_stand_in_place_of_values_of_the_file() -> None:
+    values = {"run": {"families": ["a", "b"], "seeds": [0]}, "families": {"a": {"plm": {"steps": 5, "width": 8}}}}
+    found = config.overridden(values, ["plm.steps=100", "run.seeds=[1, 2]", "families.b.plm.learning_rate=1e-3"])
+    assert found["run"]["seeds"] == [1, 2]
+    assert found["families"]["a"]["plm"] == {"steps": 100, "width": 8}
+    assert found["families"]["b"]["plm"] == {"steps": 100, "learning_rate": 0.001}
+    assert values["families"] == {"a": {"plm": {"steps": 5, "width": 8}}}, "the file's are as they were"
+
+
+@pytest.mark.parametrize("override", ["plm.steps", "=5", "steps=5", "plm..steps=5", "plm.steps=["])
+def test_what_is_no_override_is_refused(override: str) -> None:
+    with pytest.raises(PipelineError, match="--set"):
+        config.overridden({"run": {"families": ["a"]}}, [override])

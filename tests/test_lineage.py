@@ -362,3 +362,17 @@ def test_a_lock_file_that_a_kill_left_empty_is_an_error_that_names_the_doctor(ro
     (root / ".dvc/tmp/rwlock").write_text("")
     with pytest.raises(PipelineError, match="doctor"):
         lineage.up_to_date(project, POLICIES, KEY)
+
+
+def test_a_run_with_an_override_is_not_recorded_and_is_made_anew_after_it(root: Path, project: Graph) -> None:
+    lineage.run(project, POLICIES, KEY, silent)
+    lineage.run(project, TRAJECTORIES, KEY, silent)
+    before = lock_entry(root, "trajectories@point_robot")
+    call(root, "pd-pipeline", "run", TRAJECTORIES, "--key", str(KEY), "--set", "trajectories.episodes.expert.train=2")
+    summary = root / "data/trajectories/point_robot/summary.json"
+    assert read_json(summary)["expert"]["tasks"]["0"]["episodes"] == 2
+    assert lock_entry(root, "trajectories@point_robot") == before
+    assert "expert: {train: 3" in (root / "params.yaml").read_text()
+    assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
+    assert read_json(summary)["expert"]["tasks"]["0"]["episodes"] == 3
+    assert "up to date" in call(root, "dvc", "status", "trajectories@point_robot")
