@@ -93,6 +93,19 @@ def run(
 
 
 @app.command()
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder of the project; made where it is not there.")] = Path(),
+) -> None:
+    """Begin a project of your own: params.yaml with a small example, and DVC's records."""
+    from pd_pipeline.starting import begin
+
+    for file in begin(directory):
+        typer.echo(str(file))
+    place = "" if directory == Path() else f"cd {directory}; "
+    typer.echo(f"edit params.yaml, then: {place}pd-pipeline run all")
+
+
+@app.command()
 def graph(
     write: Annotated[bool, typer.Option("--write", help="Render it into dvc.yaml.")] = False,
     check: Annotated[bool, typer.Option("--check", help="Exit 1 where dvc.yaml differs.")] = False,

@@ -64,6 +64,18 @@ def is_project(root: Path) -> bool:
     return (root / ".dvc" / "config").is_file()
 
 
+def begin(root: Path, git_top: Path | None) -> None:
+    """Have DVC keep records in a folder, in the git repository of `git_top` where there is one."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        inside = git_top is not None and git_top != root.resolve()
+        Repo.init(str(root), no_scm=git_top is None, subdir=inside).close()
+    except DvcException as error:
+        raise PipelineError(f"{root}: DVC: {error}") from error
+
+
 def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
     """Do one piece of work unless it is up to date, and record it.
 
@@ -168,12 +180,8 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
     changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
     now = graphs.written(_values_now(graph), list(before.parameters))
     changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
-    overridden = bool(graph.overrides)  # then nothing is recorded
-    if (
-        is_project(graph.root)
-        and not overridden
-        and rendering.recorded(graph.root, stage, key) not in (None, before.digests)
-    ):
+    digests = rendering.recorded(graph.root, stage, key) if is_project(graph.root) and not graph.overrides else None
+    if digests not in (None, before.digests):
         changed.append(rendering.DIGESTS_FILE)
     for path, (stamp, content) in before.inputs.items():
         if not path.exists() or (_stamp(path) != stamp and digest(path) != content):

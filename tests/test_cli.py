@@ -14,7 +14,7 @@ from pd_pipeline.cli import app
 from pd_pipeline.doctor import Finding
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.stage import Key
-from tests.dvc_project import BIN, ENVIRONMENT, SMALL_PARAMS, call, change, make_project
+from tests.dvc_project import BIN, ENVIRONMENT, SMALL_PARAMS, call, change, make_project, start
 
 DEAD_PROCESS = 2**22 + 1  # above the largest process id
 
@@ -295,3 +295,21 @@ def test_a_family_without_a_simulator_is_named(project: Path, monkeypatch: pytes
     result = invoke("run", "evaluation")
     assert result.exit_code == 1
     assert "raised NotImplementedError: this robot has no simulator" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("place", ["alone", "top of git", "inside git"])
+def test_a_project_of_ones_own_is_begun_and_runs(place: str, tmp_path: Path) -> None:
+    top, root = tmp_path, tmp_path / "mine" if place != "top of git" else tmp_path
+    if place != "alone":
+        subprocess.run(["git", "init", "-q", str(top)], check=True)
+    (root / "notes.txt").parent.mkdir(exist_ok=True)
+    (root / "notes.txt").write_text("mine")
+    assert "edit params.yaml, then: " in call(tmp_path, "pd-pipeline", "init", str(root))
+    assert (root / ".dvc/config").is_file()
+    assert "up to date" not in call(root, "pd-pipeline", "run", "behavior_policies")
+    assert "behavior_policies@point_robot" in (root / "dvc.lock").read_text()
+    process = start(tmp_path, "pd-pipeline", "init", str(root))
+    output, _ = process.communicate()
+    assert (process.returncode, output.count("\n")) == (1, 1)
+    assert "params.yaml: there already" in output
+    assert (root / "notes.txt").read_text() == "mine"

@@ -15,6 +15,7 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.storage import digest
 
+UNCOMMITTED = " with uncommitted changes"
 PACKAGES = (
     "torch",
     "numpy",
@@ -79,7 +80,7 @@ def git_revision(root: Path) -> str:
     if not revision:
         return "unknown"
     changed = _git(root, "status", "--porcelain", "--", "*.py", "params.yaml")
-    return f"{revision.strip()}{' with uncommitted changes' if changed else ''}"
+    return f"{revision.strip()}{UNCOMMITTED if changed else ''}"
 
 
 def _git(root: Path, *arguments: str) -> str:

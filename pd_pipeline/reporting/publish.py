@@ -14,7 +14,7 @@ from pd_pipeline.graph import Graph, load
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
-from pd_pipeline.reporting.provenance import effective_parameters, git_revision, machine, versions
+from pd_pipeline.reporting.provenance import UNCOMMITTED, effective_parameters, git_revision, machine, versions
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
 from pd_pipeline.tuning.methods import built_in
@@ -30,6 +30,11 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
     if family not in params.run.families:
         asked = ", ".join(params.run.families)
         raise PipelineError(f"publish: family '{family}' is not run here: {PARAMS_FILE} asks for {asked}")
+    if git_revision(root).endswith(UNCOMMITTED):
+        raise PipelineError(
+            f"publish: code or parameters of {root} are not committed, so that nobody could make these numbers again: "
+            "commit, run again, and publish then"
+        )
     with atomic_directory(destination) as folder:
         tables: list[pl.DataFrame] = []
         for seed in params.run.seeds:

@@ -1,10 +1,13 @@
 """The small copy of a run's numbers."""
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import polars as pl
+import pytest
 
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import load
 from pd_pipeline.reporting.costs import table
 from pd_pipeline.reporting.publish import metrics_of, publish, read_scores, recompute, tuned_how
@@ -34,6 +37,19 @@ def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp
     assert made["seconds"]["tuned_prompt_diffuser@point_robot-1-0"] > 0
     assert made["device"]["plm@point_robot-0"] == "cpu"
     assert made["precision"]["evaluation@point_robot-0"] == "float32"
+
+
+def test_uncommitted_code_or_parameters_are_not_published(reported_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(reported_project, root)
+    who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    for arguments in (("init", "-q"), ("add", "params.yaml"), (*who, "commit", "-q", "-m", "parameters")):
+        subprocess.run(["git", *arguments], cwd=root, check=True)
+    assert publish(root, "point_robot", tmp_path / "good")
+    (root / "params.yaml").write_text((root / "params.yaml").read_text() + "# another\n")
+    with pytest.raises(PipelineError, match=r"publish: code or parameters of .*project are not committed"):
+        publish(root, "point_robot", tmp_path / "bad")
+    assert not (tmp_path / "bad").exists()
 
 
 def test_metrics_follow_from_what_is_kept(reported_project: Path, tmp_path: Path) -> None:

@@ -1,0 +1,42 @@
+"""`pd-pipeline init`: a project of one's own, ready to run."""
+
+import subprocess
+from pathlib import Path
+
+from pd_pipeline import graph, lineage, rendering
+from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.errors import PipelineError
+
+TEMPLATE = Path(__file__).with_name("project.yaml")
+IGNORED = {
+    ".gitignore": ["/data/*", "/.work/", "/digests.json", "__pycache__/"],
+    ".dvcignore": ["__pycache__", ".*.tmp", ".*.old"],
+}
+
+
+def begin(root: Path) -> list[Path]:
+    """Make a project in the folder `root`, which may hold other files; returns what was written.
+
+    Raises PipelineError where there is a project already.
+    """
+    if (root / PARAMS_FILE).exists():
+        raise PipelineError(f"{root / PARAMS_FILE}: there already: a project is begun once; edit this file instead")
+    root.mkdir(parents=True, exist_ok=True)
+    if not lineage.is_project(root):
+        lineage.begin(root, git_top(root))
+    for name, lines in IGNORED.items():
+        present = (root / name).read_text().splitlines() if (root / name).is_file() else []
+        (root / name).write_text("\n".join([*present, *(line for line in lines if line not in present)]) + "\n")
+    (root / PARAMS_FILE).write_text(TEMPLATE.read_text())
+    rendering.write(graph.load(root))
+    return [root / name for name in (PARAMS_FILE, rendering.DVC_FILE, *IGNORED)]
+
+
+def git_top(root: Path) -> Path | None:
+    """The top folder of the git repository that a folder lies in; None outside git."""
+    try:
+        command = ["git", "rev-parse", "--show-toplevel"]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return Path(done.stdout.strip()).resolve() if done.returncode == 0 else None
