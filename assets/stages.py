@@ -16,32 +16,21 @@ from pd_pipeline.stage import Key
 from pd_pipeline.workers import die_with_parent
 
 GPU_POOL = "gpu"
-GROUPS = {
-    "behavior_policies": "data",
-    "trajectories": "data",
-    "prompts": "data",
-    "plm": "pre_training",
-    "diffuser": "pre_training",
-    "evaluation": "results",
-    "prompt_fit": "results",
-    "report": "results",
-}  # the others tune
 
 
 def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
     """The asset of one stage."""
-    group = GROUPS.get(stage, "tuning")
     partitions = partitions_of(project, stage)
     root = project.root
 
     @dg.asset(
         name=stage,
-        group_name=group,
+        group_name=project.stages[stage].group,
         deps=[dependency(project, stage, need) for need in project.stages[stage].needs],
         partitions_def=partitions,
         code_version=lineage.version(project, stage),
         check_specs=check_specs(stage, partitions),
-        pool=None if group == "data" else GPU_POOL,
+        pool=GPU_POOL if project.stages[stage].computes else None,
         retry_policy=dg.RetryPolicy(max_retries=1),  # a transient fault; what is the user's to mend is not retried
         description=f"`pd-pipeline run {stage}`"
         + (f" --key {partitions.get_first_partition_key()}" if partitions else ""),

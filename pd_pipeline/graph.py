@@ -5,14 +5,12 @@ upstream key belongs to a downstream key where they agree on every axis that bot
 `tuned_prompt_dt@reach-5-0`, and all `tuned_prompt_dt@reach-*-0` are read by `evaluation@reach-0`.
 """
 
-import ast
 import importlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +19,16 @@ from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile, RunParams
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, entry_point, load_family, source_file
 from pd_pipeline.families.registry import BUILT_IN
+from pd_pipeline.foreign import said
 from pd_pipeline.progress import Progress
+from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
 from pd_pipeline.tuning.methods import DIFFUSER_MODULE, Method, known
 from pd_pipeline.tuning.methods import chosen as methods_chosen
 
-PACKAGE = Path(__file__).parent
-REGISTRY = PACKAGE / "families" / "registry.py"
 FAMILY, SEED, TASK = "family", "seed", "task"
+DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results"
 GENERATING = {"diffuser": "pd_pipeline.training.diffuser", "prompt_fit": "pd_pipeline.evaluation.prompt_fit"}
 """Stages that run only where a method generates prompts, and the modules of their Params."""
 
@@ -45,10 +44,17 @@ class Stage:
     """Module with `Params`."""
     axes: tuple[str, ...]
     needs: tuple[str, ...]
+    group: str
+    """What it is shown with: data, pre_training, tuning or results."""
     uses: tuple[str, ...] = ()
     """Modules that it imports by name when it runs."""
     source: Path | None = None
     """File of `params_module` where that is not of this package."""
+
+    @property
+    def computes(self) -> bool:
+        """Whether it computes with the models, on a GPU where there is one."""
+        return self.group != DATA
 
     @property
     def modules(self) -> tuple[str, ...]:
@@ -56,8 +62,16 @@ class Stage:
         return tuple(dict.fromkeys((self.module, self.params_module, *self.uses)))
 
     def params_class(self) -> type[Parameters]:
-        """The stage's Params."""
-        return importlib.import_module(self.params_module).Params
+        """The stage's Params. Raises PipelineError where a module of the user's does not give them."""
+        try:
+            found = importlib.import_module(self.params_module).Params
+        except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+            if self.source is None or isinstance(error, PipelineError):
+                raise
+            raise PipelineError(f"{self.source}: cannot be used as a method: {said(error)}") from error
+        if not (isinstance(found, type) and issubclass(found, Parameters)):
+            raise PipelineError(f"{self.source}: Params is {found!r}, not a subclass of TuningParams")
+        return found
 
 
 def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
@@ -70,18 +84,20 @@ def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
     diffuser = ("diffuser",) if generating else ()
     p = "pd_pipeline."
 
-    def stage(name: str, module: str, axes: tuple[str, ...], *needs: str, uses: tuple[str, ...] = ()) -> Stage:
-        return Stage(name, p + module, p + module, axes, needs, (*uses, *reading(needs)))
+    def stage(
+        group: str, name: str, module: str, axes: tuple[str, ...], *needs: str, uses: tuple[str, ...] = ()
+    ) -> Stage:
+        return Stage(name, p + module, p + module, axes, needs, group, (*uses, *reading(needs)))
 
     def reading(needs: tuple[str, ...]) -> tuple[str, ...]:
         return (DIFFUSER_MODULE,) if "diffuser" in needs else ()
 
     made = [
-        stage("behavior_policies", "behavior.policies", (FAMILY,)),
-        stage("trajectories", "trajectories.stage", (FAMILY,), "behavior_policies"),
-        stage("prompts", "prompts.stage", (FAMILY,), "trajectories"),
-        stage("plm", "training.plm", (FAMILY, SEED), "trajectories", "prompts"),
-        *([stage("diffuser", "training.diffuser", (FAMILY, SEED), "prompts")] if generating else []),
+        stage(DATA, "behavior_policies", "behavior.policies", (FAMILY,)),
+        stage(DATA, "trajectories", "trajectories.stage", (FAMILY,), "behavior_policies"),
+        stage(DATA, "prompts", "prompts.stage", (FAMILY,), "trajectories"),
+        stage(PRE_TRAINING, "plm", "training.plm", (FAMILY, SEED), "trajectories", "prompts"),
+        *([stage(PRE_TRAINING, "diffuser", "training.diffuser", (FAMILY, SEED), "prompts")] if generating else []),
         *(
             Stage(
                 f"tuned_{name}",
@@ -89,20 +105,21 @@ def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
                 method.module,
                 (FAMILY, TASK, SEED),
                 method.needs,
+                TUNING,
                 reading(method.needs),
                 source=None if PACKAGE in method.source.parents else method.source,
             )
             for name, method in chosen.items()
         ),
-        stage("evaluation", "evaluation.stage", (FAMILY, SEED), "plm", *diffuser, *tuned, uses=theirs),
+        stage(RESULTS, "evaluation", "evaluation.stage", (FAMILY, SEED), "plm", *diffuser, *tuned, uses=theirs),
     ]
     fit = ("prompt_fit",) if measured else ()
     if measured:
         reads = ("trajectories", "prompts", "plm", "diffuser", *measured)
         measuring = tuple(methods[name.removeprefix("tuned_")].module for name in measured)
-        made.append(stage("prompt_fit", "evaluation.prompt_fit", (FAMILY, SEED), *reads, uses=measuring))
+        made.append(stage(RESULTS, "prompt_fit", "evaluation.prompt_fit", (FAMILY, SEED), *reads, uses=measuring))
     read = ("trajectories", "plm", *diffuser, *tuned, "evaluation", *fit)
-    made.append(stage("report", "reporting.stage", (), *read, uses=theirs))
+    made.append(stage(RESULTS, "report", "reporting.stage", (), *read, uses=theirs))
     return {s.name: s for s in made}
 
 
@@ -246,8 +263,7 @@ def written(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
 def load(root: Path, overrides: tuple[str, ...] = ()) -> Graph:
     """The graph of the project at `root`. Raises PipelineError where params.yaml, or an override, is wrong."""
     root = root.resolve()
-    for cached in (import_closure, imported_names):  # a process that lives long may meet edited code
-        cached.cache_clear()
+    forget()  # a process that lives long may meet edited code
     text = config.read_text(root)
     values = config.overridden(config.values_of(text, root / PARAMS_FILE), overrides)
     params = config.checked(values)
@@ -327,69 +343,3 @@ def made_already(graph: Graph, stage: str, key: Key) -> bool:
     if record is None or not out.is_dir() or records.listing(out) != record.files:
         return False
     return record.made == graph.work_digest(stage, key)
-
-
-@lru_cache(maxsize=256)
-def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
-    """The files of this package that `modules` import, directly or not, themselves included.
-
-    Read off the import statements, so that a stage depends on exactly the files it uses. Task families are imported
-    by name at run time and added by `Graph.code`.
-    """
-    found: set[Path] = set()
-    todo = [_module_file(module) for module in modules]
-    while todo:
-        file = todo.pop()
-        if file is None or file in found or file == REGISTRY:
-            continue
-        found.add(file)
-        todo += [_module_file(name) for name in imported_names(file) if name.startswith("pd_pipeline")]
-    return frozenset(found)
-
-
-def local_closure(source: Path) -> set[Path]:
-    """A family's file and what it imports of this package and of the files beside it."""
-    found: set[Path] = set()
-    todo = [source]
-    while todo:
-        file = todo.pop()
-        if file in found:
-            continue
-        names = imported_names(file)
-        found |= {file, *import_closure(tuple(name for name in names if name.startswith("pd_pipeline")))}
-        beside = [source.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names]
-        todo += [path for path in beside if path.is_file() and PACKAGE not in path.parents]
-    return found
-
-
-@lru_cache(maxsize=256)
-def imported_names(file: Path) -> tuple[str, ...]:
-    """Every module, and every name of a module, that a file imports."""
-    try:
-        return tuple(_imports(ast.parse(file.read_bytes(), str(file))))
-    except (SyntaxError, ValueError, RecursionError) as error:
-        raise PipelineError(f"{file}: not valid Python: {error}") from None
-
-
-def _imports(tree: ast.AST) -> Iterator[str]:
-    """Names that `tree` imports when it runs; not those that only a type checker reads."""
-    todo: list[ast.AST] = [tree]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            todo += node.orelse
-            continue
-        todo += ast.iter_child_nodes(node)
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def _module_file(module: str) -> Path | None:
-    base = PACKAGE.parent.joinpath(*module.split("."))
-    for file in (base.with_suffix(".py"), base / "__init__.py"):
-        if file.is_file():
-            return file
-    return None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pd_pipeline.config import PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import GENERATING, PACKAGE, Graph
+from pd_pipeline.graph import GENERATING, Graph
+from pd_pipeline.sources import PACKAGE
 from pd_pipeline.storage import atomic_file
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds

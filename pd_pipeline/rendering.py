@@ -22,7 +22,8 @@ from pathlib import Path
 
 from pd_pipeline import graph as graph_module
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import FAMILY, PACKAGE, SEED, TASK, Graph
+from pd_pipeline.graph import FAMILY, SEED, TASK, Graph
+from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_file, digest, file_digest, read_json
 

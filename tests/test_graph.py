@@ -6,8 +6,9 @@ import pytest
 
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import PACKAGE, Graph
+from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
+from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from tests.dvc_project import SMALL_PARAMS
 

@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 
 from pd_pipeline import graph, rendering
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import PACKAGE
+from pd_pipeline.sources import PACKAGE
 from tests.dvc_project import SMALL_PARAMS, change, make_project
 
 REPOSITORY = PACKAGE.parent

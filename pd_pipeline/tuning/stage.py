@@ -1,6 +1,7 @@
 """The stages tuned_<method>: prepare what a method is given, run it, write what it leaves."""
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,8 @@ from pd_pipeline.acting.simulation import Simulation
 from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
+from pd_pipeline.foreign import said
+from pd_pipeline.interruption import Interrupted
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.stage import StageContext
 from pd_pipeline.training.loop import OptimizationParams
@@ -44,7 +47,7 @@ def run(context: StageContext) -> dict[str, Any]:
     online = getattr(method, "ONLINE", False)
     title = f"{context.stage} {context.key}"
     run_ = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
-    left: Adaptation = method.tune(plm, target, params, run_)
+    left = _tuned(context, method.tune, plm, target, run_)
     left.save(context.out)
     if left.history.rows:
         left.history.write(context.out / "log.csv")
@@ -54,6 +57,23 @@ def run(context: StageContext) -> dict[str, Any]:
     summaries.save(context.out, _summary(context, own, shown, left, cost, episodes))
     figures = {"tuned_parameters": cost.tuned_parameters, "plm_passes": cost.plm_forward + cost.plm_backward}
     return figures | ({"environment_episodes": episodes} if online else {})
+
+
+def _tuned(context: StageContext, tune: Callable[..., Any], plm: Pretrained, target: Target, run: Run) -> Adaptation:
+    """What a method leaves. Raises PipelineError for whatever a module of the user's raises, or leaves instead."""
+    try:
+        left = tune(plm, target, context.params, run)
+    except (PipelineError, Interrupted):
+        raise
+    except (Exception, SystemExit) as error:
+        if context.module.startswith("pd_pipeline."):
+            raise
+        raise PipelineError(f"{run.title}: `tune` of {context.module} raised {said(error)}: mend it") from error
+    if not isinstance(left, Adaptation):
+        raise PipelineError(
+            f"{run.title}: `tune` of {context.module} returned {type(left).__name__}, not an Adaptation"
+        )
+    return left
 
 
 def _simulation(context: StageContext, normalization: Normalization, budget: int, seed: int, number: int) -> Simulation:

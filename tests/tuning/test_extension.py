@@ -75,3 +75,27 @@ def test_an_offline_method_that_asks_for_a_simulation_is_refused(extended: Path)
     with pytest.raises(PipelineError, match=r"tuned_mine point_robot-1-0: .* offline one: set `ONLINE = True`"):
         run_stages(extended, "tuned_mine")
     assert not (extended / "data/tuned_mine").exists() or not list((extended / "data/tuned_mine").rglob("*.json"))
+
+
+BEST, LEAVE = "    best = drawn[", "    with run.simulation(params.tries) as simulation:"
+WRONG = {
+    "raises": (BEST, f"    1 / 0\n{BEST}", r"`tune` of my_method raised ZeroDivisionError.*my_method\.py"),
+    "leaves": (BEST, f"    raise SystemExit(0)\n{BEST}", "`tune` of my_method raised SystemExit: 0"),
+    "gives something else": (LEAVE, f"    return 'x'\n{LEAVE}", "returned str, not an Adaptation"),
+    "cannot be imported": ("ONLINE = True", "raise OSError('no licence')", "as a method: OSError: no licence"),
+    "no class of parameters": ("ONLINE = True", "Params = 5", "my_method.py: Params is 5, not a subclass"),
+    "no parameters": ("ONLINE = True", "Other = 5", "my_method.py: cannot be used as a method: AttributeError"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_goes_wrong_in_it_is_one_line(wrong: str, extended: Path) -> None:
+    old, new, message = WRONG[wrong]
+    text = SOURCE.read_text()
+    assert old in text
+    text = text.replace(old, new)
+    if wrong.startswith("no "):
+        text = text.replace("class Params(", "class Other(").replace("params: Params", "params: Other")
+    (extended / "my_method.py").write_text(text)
+    with pytest.raises(PipelineError, match=message):
+        run_stages(extended, "tuned_mine")

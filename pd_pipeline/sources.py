@@ -1,0 +1,84 @@
+"""Which files make an out, read off the import statements of the modules that make it."""
+
+import ast
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+from pd_pipeline.errors import PipelineError
+
+PACKAGE = Path(__file__).parent
+REGISTRY = PACKAGE / "families" / "registry.py"
+"""In no closure: what makes an out is the entry point of its own family, not the table of all."""
+
+
+def forget() -> None:
+    """Read every file anew from now on."""
+    for cached in (import_closure, imported_names):
+        cached.cache_clear()
+
+
+@lru_cache(maxsize=256)
+def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
+    """The files of this package that `modules` import, directly or not, themselves included.
+
+    Read off the import statements, so that a stage depends on exactly the files it uses. Task families are imported
+    by name at run time and added by `Graph.code`.
+    """
+    found: set[Path] = set()
+    todo = [_module_file(module) for module in modules]
+    while todo:
+        file = todo.pop()
+        if file is None or file in found or file == REGISTRY:
+            continue
+        found.add(file)
+        todo += [_module_file(name) for name in imported_names(file) if name.startswith("pd_pipeline")]
+    return frozenset(found)
+
+
+def local_closure(source: Path) -> set[Path]:
+    """A family's file and what it imports of this package and of the files beside it."""
+    found: set[Path] = set()
+    todo = [source]
+    while todo:
+        file = todo.pop()
+        if file in found:
+            continue
+        names = imported_names(file)
+        found |= {file, *import_closure(tuple(name for name in names if name.startswith("pd_pipeline")))}
+        beside = [source.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+        todo += [path for path in beside if path.is_file() and PACKAGE not in path.parents]
+    return found
+
+
+@lru_cache(maxsize=256)
+def imported_names(file: Path) -> tuple[str, ...]:
+    """Every module, and every name of a module, that a file imports."""
+    try:
+        return tuple(_imports(ast.parse(file.read_bytes(), str(file))))
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise PipelineError(f"{file}: not valid Python: {error}") from None
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    """Names that `tree` imports when it runs; not those that only a type checker reads."""
+    todo: list[ast.AST] = [tree]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            todo += node.orelse
+            continue
+        todo += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _module_file(module: str) -> Path | None:
+    base = PACKAGE.parent.joinpath(*module.split("."))
+    for file in (base.with_suffix(".py"), base / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
