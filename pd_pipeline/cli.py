@@ -112,13 +112,13 @@ def graph(
 ) -> None:
     """Show the stages and their keys, or render them into dvc.yaml."""
     from pd_pipeline import graph as graphs
-    from pd_pipeline import preflight, rendering
+    from pd_pipeline import lineage, preflight, rendering
 
     project = graphs.load(Path.cwd())
     if write:
         preflight.check(project)
-    if write and rendering.write(project):
-        typer.echo(f"{rendering.DVC_FILE}: written")
+    if write and lineage.keep_rendered(project):
+        typer.echo(f"{rendering.DVC_FILE}, {rendering.DIGESTS_FILE}: written")
     if check:
         rendering.check(project)
     if not write and not check:

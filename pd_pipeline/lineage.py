@@ -112,14 +112,18 @@ _rendered: dict[Path, str] = {}
 """Root -> state of what is rendered and of what that follows from, when they last agreed."""
 
 
-def keep_rendered(graph: Graph) -> None:
-    """Bring dvc.yaml and digests.json up to date, and with them DVC's record of the stage that writes digests.json."""
+def keep_rendered(graph: Graph) -> bool:
+    """Bring dvc.yaml and digests.json up to date, and with them DVC's record of the stage that writes digests.json.
+
+    Returns whether a file had to change. Called by DVC, which records on its own, nothing is recorded.
+    """
     if _rendered.get(graph.root) == _state(graph):
-        return
-    rendering.write(graph)
-    if is_project(graph.root):
+        return False
+    changed = rendering.write(graph)
+    if is_project(graph.root) and STAGE_VARIABLE not in os.environ:
         _with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
     _rendered[graph.root] = _state(graph)
+    return changed
 
 
 def _state(graph: Graph) -> str:

@@ -8,8 +8,9 @@ and family, over the files that the stage really uses for it and over its sectio
 work depends on its own. So an edit makes stale what it touches and nothing else, the same package installed at another
 place is the same code, a block that is left out equals an empty one, and DVC reads one small file instead of
 params.yaml for each of hundreds of pieces. The stage `digests` depends on the files and on params.yaml and writes
-digests.json anew, for `dvc repro` and `dvc exp run`; every other door does so by itself. Of a package that is installed
-elsewhere no path is named.
+digests.json anew, for `dvc repro` and `dvc exp run`; every other door does so by itself. Right after an edit
+`dvc status` names `digests` alone; after `pd-pipeline graph --write` it names the pieces. Of a package that is
+installed elsewhere no path is named.
 
 Outs are `persist`: DVC would otherwise remove them before the stage can refuse to replace what it did not make.
 """
