@@ -185,3 +185,12 @@ def test_seeds_are_pooled(project: Path, reported_project: Path) -> None:
     assert abs(pooled["return_mean"] - alone["return_mean"] - 1) < 1e-6
     assert abs(pooled["return_mean_high"] - pooled["return_mean"] - 12.7062) < 1e-3, "Student's of two seeds 2 apart"
     assert {episode.method for episode in results.episodes} == {"prompt_dt", "noise_prompt"}
+
+
+@pytest.mark.parametrize(
+    ("states", "shown"), [((True,), ""), ((True, None), "undecided"), ((False, None), "missed"), ((None,), "undecided")]
+)
+def test_the_verdict_is_coloured_by_its_worst_bar(states: tuple[bool | None, ...], shown: str) -> None:
+    verdict = Verdict("said", [Check("bar", "found", state) for state in states])
+    card = templates().get_template("parts.html").module.verdict_card(verdict)  # type: ignore[attr-defined]
+    assert re.search(r'class="card verdict (\w*)"', card).group(1) == shown  # type: ignore[union-attr]
