@@ -23,6 +23,7 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Prompts, cut
+from pd_pipeline.stage import Key
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning import summary
 from pd_pipeline.tuning.protocol import Pretrained
@@ -47,11 +48,12 @@ def measured(project: Graph, name: str, stages: list[str]) -> Iterator[dict[str,
     """One row per target and seed."""
     root, family = project.root, project.family(name)
     for seed in project.params.run.seeds:
-        plm = Pretrained.load(root / f"data/plm/{name}-{seed}", None, torch.device("cpu"))
+        plm = Pretrained.load(root / project.out("plm", Key(name, None, seed)), None, torch.device("cpu"))
         for task in family.test_tasks:
-            outs = {stage: root / f"data/{stage}/{name}-{seed}/{task}" for stage in stages}
+            outs = {stage: root / project.out(stage, Key(name, task, seed)) for stage in stages}
             said = summary.load(outs[stages[0]])
-            data = read(root / f"data/trajectories/{name}/{said.quality}.parquet", [task], family=family)
+            trajectories = root / project.out("trajectories", Key(name)) / f"{said.quality}.parquet"
+            data = read(trajectories, [task], family=family)
             few_shot = data.select(np.flatnonzero(np.isin(data.episode_id, said.few_shot_episodes)))
             arms = cut(few_shot, plm.policy.config.prompt_length)
             found = value(plm, family, task, arms, said.target_return, FIRST_STARTS)

@@ -196,13 +196,16 @@ def overridden(values: Any, overrides: Sequence[str]) -> Any:
         parts = name.strip().split(".")
         if not given or not all(parts) or len(parts) < 2:
             raise PipelineError(f"--set {override}: write NAME=VALUE, such as plm.steps=100 or run.seeds=[0,1]")
-        run = changed.get("run") or {}
-        paths = [parts] if parts[0] in ("run", "families") else [["families", f, *parts] for f in run["families"]]
+        run = changed.get("run")
+        families = run.get("families") if isinstance(run, dict) else None
+        paths = [parts] if parts[0] in ("run", "families") else [["families", f, *parts] for f in families or ()]
         for path in paths:
             block = changed
             for part in path[:-1]:
-                block[part] = block.get(part) or {}
+                block[part] = {} if block.get(part) is None else block[part]
                 block = block[part]
+                if not isinstance(block, dict):
+                    raise PipelineError(f"--set {override}: '{part}' is {one_line(repr(block), 80)}, not a block")
             block[path[-1]] = values_of(text, Path(f"--set {override}"))
     return changed
 

@@ -1,5 +1,6 @@
 """Code that somebody else wrote, called in this process: what it raised and where, and an end to its hanging."""
 
+import importlib.util
 import os
 import re
 import signal
@@ -63,6 +64,17 @@ def place_in_dump(text: str) -> str:
 def _is_installed(file: str) -> bool:
     parts = Path(file).parts
     return file.startswith(_STANDARD) or any(name in parts for name in _INSTALLED)
+
+
+def module_file(module: str, root: Path) -> Path | None:
+    """The file of a module beside params.yaml or installed, found without importing it; None where there is none."""
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError, SyntaxError):  # of a package on the way to the module
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 @contextmanager

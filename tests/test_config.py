@@ -107,3 +107,9 @@ def test_overrides_stand_in_place_of_values_of_the_file() -> None:
 def test_what_is_no_override_is_refused(override: str) -> None:
     with pytest.raises(PipelineError, match="--set"):
         config.overridden({"run": {"families": ["a"]}}, [override])
+
+
+@pytest.mark.parametrize("values", [{"run": 5}, {"run": {"seeds": [0]}}, None, {"families": {"a": {"plm": 3}}}])
+def test_an_override_of_a_broken_file_is_no_traceback(values: object) -> None:
+    with pytest.raises(PipelineError):
+        config.checked(config.overridden(values, ["run.seeds.first=1", "plm.steps=5", "families.a.plm.steps=5"]))

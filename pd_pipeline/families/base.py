@@ -14,7 +14,6 @@ The built-in families need no entry point. A plain Gymnasium environment needs n
 """
 
 import importlib
-import importlib.util
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,7 +27,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.registry import BUILT_IN
-from pd_pipeline.foreign import limited, said
+from pd_pipeline.foreign import limited, module_file, said
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
 """(environment, observation [d_s], generator) -> action [d_a] within the bounds; may look into the environment."""
@@ -217,15 +216,10 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
     return family
 
 
-def source_file(name: str, block: dict[str, Any], root: Path) -> Path | None:
+def source_file(name: str, block: dict[str, Any], root: Path) -> Path:
     """The file that defines the family, where it lies inside the project: a code dependency of its stages."""
     module = entry_point(name, block).split(":")[0]
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, SyntaxError):  # of a package on the way to the module
-        spec = None
-    if spec is None or spec.origin is None:
+    file = module_file(module, root)
+    if file is None:
         raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment.entry_point: no module '{module}'")
-    return Path(spec.origin)
+    return file

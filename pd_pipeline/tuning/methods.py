@@ -10,9 +10,7 @@ and define `load(directory, plm)` where it leaves an Adaptation that is not `Pro
 """
 
 import ast
-import importlib.util
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -22,6 +20,7 @@ from typing import Any
 
 from pd_pipeline.config import PARAMS_FILE, RunParams
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.foreign import module_file
 
 ALWAYS = ("trajectories", "plm")
 READABLE = ("diffuser",)
@@ -84,15 +83,10 @@ def built_in() -> dict[str, Method]:
 
 
 def _source(module: str, root: Path, where: str) -> Path:
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, SyntaxError):  # of a package on the way to the module
-        spec = None
-    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+    file = module_file(module, root)
+    if file is None or file.suffix != ".py":
         raise PipelineError(f"{where}: no module '{module}' beside {PARAMS_FILE} or installed")
-    return Path(spec.origin)
+    return file
 
 
 def _read(name: str, module: str, source: Path) -> Method | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pd_pipeline import graph
+from pd_pipeline import graph, preflight
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.rendering import render
@@ -68,6 +68,13 @@ def test_its_file_is_code_of_what_reads_it_and_of_nothing_else(extended: Path) -
     after = {stage: project.work_digest(stage, project.keys(stage)[0]) for stage in before}
     assert after["tuned_mine"] != before["tuned_mine"]
     assert after["tuned_prompt_dt"] == before["tuned_prompt_dt"]
+
+
+def test_an_edited_module_is_checked_again(extended: Path) -> None:
+    before = preflight._state(graph.load(extended))
+    assert preflight._state(graph.load(extended)) == before
+    (extended / "my_method.py").write_text(SOURCE.read_text() + "\n# another version\n")
+    assert preflight._state(graph.load(extended)) != before
 
 
 def test_an_offline_method_that_asks_for_a_simulation_is_refused(extended: Path) -> None:
