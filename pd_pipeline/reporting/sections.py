@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from pd_pipeline.families.base import ExpertBars
-from pd_pipeline.prompts.segments import Normalization, cut
+from pd_pipeline.prompts.segments import cut
 from pd_pipeline.reporting import curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
 from pd_pipeline.reporting.gather import Episode, FamilyResults
@@ -120,9 +120,9 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
     """Prompts that were made or tuned, of the first target and seed; variants are left out."""
     task, key = results.targets[0], f"{results.name}-{results.seeds[0]}"
     outs = {method: context.inputs[f"tuned_{method}"] / key / str(task) for method in results.methods}
-    tuned = {}
+    plm, tuned = _pretrained(context, key), {}
     for method in (method for method in results.logs if method not in context.params_file.run.variants):
-        shown = load(context.modules[f"tuned_{method}"], outs[method], _pretrained(context, key)).shown()
+        shown = load(context.modules[f"tuned_{method}"], outs[method], plm).shown()
         if shown is not None and (shown.episode_id < 0).all():
             tuned[method] = shown
     if not tuned:
@@ -130,12 +130,11 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
     first, prompts = next(iter(tuned.items()))
     said = summary.load(outs[first])
     data = read(context.inputs["trajectories"] / results.name / f"{said.quality}.parquet")
-    normalization = Normalization.load(context.inputs["plm"] / key / "normalization.safetensors")
     few_shot = data.select(np.flatnonzero((data.task_id == task) & np.isin(data.episode_id, said.few_shot_episodes)))
     length = prompts.x0.shape[1]
     others = cut(_one_of_each(data, exclude=task), length, stride=max(1, int(data.lengths.max()) // 25))
-    figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, normalization, results.styles)
-    channels = paths.varying_channels(few_shot, normalization)
+    figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, plm.normalization, results.styles)
+    channels = paths.varying_channels(few_shot, plm.normalization)
     return [
         (
             f"Generated prompts over time, task {task}",
