@@ -31,6 +31,9 @@ FAMILY, SEED, TASK = "family", "seed", "task"
 DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results"
 GENERATING = {"diffuser": "pd_pipeline.training.diffuser", "prompt_fit": "pd_pipeline.evaluation.prompt_fit"}
 """Stages that run only where a method generates prompts, and the modules of their Params."""
+REPORT = "report"
+ACROSS = (REPORT,)
+"""Stages that work on all families at once: their blocks stand at the top of params.yaml."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
         measuring = tuple(methods[name.removeprefix("tuned_")].module for name in measured)
         made.append(stage(RESULTS, "prompt_fit", "evaluation.prompt_fit", (FAMILY, SEED), *reads, uses=measuring))
     read = ("trajectories", "plm", *diffuser, *tuned, "evaluation", *fit)
-    made.append(stage(RESULTS, "report", "reporting.stage", (), *read, uses=theirs))
+    made.append(stage(RESULTS, REPORT, "reporting.stage", (), *read, uses=theirs))
     return {s.name: s for s in made}
 
 
@@ -190,7 +193,7 @@ class Graph:
         base = Path("data") / stage
         if TASK in self.stages[stage].axes:
             return base / f"{key.family}-{key.seed}" / str(key.task)
-        return Path("data/reports") if stage == "report" else base / str(key)
+        return Path("data/reports") if stage == REPORT else base / str(key)
 
     def input(self, stage: str, key: Key, need: str) -> Path:
         """What a piece of work reads of one upstream stage: its out, or the directory of several."""
@@ -203,8 +206,9 @@ class Graph:
     def sections(self, stage: str, key: Key) -> list[str]:
         """The sections of params.yaml that a piece of work reads, by their dotted names."""
         if key.family is None:  # the report shows the parameters of everything it reports
-            return ["run", *(f"families.{family}" for family in self.params.run.families)]
-        return [f"families.{key.family}.environment", f"families.{key.family}.{stage}"]
+            return ["run", stage, *(f"families.{family}" for family in self.params.run.families)]
+        own = (config.TARGET, stage) if TASK in self.stages[stage].axes else (stage,)
+        return [f"families.{key.family}.{block}" for block in ("environment", *own)]
 
     def entry_points(self, key: Key) -> list[str]:
         """Of the families of a key, whose table no out depends on as a whole."""
@@ -234,11 +238,8 @@ class Graph:
 
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""
-        cls = self.stages[stage].params_class()
-        if key.family is None:
-            return config.parse(cls, {}, f"{PARAMS_FILE}: {stage}")
-        block = self.params.block(key.family, stage)
-        return config.parse(cls, block, f"{PARAMS_FILE}: families.{key.family}.{stage}")
+        where = f"{PARAMS_FILE}: {stage}" if key.family is None else f"{PARAMS_FILE}: families.{key.family}.{stage}"
+        return config.parse(self.stages[stage].params_class(), self.params.block(key.family, stage), where)
 
     def work_digest(self, stage: str, key: Key) -> str:
         """Of everything a piece of work is made from: code, parameters, inputs. Names its resume folder."""
@@ -265,8 +266,14 @@ def load(root: Path, overrides: tuple[str, ...] = ()) -> Graph:
     root = root.resolve()
     forget()  # a process that lives long may meet edited code
     text = config.read_text(root)
-    values = config.overridden(config.values_of(text, root / PARAMS_FILE), overrides)
+    values = config.overridden(config.values_of(text, root / PARAMS_FILE), overrides, ACROSS)
     params = config.checked(values)
+    for name in params.blocks:
+        if name not in ACROSS:
+            known_ = (*config.PARTS, *ACROSS)
+            close = get_close_matches(name, known_, n=1)
+            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known_)}"
+            raise PipelineError(f"{PARAMS_FILE}: {name}: no such block: {meant}")
     tasks = {}
     for name in params.run.families:
         if name not in {*params.families, *BUILT_IN}:

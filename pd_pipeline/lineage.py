@@ -201,7 +201,7 @@ def _values_now(graph: Graph) -> Mapping[str, Any]:
     text = config.read_text(graph.root)
     if text == graph.text:
         return graph.values
-    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides)
+    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides, graphs.ACROSS)
 
 
 def version(graph: Graph, stage: str) -> str:

@@ -5,10 +5,11 @@ import importlib
 from difflib import get_close_matches
 from pathlib import Path
 
-from pd_pipeline.config import PARAMS_FILE, Parameters, parse
+from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import GENERATING, Graph
+from pd_pipeline.graph import ACROSS, GENERATING, Graph
 from pd_pipeline.sources import PACKAGE
+from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_file
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
@@ -25,9 +26,12 @@ def check(graph: Graph) -> None:
         for key in graph.keys(stage)
         if key.family is not None
     }
-    for (stage, family), params in blocks.items():
-        _check_device(f"{PARAMS_FILE}: families.{family}.{stage}", params)
+    for stage in ACROSS:
+        graph.stage_params(stage, Key())
+    _check_device(graph.params.machine.device)
+    target = importlib.import_module("pd_pipeline.tuning.protocol").TargetParams
     for family in graph.params.run.families:
+        parse(target, graph.params.block(family, TARGET), f"{PARAMS_FILE}: families.{family}.{TARGET}")
         _check_names(graph, family)
         # what does not run today is read all the same
         for stage in GENERATING.keys() & (graph.params.families.get(family) or {}).keys() - graph.stages.keys():
@@ -54,7 +58,7 @@ def _state(graph: Graph) -> bytes:
 def _check_names(graph: Graph, family: str) -> None:
     """Blocks of stages that run have been read; another one that no stage could read is a slip of the keyboard."""
     methods = {*graph.methods, *graph.params.run.variants}
-    known = {"environment", *graph.stages, *GENERATING, *(f"tuned_{method}" for method in methods)}
+    known = {"environment", TARGET, *graph.stages, *GENERATING, *(f"tuned_{method}" for method in methods)}
     present = graph.params.families.get(family) or {}
     for name in (name for name in graph.params.run.methods if name in graph.params.run.variants):
         if f"tuned_{name}" not in present:
@@ -70,8 +74,7 @@ def _check_names(graph: Graph, family: str) -> None:
             raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {meant}")
 
 
-def _check_device(where: str, params: Parameters) -> None:
-    device = getattr(params, "device", "auto")
+def _check_device(device: str) -> None:
     if device in ("auto", "cpu"):
         return
     from pd_pipeline.compute import pick_device
@@ -79,7 +82,7 @@ def _check_device(where: str, params: Parameters) -> None:
     try:
         pick_device(device)
     except PipelineError as error:
-        raise PipelineError(f"{where}.device: {error}") from None
+        raise PipelineError(f"{PARAMS_FILE}: machine.{error}") from None
 
 
 def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
@@ -90,17 +93,18 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
     if (length := getattr(prompts, "length", 1)) > family.horizon:
         raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
     for stage, params in blocks.items():
-        asked = [getattr(params, "quality", None), *getattr(params, "qualities", ())]
+        target = getattr(params, "target", None)
+        asked = [getattr(target or params, "quality", None), *getattr(params, "qualities", ())]
         for quality in (quality for quality in asked if quality is not None):
             if quality not in collected:
                 known = ", ".join(collected)
                 raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: known are {known}")
-        few_shot = getattr(params, "few_shot", None)
+        few_shot = getattr(target, "few_shot", None)
         count = collected[asked[0]].test if asked[0] is not None else 0
         if few_shot is not None and not family.targets_are_trained and few_shot > count:
             raise PipelineError(
-                f"{where}.{stage}.few_shot: {few_shot} trajectories of quality '{asked[0]}', but trajectories.episodes "
-                f"collects {count} per target"
+                f"{where}.{stage}.target.few_shot: {few_shot} trajectories of quality '{asked[0]}', but "
+                f"trajectories.episodes collects {count} per target"
             )
     needed = getattr(blocks.get("diffuser"), "quality", None)
     if needed is not None and needed not in getattr(prompts, "qualities", (needed,)):

@@ -139,6 +139,7 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
     yield "    - run"
     named = [family for family in graph.params.run.families if family in graph.params.families]
     yield from (f"    - {_plain(f'families.{family}')}" for family in named)
+    yield from (f"    - {stage}" for stage in graph_module.ACROSS if stage in graph.params.blocks)
     yield "    outs:"
     yield f"    - {DIGESTS_FILE}:"
     yield "        cache: false"

@@ -27,6 +27,7 @@ run:
   families: [point_robot]
   seeds: [0]
   methods: [prompt_dt, prompt_diffuser, prompt_gradient, full_finetune, noise_prompt, no_prompt]
+machine: {device: cpu}
 families:
   point_robot:
     environment: {horizon: 12, tasks: 6, test_tasks: [1, 4]}
@@ -35,17 +36,17 @@ families:
       workers: 1
       episodes: {expert: {train: 6, test: 7}, random: {train: 2, test: 2}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 60, batch_per_task: 4, width: 16, layers: 2, context: 6, device: cpu, log_every: 10}
+    plm: {steps: 60, batch_per_task: 4, width: 16, layers: 2, context: 6, log_every: 10}
     diffuser:
-      {steps: 80, batch: 32, device: cpu, log_every: 20, diffusion: {steps: 8}, denoiser: {width: 32, blocks: 1}}
+      {steps: 80, batch: 32, log_every: 20, diffusion: {steps: 8}, denoiser: {width: 32, blocks: 1}}
     tuned_prompt_dt: {}
-    tuned_prompt_diffuser: {device: cpu, adapt: {steps: 12}, steps: 8, batch: 8, candidates: 12, chain: 3, prompts: 4}
-    tuned_prompt_gradient: {device: cpu, steps: 8, windows: 4}
-    tuned_full_finetune: {device: cpu, steps: 8, batch: 8}
+    tuned_prompt_diffuser: {adapt: {steps: 12}, steps: 8, batch: 8, candidates: 12, chain: 3, prompts: 4}
+    tuned_prompt_gradient: {steps: 8, windows: 4}
+    tuned_full_finetune: {steps: 8, batch: 8}
     tuned_noise_prompt: {}
     tuned_no_prompt: {}
-    evaluation: {workers: 1, device: cpu, bootstrap: 200}
-    prompt_fit: {device: cpu, prompts: 16}
+    evaluation: {workers: 1, bootstrap: 200}
+    prompt_fit: {prompts: 16}
 """
 
 

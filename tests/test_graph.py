@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pd_pipeline import graph
+from pd_pipeline import graph, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
@@ -106,6 +106,43 @@ def test_a_family_name_that_no_key_can_carry_is_refused(tmp_path: Path, name: st
         graph.load(tmp_path)
 
 
+def test_a_block_that_no_stage_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS + "reprot: {rollouts: false}\n")
+    with pytest.raises(PipelineError, match=r"params\.yaml: reprot: no such block: did you mean 'report'"):
+        graph.load(tmp_path)
+
+
+def test_a_stage_of_all_families_has_parameters(project: Graph, tmp_path: Path) -> None:
+    assert {name for name, stage in project.stages.items() if not stage.axes} == set(graph.ACROSS)
+    assert project.stage_params("report", Key()).model_dump() == {"rollouts": True}
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS + "report: {rollouts: false}\n")
+    changed = graph.load(tmp_path)
+    assert changed.stage_params("report", Key()).model_dump() == {"rollouts": False}
+    overridden = graph.load(tmp_path, ("report.rollouts=true",))
+    assert overridden.stage_params("report", Key()).model_dump() == {"rollouts": True}
+    digests = [rendering.digests(each, "report", Key())["parameters"] for each in (changed, overridden)]
+    assert digests[0] != digests[1]
+
+
+def test_the_device_is_part_of_no_digest(project: Graph, tmp_path: Path) -> None:
+    key = project.keys("plm")[0]
+    before = project.stage_params("plm", key), rendering.all_digests(project), rendering.render(project)
+    other = graph.load(tmp_path, ("machine.device=mps",))
+    assert other.params.machine.device == "mps"
+    assert (other.stage_params("plm", key), rendering.all_digests(other), rendering.render(other)) == before
+
+
+def parameters_of(project: Graph, family: str) -> dict[str, str]:
+    found = rendering.all_digests(project)
+    return {stage: digests[family]["parameters"] for stage, digests in found.items() if family in digests}
+
+
+def test_the_data_of_targets_make_stale_what_is_tuned_on_them_and_nothing_else(project: Graph, tmp_path: Path) -> None:
+    before = parameters_of(project, "other")
+    after = parameters_of(graph.load(tmp_path, ("families.other.target.few_shot=2",)), "other")
+    assert {name for name in before if before[name] != after[name]} == {"tuned_prompt_dt", "tuned_noise_prompt"}
+
+
 def test_work_digest_changes_with_the_parameters(project: Graph, tmp_path: Path) -> None:
     key = project.keys("behavior_policies")[0]
     before = project.work_digest("behavior_policies", key)
@@ -123,13 +160,15 @@ def varied(folder: Path, text: str) -> Graph:
 
 def test_a_variant_is_its_method_with_parameters_of_its_own(tmp_path: Path) -> None:
     text = VARIANT.replace("methods: [prompt_dt", "methods: [prompt_dt_all, prompt_dt")
-    text = text.replace("    tuned_prompt_dt:", "    tuned_prompt_dt_all: {few_shot: null}\n    tuned_prompt_dt:")
+    text = text.replace(
+        "    tuned_prompt_dt:", "    tuned_prompt_dt_all: {target: {few_shot: null}}\n    tuned_prompt_dt:"
+    )
     project = varied(tmp_path, text)
     stage, key = project.stages["tuned_prompt_dt_all"], project.keys("tuned_prompt_dt_all")[0]
     assert stage.needs == project.stages["tuned_prompt_dt"].needs
     assert project.code("tuned_prompt_dt_all", key) == project.code("tuned_prompt_dt", key)
-    assert project.stage_params("tuned_prompt_dt_all", key).model_dump()["few_shot"] is None
-    assert project.stage_params("tuned_prompt_dt", key).model_dump()["few_shot"] is not None
+    assert project.stage_params("tuned_prompt_dt_all", key).model_dump()["target"]["few_shot"] is None
+    assert project.stage_params("tuned_prompt_dt", key).model_dump()["target"]["few_shot"] is not None
     assert project.out("tuned_prompt_dt_all", key) != project.out("tuned_prompt_dt", key)
 
 

@@ -37,16 +37,17 @@ class Slow(PointRobot):
 """
 SLOW_PARAMS = """\
 run: {families: [slow], seeds: [0], methods: [prompt_dt]}
+machine: {device: cpu}
 families:
   slow:
     environment: {entry_point: "slow_family:Slow", horizon: 6, tasks: 4, test_tasks: [1, 3]}
     behavior_policies: {}
     trajectories: {workers: 2, episodes_a_shard: 2, episodes: {expert: {train: 20, test: 20}}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 100000000, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}
-    diffuser: {steps: 4, batch: 8, device: cpu}
+    plm: {steps: 100000000, batch_per_task: 2, width: 8, layers: 1, context: 4}
+    diffuser: {steps: 4, batch: 8}
     tuned_prompt_dt: {}
-    evaluation: {workers: 1, device: cpu}
+    evaluation: {workers: 1}
 """
 
 
@@ -106,17 +107,18 @@ def test_training_saves_and_leaves(project: Path, name: str) -> None:
 ENDLESS = 100_000_000
 WHOLE_PARAMS = f"""\
 run: {{families: [point_robot], seeds: [0], methods: [prompt_dt, full_finetune]}}
+machine: {{device: cpu}}
 families:
   point_robot:
     environment: {{horizon: 8, tasks: 4, test_tasks: [1, 3]}}
     behavior_policies: {{}}
     trajectories: {{workers: 1, episodes: {{expert: {{train: 3, test: 6}}}}}}
     prompts: {{length: 3, stride: 1}}
-    plm: {{steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}}
-    diffuser: {{steps: 4, batch: 8, device: cpu, diffusion: {{steps: 4}}, denoiser: {{width: 8, blocks: 1}}}}
+    plm: {{steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4}}
+    diffuser: {{steps: 4, batch: 8, diffusion: {{steps: 4}}, denoiser: {{width: 8, blocks: 1}}}}
     tuned_prompt_dt: {{prompts: 4}}
-    tuned_full_finetune: {{prompts: 4, steps: 5, batch: 4, device: cpu}}
-    evaluation: {{workers: 2, device: cpu, bootstrap: 50}}
+    tuned_full_finetune: {{prompts: 4, steps: 5, batch: 4}}
+    evaluation: {{workers: 2, bootstrap: 50}}
   cheetah_vel:
     environment: {{horizon: 20}}
     behavior_policies: {{learning: {{steps: {ENDLESS}, batch: 320, workers: 2}}}}
@@ -161,13 +163,15 @@ def test_every_stage_ends_within_seconds_and_leaves_no_process(
     change(root, old, new)
     before = {path: path.read_bytes() for path in (root / "data" / stage).rglob("*") if path.is_file()}
     process = start(root, "pd-pipeline", "run", stage, "--force", "--no-record")
-    deadline = time.monotonic() + 60
     work = root / ".work" / stage
-    while time.monotonic() < deadline and not (work.is_dir() and len(descendants(process)) >= count):
+    deadline, begun = time.monotonic() + 60, time.monotonic()
+    children: list[psutil.Process] = []
+    # half a second into the work, at a moment at which its workers are there: evaluation starts them for every round
+    while time.monotonic() < deadline and (len(children) < count or time.monotonic() < begun + 0.5):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    time.sleep(0.5)  # into the work
-    children = descendants(process)
+        begun = begun if work.is_dir() else time.monotonic()
+        children = descendants(process)
     assert len(children) >= count, process.communicate(timeout=5)[0]
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=5)

@@ -36,12 +36,12 @@ def test_what_is_good_is_not_looked_at_twice(tmp_path: Path, monkeypatch: pytest
         ("plm: {", "plm: {quality: mediun, ", r"families\.point_robot\.plm: quality 'mediun' is not collected"),
         ("plm: {", "plm: {quality: ../../x, ", r"plm\.quality: String should match pattern"),
         ("prompts: {length: 3", "prompts: {length: 30", r"prompts\.length: 30 steps, but an episode has at most 6"),
-        ("evaluation: {workers: 1, device: cpu", "evaluation: {device: tpu", r"evaluation\.device"),
-        ("evaluation: {workers: 1, device: cpu", "evaluation: {device: 'cuda:9'", r"evaluation\.device: .*not|no"),
+        ("machine: {device: cpu}", "machine: {device: tpu}", r"machine\.device"),
+        ("machine: {device: cpu}", "machine: {device: 'cuda:9'}", r"machine\.device: cuda:9, but"),
         (
             "tuned_prompt_dt: {}",
-            "tuned_prompt_dt: {few_shot: 9}",
-            r"tuned_prompt_dt\.few_shot: 9 trajectories.*collects 6",
+            "tuned_prompt_dt: {target: {few_shot: 9}}",
+            r"tuned_prompt_dt\.target\.few_shot: 9 trajectories.*collects 6",
         ),
         ("prompts: {length: 3", "evaluaton: {}\n    prompts: {length: 3", r"evaluaton: no such block: .*'evaluation'"),
         (

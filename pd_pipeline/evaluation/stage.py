@@ -11,7 +11,7 @@ from pd_pipeline.acting.actors import Actors
 from pd_pipeline.acting.environments import episode_seed, make_batch
 from pd_pipeline.acting.rollouts import Rollouts, grouped, rollout
 from pd_pipeline.compute import pick_device, use_bf16
-from pd_pipeline.config import Device, Parameters
+from pd_pipeline.config import Parameters
 from pd_pipeline.evaluation.scores import method_metrics, summary_of
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, save_arrays, write_json
@@ -29,7 +29,6 @@ class Params(Parameters):
     patience: float = Field(
         default=600.0, gt=0, le=86_400, description="seconds after which a step that has not come back is ended"
     )
-    device: Device = "auto"
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="bf16 is faster where hardware has it, and then gives other actions"
     )
@@ -53,7 +52,7 @@ class Result(NamedTuple):
 def run(context: StageContext) -> dict[str, Any]:
     """Write `scores.parquet`, `metrics.json` and `rollouts.safetensors`."""
     params: Params = context.params
-    device = pick_device(params.device)
+    device = pick_device(context.device)
     context.facts.update(device=str(device), precision=params.precision)
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
     results = [_result(context, name, task, plm) for name, task in tuned(context)]

@@ -3,14 +3,15 @@
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from pydantic import Field
 
-from pd_pipeline.config import ParamsFile
+from pd_pipeline.config import Parameters, ParamsFile
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance
 from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
 from pd_pipeline.reporting.verdict import decimals, judge, number, percent, what_mattered
-from pd_pipeline.stage import NoParams, StageContext
+from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, write_json
 from pd_pipeline.trajectories.quality import missed_bars
 
@@ -18,8 +19,10 @@ PAGE, METRICS = "index.html", "metrics.json"
 FIGURES = ("return_mean", "success_rate", "normalized")
 
 
-class Params(NoParams):
-    """The report takes what it needs from the sections of the stages it reads."""
+class Params(Parameters):
+    """What the page shows."""
+
+    rollouts: bool = Field(default=True, description="take recorded actions again in the simulator and draw them")
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -71,7 +74,9 @@ def section(context: StageContext, params: ParamsFile, results: FamilyResults) -
         "asked": asked,
         "mattered": what_mattered(results.metrics, results.logs.get("prompt_diffuser", {}), fits),
         "figures": family_figures(context, results, family.expert_bars),
-        "pictures": family_pictures(context, params.block(name, "environment"), results),
+        "pictures": family_pictures(context, params.block(name, "environment"), results)
+        if context.params.rollouts
+        else {"missing": "Rollouts are not drawn: params.yaml sets report.rollouts to false."},
         "colors": {method: color for method, (color, _) in results.styles.items()},
         "unseen": not family.targets_are_trained,
         "missed_data": missed_bars(results.data, family.expert_bars),

@@ -39,7 +39,7 @@ class Params(OptimizationParams):
 def run(context: StageContext) -> dict[str, Any]:
     """Write `denoiser.safetensors` (the moving average), `config.json` and `losses.csv`."""
     params: Params = context.params
-    device = pick_device(params.device)
+    device = pick_device(context.device)
     prompts = context.inputs["prompts"]
     made = read_model(prompts / "config.json", PromptParams)
     if params.quality not in made.qualities:

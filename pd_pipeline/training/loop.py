@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pd_pipeline.compute import use_bf16
-from pd_pipeline.config import MOST_STEPS, Device, Parameters
+from pd_pipeline.config import MOST_STEPS, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.models.weights import as_tensors, check_fit
@@ -49,7 +49,6 @@ class OptimizationParams(Parameters):
     precision: Literal["auto", "bf16", "float32"] = Field(
         default="auto", description="auto: bf16 autocast where the hardware multiplies in it"
     )
-    device: Device = "auto"
     compile: bool = Field(default=False, description="torch.compile: needs a C++ compiler on a CPU, minutes of start")
     log_every: StepCount = 50
     checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)

@@ -36,7 +36,7 @@ class Params(PolicyShape, OptimizationParams):
 def run(context: StageContext) -> dict[str, Any]:
     """Write `policy.safetensors`, `config.json`, `normalization.safetensors` and `losses.csv`."""
     params: Params = context.params
-    device = pick_device(params.device)
+    device = pick_device(context.device)
     normalization = Normalization.load(context.inputs["prompts"] / "normalization.safetensors")
     prompt_length = read_model(context.inputs["prompts"] / "config.json", PromptParams).length
     data = read(

@@ -37,7 +37,7 @@ def context(root: Path, out: Path, *methods: str, **changes: Any) -> StageContex
         root=root,
         stage="prompt_fit",
         key=Key("point_robot", None, SEED),
-        params=prompt_fit.Params.model_validate({"device": "cpu", **changes}),
+        params=prompt_fit.Params.model_validate(changes),
         module=prompt_fit.__name__,
         modules=project.modules,
         environment=project.params.block("point_robot", "environment"),

@@ -23,7 +23,7 @@ from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import load_arrays, read_json
 
 SEED = 5
-PLAIN = {"workers": 1, "device": "cpu", "bootstrap": 200}
+PLAIN = {"workers": 1, "bootstrap": 200}
 
 
 def context(root: Path, out: Path, *methods: str, **changes: Any) -> StageContext:

@@ -17,18 +17,19 @@ from tests.faults.report import Attack
 
 PARAMS = """\
 run: {families: [point_robot], seeds: [0], methods: [prompt_dt, full_finetune]}
+machine: {device: cpu}
 families:
   point_robot:
     environment: {horizon: 8, tasks: 4, test_tasks: [1, 3]}
     behavior_policies: {}
     trajectories: {workers: 2, episodes_a_shard: 3, episodes: {expert: {train: 6, test: 6}}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 60, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu, checkpoint_seconds: 0}
+    plm: {steps: 60, batch_per_task: 2, width: 8, layers: 1, context: 4, checkpoint_seconds: 0}
     diffuser:
-      {steps: 60, batch: 8, device: cpu, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}, checkpoint_seconds: 0}
+      {steps: 60, batch: 8, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}, checkpoint_seconds: 0}
     tuned_prompt_dt: {prompts: 4}
-    tuned_full_finetune: {prompts: 4, steps: 20, batch: 4, device: cpu, checkpoint_seconds: 0}
-    evaluation: {workers: 2, device: cpu, bootstrap: 50}
+    tuned_full_finetune: {prompts: 4, steps: 20, batch: 4, checkpoint_seconds: 0}
+    evaluation: {workers: 2, bootstrap: 50}
 """
 DOORS = {
     "pd-pipeline run all": ["pd-pipeline", "run", "all"],

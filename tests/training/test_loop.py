@@ -469,8 +469,6 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
         {"ema": 1.0},
         {"clip": 0},
         {"schedule": "step"},
-        {"device": "gpu"},
-        {"device": "cuda:x"},
     ],
 )
 def test_parameters_are_checked(changes: dict[str, Any]) -> None:

@@ -31,7 +31,7 @@ from pd_pipeline.trajectories.reading import read
 
 SEED = 5
 PLAIN = {"schedule": "constant", "warmup": 0, "clip": None, "weight_decay": 0.01, "learning_rate": 1e-2}
-EXACT = {"precision": "float32", "device": "cpu", "log_every": 1}
+EXACT = {"precision": "float32", "log_every": 1}
 
 
 def context(root: Path, out: Path, stage: Any, **params: Any) -> StageContext:

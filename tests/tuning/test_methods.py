@@ -197,7 +197,7 @@ def test_the_passes_a_method_states_are_those_it_makes(
 def test_every_method_leaves_eight_prompts_and_one_selects_by_default() -> None:
     defaults = {name: module.Params() for name, (module, _) in METHODS.items()}
     assert {params.prompts for params in defaults.values()} == {8}
-    assert {params.few_shot for params in defaults.values()} == {5}
+    assert {params.target.few_shot for params in defaults.values()} == {5}
     assert {params.shown for params in defaults.values()} == {"own"}
     chosen = {name: params.candidates for name, params in defaults.items() if params.candidates is not None}
     assert chosen == {"prompt_diffuser": 64}
@@ -212,9 +212,9 @@ def test_every_method_leaves_eight_prompts_and_one_selects_by_default() -> None:
         {"prompts": 10_001},
         {"candidates": 0},
         {"candidates": 100_001},
-        {"few_shot": 0},
-        {"few_shot": 1_000_001},
-        {"quality": "../expert"},
+        {"target": {"few_shot": 0}},
+        {"target": {"few_shot": 1_000_001}},
+        {"target": {"quality": "../expert"}},
         {"shown": "none"},
     ],
 )

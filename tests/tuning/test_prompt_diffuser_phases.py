@@ -32,7 +32,7 @@ def precise(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[bool]]:
 def test_each_phase_computes_in_its_precision_and_guidance_autocasts_the_plm_alone(
     adapting: str, guiding: str, plm: Pretrained, few_shot: Target, tmp_path: Path, precise: dict[str, list[bool]]
 ) -> None:
-    adapt = {"steps": 2, "batch": 6, "precision": adapting, "device": "cpu"}
+    adapt = {"steps": 2, "batch": 6, "precision": adapting}
     tuned("prompt_diffuser", plm, few_shot, tmp_path, adapt=adapt, steps=3, precision=guiding)
     assert precise["diffusion_loss"] == [adapting == "bf16"] * 2 + [False] * 3
     assert precise["guidance_loss"] == [guiding == "bf16"] * 3

@@ -14,6 +14,7 @@ from pd_pipeline.tuning.protocol import (
     SELECTION_WINDOWS,
     Pretrained,
     Target,
+    TargetParams,
     TuningParams,
     draw_few_shot,
     evaluating,
@@ -27,7 +28,7 @@ from tests.tuning.tiny import ACTING, PROMPT, TASK, few_shot_of, pretrained
 
 def test_the_few_shot_draw_is_a_function_of_seed_and_task() -> None:
     target = trajectories((3,) * 7, (TASK,) * 7)
-    params = TuningParams(few_shot=3)
+    params = TuningParams(target=TargetParams(few_shot=3))
     for seed in range(4):
         order = np.random.default_rng([seed, TASK]).permutation(7)
         chosen, rest = draw_few_shot(target, params, seed)
@@ -40,11 +41,11 @@ def test_the_few_shot_draw_is_a_function_of_seed_and_task() -> None:
 
 def test_all_there_are_and_more_than_there_are() -> None:
     target = trajectories((3,) * 7, (TASK,) * 7)
-    chosen, rest = draw_few_shot(target, TuningParams(few_shot=None), 0)
+    chosen, rest = draw_few_shot(target, TuningParams(target=TargetParams(few_shot=None)), 0)
     assert (chosen.tolist(), rest.tolist()) == (list(range(7)), [])
-    assert draw_few_shot(target, TuningParams(few_shot=7), 0)[0].tolist() == list(range(7))
+    assert draw_few_shot(target, TuningParams(target=TargetParams(few_shot=7)), 0)[0].tolist() == list(range(7))
     with pytest.raises(PipelineError, match="task 4: 8 few-shot trajectories are asked for, 7 are there"):
-        draw_few_shot(target, TuningParams(few_shot=8), 0)
+        draw_few_shot(target, TuningParams(target=TargetParams(few_shot=8)), 0)
 
 
 def test_few_shot_holds_every_segment_and_the_windows_of_the_same_episodes(plm: Pretrained) -> None:

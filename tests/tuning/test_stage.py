@@ -32,7 +32,7 @@ from tests.training.test_stages import kill_at, set_params
 from tests.tuning.tiny import models, same_prompts, same_weights
 
 TASKS = (1, 4)
-EXACT = {"device": "cpu", "precision": "float32"}
+EXACT = {"precision": "float32"}
 SMALL: dict[str, dict[str, Any]] = {
     "prompt_dt": {},
     "prompt_diffuser": {"steps": 2, "batch": 4, "adapt": None, "chain": 3, "candidates": 9, **EXACT},
@@ -89,7 +89,7 @@ def few_shot(root: Path, task: int, count: int, seed: int = 0, quality: str = "e
 
 @pytest.mark.parametrize("method", SMALL)
 def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_path: Path) -> None:
-    prompts, summary = made(trained_project, tmp_path / "out", method, few_shot=3)
+    prompts, summary = made(trained_project, tmp_path / "out", method, target={"few_shot": 3})
     drawn = few_shot(trained_project, 4, 3)
     policy, _ = load_policy(trained_project / "data/plm/point_robot-0")
     denoiser, _ = load_diffuser(trained_project / "data/diffuser/point_robot-0")
@@ -125,7 +125,7 @@ def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_
 @pytest.mark.parametrize("method", SMALL)
 def test_what_is_left_is_what_the_method_made(method: str, trained_project: Path, tmp_path: Path) -> None:
     """Its prompts, weights and log, from a seed that is another for every task."""
-    given = context(trained_project, tmp_path / "out", method, task=1, seed=3, few_shot=3)
+    given = context(trained_project, tmp_path / "out", method, task=1, seed=3, target={"few_shot": 3})
     stage.run(given)
     policy, normalization = load_policy(trained_project / "data/plm/point_robot-0")
     diffuser = load_diffuser(trained_project / "data/diffuser/point_robot-0")
@@ -150,7 +150,9 @@ def test_quality_says_which_trajectories(trained_project: Path, tmp_path: Path) 
     found = {}
     for quality in ("expert", "random"):
         drawn = few_shot(trained_project, 4, 2, quality=quality)
-        prompts, summary = made(trained_project, tmp_path / quality, "prompt_dt", few_shot=2, quality=quality)
+        prompts, summary = made(
+            trained_project, tmp_path / quality, "prompt_dt", target={"few_shot": 2, "quality": quality}
+        )
         real = cut(drawn, 3)
         rows = [real.x0[(real.episode_id == e) & (real.start == s)][0] for e, s in origins(prompts)]
         np.testing.assert_array_equal(prompts.x0, rows)
@@ -167,8 +169,8 @@ def origins(prompts: Prompts) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("method", [name for name in SMALL if name != "no_prompt"])
 def test_another_tasks_trajectories_can_be_shown(method: str, trained_project: Path, tmp_path: Path) -> None:
     """The return asked for stays the target's own; what is shown is drawn as the other target draws it."""
-    _, own = made(trained_project, tmp_path / "own", method, few_shot=3)
-    prompts, other = made(trained_project, tmp_path / "other", method, few_shot=3, shown="other")
+    _, own = made(trained_project, tmp_path / "own", method, target={"few_shot": 3})
+    prompts, other = made(trained_project, tmp_path / "other", method, target={"few_shot": 3}, shown="other")
     drawn = few_shot(trained_project, 1, 3)
     assert (prompts.task_id == 1).all()
     assert (other["shown_task"], other["shown_episodes"]) == (1, drawn.episode_id.tolist())
@@ -286,8 +288,8 @@ def test_tuning_leaves_the_pretrained_models_alone(tuned_project: Path, trained_
 
 
 def test_prompt_diffuser_killed_while_guiding_leaves_the_same_bytes(tuned_project: Path, project: Path) -> None:
-    old, new = "tuned_prompt_diffuser: {device: cpu, adapt: {", "checkpoint_seconds: 0, "
-    set_params(project, old, f"tuned_prompt_diffuser: {{device: cpu, {new}adapt: {{{new}")
+    old, new = "tuned_prompt_diffuser: {adapt: {", "checkpoint_seconds: 0, "
+    set_params(project, old, f"tuned_prompt_diffuser: {{{new}adapt: {{{new}")
     kill_at(project, "tuned_prompt_diffuser", "point_robot-4-0", step=3, folder="guide")
     assert not out(project, "prompt_diffuser", 4).exists()
     run_stages(project, "tuned_prompt_diffuser")

@@ -20,7 +20,7 @@ from tests.builders import policy as made_policy
 TASK = 4
 CHANNELS = D_S + D_A + 1
 PROMPT, CONTEXT, ACTING = 3, 5, 2  # steps of a prompt, of a window in training, of a window in acting
-EXACT = {"precision": "float32", "device": "cpu"}
+EXACT = {"precision": "float32"}
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "prompt_dt": (prompt_dt, {}),
     "prompt_diffuser": (
