@@ -17,7 +17,7 @@ from typing import Any
 from pd_pipeline import config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile, RunParams
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family, entry_point, load_family, source_file
+from pd_pipeline.families.base import Family, entry_point, load_family, source_files
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.foreign import said
 from pd_pipeline.progress import Progress
@@ -222,7 +222,7 @@ class Graph:
         for source in sources:
             if source is not None and self.root in source.parents:
                 files |= local_closure(source)
-        if key.family is not None and (source := self.family_source(key.family)) is not None:
+        for source in self.family_sources(key.family) if key.family is not None else ():
             files |= local_closure(source)
         files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
         return sorted(files)
@@ -231,10 +231,10 @@ class Graph:
         """The task family of this name with its parameters."""
         return load_family(name, self.params.block(name, "environment"), self.root)
 
-    def family_source(self, family: str) -> Path | None:
-        """The file that defines a family; None where it is installed outside the project and the package."""
-        source = source_file(family, self.params.block(family, "environment"), self.root)
-        return source if source and (PACKAGE in source.parents or self.root in source.parents) else None
+    def family_sources(self, family: str) -> list[Path]:
+        """The files that define a family, without those installed outside the project and the package."""
+        sources = source_files(family, self.params.block(family, "environment"), self.root)
+        return [source for source in sources if {PACKAGE, self.root} & {*source.parents}]
 
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""

@@ -44,9 +44,9 @@ def check(graph: Graph) -> None:
 
 def _state(graph: Graph) -> bytes:
     """Digest of params.yaml and of all code that decides whether it is good; of the devices of this machine."""
-    sources = {graph.family_source(family) for family in graph.params.run.families}
+    sources = {source for family in graph.params.run.families for source in graph.family_sources(family)}
     sources |= {method.source for method in graph.methods.values()}
-    files = sorted({*PACKAGE.rglob("*.py"), *(source for source in sources if source is not None)})
+    files = sorted({*PACKAGE.rglob("*.py"), *sources})
     total = hashlib.sha256(repr((graph.text, graph.overrides)).encode())
     for file in files:
         total.update(file.read_bytes())
