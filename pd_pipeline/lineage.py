@@ -29,6 +29,7 @@ from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address, relative
 from pd_pipeline.stage import Key
+from pd_pipeline.stages import ACROSS
 from pd_pipeline.storage import atomic_file, digest
 
 LOCK_FILE = "dvc.lock"
@@ -201,7 +202,7 @@ def _values_now(graph: Graph) -> Mapping[str, Any]:
     text = config.read_text(graph.root)
     if text == graph.text:
         return graph.values
-    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides, graphs.ACROSS)
+    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides, ACROSS)
 
 
 def version(graph: Graph, stage: str) -> str:

@@ -2,14 +2,16 @@
 
 import hashlib
 import importlib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import ACROSS, GENERATING, Graph
+from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
+from pd_pipeline.stages import ACROSS, Stage, stages
 from pd_pipeline.storage import atomic_file
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
@@ -30,13 +32,15 @@ def check(graph: Graph) -> None:
         graph.stage_params(stage, Key())
     _check_device(graph.params.machine.device)
     target = importlib.import_module("pd_pipeline.tuning.protocol").TargetParams
+    everything = stages(graph.params.run, graph.methods, everything=True)
+    resting = {name: stage for name, stage in everything.items() if name not in graph.stages}
     for family in graph.params.run.families:
         parse(target, graph.params.block(family, TARGET), f"{PARAMS_FILE}: families.{family}.{TARGET}")
-        _check_names(graph, family)
+        _check_names(graph, family, everything)
         # what does not run today is read all the same
-        for stage in GENERATING.keys() & (graph.params.families.get(family) or {}).keys() - graph.stages.keys():
-            model = importlib.import_module(GENERATING[stage]).Params
-            parse(model, graph.params.block(family, stage), f"{PARAMS_FILE}: families.{family}.{stage}")
+        for name, other in resting.items():
+            block = graph.params.block(family, name)
+            parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
     with atomic_file(mark) as temporary:
         temporary.write_bytes(state)
@@ -55,10 +59,10 @@ def _state(graph: Graph) -> bytes:
     return total.hexdigest().encode()
 
 
-def _check_names(graph: Graph, family: str) -> None:
+def _check_names(graph: Graph, family: str, everything: Mapping[str, Stage]) -> None:
     """Blocks of stages that run have been read; another one that no stage could read is a slip of the keyboard."""
     methods = {*graph.methods, *graph.params.run.variants}
-    known = {"environment", TARGET, *graph.stages, *GENERATING, *(f"tuned_{method}" for method in methods)}
+    known = {"environment", TARGET, *everything, *(f"tuned_{method}" for method in methods)}
     present = graph.params.families.get(family) or {}
     for name in (name for name in graph.params.run.methods if name in graph.params.run.variants):
         if f"tuned_{name}" not in present:

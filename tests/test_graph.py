@@ -10,6 +10,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
+from pd_pipeline.stages import ACROSS
 from tests.dvc_project import SMALL_PARAMS
 
 
@@ -113,7 +114,7 @@ def test_a_block_that_no_stage_reads_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_stage_of_all_families_has_parameters(project: Graph, tmp_path: Path) -> None:
-    assert {name for name, stage in project.stages.items() if not stage.axes} == set(graph.ACROSS)
+    assert {name for name, stage in project.stages.items() if not stage.axes} == set(ACROSS)
     assert project.stage_params("report", Key()).model_dump() == {"rollouts": True}
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS + "report: {rollouts: false}\n")
     changed = graph.load(tmp_path)

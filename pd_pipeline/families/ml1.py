@@ -34,7 +34,9 @@ class ML1Params(MetaWorldParams):
         default=0.05, gt=0, le=1, description="metres, of the ball that pictures draw at the goal"
     )
     gain: float = Field(default=1.0, gt=0, le=10, description="of the expert: factor of the script's actions")
-    noise: float = Field(default=0.1, ge=0, le=10, description="of the expert: standard deviation added to its actions")
+    noise: float = Field(
+        default=0.05, ge=0, le=10, description="of the expert: standard deviation added to its actions"
+    )
 
 
 class ML1(MetaWorld):
@@ -46,7 +48,7 @@ class ML1(MetaWorld):
 
     Observation, action and reward are those of `MetaWorldEnv`; what else the scene holds stands in the places of the
     object. Success is Meta-World's own. Expert: Meta-World's script for the task with a little noise; medium: half as
-    strong and noisier; the start of both is varied by up to twenty steps in a random direction. How well the script
+    strong and noisier; the start of both is varied by up to five steps in a random direction. How well the script
     solves a task differs from task to task: look at the success of the collected data before training on it.
     """
 
@@ -77,7 +79,7 @@ class ML1(MetaWorld):
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one."""
-        start = {"exploring_steps": 20}
+        start = {"exploring_steps": 5}
         return {
             "expert": {"gain": self.params.gain, "noise": self.params.noise, "reset": start},
             "medium": {"gain": 0.5 * self.params.gain, "noise": self.params.noise + 0.3, "reset": start},

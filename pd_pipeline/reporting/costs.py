@@ -1,7 +1,8 @@
 """What the work took: the records beside the outs, summed by stage. No out and no page holds a wall-clock figure."""
 
 from pd_pipeline import records
-from pd_pipeline.graph import FAMILY, Graph
+from pd_pipeline.graph import Graph
+from pd_pipeline.stages import FAMILY
 
 HEAD = ("family", "stage", "recorded", "seconds", "device", "precision")
 RIGHT = ("recorded", "seconds")

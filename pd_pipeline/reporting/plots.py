@@ -1,7 +1,6 @@
 """Every plot of the report, drawn from tables and metrics; also offered as PNG for one stage's out (Dagster)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,13 +21,9 @@ from pd_pipeline.reporting.canvas import (
     legend_below,
     method_styles,
     new_figure,
-    png,
     styled,
 )
-from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
-from pd_pipeline.reporting.gather import read_table
 from pd_pipeline.reporting.verdict import decimals, number
-from pd_pipeline.storage import read_json
 
 Metrics = Mapping[str, Mapping[str, Any]]
 
@@ -236,28 +231,3 @@ def fit_channels(fit: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("distance of generated to real")
     axes.legend()
     return figure
-
-
-def stage_plots(stage: str, out: Path) -> dict[str, bytes]:
-    """PNG by title of what one out of a stage can show of itself; empty where there is nothing to draw."""
-    figures: dict[str, Figure] = {}
-    if stage in ("plm", "diffuser") and (out / "losses.csv").exists():
-        figures["learning curves"] = learning_curves({0: read_table(out / "losses.csv")})
-    elif stage.startswith("tuned_") and (out / "log.csv").exists():
-        table = read_table(out / "log.csv")
-        if "l_dt" in table:
-            figures["L_DM and L_DT"] = guidance_losses([table])
-            figures["gradients"] = guidance_gradients([table])
-        else:
-            figures["loss"] = tuning_losses([table], BLUE)
-    elif stage == "trajectories" and (out / "summary.json").exists():
-        summary = read_json(out / "summary.json")
-        figures["returns"] = data_returns(summary)
-        figures["states visited and episodes lost"] = data_coverage(summary)
-    elif stage == "evaluation" and (out / "metrics.json").exists():
-        metrics = read_json(out / "metrics.json")["methods"]
-        figures["comparison"] = comparison(metrics)
-        figures["per task"] = per_task(pl.read_parquet(out / "scores.parquet"), list(metrics))
-    elif stage == "prompt_fit" and (out / "fit.json").exists():
-        figures["fit of generated prompts"] = fit_distances([read_json(out / "fit.json")])
-    return {title: png(figure) for title, figure in figures.items()}

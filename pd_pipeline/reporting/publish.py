@@ -13,8 +13,9 @@ from pd_pipeline.evaluation.scores import CEILING, DESCRIBED, method_metrics
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
-from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
+from pd_pipeline.reporting.plots import comparison, per_task
 from pd_pipeline.reporting.provenance import UNCOMMITTED, effective_parameters, git_revision, machine, versions
+from pd_pipeline.reporting.stage_plots import drawn
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
 from pd_pipeline.tuning.methods import built_in
@@ -41,16 +42,16 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
             evaluation = graph.root / graph.out("evaluation", Key(family, None, seed))
             tables.append(pl.read_parquet(evaluation / "scores.parquet"))
             write_json(folder / f"metrics-{seed}.json", read_json(evaluation / "metrics.json"))
-            _draw(folder, stage_plots("evaluation", evaluation), f"-{seed}")
+            _draw(folder, _plots(graph, "evaluation", evaluation), f"-{seed}")
             if "prompt_fit" in graph.stages:
                 fit = graph.root / graph.out("prompt_fit", Key(family, None, seed))
                 write_json(folder / f"fit-{seed}.json", read_json(fit / "fit.json"))
-                _draw(folder, stage_plots("prompt_fit", fit), f"-{seed}")
+                _draw(folder, _plots(graph, "prompt_fit", fit), f"-{seed}")
         with atomic_file(folder / "scores.csv") as file:
             pl.concat(tables).write_csv(file)
         data = graph.root / graph.out("trajectories", Key(family))
         write_json(folder / "data.json", read_json(data / "summary.json"))
-        _draw(folder, {f"data {title}": drawn for title, drawn in stage_plots("trajectories", data).items()})
+        _draw(folder, {f"data {title}": image for title, image in _plots(graph, "trajectories", data).items()})
         write_json(folder / "provenance.json", _provenance(graph, family))
         recompute(folder)
         pooled = read_json(folder / "metrics.json")["methods"]
@@ -124,10 +125,15 @@ def tuned_how(folder: Path, provenance: Mapping[str, Any], name: str, values: Ma
     }
 
 
+def _plots(graph: Graph, stage: str, out: Path) -> dict[str, bytes]:
+    plots = graph.stages[stage].plots
+    return {} if plots is None else drawn(plots, out)
+
+
 def _draw(folder: Path, plots: dict[str, bytes], suffix: str = "") -> None:
-    for title, drawn in plots.items():
+    for title, image in plots.items():
         with atomic_file(folder / f"{title.lower().replace(' ', '-')}{suffix}.png") as file:
-            file.write_bytes(drawn)
+            file.write_bytes(image)
 
 
 def _provenance(graph: Graph, family: str) -> dict[str, Any]:
