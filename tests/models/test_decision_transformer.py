@@ -154,7 +154,7 @@ def test_bf16_is_close_to_float32() -> None:
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="width 10 is not a multiple of heads 4"):
         PolicyConfig(observation_size=1, action_size=1, max_timestep=2, width=10, heads=4)
-    with pytest.raises(ValueError, match="acting_context 7 is above context 6"):
+    with pytest.raises(ValueError, match="acting_context 7 exceeds context 6"):
         PolicyShape(context=6, acting_context=7)
 
 

@@ -179,7 +179,7 @@ def test_frozen_weights_stay_and_are_in_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_model_with_nothing_to_train_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="test: no weight of the model asks for a gradient"):
+    with pytest.raises(ValueError, match="test: no weight of the model requires a gradient"):
         Trainer(model().requires_grad_(False), params(), tmp_path, "test")
 
 

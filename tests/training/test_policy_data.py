@@ -8,7 +8,7 @@ import torch
 
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
-from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, between, policy_loss
+from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, interpolate, policy_loss
 from pd_pipeline.trajectories.reading import Trajectories
 from tests.builders import D_A, D_S, trajectories
 from tests.builders import policy as made_policy
@@ -144,7 +144,7 @@ def test_the_reward_row_is_not_read_and_timesteps_stay_embedded() -> None:
 
 def test_between_two_samples_lie_their_weighted_means(data: PolicyData) -> None:
     one, other = (data.batch(np.random.default_rng([0, step]), 3, 2, 4) for step in (5, 6))
-    mixed = between(one, other, torch.tensor([1.0, 0.0, 0.25, 0.5, 1.5, -0.5]))
+    mixed = interpolate(one, other, torch.tensor([1.0, 0.0, 0.25, 0.5, 1.5, -0.5]))
     for part in ("prompt", "window"):
         a, b, c = (getattr(batch, part) for batch in (one, other, mixed))
         torch.testing.assert_close(c.observations[0], a.observations[0])

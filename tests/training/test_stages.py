@@ -78,13 +78,13 @@ def test_killed_at_a_random_step_and_run_again_the_bytes_are_the_same(
     kill_at(project, stage, "point_robot-0", step)
     assert (out.stat().st_ino, digest(out)) == (stood, reference), "the old out stays until the new one is whole"
     resumed: list[int] = []
-    take = loop.Trainer._take
+    take = loop.Trainer._restore
 
     def watched(self: loop.Trainer, found: loop.Checkpoint) -> None:
         resumed.append(found.step)
         take(self, found)
 
-    monkeypatch.setattr(loop.Trainer, "_take", watched)
+    monkeypatch.setattr(loop.Trainer, "_restore", watched)
     run_stages(project, stage)
     assert digest(out) == reference, f"killed at step {step}"
     assert out.stat().st_ino != stood
