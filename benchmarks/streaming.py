@@ -24,7 +24,7 @@ CHILD = """
 import json, sys, time
 import pyarrow.parquet as pq
 from pathlib import Path
-from pd_pipeline.trajectories.reading import BUFFER_BYTES, ROWS_A_BATCH, stream
+from pd_pipeline.trajectories.reading import BUFFER_BYTES, ROWS_PER_BATCH, stream
 
 path = Path(sys.argv[1])
 rows, began = 0, time.perf_counter()
@@ -33,7 +33,7 @@ if sys.argv[2] == "stream":
         rows += len(batch.step)
 elif sys.argv[2] == "bare":
     file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    for batch in file.iter_batches(ROWS_A_BATCH):
+    for batch in file.iter_batches(ROWS_PER_BATCH):
         rows += batch.num_rows
 seconds = time.perf_counter() - began
 # VmHWM begins anew with a program; ru_maxrss would inherit the parent's

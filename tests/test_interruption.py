@@ -42,7 +42,7 @@ families:
   slow:
     environment: {entry_point: "slow_family:Slow", horizon: 6, tasks: 4, test_tasks: [1, 3]}
     behavior_policies: {}
-    trajectories: {workers: 2, episodes_a_shard: 2, episodes: {expert: {train: 20, test: 20}}}
+    trajectories: {workers: 2, episodes_per_shard: 2, episodes: {expert: {train: 20, test: 20}}}
     prompts: {length: 3, stride: 1}
     plm: {steps: 100000000, batch_per_task: 2, width: 8, layers: 1, context: 4}
     diffuser: {steps: 4, batch: 8}

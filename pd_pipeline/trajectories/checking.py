@@ -14,7 +14,7 @@ from pd_pipeline.trajectories.schema import TrajectoryMetadata
 
 
 class FileSummary(NamedTuple):
-    """What an accepted file holds."""
+    """What a valid file holds."""
 
     metadata: TrajectoryMetadata
     episodes: int
@@ -22,7 +22,7 @@ class FileSummary(NamedTuple):
 
 
 def check_file(path: Path, families: Mapping[str, Family]) -> FileSummary:
-    """Check a whole file as it streams by, in constant memory. Raises PipelineError where it is not good."""
+    """Check a whole file as a stream, in constant memory. Raises PipelineError where it is not valid."""
     metadata = open_file(path).metadata
     if metadata.family not in families:
         known = ", ".join(sorted(families)) or "none"

@@ -22,7 +22,7 @@ families:
   point_robot:
     environment: {horizon: 8, tasks: 4, test_tasks: [1, 3]}
     behavior_policies: {}
-    trajectories: {workers: 2, episodes_a_shard: 3, episodes: {expert: {train: 6, test: 6}}}
+    trajectories: {workers: 2, episodes_per_shard: 3, episodes: {expert: {train: 6, test: 6}}}
     prompts: {length: 3, stride: 1}
     plm: {steps: 60, batch_per_task: 2, width: 8, layers: 1, context: 4, checkpoint_seconds: 0}
     diffuser:

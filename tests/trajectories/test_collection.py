@@ -23,7 +23,7 @@ def collected(root: Path, work: Path, *, family: PointRobot, block: dict[str, An
     out = root / "out"
     out.mkdir(parents=True, exist_ok=True)
     write_json(root / "policies.json", family.default_behaviors())
-    params = TrajectoriesParams.model_validate({"workers": 1, "episodes_a_shard": 2, "episodes": EPISODES} | changes)
+    params = TrajectoriesParams.model_validate({"workers": 1, "episodes_per_shard": 2, "episodes": EPISODES} | changes)
     collect(family, block, root, root, params, out, work, silent)
     return out
 
@@ -36,7 +36,7 @@ def plane() -> PointRobot:
 
 
 def test_the_plan_covers_every_episode_once(plane: PointRobot) -> None:
-    params = TrajectoriesParams.model_validate({"episodes_a_shard": 2, "episodes": EPISODES})
+    params = TrajectoriesParams.model_validate({"episodes_per_shard": 2, "episodes": EPISODES})
     covered = [(s.quality, s.task, e) for s in plan(plane, params) for e in range(s.first, s.first + s.episodes)]
     assert len(covered) == len(set(covered))
     assert sum(quality == "expert" for quality, *_ in covered) == 3 * 5 + 3
@@ -45,7 +45,7 @@ def test_the_plan_covers_every_episode_once(plane: PointRobot) -> None:
 
 def test_files_do_not_depend_on_workers_or_shards(tmp_path: Path, plane: PointRobot) -> None:
     one = collected(tmp_path / "one", tmp_path / "one" / "work", family=plane)
-    two = collected(tmp_path / "two", tmp_path / "two" / "work", family=plane, workers=2, episodes_a_shard=3)
+    two = collected(tmp_path / "two", tmp_path / "two" / "work", family=plane, workers=2, episodes_per_shard=3)
     for quality in EPISODES:
         assert (one / f"{quality}.parquet").read_bytes() == (two / f"{quality}.parquet").read_bytes()
 
@@ -84,7 +84,7 @@ def test_finished_shards_are_not_collected_again(
     monkeypatch.setattr(collection, "collect_episodes", spy)
     again = collected(tmp_path / "again", tmp_path / "w2", family=plane)
     assert not set(first) & set(ran)
-    params = TrajectoriesParams.model_validate({"episodes_a_shard": 2, "episodes": EPISODES})
+    params = TrajectoriesParams.model_validate({"episodes_per_shard": 2, "episodes": EPISODES})
     assert sorted(first + ran) == sorted(plan(plane, params))
     for quality in EPISODES:
         assert (again / f"{quality}.parquet").read_bytes() == (whole / f"{quality}.parquet").read_bytes()

@@ -143,8 +143,8 @@ METADATA: dict[str, tuple[Callable[[dict], bytes], str]] = {
     "control characters": (falsified({"family": "a\x1b[2J\x07b"}), "metadata.family"),
     "long name": (falsified({"family": "f" * 1_000_000}), "metadata.family"),
     "longer than any": (falsified({"family": "f" * 5_000_000}), "more than 4,000,000"),
-    "a list": (lambda about: b"[1]", "is not an object of JSON but list"),
-    "a number": (lambda about: b"7", "is not an object of JSON but int"),
+    "a list": (lambda about: b"[1]", "is not a JSON object but list"),
+    "a number": (lambda about: b"7", "is not a JSON object but int"),
     "empty": (lambda about: b"", "is not JSON"),
     "not a number": (lambda about: json.dumps(about | {"goals": {"0": {"x": float("nan")}}}).encode(), "not a finite"),
     "beyond float": (lambda about: json.dumps(about).replace("10", "1e999").encode(), "1e999 is not a finite"),
@@ -155,7 +155,7 @@ METADATA: dict[str, tuple[Callable[[dict], bytes], str]] = {
     "horizon 0": (falsified({"horizon": 0}), "metadata.horizon"),
     "horizon 10^12": (falsified({"horizon": 10**12}), "metadata.horizon"),
     "no actions": (falsified({"action_low": [], "action_high": []}), "metadata.action_low"),
-    "bounds of two lengths": (falsified({"action_low": [-1.0]}), "action_low has 1 numbers, action_high 2"),
+    "bounds of two lengths": (falsified({"action_low": [-1.0]}), "action_low has 1 numbers, action_high has 2"),
     "bounds without a range": (falsified({"action_low": [-1.0, 2.0]}), "action_low 2.0 is not below action_high 2.0"),
     "bounds beyond float32": (falsified({"action_high": [1.0, 1e300]}), "metadata.action_high.1"),
     "quality is a path": (falsified({"quality": "../../x"}), "metadata.quality"),
@@ -264,7 +264,7 @@ def test_sizes_of_pages_that_cannot_be(tmp_path: Path, which: int, value: int) -
 def test_a_footer_longer_than_the_file(good: Path) -> None:
     for length in (2**31 - 1, 2**32 - 1, good.stat().st_size):
         good.write_bytes(good.read_bytes()[:-8] + length.to_bytes(4, "little") + b"PAR1")
-        assert "truncated perhaps" in refusal(good)
+        assert "perhaps truncated" in refusal(good)
 
 
 def test_a_part_of_one_file_in_another(tmp_path: Path, good: Path) -> None:

@@ -106,7 +106,7 @@ def test_streaming_equals_reading_whole(tmp_path: Path, monkeypatch: pytest.Monk
     path = tmp_path / "many.parquet"
     write(path, metadata(), halves(columns(episodes=20, length=7)))
     data = read(path)
-    monkeypatch.setattr(reading, "ROWS_A_BATCH", 16)
+    monkeypatch.setattr(reading, "ROWS_PER_BATCH", 16)
     batches = list(stream(path))
     assert len(batches) > 15
     assert max(len(batch.step) for batch in batches) == 16
@@ -217,15 +217,15 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
     ),
     "missing last step": (
         lambda c: taken(c, np.delete(np.arange(20), 9)),
-        "task 0, episode 1, step 3: return_to_go of the last step is off its reward",
+        "task 0, episode 1, step 3: return_to_go of the last step differs from its reward",
     ),
     "missing last step of the file": (
         lambda c: taken(c, np.arange(19)),
-        "task 1, episode 1, step 3: return_to_go of the last step is off its reward",
+        "task 1, episode 1, step 3: return_to_go of the last step differs from its reward",
     ),
     "wrong return-to-go": (
         lambda c: changed(c, "return_to_go", 7, c.return_to_go[7] + 0.01),
-        "task 0, episode 1, step 2: return_to_go .* is not the one before less its reward",
+        "task 0, episode 1, step 2: return_to_go .* is not the previous one minus its reward",
     ),
     "wrong return-to-go at the first step": (
         lambda c: changed(c, "return_to_go", 10, 99.0),
@@ -233,11 +233,11 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
     ),
     "return-to-go shifted as a whole": (
         lambda c: changed(c, "return_to_go", slice(10, 15), c.return_to_go[10:15] + 1),
-        "task 1, episode 0, step 4: return_to_go of the last step is off its reward by 1",
+        "task 1, episode 0, step 4: return_to_go of the last step differs from its reward by 1",
     ),
     "duplicate episode": (
         lambda c: taken(c, np.concatenate((np.arange(10), np.arange(5, 10), np.arange(10, 20)))),
-        "task 0, episode 1, step 0: the step is there already: duplicate episode",
+        "task 0, episode 1, step 0: the step already exists: duplicate episode",
     ),
     "duplicate episode later": (
         lambda c: taken(c, np.concatenate((np.arange(10), np.arange(5), np.arange(10, 20)))),
@@ -245,7 +245,7 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
     ),
     "duplicate step": (
         lambda c: taken(c, np.concatenate((np.arange(8), np.arange(7, 20)))),
-        "task 0, episode 1, step 2: the step is there already",
+        "task 0, episode 1, step 2: the step already exists",
     ),
     "unsorted tasks": (
         lambda c: taken(c, np.concatenate((np.arange(10, 20), np.arange(10)))),
@@ -255,7 +255,10 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
         lambda c: changed(c, "terminated", 6, True),
         "task 0, episode 1, step 2: the episode goes on after it terminated or was truncated",
     ),
-    "empty task": (lambda c: taken(c, np.arange(10)), "task 1 is empty: its goal is listed, but it has no episode"),
+    "empty task": (
+        lambda c: taken(c, np.arange(10)),
+        "task 1 is empty: its goal is listed, but the file has no episode",
+    ),
     "task without a goal": (
         lambda c: changed(c, "task_id", slice(15, 20), 5),
         "task 5, episode 1, step 0: the task has no goal in the file's metadata",
@@ -279,7 +282,7 @@ def test_bad_data_is_refused_on_write_and_the_old_file_stays(good: Path, case: s
 def test_bad_data_is_refused_on_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, rows: int) -> None:
     """Whether it falls inside a batch or between two."""
     spoil, message = BAD[case]
-    monkeypatch.setattr(reading, "ROWS_A_BATCH", rows)
+    monkeypatch.setattr(reading, "ROWS_PER_BATCH", rows)
     message = message.split(r" \(3 such")[0]
     with pytest.raises(PipelineError, match=rf"bad\.parquet: {message}"):
         read(raw(tmp_path / "bad.parquet", spoil(columns())))
@@ -307,7 +310,7 @@ def test_an_episode_beyond_the_horizon(tmp_path: Path) -> None:
 def test_wrong_width_on_write(tmp_path: Path, name: str) -> None:
     made = columns()
     wide = np.concatenate([getattr(made, name)] * 2, axis=1)
-    with pytest.raises(PipelineError, match=rf"x\.parquet: {name} has the shape"):
+    with pytest.raises(PipelineError, match=rf"x\.parquet: {name} has shape"):
         write(tmp_path / "x.parquet", metadata(), [replace(made, **{name: wide})])
     assert not (tmp_path / "x.parquet").exists()
 
@@ -359,7 +362,7 @@ def test_wrong_schemas_are_refused(good: Path, case: str) -> None:
 @pytest.mark.parametrize("keep", [0, 3, 100, -1, -9])
 def test_truncated_files_are_refused(good: Path, keep: int) -> None:
     good.write_bytes(good.read_bytes()[:keep])
-    with pytest.raises(PipelineError, match=r"good\.parquet: not a readable Parquet file, truncated perhaps"):
+    with pytest.raises(PipelineError, match=r"good\.parquet: not a readable Parquet file, perhaps truncated"):
         read(good)
 
 
@@ -387,7 +390,7 @@ def test_missing_files_and_foreign_files(tmp_path: Path) -> None:
         ("{", "metadata 'pd_pipeline' is not JSON"),
         ("{}", r"metadata\.family"),
         (metadata().model_dump_json().replace('"horizon":10', '"horizon":"long"'), r"metadata\.horizon: .*'long'"),
-        (metadata(schema_version=99).model_dump_json(), "schema version 99, this program reads 1"),
+        (metadata(schema_version=99).model_dump_json(), "schema version 99, but this program reads 1"),
     ],
 )
 def test_bad_metadata_is_refused(good: Path, text: str, message: str) -> None:
