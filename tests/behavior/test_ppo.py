@@ -203,7 +203,7 @@ def rewritten(change: Callable[[Arrays, dict[str, str]], object]) -> Callable[[P
 
 
 def figures(*steps: int) -> Callable[[Path], object]:
-    rows = [dict.fromkeys(ppo.FIGURES, 0.0) | {"steps": n} for n in steps]
+    rows = [dict.fromkeys(ppo.COLUMNS, 0.0) | {"steps": n} for n in steps]
     return rewritten(lambda arrays, metadata: metadata.update(rows=json.dumps(rows)))
 
 
