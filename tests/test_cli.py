@@ -154,7 +154,7 @@ def test_doctor_mends_the_lock_file_that_a_kill_left_empty(root: Path) -> None:
     make_project(root)
     invoke("run", "behavior_policies", "--key", "other")
     (root / ".dvc/tmp/rwlock").write_text("")
-    assert "mended" in levels(root).values()
+    assert "fixed" in levels(root).values()
     assert "up to date" in call(root, "dvc", "status", "behavior_policies@other")
 
 
@@ -164,7 +164,7 @@ def test_doctor_mends_what_killed_processes_left(root: Path) -> None:
         (data / name).mkdir(parents=True)
     (data / f".{one}.{DEAD_PROCESS}.old/weights").write_text("made earlier")
     findings = list(doctor.leftovers(load(root)))
-    assert [finding.level for finding in findings] == ["mended"] * 2
+    assert [finding.level for finding in findings] == ["fixed"] * 2
     assert sorted(path.name for path in data.iterdir()) == [one, two]
     assert (data / one / "weights").read_text() == "made earlier"
 
@@ -185,7 +185,7 @@ def test_doctor_names_resume_folders_of_the_past(root: Path) -> None:
 
 
 def test_doctor_exits_with_1_on_a_problem_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("mended", "x"), Finding("note", "y")]))
+    monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("fixed", "x"), Finding("note", "y")]))
     assert invoke("doctor").exit_code == 0
     monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("ok", "x"), Finding("problem", "y")]))
     result = invoke("doctor")

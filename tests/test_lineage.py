@@ -336,7 +336,7 @@ def test_dvc_repro_and_run_all_at_once_both_end_well(root: Path) -> None:
     assert "up to date" in call(root, "dvc", "status")
 
 
-def test_a_lock_of_a_process_that_is_another_by_now_is_named_and_mended(root: Path, project: Graph) -> None:
+def test_a_lock_of_a_process_that_is_another_by_now_is_named_and_fixed(root: Path, project: Graph) -> None:
     lineage.run(project, POLICIES, KEY, silent)
     other = subprocess.Popen(["sleep", "60"])
     try:
@@ -349,8 +349,8 @@ def test_a_lock_of_a_process_that_is_another_by_now_is_named_and_mended(root: Pa
         line = next(line for line in waiting.stdout if "lock" in line)
         assert f"process {other.pid} ('/bin/dvc repro')" in line
         assert "is 'sleep 60': the lock was left behind: `pd-pipeline doctor` removes it" in line
-        mended = [finding for finding in doctor.stale_locks(root) if finding.level == "mended"]
-        assert len(mended) == 1
+        fixed = [finding for finding in doctor.stale_locks(root) if finding.level == "fixed"]
+        assert len(fixed) == 1
         assert waiting.wait(timeout=60) == 0
     finally:
         other.kill()

@@ -99,7 +99,7 @@ def test_a_silent_process_is_ended_after_the_stated_time() -> None:
     began = time.monotonic()
     some = Workers(moody, [("a",), ("b",)], "test", "", patience=1.5)
     some.send(["x", "hang"])
-    with pytest.raises(PipelineError, match=rf"not come back for 1\.5 seconds \({__file__}, line {HANGS}\), so its"):
+    with pytest.raises(PipelineError, match=rf"not returned for 1\.5 seconds \({__file__}, line {HANGS}\), so its"):
         some.gather()
     some.kill()
     assert time.monotonic() - began < 30
@@ -135,7 +135,7 @@ def test_spreading_ends_at_the_first_refusal_and_at_silence() -> None:
         list(some.spread(["x", "refuse", "x"]))
     began = time.monotonic()
     with (
-        pytest.raises(PipelineError, match="has not come back"),
+        pytest.raises(PipelineError, match="has not returned"),
         Workers(moody, [("a",)], "test", "", patience=1.0) as some,
     ):
         list(some.spread(["x", "hang"]))

@@ -51,7 +51,7 @@ BROKEN: dict[str, tuple[Callable[[Arrays], object], str]] = {
     ),
     "bias of another width": (lambda a: a.update({"layer1.bias": np.ones(3, np.float32)}), "expected 3 x 8"),
     "a matrix for a bias": (lambda a: a.update({"layer0.bias": np.ones((8, 1), np.float32)}), "'layer0.bias' has the"),
-    "a number for a mean": (lambda a: a.update({"mean": np.zeros((), np.float32)}), "'mean' has the shape"),
+    "a number for a mean": (lambda a: a.update({"mean": np.zeros((), np.float32)}), "'mean' has shape"),
     "other inputs": (lambda a: a.update({"mean": np.zeros(4, np.float32)}), "made for 4 inputs and 2 actions"),
     "other actions": (lambda a: a.update({"log_std": np.zeros(3, np.float32)}), "made for 5 inputs and 3 actions"),
 }
