@@ -176,8 +176,8 @@ def test_a_variant_is_its_method_with_parameters_of_its_own(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
-        ("{noise_prompt: prompt_dt}", r"run\.variants: \['noise_prompt'\] are methods already"),
-        ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: a name is small letters"),
+        ("{noise_prompt: prompt_dt}", r"run\.variants: \['noise_prompt'\] are already methods"),
+        ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: a name has only lower-case letters"),
     ],
 )
 def test_variants_that_cannot_be_named_so_are_refused(tmp_path: Path, variants: str, message: str) -> None:
@@ -187,7 +187,7 @@ def test_variants_that_cannot_be_named_so_are_refused(tmp_path: Path, variants: 
 
 def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
     text = VARIANT.replace("prompt_dt_all: prompt_dt", "mine: no_such_method").replace("methods: [", "methods: [mine, ")
-    with pytest.raises(PipelineError, match=r"run\.methods: 'mine' is no method"):
+    with pytest.raises(PipelineError, match=r"run\.methods: 'mine' is not a method"):
         varied(tmp_path, text)
 
 

@@ -49,7 +49,7 @@ def test_what_is_good_is_not_looked_at_twice(tmp_path: Path, monkeypatch: pytest
             "tuned_prompt_td: {}",
             r"prompt_td: no such block: .*mean 'tuned_prompt_dt'",
         ),
-        ("noise_prompt]", "nois_prompt]", r"run\.methods: 'nois_prompt' is no method: did you mean 'noise_prompt'"),
+        ("noise_prompt]", "nois_prompt]", r"run\.methods: 'nois_prompt' is not a method: did you mean 'noise_prompt'"),
         (
             "noise_prompt]",
             "again], variants: {again: prompt_dt}",

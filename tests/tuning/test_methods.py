@@ -241,7 +241,7 @@ def test_candidates_below_prompts_are_told_with_both_numbers() -> None:
 
 @pytest.mark.parametrize("block", [{"candidates": 8}, {"shown": "other"}])
 def test_no_prompt_has_nothing_to_choose(block: dict[str, Any]) -> None:
-    with pytest.raises(PipelineError, match="no_prompt shows the policy nothing"):
+    with pytest.raises(PipelineError, match="no_prompt gives the policy no prompt"):
         parse(METHODS["no_prompt"][0].Params, block, "tuned_no_prompt")
 
 

@@ -15,7 +15,7 @@ from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import cut
 from pd_pipeline.tuning import prompt_bandit
-from pd_pipeline.tuning.prompt_bandit import Params, RewardModels, assembled, last_hidden_state
+from pd_pipeline.tuning.prompt_bandit import Params, RewardModels, assemble, last_hidden_state
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from tests.tuning.tiny import PROMPT, TASK, same_prompts
 
@@ -120,11 +120,11 @@ def test_ucb_prefers_what_is_little_known_and_thompson_what_one_network_says(mon
 
 def test_a_prompt_of_slots_is_its_segments_one_after_another(few_shot: Target) -> None:
     arms = cut(few_shot.data, 2)
-    made = assembled(arms, np.array([[4, 0, 7], [1, 1, 3]]))
+    made = assemble(arms, np.array([[4, 0, 7], [1, 1, 3]]))
     np.testing.assert_array_equal(made.x0[0], np.concatenate([arms.x0[4], arms.x0[0], arms.x0[7]]))
     np.testing.assert_array_equal(made.y[1], np.concatenate([arms.y[1], arms.y[1], arms.y[3]]))
     assert (made.task_id == TASK).all()
-    same_prompts(assembled(arms, np.array([[5], [2]])), arms.select(np.array([5, 2])))
+    same_prompts(assemble(arms, np.array([[5], [2]])), arms.select(np.array([5, 2])))
 
 
 def test_every_slot_gets_its_best_arm(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_every_slot_gets_its_best_arm(plm: Pretrained, few_shot: Target, tmp_pat
 
 
 def test_slots_that_do_not_divide_the_prompt(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="a prompt of 3 steps has no 2 equal parts"):
+    with pytest.raises(PipelineError, match="a prompt of 3 steps cannot be split into 2 equal parts"):
         played(plm, few_shot, tmp_path, slots=2)
 
 
