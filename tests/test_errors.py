@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd_pipeline.errors import LONGEST_MESSAGE, PipelineError, described, one_line
+from pd_pipeline.errors import MAX_MESSAGE, PipelineError, described, one_line
 
 
 @given(st.text(max_size=5000))
 def test_a_message_is_one_printable_line_of_bounded_length(text: str) -> None:
     message = str(PipelineError(text))
-    assert len(message) <= LONGEST_MESSAGE
+    assert len(message) <= MAX_MESSAGE
     assert message.isprintable()
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.workers import Answer, Workers, _Pulse, beat, shares
+from pd_pipeline.workers import Answer, Workers, _Heartbeat, beat, shares
 
 
 def scaled(factor: int) -> Answer:
@@ -144,4 +144,4 @@ def test_spreading_ends_at_the_first_refusal_and_at_silence() -> None:
 
 def test_in_the_main_process_a_sign_of_life_goes_nowhere() -> None:
     beat()
-    assert _Pulse.pipe is None
+    assert _Heartbeat.pipe is None

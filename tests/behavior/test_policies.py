@@ -59,7 +59,7 @@ def test_an_earlier_training_is_taken_instead(trained: Path, tmp_path: Path) -> 
 
 def test_other_checkpoints_than_those_named_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        PipelineError, match=r"behavior_policies\.trained\.digest: 12ab, but the checkpoints of .* have"
+        PipelineError, match=r"behavior_policies\.trained\.digest: 12ab, but the checkpoints in .* have"
     ):
         made(tmp_path / "p", f'{{trained: {{folder: "{trained}", digest: 12ab}}}}')
     assert not (tmp_path / "p/data/behavior_policies/cheetah_vel").exists()

@@ -131,7 +131,7 @@ def test_normalization_is_kept_exactly(tmp_path: Path) -> None:
 
 BROKEN_NORMALIZATIONS: list[tuple[dict[str, np.ndarray | None], str]] = [
     ({"std": None}, "lacks std"),
-    ({"more": np.zeros(1)}, "has more, which does not belong there"),
+    ({"more": np.zeros(1)}, "has unexpected more"),
     ({"mean": np.full(6, np.nan, np.float32)}, "'mean' is not finite"),
     ({"std": np.array([1, 1, 0, 1, 1, 1], np.float32)}, "std 0 is not positive"),
     ({"std": np.array([1, 1, -2, 1, 1, 1], np.float32)}, "std -2 is not positive"),

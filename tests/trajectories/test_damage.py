@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pd_pipeline.errors import LONGEST_MESSAGE, PipelineError
+from pd_pipeline.errors import MAX_MESSAGE, PipelineError
 from pd_pipeline.trajectories import seal
 from pd_pipeline.trajectories.reading import Trajectories, open_file, read, write
 from pd_pipeline.trajectories.schema import METADATA_KEY
@@ -50,7 +50,7 @@ def refusal(path: Path, tasks: list[int] | None = None) -> str:
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MOST_MEGABYTES
     text = str(caught.value)
     assert text.isprintable()
-    assert len(text) <= LONGEST_MESSAGE
+    assert len(text) <= MAX_MESSAGE
     assert path.name in text
     return text
 
