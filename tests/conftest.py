@@ -1,8 +1,8 @@
-"""What all tests share: one thread a process, and a tiny point_robot project trained once a session."""
+"""What all tests share: one thread per process, and a tiny point_robot project trained once per session."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: equal bytes whatever the machine, and xdist uses the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: equal bytes on any machine, and xdist uses the cores
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import fcntl
@@ -18,7 +18,7 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.point_robot import PointRobot
 from pd_pipeline.progress import silent
 
-# the same examples in every run, and no deadline: a busy machine is no failure
+# the same examples every time, and no deadline: a busy machine is not a failure
 hypothesis.settings.register_profile("pipeline", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("pipeline")
 
@@ -59,7 +59,7 @@ def run_stages(root: Path, *stages: str) -> None:
 
 
 def shared_project(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A project that is built by the first worker that asks and used by all: nobody may write to it."""
+    """A project built by the first worker that needs it and used by all: tests must not write to it."""
     shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -76,7 +76,7 @@ def shared_project(factory: pytest.TempPathFactory, name: str, build: Callable[[
 
 @pytest.fixture(scope="session")
 def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with trajectories, prompts, plm and diffuser made."""
+    """A project with trajectories, prompts, PLM and diffuser."""
 
     def build(root: Path) -> None:
         root.mkdir()

@@ -1,4 +1,4 @@
-"""A DVC project of tiny parameters in a temporary folder, and the commands of it."""
+"""A DVC project with tiny parameters in a temporary folder, and commands run in it."""
 
 import os
 import subprocess
@@ -59,7 +59,7 @@ def start(root: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def call(root: Path, *command: str) -> str:
-    """Run a command in the project to its end, which must be good; returns what it printed."""
+    """Run a command in the project, which must succeed; returns its output."""
     process = start(root, *command)
     output, _ = process.communicate()
     assert process.returncode == 0, output

@@ -1,4 +1,4 @@
-"""params.yaml: what is read, and that every mistake is named with its place."""
+"""params.yaml: what is read, and that every mistake is reported with its place."""
 
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def test_parameters_are_immutable() -> None:
         params.count = 5
 
 
-def test_overrides_stand_in_place_of_values_of_the_file() -> None:
+def test_overrides_replace_values_of_the_file() -> None:
     values = {"run": {"families": ["a", "b"], "seeds": [0]}, "families": {"a": {"plm": {"steps": 5, "width": 8}}}}
     found = config.overridden(values, ["plm.steps=100", "run.seeds=[1, 2]", "families.b.plm.learning_rate=1e-3"])
     assert found["run"]["seeds"] == [1, 2]
@@ -130,12 +130,12 @@ def test_overrides_stand_in_place_of_values_of_the_file() -> None:
 
 
 @pytest.mark.parametrize("override", ["plm.steps", "=5", "steps=5", "plm..steps=5", "plm.steps=["])
-def test_what_is_no_override_is_refused(override: str) -> None:
+def test_malformed_overrides_are_refused(override: str) -> None:
     with pytest.raises(PipelineError, match="--set"):
         config.overridden({"run": {"families": ["a"]}}, [override])
 
 
 @pytest.mark.parametrize("values", [{"run": 5}, {"run": {"seeds": [0]}}, None, {"families": {"a": {"plm": 3}}}])
-def test_an_override_of_a_broken_file_is_no_traceback(values: object) -> None:
+def test_an_override_of_a_broken_file_gives_one_line(values: object) -> None:
     with pytest.raises(PipelineError):
         config.checked(config.overridden(values, ["run.seeds.first=1", "plm.steps=5", "families.a.plm.steps=5"]))

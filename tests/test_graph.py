@@ -1,4 +1,4 @@
-"""The graph: keys, what belongs to what, and which files make an out."""
+"""The graph: keys, dependencies, and which files an out depends on."""
 
 from pathlib import Path
 
@@ -37,12 +37,14 @@ def test_every_key_is_found_by_its_text(project: Graph) -> None:
 @pytest.mark.parametrize(
     ("stage", "key", "named"), [("plm", "other-5", "other-7"), ("nothing", "", "behavior_policies")]
 )
-def test_unknown_work_is_refused_with_what_is_known(project: Graph, stage: str, key: str, named: str) -> None:
+def test_unknown_stages_and_keys_are_refused_with_the_known_ones(
+    project: Graph, stage: str, key: str, named: str
+) -> None:
     with pytest.raises(PipelineError, match=named):
         project.key(stage, key)
 
 
-def test_upstream_agrees_on_every_common_axis(project: Graph) -> None:
+def test_upstream_keys_agree_on_every_common_axis(project: Graph) -> None:
     for stage in project.stages:
         for key in project.keys(stage):
             for _, other in project.upstream(stage, key):
@@ -59,7 +61,7 @@ def test_no_two_pieces_share_an_out(project: Graph) -> None:
     assert not any(one in other.parents for one in outs for other in outs)
 
 
-def test_an_input_holds_the_outs_it_stands_for(project: Graph) -> None:
+def test_an_input_folder_contains_the_outs_of_its_keys(project: Graph) -> None:
     for stage in project.stages:
         for key in project.keys(stage):
             for need, other in project.upstream(stage, key):
@@ -67,7 +69,7 @@ def test_an_input_holds_the_outs_it_stands_for(project: Graph) -> None:
                 assert folder == out or folder in out.parents
 
 
-def test_code_is_what_the_stage_imports(project: Graph) -> None:
+def test_the_code_of_a_stage_is_what_it_imports(project: Graph) -> None:
     key = project.keys("trajectories")[0]
     names = {file.relative_to(PACKAGE).as_posix() for file in project.code("trajectories", key)}
     assert {"trajectories/stage.py", "storage.py", "families/point_robot.py"} <= names
@@ -86,7 +88,7 @@ def test_the_report_depends_on_its_templates(project: Graph) -> None:
     assert any(file.suffix == ".html" for file in project.code("report", Key()))
 
 
-def test_a_family_of_the_project_brings_the_files_it_imports(tmp_path: Path) -> None:
+def test_a_family_of_the_project_depends_on_the_files_it_imports(tmp_path: Path) -> None:
     (tmp_path / "own_helper.py").write_text("GAIN = 1\n")
     (tmp_path / "own_family.py").write_text(
         "import own_helper\nfrom pd_pipeline.families.point_robot import PointRobot\nclass Own(PointRobot): pass\n"
@@ -159,7 +161,7 @@ def varied(folder: Path, text: str) -> Graph:
     return graph.load(folder)
 
 
-def test_a_variant_is_its_method_with_parameters_of_its_own(tmp_path: Path) -> None:
+def test_a_variant_is_its_method_with_other_parameters(tmp_path: Path) -> None:
     text = VARIANT.replace("methods: [prompt_dt", "methods: [prompt_dt_all, prompt_dt")
     text = text.replace(
         "    tuned_prompt_dt:", "    tuned_prompt_dt_all: {target: {few_shot: null}}\n    tuned_prompt_dt:"
@@ -180,12 +182,12 @@ def test_a_variant_is_its_method_with_parameters_of_its_own(tmp_path: Path) -> N
         ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: a name has only lower-case letters"),
     ],
 )
-def test_variants_that_cannot_be_named_so_are_refused(tmp_path: Path, variants: str, message: str) -> None:
+def test_invalid_names_of_variants_are_refused(tmp_path: Path, variants: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         varied(tmp_path, VARIANT.replace("{prompt_dt_all: prompt_dt}", variants))
 
 
-def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_variant_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
     text = VARIANT.replace("prompt_dt_all: prompt_dt", "mine: no_such_method").replace("methods: [", "methods: [mine, ")
     with pytest.raises(PipelineError, match=r"run\.methods: 'mine' is not a method"):
         varied(tmp_path, text)

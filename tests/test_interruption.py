@@ -1,4 +1,4 @@
-"""Signals: every stage is over in seconds, leaves no process behind and keeps what was finished."""
+"""Signals: every stage ends within seconds, leaves no process behind and keeps finished work."""
 
 import builtins
 import os
@@ -77,7 +77,7 @@ def test_collection_ends_within_seconds_and_keeps_the_finished_shards(slow: Path
     finished, children = shards(slow), descendants(process)
     assert len(finished) >= 2
     assert len(children) >= 2
-    process.send_signal(getattr(signal, name))  # to the parent alone
+    process.send_signal(getattr(signal, name))  # only to the parent
     began = time.monotonic()
     process.wait(timeout=5)
     _, alive = psutil.wait_procs(children, timeout=5)
@@ -90,7 +90,7 @@ def test_collection_ends_within_seconds_and_keeps_the_finished_shards(slow: Path
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_training_saves_and_leaves(project: Path, name: str) -> None:
+def test_training_saves_and_exits(project: Path, name: str) -> None:
     text = (project / "params.yaml").read_text().replace("plm: {steps: 60,", "plm: {steps: 100000000,")
     (project / "params.yaml").write_text(text)
     process = start(project, "pd-pipeline", "run", "plm")
@@ -182,7 +182,7 @@ def test_every_stage_ends_within_seconds_and_leaves_no_process(
     assert {path: path.read_bytes() for path in before} == before, "the old out stands"
 
 
-def test_a_signal_while_the_program_is_read_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_modules_are_imported_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def interrupted(name: str, *arguments: Any, **rest: Any) -> Any:
@@ -197,7 +197,7 @@ def test_a_signal_while_the_program_is_read_leaves_no_traceback(monkeypatch: pyt
 
 
 def asked_to_stop(*signals: signal.Signals) -> None:
-    """Signals come to a loop that never looks."""
+    """Signals arrive in a loop that never checks for them."""
     with terminated() as stop:
         for number in signals:
             os.kill(os.getpid(), number)
@@ -205,7 +205,7 @@ def asked_to_stop(*signals: signal.Signals) -> None:
         time.sleep(30)
 
 
-def test_a_loop_that_does_not_come_to_ask_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_does_not_check_for_signals_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.2)
     began = time.monotonic()
     with pytest.raises(Interrupted):
@@ -213,13 +213,13 @@ def test_a_loop_that_does_not_come_to_ask_is_left(monkeypatch: pytest.MonkeyPatc
     assert time.monotonic() - began < 5
 
 
-def test_a_second_signal_leaves_at_once() -> None:
+def test_a_second_signal_interrupts_at_once() -> None:
     with pytest.raises(Interrupted) as caught:
         asked_to_stop(signal.SIGINT, signal.SIGINT)
     assert caught.value.code == 128 + signal.SIGINT
 
 
-def test_handlers_are_given_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
     with terminated() as stop:
         assert not stop()

@@ -15,7 +15,7 @@ def checked(root: Path, old: str = "", new: str = "") -> None:
     preflight.check(graph.load(root))
 
 
-def test_what_is_good_is_not_looked_at_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_valid_blocks_are_not_checked_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked(tmp_path)
     monkeypatch.setattr(graph.Graph, "stage_params", None)
     preflight.check(graph.load(tmp_path))
@@ -65,7 +65,7 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path, old: str, new: str, 
         checked(tmp_path, old, new)
 
 
-def test_no_work_is_done_beside_a_mistake(tmp_path: Path) -> None:
+def test_a_mistake_prevents_all_work(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("diffuser: {steps: 4", "diffuser: {stepz: 4"))
     process = start(tmp_path, "pd-pipeline", "run", "all")
     output, _ = process.communicate()

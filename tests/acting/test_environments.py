@@ -1,4 +1,4 @@
-"""A batch of environments names the one that broke."""
+"""A batch of environments names the one that returned bad values."""
 
 from pathlib import Path
 

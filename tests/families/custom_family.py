@@ -53,7 +53,7 @@ class ImageEnv(LineEnv):
 
 
 def toward(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator, gain: float = 2.0):
-    """Looks into the environment for the goal; asks for more than the bounds allow when far away."""
+    """Reads the goal from the environment; far away, its action exceeds the bounds."""
     return gain * (environment.unwrapped.goal - observation)
 
 

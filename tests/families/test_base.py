@@ -21,13 +21,13 @@ def custom(cls: str, **block: Any) -> dict[str, Any]:
     return {"entry_point": f"custom_family:{cls}", "horizon": 6} | block
 
 
-def test_every_built_in_family_is_here() -> None:
+def test_every_built_in_family_is_registered() -> None:
     assert BUILT_IN.keys() == {"reach", "pick_place", "cheetah_dir", "cheetah_vel", "ant_dir", "point_robot"}
 
 
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize("name", [pytest.param("reach", marks=pytest.mark.xdist_group("reach")), "point_robot"])
-def test_built_in_families_keep_the_protocol(name: str) -> None:
+def test_built_in_families_follow_the_protocol(name: str) -> None:
     family = reach() if name == "reach" else load_family(name, {}, HERE)
     assert family.name == name
     assert not set(family.train_tasks) & set(family.test_tasks)
@@ -88,7 +88,7 @@ def test_mistakes_are_named(block: dict[str, Any], message: str) -> None:
         load_family("line", block, HERE)
 
 
-def test_unknown_family_names_the_built_in_ones_and_the_way_out() -> None:
+def test_an_unknown_family_names_the_built_in_ones_and_what_to_do() -> None:
     with pytest.raises(PipelineError, match=r"unknown family: built in are reach, pick_place, .*entry_point"):
         entry_point("cheetah", {})
 

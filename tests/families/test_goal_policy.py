@@ -1,4 +1,4 @@
-"""A goal-conditioned policy's file: what is not one, or of other sizes, is refused in one line."""
+"""Files of goal-conditioned policies: invalid ones, or those of other sizes, are refused in one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def load(path: Path) -> goal_policy.GoalPolicy:
     return goal_policy.load(path, LOW, HIGH, 5, lambda environment: np.zeros(2), 0.0)
 
 
-def test_what_was_saved_is_read(tmp_path: Path) -> None:
+def test_a_saved_policy_is_read_back(tmp_path: Path) -> None:
     policy = load(saved(tmp_path / "p.safetensors"))
     assert [weight.shape for weight, _ in policy.layers] == [(8, 5), (2, 8)]
     assert policy.mu(np.zeros((3, 5), np.float32)).shape == (3, 2)

@@ -129,7 +129,7 @@ families:
         ("ImageEnv", "observation space .* one-dimensional Box"),
     ],
 )
-def test_spaces_it_cannot_use_are_refused_before_collecting(cls: str, message: str) -> None:
+def test_unsupported_spaces_are_refused_before_collecting(cls: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         family(cls).default_behaviors()
 
@@ -163,12 +163,12 @@ def test_mistakes_in_behaviors_are_named(behavior: dict[str, Any], message: str)
         family(behaviors={"expert": behavior}).default_behaviors()
 
 
-def test_constructor_arguments_that_do_not_fit() -> None:
+def test_wrong_constructor_arguments_are_refused() -> None:
     with pytest.raises(PipelineError, match=r"tasks\.0: custom_family:LineEnv.*speed"):
         family(tasks=[{"speed": 1.0}, {"goal": 1.0}]).make(0)
 
 
-def test_pictures_only_where_the_environment_draws() -> None:
+def test_there_are_pictures_only_where_the_environment_renders() -> None:
     assert family().frame_pixels(family().make(0)) is None
     values = block(entry_point="gymnasium.envs.classic_control:PendulumEnv", options={"render_mode": "rgb_array"})
     values["tasks"] = [{"g": 9.0}, {"g": 10.0}]

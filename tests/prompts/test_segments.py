@@ -16,7 +16,7 @@ from tests.builders import D_A, D_S, trajectories
 
 
 def naive(data: Trajectories, length: int, stride: int) -> list[tuple[np.ndarray, np.ndarray, int, int, int]]:
-    """One segment after another, as the equations read."""
+    """One segment after another, as in the equations."""
     found = []
     for episode in range(len(data.task_id)):
         begin, end = data.starts[episode], data.starts[episode + 1]
@@ -47,7 +47,7 @@ def test_cut_equals_the_loop(lengths: list[int], length: int, stride: int, seed:
         assert (prompts.task_id[i], prompts.episode_id[i], prompts.start[i]) == (task, episode, start)
 
 
-def test_types_and_order_of_channels() -> None:
+def test_dtypes_and_order_of_channels() -> None:
     prompts = cut(trajectories((4,), (3,)), 2)
     assert prompts.x0.dtype == prompts.y.dtype == np.float32
     assert prompts.start.dtype == np.int32
@@ -119,7 +119,7 @@ def test_rewards_that_are_all_zero_give_a_scale() -> None:
     assert Normalization.of([data]).return_scale == 1.0
 
 
-def test_normalization_is_kept_exactly(tmp_path: Path) -> None:
+def test_normalization_is_saved_exactly(tmp_path: Path) -> None:
     normalization = Normalization.of([trajectories((9,), (0,))])
     normalization.save(tmp_path / "n.safetensors")
     loaded = Normalization.load(tmp_path / "n.safetensors")

@@ -94,7 +94,7 @@ def test_saved_and_loaded_it_acts_the_same(plm: Pretrained, few_shot: Target, tm
     ],
     ids=["lacking", "of no such layer", "of another rank", "of another width"],
 )
-def test_what_does_not_fit_is_refused(
+def test_weights_that_do_not_fit_are_refused(
     change: Any, message: str, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     tuned("lora", plm, few_shot, tmp_path / "work", steps=1).save(tmp_path)
