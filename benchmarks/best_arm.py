@@ -32,13 +32,15 @@ STARTS = 20
 FIRST_STARTS, OTHER_STARTS = 10_000, 20_000
 
 
-def mean_returns(plm: Pretrained, family: Family, task: int, prompts: Prompts, asked: float, first: int) -> np.ndarray:
+def mean_returns(
+    plm: Pretrained, family: Family, task: int, prompts: Prompts, target_return: float, first: int
+) -> np.ndarray:
     """Mean returns (n,) of n prompts over the same starts."""
     count, total = len(prompts), np.zeros(len(prompts))
     group = Group(np.arange(count), prompted(plm.policy, prompts, plm.normalization))
     batch = LocalBatch(family, [task] * count, [0] * count)
     for start in range(first, first + STARTS):
-        targets = np.full(count, asked)
+        targets = np.full(count, target_return)
         total += rollout([group], targets, plm.normalization, batch, silent, "", seeds=[start] * count).returns
     batch.close()
     return total / STARTS

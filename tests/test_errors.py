@@ -35,7 +35,10 @@ def test_control_characters_are_escaped() -> None:
     ("error", "words"),
     [
         (PipelineError("as it is"), "as it is"),
-        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device: free some space"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            "/data/x: No space left on device: free some space",
+        ),
         (OSError(errno.EROFS, "Read-only file system", "/data/x"), "make it writable"),
         (MemoryError(), "out of memory: use a smaller batch"),
         (RecursionError("maximum depth"), "nested too deeply"),

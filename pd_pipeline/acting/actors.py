@@ -28,7 +28,7 @@ from pd_pipeline.prompts.segments import Normalization, Prompts
 KeysValues = list[tuple[Tensor, Tensor]]
 """Keys and values of every block, each (n, tokens, width)."""
 
-Begin = Callable[..., KeysValues]
+Prefix = Callable[..., KeysValues]
 """(policy, *conditions) -> keys and values of the prefix; a module-level function: actors are grouped by identity."""
 
 
@@ -44,7 +44,7 @@ class Actors:
     """n actors of one policy."""
 
     policy: PromptingDecisionTransformer
-    begin: Begin
+    prefix: Prefix
     conditions: tuple[Tensor, ...]  # each (n, ...)
     origins: tuple[Origin, ...]  # n
 
@@ -61,11 +61,11 @@ class Actors:
     def is_like(self, other: "Actors") -> bool:
         """Whether one forward pass can serve both."""
         shapes = [[condition.shape[1:] for condition in actors.conditions] for actors in (self, other)]
-        return self.policy is other.policy and self.begin is other.begin and shapes[0] == shapes[1]
+        return self.policy is other.policy and self.prefix is other.prefix and shapes[0] == shapes[1]
 
     def started(self) -> "Started":
         """The actors before their first step."""
-        return Started(self.policy, self.begin(self.policy, *self.conditions))
+        return Started(self.policy, self.prefix(self.policy, *self.conditions))
 
 
 def joined(parts: Sequence[Actors]) -> Actors:

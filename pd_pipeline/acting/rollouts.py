@@ -40,11 +40,11 @@ class Group:
 def grouped(parts: Sequence[Actors]) -> list[Group]:
     """Actors of consecutive environments; those that one forward pass can serve are one group."""
     ends = np.cumsum([len(part) for part in parts])
-    alike: list[list[int]] = []
+    compatible: list[list[int]] = []
     for i, part in enumerate(parts):
-        group = next((group for group in alike if parts[group[0]].is_like(part)), None)
+        group = next((group for group in compatible if parts[group[0]].is_like(part)), None)
         if group is None:
-            alike.append([i])
+            compatible.append([i])
         else:
             group.append(i)
     return [
@@ -52,7 +52,7 @@ def grouped(parts: Sequence[Actors]) -> list[Group]:
             np.concatenate([np.arange(ends[i] - len(parts[i]), ends[i]) for i in group]),
             joined([parts[i] for i in group]),
         )
-        for group in alike
+        for group in compatible
     ]
 
 
