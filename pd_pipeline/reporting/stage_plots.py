@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 from matplotlib.figure import Figure
 
+from pd_pipeline.evaluation import results
 from pd_pipeline.reporting.canvas import BLUE, png
 from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
 from pd_pipeline.reporting.gather import read_table
@@ -46,7 +47,7 @@ def tuning(out: Path) -> Figures:
 
 def evaluation(out: Path) -> Figures:
     """Scores of all methods, together and per task."""
-    metrics = read_json(out / "metrics.json")["methods"]
+    metrics = results.load(out / "metrics.json").methods
     scores = pl.read_parquet(out / "scores.parquet")
     return {"comparison": comparison(metrics), "per task": per_task(scores, list(metrics))}
 
