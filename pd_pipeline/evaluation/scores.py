@@ -1,6 +1,6 @@
-"""From scores to metrics: per method, with intervals, normalised, and against methods that had the same data.
+"""From scores to results: per method, with intervals, normalised, and compared with methods that had the same data.
 
-A variant that was tuned on other data says nothing about a method by how far it lies from it. Each is held against the
+How far two methods lie apart that were tuned on different data tells nothing about either. Each is compared with the
 prompt_diffuser, the full_finetune and the prompt_dt (or a variant of these) that had trajectories of the same quality
 and as many of them; where none had, there is no difference.
 """
@@ -42,7 +42,7 @@ FLOOR, START, CEILING, REFERENCE = "noise_prompt", "prompt_dt", "full_finetune",
 
 
 def tuned_of(summary: Summary, task: int) -> Tuned:
-    """What the summary of a tuned out for the target `task` gives to evaluation."""
+    """What evaluation keeps of the summary of a tuned out for the target `task`."""
     return Tuned(
         Given(
             method=summary.method,
@@ -90,7 +90,7 @@ def _result(
     seed: int,
     draws: int,
 ) -> MethodResult:
-    """One method's result; its draws begin anew with the seed, so that other methods change none of its intervals."""
+    """One method's result. Its draws begin anew with the seed: what other methods are there changes no interval."""
     rng = np.random.default_rng(seed)  # the order of what follows decides the draws of each interval
     iqm, average = (estimate(runs[method], statistic, rng, draws) for statistic in (interquartile_mean, mean))
     partners = {base: same_data(given, method, base) for base in (REFERENCE, CEILING, START)}
@@ -151,7 +151,7 @@ def _total(costs: Sequence[Costs]) -> Costs:
 def _place(
     runs: Mapping[str, Scores], method: str, low: str | None, high: str | None, rng: np.random.Generator, draws: int
 ) -> Position | None:
-    """Where a method lies from `low` (0) to `high` (1); these themselves lie there without any uncertainty."""
+    """Where a method lies from `low` (0) to `high` (1); these two lie at 0 and 1 without any uncertainty."""
     if low is None or high is None or not {low, high} <= set(runs):
         return None
     found = position(runs[method], runs[low], runs[high], rng, draws)

@@ -129,7 +129,7 @@ def against(difference: Difference, digits: int = 0) -> str:
 
 
 def environment(root: Path) -> Environment:
-    """Templates of docs/ with what they may speak of."""
+    """Templates of docs/ with the names they may use."""
     made = Environment(
         loader=FileSystemLoader(root / "docs"),
         undefined=StrictUndefined,
@@ -138,9 +138,8 @@ def environment(root: Path) -> Environment:
         keep_trailing_newline=True,
         autoescape=False,  # Markdown
     )
-    made.filters.update(
-        n=number, percent=percent, interval=interval, against=against, difference=lambda values: Difference(**values)
-    )
+    made.filters.update(n=number, percent=percent, interval=interval, against=against)
+    made.filters["difference"] = lambda values: Difference(**values)  # of a study, which keeps some figures as JSON
     folder, project = root / "results", root / "published"
     params = config.load(project)
     made.globals.update(

@@ -10,9 +10,9 @@ NONE = "-"
 
 
 def table(graph: Graph) -> list[tuple[str, ...]]:
-    """Cells of equal width, a row per family and stage below a row of titles.
+    """Cells of equal width, one row per family and stage below a row of titles.
 
-    A piece without a record was made elsewhere (checked out) or not yet, which `recorded` tells: 3 of 15.
+    A piece without a record was made elsewhere (checked out) or not yet, as `recorded` shows: 3 of 15.
     """
     rows = [HEAD]
     for name, stage in graph.stages.items():

@@ -1,4 +1,4 @@
-"""Reads what a run left, for the families, targets, seeds and methods that params.yaml asks for and no others."""
+"""Reads what a run left, for the families, targets, seeds and methods that params.yaml asks for, and no others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class FamilyResults:
     methods: tuple[str, ...]
     scores: pl.DataFrame
     metrics: Metrics
-    """Method -> metrics over all seeds, made as `evaluation` makes them for one."""
+    """Method -> its result over all seeds, computed as `evaluation` does it for one."""
     precision: tuple[str, ...]
     """What evaluation computed in; more than one where its seeds differ."""
     training: dict[str, dict[int, Table]]

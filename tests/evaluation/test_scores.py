@@ -1,4 +1,4 @@
-"""From scores to metrics, method by method: which draws make an interval, and what a method is held against."""
+"""From scores to results, method by method: which draws make an interval, and what a method is compared with."""
 
 import numpy as np
 import polars as pl

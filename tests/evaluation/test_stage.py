@@ -112,7 +112,7 @@ def test_metrics_follow_from_the_scores(out: Path) -> None:
             assert part["target_return"] == of_task["target_return"][0]
 
 
-def test_one_score_a_method_task_and_prompt(out: Path, tuned_project: Path) -> None:
+def test_one_score_per_method_task_and_prompt(out: Path, tuned_project: Path) -> None:
     scores = pl.read_parquet(out / "scores.parquet")
     assert {"method", "task", "seed", "prompt", "episode", "return", "success", "target_return", "origin"} <= set(
         scores.columns

@@ -1,5 +1,6 @@
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pd_pipeline.progress import silent
 from pd_pipeline.reporting import provenance
 from pd_pipeline.reporting.formatting import decimals, number, percent
 from pd_pipeline.reporting.gather import gather
-from pd_pipeline.reporting.stage import templates
+from pd_pipeline.reporting.stage import main_figures, templates
 from pd_pipeline.reporting.verdict import Check, Verdict
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json, write_json
@@ -194,6 +195,12 @@ def test_seeds_are_pooled(project: Path, reported_project: Path) -> None:
     assert abs(pooled.mean.value - alone.mean.value - 1) < 1e-6
     assert abs(pooled.mean.high - pooled.mean.value - 12.7062) < 1e-3, "Student's of two seeds 2 apart"
     assert {episode.method for episode in results.episodes} == {"prompt_dt", "noise_prompt"}
+
+
+def test_the_figures_for_dvc_have_fixed_names_and_leave_out_what_is_unknown() -> None:
+    found = replace(outcome(3.0, Position(0.5)), success=Estimate(0.75, 0.5, 1.0))
+    assert main_figures(found) == {"return_mean": 3.0, "success_rate": 0.75, "normalized": 0.5}
+    assert main_figures(outcome(3.0, None)) == {"return_mean": 3.0}
 
 
 @pytest.mark.parametrize(
