@@ -9,7 +9,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.results import Metrics
 from pd_pipeline.evaluation.scores import FLOOR, by_task
 from pd_pipeline.evaluation.statistics import Estimate, estimate, mean
