@@ -20,6 +20,11 @@ OWN = (".work", ".dagster", "data/tensorboard", "data/records", ".pytest_cache",
 def clean(root: Path) -> Iterator[str]:
     """Remove all outs of the project at `root` and all work files; yields lines on what is left and why."""
     data = root / "data"
+    points = data / "points"
+    if points.is_dir() and not data.is_symlink() and not points.is_symlink():
+        for home in sorted(points.iterdir()):  # each a small project: what the points of studies share
+            yield from clean(home)
+            _remove_empty(home, data)
     if data.is_symlink():
         yield f"left: {data} is a link: what it points to is not touched"
     else:

@@ -12,6 +12,8 @@ from pd_pipeline.errors import EXPECTED, PipelineError, described
 
 if TYPE_CHECKING:
     from pd_pipeline.config import Parameters
+    from pd_pipeline.graph import Graph
+    from pd_pipeline.stage import Key
 
 
 class _Group(typer.core.TyperGroup):
@@ -66,7 +68,7 @@ def run(
     ] = None,
 ) -> None:
     """Run one stage, one key of it, or all stages in one process, unless they are up to date."""
-    from pd_pipeline import graph, lineage, preflight, progress
+    from pd_pipeline import graph, preflight
 
     project = graph.load(Path.cwd(), tuple(override or ()))
     force, record = force or bool(override), record and not override
@@ -79,17 +81,53 @@ def run(
         keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
         pieces = [(stage, one) for one in keys]
     for name, one in pieces:
-        report = progress.console()
-        try:
-            outcome = lineage.run(project, name, one, report, force=force, record=record)
-        finally:
-            if isinstance(report, progress.BarProgress):
-                report.close()
-        title = f"{name} {one}".strip()
-        if outcome.skipped:
-            typer.echo(f"{title}: up to date")
-        else:
-            typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
+        _make(project, name, one, force, record)
+
+
+def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
+    """Do a piece of work with a progress bar, and say what came of it."""
+    from pd_pipeline import progress
+    from pd_pipeline.studies import making
+
+    report = progress.console()
+    try:
+        outcome = making.run(project, stage, key, report, force=force, record=record)
+    finally:
+        if isinstance(report, progress.BarProgress):
+            report.close()
+    title = f"{stage} {key}".strip()
+    if outcome.skipped:
+        typer.echo(f"{title}: up to date")
+    else:
+        typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(help="Of a file in studies/; without it the studies there are.")] = "",
+) -> None:
+    """Make every point of a study, and show what came of it; studies in run.studies are recorded."""
+    from pd_pipeline import graph, preflight
+    from pd_pipeline.reporting.study import table
+    from pd_pipeline.stage import Key
+    from pd_pipeline.studies.definition import PREFIX, names, read
+
+    root = Path.cwd()
+    if not name:
+        for each in names(root):
+            typer.echo(f"{each}: {read(root, each).title}")
+        return
+    read(root, name)  # a name that is none is said before anything else
+    project = graph.load(root)
+    known = name in project.params.run.studies
+    if not known:
+        project = graph.load(root, (f"run.studies=[{name}]",))
+    preflight.check(project)
+    _make(project, PREFIX + name, Key(), False, known)
+    out = project.root / project.out(PREFIX + name, Key())
+    for line in table(out):
+        typer.echo(line)
+    typer.echo(str(out))
 
 
 @app.command()

@@ -11,7 +11,7 @@ families at once has its block at the top. A block that is left out takes the de
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -35,6 +35,9 @@ MOST_STEPS = 1_000_000_000  # of a training
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=64)]
 """A name that also names files: letters, digits, '_' and '-', the first a letter."""
+
+StageName = Annotated[str, Field(pattern=r"^[a-z][A-Za-z0-9_]*$", max_length=60)]
+"""A name that becomes part of a stage's: a small letter, then letters, digits and '_'."""
 
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
 """A Python module, as `import` names it."""
@@ -65,6 +68,9 @@ class RunParams(Parameters):
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1, max_length=1000)
     methods: tuple[Name, ...] = Field(min_length=1, max_length=200)
     variants: dict[Name, Name] = Field(default={}, description="name of a variant -> the method it varies")
+    studies: tuple[StageName, ...] = Field(
+        default=(), max_length=100, description="files of studies/ that are made, recorded and reported with all else"
+    )
     extensions: dict[Name, ModuleName] = Field(
         default={}, description="name of a method of your own -> its module, beside params.yaml or installed"
     )
@@ -176,6 +182,11 @@ def read_text(root: Path) -> str:
         raise PipelineError(f"{path}: not a file: move it away, and write the parameters into a file of this name")
     if not path.is_file():
         raise PipelineError(f"{path}: no such file: run inside a project folder, one that has a {PARAMS_FILE}")
+    return read_file(path)
+
+
+def read_file(path: Path) -> str:
+    """The text of a file of parameters. Raises PipelineError where it is too large or not UTF-8."""
     try:
         with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -219,6 +230,14 @@ def _size(value: Any, depth: int, known: dict[int, int]) -> int:
     return size
 
 
+def merged(values: Any, base: Mapping[str, Any]) -> Any:
+    """`values` with those of `base` in their place, block by block."""
+    if not isinstance(values, Mapping):
+        return copy.deepcopy(dict(base))
+    blocks = [name for name, value in base.items() if isinstance(value, Mapping) and name in values]
+    return {**values, **copy.deepcopy(dict(base)), **{name: merged(values[name], base[name]) for name in blocks}}
+
+
 def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -> Any:
     """The values with overrides: `plm.steps=100` for every family that runs, or `families.reach.plm.steps=100`.
 
@@ -251,7 +270,7 @@ def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -
 def checked(values: Any) -> ParamsFile:
     """The parameters that a file's values are. Raises PipelineError on a violation or on a name given twice."""
     params = parse(ParamsFile, values, PARAMS_FILE)
-    for name in ("families", "seeds", "methods"):
+    for name in ("families", "seeds", "methods", "studies"):
         items = getattr(params.run, name)
         if len(set(items)) < len(items):
             raise PipelineError(f"{PARAMS_FILE}: run.{name} names something twice: {list(items)}")

@@ -9,7 +9,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.progress import Progress
 from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
 from pd_pipeline.stage import Key, StageContext
-from pd_pipeline.stages import ACROSS, SEED, TASK, Stage, stages
+from pd_pipeline.stages import ACROSS, REPORT, SEED, TASK, Stage, stages
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
 from pd_pipeline.tuning.methods import Method, known
 
@@ -44,6 +44,10 @@ class Graph:
     """Family -> its target tasks."""
     overrides: tuple[str, ...] = ()
     """What stands in place of values of the file, for this process."""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    """What stood in their place before the overrides: a study's."""
+    homes: Mapping[tuple[str, str | None, int | None], Path] = field(default_factory=dict)
+    """(stage, family, seed) -> the folder that holds outs, records and resume folders, where that is not the root."""
 
     @property
     def modules(self) -> dict[str, str]:
@@ -89,9 +93,18 @@ class Graph:
             )
         ]
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether something stands in place of what params.yaml says."""
+        return bool(self.overrides or self.base)
+
+    def home(self, stage: str, key: Key) -> Path:
+        """The folder that holds the out, the record and the resume folder of a piece of work: mostly the root."""
+        return self.homes.get((stage, key.family, key.seed), self.root)
+
     def out(self, stage: str, key: Key) -> Path:
         """Where a piece of work leaves its out, relative to the root."""
-        base = Path("data") / (self.stages[stage].folder or stage)
+        base = self.home(stage, key).relative_to(self.root) / "data" / (self.stages[stage].folder or stage)
         return base / f"{key.family}-{key.seed}" / str(key.task) if TASK in self.stages[stage].axes else base / str(key)
 
     def input(self, stage: str, key: Key, need: str) -> Path:
@@ -104,6 +117,8 @@ class Graph:
 
     def sections(self, stage: str, key: Key) -> list[str]:
         """The sections of params.yaml that a piece of work reads, by their dotted names."""
+        if self.stages[stage].preset is not None:
+            return ["run", "families"]
         if key.family is None:  # the report shows the parameters of everything it reports
             return ["run", stage, *(f"families.{family}" for family in self.params.run.families)]
         own = (config.TARGET, stage) if TASK in self.stages[stage].axes else (stage,)
@@ -121,6 +136,7 @@ class Graph:
         for source in sources:
             if source is not None and self.root in source.parents:
                 files |= local_closure(source)
+        files |= set(self.stages[stage].files)
         for source in self.family_sources(key.family) if key.family is not None else ():
             files |= local_closure(source)
         files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
@@ -137,6 +153,8 @@ class Graph:
 
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""
+        if (preset := self.stages[stage].preset) is not None:
+            return preset
         where = f"{PARAMS_FILE}: {stage}" if key.family is None else f"{PARAMS_FILE}: families.{key.family}.{stage}"
         return config.parse(self.stages[stage].params_class(), self.params.block(key.family, stage), where)
 
@@ -160,12 +178,15 @@ def written(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
     return found
 
 
-def load(root: Path, overrides: tuple[str, ...] = ()) -> Graph:
-    """The graph of the project at `root`. Raises PipelineError where params.yaml, or an override, is wrong."""
+def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | None = None) -> Graph:
+    """The graph of the project at `root`. Raises PipelineError where params.yaml, or an override, is wrong.
+
+    `base` takes the place of values of the file, block by block, before the overrides do.
+    """
     root = root.resolve()
     forget()  # a process that lives long may meet edited code
     text = config.read_text(root)
-    values = config.overridden(config.values_of(text, root / PARAMS_FILE), overrides, ACROSS)
+    values = values_now(root, text, overrides, base or {})
     params = config.checked(values)
     for name in params.blocks:
         if name not in ACROSS:
@@ -184,12 +205,28 @@ def load(root: Path, overrides: tuple[str, ...] = ()) -> Graph:
             )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
     methods = known(params.run, root)
-    return Graph(root, text, values, params, stages(params.run, methods), methods, tasks, overrides)
+    graph = Graph(root, text, values, params, stages(params.run, methods), methods, tasks, overrides, base or {})
+    return _with_studies(graph) if params.run.studies else graph
+
+
+def _with_studies(graph: Graph) -> Graph:
+    """The graph with the stages of its studies, which the report reads."""
+    from pd_pipeline.studies.points import study_stage  # a study's points are graphs themselves
+
+    found = {stage.name: stage for stage in (study_stage(graph, name) for name in graph.params.run.studies)}
+    report = graph.stages[REPORT]
+    before = {name: stage for name, stage in graph.stages.items() if name != REPORT}
+    return replace(graph, stages={**before, **found, REPORT: replace(report, needs=(*report.needs, *found))})
+
+
+def values_now(root: Path, text: str, overrides: tuple[str, ...], base: Mapping[str, Any]) -> Any:
+    """The values of a text of params.yaml, with what stands in their place."""
+    return config.overridden(config.merged(config.values_of(text, root / PARAMS_FILE), base), overrides, ACROSS)
 
 
 def current(graph: Graph) -> Graph:
     """The graph as params.yaml has it now: `graph` itself where the file is what it was."""
-    return graph if config.read_text(graph.root) == graph.text else load(graph.root, graph.overrides)
+    return graph if config.read_text(graph.root) == graph.text else load(graph.root, graph.overrides, graph.base)
 
 
 def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
@@ -203,16 +240,16 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
         if not (graph.root / graph.out(need, other)).exists():
             missing = f"{need} --key {other}" if str(other) else need
             raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {missing}` first")
-    name, final = str(key) or "all", graph.root / graph.out(stage, key)
+    name, final, home = str(key) or "all", graph.root / graph.out(stage, key), graph.home(stage, key)
     if final.is_symlink():
         raise PipelineError(
             f"{final} is a link, and an out is replaced whole: replace the link by what it points to, or link a folder "
             "above it, such as data/, and run again"
         )
     recover(final)
-    records.refuse_foreign(final, records.foreign(final, records.find(graph.root, stage, key)), stage)
+    records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
     made = graph.work_digest(stage, key)
-    work = graph.root / ".work" / stage / name / made[:16]
+    work = home / ".work" / stage / name / made[:16]
     if work.parent.is_dir():
         for other_work in work.parent.iterdir():
             if other_work != work:
@@ -230,22 +267,22 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
             inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
             out=out,
             work=work,
-            logs=graph.root / "data" / "tensorboard" / stage / name,
+            logs=home / "data" / "tensorboard" / stage / name,
             progress=progress,
             params_file=graph.params,
         )
         metrics = importlib.import_module(graph.stages[stage].module).run(context)
         # a file may have come in meanwhile
-        records.refuse_foreign(final, records.foreign(final, records.find(graph.root, stage, key)), stage)
+        records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
         figures = {"made": made, "seconds": clock.seconds, "parameters": context.params.model_dump(mode="json")}
-        records.enter(graph.root, stage, key, final, out, **figures, **context.facts)
+        records.enter(home, stage, key, final, out, **figures, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
 
 
 def made_already(graph: Graph, stage: str, key: Key) -> bool:
     """Whether the out stands as its record says, made from the code, parameters and inputs of now."""
-    record, out = records.find(graph.root, stage, key), graph.root / graph.out(stage, key)
+    record, out = records.find(graph.home(stage, key), stage, key), graph.root / graph.out(stage, key)
     if record is None or not out.is_dir() or records.listing(out) != record.files:
         return False
     return record.made == graph.work_digest(stage, key)

@@ -29,7 +29,6 @@ from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address, relative
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import ACROSS
 from pd_pipeline.storage import atomic_file, digest
 
 LOCK_FILE = "dvc.lock"
@@ -86,7 +85,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
     and nothing recorded. Raises PipelineError where something that the work is made from changed while it ran.
     """
     by_dvc = STAGE_VARIABLE in os.environ
-    record = record and is_project(graph.root) and not by_dvc
+    record = record and is_recording(graph)
     graph = graphs.current(graph)
     key = graph.key(stage, str(key))
     with locks.held(graph.root, stage, key) as lock:
@@ -121,7 +120,7 @@ def keep_rendered(graph: Graph) -> bool:
     if _rendered.get(graph.root) == _state(graph):
         return False
     changed = rendering.write(graph)
-    if is_project(graph.root) and STAGE_VARIABLE not in os.environ:
+    if is_recording(graph):
         _with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
     _rendered[graph.root] = _state(graph)
     return changed
@@ -140,6 +139,22 @@ def _record_digests(root: Path, repo: Any) -> None:
             piece.save()
         piece.commit()
         _enter(root / LOCK_FILE, piece)
+
+
+def make(graph: Graph, stage: str, key: Key, progress: Progress) -> bool:
+    """Do a piece of work of a study's point unless it is made; DVC does not know it. Returns whether there was work."""
+    with locks.held(graph.home(stage, key), stage, key):
+        if graphs.made_already(graph, stage, key):
+            return False
+        before = snapshot(graph, stage, key)
+        graphs.run(graph, stage, key, progress)
+        refuse_changes(graph, stage, key, before)
+    return True
+
+
+def is_recording(graph: Graph) -> bool:
+    """Whether what is made is recorded here: in a project of DVC, unless DVC itself is at work and will do so."""
+    return is_project(graph.root) and STAGE_VARIABLE not in os.environ
 
 
 def _adopt(graph: Graph, stage: str, key: Key) -> None:
@@ -185,7 +200,7 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
     changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
     now = graphs.written(_values_now(graph), list(before.parameters))
     changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
-    digests = rendering.recorded(graph.root, stage, key) if is_project(graph.root) and not graph.overrides else None
+    digests = rendering.recorded(graph.root, stage, key) if is_project(graph.root) and not graph.is_changed else None
     if digests not in (None, before.digests):
         changed.append(rendering.DIGESTS_FILE)
     for path, (stamp, content) in before.inputs.items():
@@ -200,9 +215,7 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
 
 def _values_now(graph: Graph) -> Mapping[str, Any]:
     text = config.read_text(graph.root)
-    if text == graph.text:
-        return graph.values
-    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides, ACROSS)
+    return graph.values if text == graph.text else graphs.values_now(graph.root, text, graph.overrides, graph.base)
 
 
 def version(graph: Graph, stage: str) -> str:

@@ -13,6 +13,8 @@ from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import ACROSS, Stage, stages
 from pd_pipeline.storage import atomic_file
+from pd_pipeline.studies.definition import path, read
+from pd_pipeline.studies.points import point_graphs
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
 
@@ -22,6 +24,16 @@ def check(graph: Graph) -> None:
     mark, state = graph.root / MARK, _state(graph)
     if mark.is_file() and mark.read_bytes() == state:
         return
+    check_blocks(graph)
+    for name in graph.params.run.studies:
+        for point in point_graphs(graph, read(graph.root, name)):
+            check_blocks(point)
+    with atomic_file(mark) as temporary:
+        temporary.write_bytes(state)
+
+
+def check_blocks(graph: Graph) -> None:
+    """Raise PipelineError for a block that is wrong, whatever was found good before."""
     blocks = {
         (stage, key.family): graph.stage_params(stage, key)
         for stage in graph.stages
@@ -42,16 +54,15 @@ def check(graph: Graph) -> None:
             block = graph.params.block(family, name)
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
-    with atomic_file(mark) as temporary:
-        temporary.write_bytes(state)
 
 
 def _state(graph: Graph) -> bytes:
     """Digest of params.yaml and of all code that decides whether it is good; of the devices of this machine."""
     sources = {source for family in graph.params.run.families for source in graph.family_sources(family)}
     sources |= {method.source for method in graph.methods.values()}
-    files = sorted({*PACKAGE.rglob("*.py"), *sources})
-    total = hashlib.sha256(repr((graph.text, graph.overrides)).encode())
+    studies = {path(graph.root, name) for name in graph.params.run.studies}
+    files = sorted({*PACKAGE.rglob("*.py"), *sources, *studies})
+    total = hashlib.sha256(repr((graph.text, graph.overrides, graph.base)).encode())
     for file in files:
         total.update(file.read_bytes())
     for device in ("/dev/nvidia0", "/dev/nvidiactl"):

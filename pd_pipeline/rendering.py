@@ -138,8 +138,8 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
         yield from (f"    - {_plain(relative(file, graph.root))}" for file in files)
     yield "    params:"
     yield "    - run"
-    named = [family for family in graph.params.run.families if family in graph.params.families]
-    yield from (f"    - {_plain(f'families.{family}')}" for family in named)
+    named = [f"families.{family}" for family in graph.params.run.families if family in graph.params.families]
+    yield from (f"    - {_plain(name)}" for name in (["families"] if graph.params.run.studies else named))
     yield from (f"    - {stage}" for stage in ACROSS if stage in graph.params.blocks)
     yield "    outs:"
     yield f"    - {DIGESTS_FILE}:"

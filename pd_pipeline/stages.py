@@ -80,6 +80,10 @@ class Stage:
     """Of its outs below data/, where that is not its name."""
     source: Path | None = None
     """File of `params_module` where that is not of this package."""
+    files: tuple[Path, ...] = ()
+    """Other files that make its outs."""
+    preset: Parameters | None = None
+    """Its parameters, where they follow from other files than params.yaml."""
 
     @property
     def computes(self) -> bool:

@@ -14,6 +14,7 @@ from pd_pipeline.config import ParamsFile, parse
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.storage import digest
+from pd_pipeline.studies.definition import PREFIX
 
 UNCOMMITTED = " with uncommitted changes"
 PACKAGES = (
@@ -103,11 +104,12 @@ def machine() -> dict[str, str]:
 
 
 def outs(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> dict[str, list[Path]]:
-    """Stage -> the directories that the report reads of one family, and no leftovers of other runs."""
+    """Stage -> the directories that the report reads of one family, and no leftovers of other runs; without studies."""
     keys = [f"{family}-{seed}" for seed in params.run.seeds]
     return {
         stage: [directory / family] if stage == "trajectories" else [directory / key for key in keys]
         for stage, directory in inputs.items()
+        if not stage.startswith(PREFIX)
     }
 
 

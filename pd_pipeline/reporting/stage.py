@@ -14,9 +14,11 @@ from pd_pipeline.reporting.findings import what_mattered
 from pd_pipeline.reporting.formatting import decimals, number, percent
 from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
+from pd_pipeline.reporting.study import section as section_of
 from pd_pipeline.reporting.verdict import judge
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, write_json
+from pd_pipeline.studies.definition import PREFIX
 from pd_pipeline.trajectories.quality import missed_bars
 
 PAGE, METRICS = "index.html", "metrics.json"
@@ -45,8 +47,10 @@ def run(context: StageContext) -> dict[str, Any]:
         figures[name] = {method: main_figures(result) for method, result in results.metrics.items()}
         verdict = sections[-1]["verdict"]
         metrics |= {f"bars_met_{name}": sum(bool(check.met) for check in verdict.checks)}
+    studies = [entry for name, out in context.inputs.items() if name.startswith(PREFIX) for entry in section_of(out)]
     page = render(
         families=sections,
+        studies=studies,
         run=params.run,
         versions=provenance.versions(),
         revision=provenance.git_revision(context.root),

@@ -14,6 +14,7 @@ from pd_pipeline.reporting.canvas import BLUE, png
 from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
 from pd_pipeline.reporting.gather import read_table
 from pd_pipeline.reporting.plots import comparison, data_coverage, data_returns, fit_distances, per_task
+from pd_pipeline.reporting.study import figure, load
 from pd_pipeline.storage import read_json
 
 Figures = dict[str, Figure]
@@ -50,6 +51,11 @@ def evaluation(out: Path) -> Figures:
     metrics = results.load(out / "metrics.json").methods
     scores = pl.read_parquet(out / "scores.parquet")
     return {"comparison": comparison(metrics), "per task": per_task(scores, list(metrics))}
+
+
+def study(out: Path) -> Figures:
+    """The curve or the intervals of a study, per family."""
+    return {f"{results.title} {results.family}": figure(results) for results in load(out)}
 
 
 def prompt_fit(out: Path) -> Figures:

@@ -1,0 +1,1 @@
+"""Studies: the pipeline at every point of a grid of parameters."""

@@ -1,0 +1,35 @@
+"""Doing a piece of work from every door; of a study, first all that its points are made from."""
+
+from pd_pipeline import graph as graphs
+from pd_pipeline import lineage, preflight
+from pd_pipeline.graph import Graph
+from pd_pipeline.lineage import Outcome
+from pd_pipeline.progress import Progress
+from pd_pipeline.stage import Key
+from pd_pipeline.studies.definition import PREFIX, read
+from pd_pipeline.studies.points import is_shared, pieces, point_graphs
+
+
+def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
+    """As `lineage.run`. The points of a study are made before it, unless it is up to date as a whole."""
+    if stage.startswith(PREFIX) and stage in graph.stages:
+        recorded = record and not force and lineage.is_recording(graph)
+        if recorded and (data_version := lineage.up_to_date(graph, stage, key)):
+            return Outcome({}, True, data_version)
+        make_points(graph, stage.removeprefix(PREFIX), progress, record=record)
+    return lineage.run(graph, stage, key, progress, force=force, record=record)
+
+
+def make_points(project: Graph, name: str, progress: Progress, *, record: bool = True) -> None:
+    """Make every piece of every point of a study that is not there yet."""
+    study = read(project.root, name)
+    every = point_graphs(project, study)
+    for graph in every:
+        preflight.check_blocks(graph)
+    for graph in every:
+        for stage, key in pieces(graph):
+            if is_shared(graph, stage, key):
+                if not graphs.made_already(project, stage, key):
+                    lineage.run(project, stage, key, progress, record=record)
+            else:
+                lineage.make(graph, stage, key, progress)

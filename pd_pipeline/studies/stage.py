@@ -1,0 +1,99 @@
+"""Stage study_<name>: gather what the points of a study gave.
+
+study.json      title, note, parameters of the grid; per point and family the results of every method over all seeds
+scores.parquet  the scores of all points, with a column `point` that counts them from zero
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from pd_pipeline.evaluation.results import Evaluation, Metrics, Tuned, to_json
+from pd_pipeline.evaluation.scores import by_task, method_metrics, tuned_of
+from pd_pipeline.evaluation.stage import Params as EvaluationParams
+from pd_pipeline.evaluation.statistics import paired_difference
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import atomic_file, read_json, write_json
+from pd_pipeline.studies.plan import Plan, PlannedPoint
+from pd_pipeline.tuning import summary
+
+Params = Plan
+FILE = "study.json"
+
+
+def run(context: StageContext) -> dict[str, Any]:
+    """Write `study.json` and `scores.parquet`."""
+    plan: Plan = context.params
+    tables: list[pl.DataFrame] = []
+    points: list[dict[str, Any]] = []
+    first: dict[str, pl.DataFrame] = {}
+    for number, point in enumerate(plan.points):
+        families: dict[str, Any] = {}
+        for family, targets in point.targets.items():
+            folders = [context.root / point.evaluation[f"{family}-{seed}"] for seed in point.seeds]
+            scores = pl.concat([pl.read_parquet(folder / "scores.parquet") for folder in folders])
+            tables.append(scores.with_columns(pl.lit(number).alias("point"), pl.lit(family).alias("family")))
+            draws = point.bootstrap[family] or EvaluationParams().bootstrap
+            metrics = method_metrics(scores, _tuned(context.root, point, family, targets), point.seeds[0], draws)
+            families[family] = to_json(Evaluation(metrics)) | {
+                "to_first": _differences(scores, first.setdefault(family, scores), point.seeds[0], draws),
+                "fit": _fit(context.root, point, family, targets),
+            }
+        listed = {"label": point.label, "values": point.values, "seeds": point.seeds, "methods": list(point.tuned)}
+        points.append(listed | {"families": families})
+    write_json(context.out / FILE, {"title": plan.title, "note": plan.note, "names": plan.names, "points": points})
+    with atomic_file(context.out / "scores.parquet") as temporary:
+        pl.concat(tables, how="diagonal_relaxed").write_parquet(temporary)
+    return {"points": len(points)}
+
+
+def _tuned(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...]) -> dict[str, list[Tuned]]:
+    """Method -> what its tuned outs record, one per seed and target."""
+    return {
+        method: [
+            tuned_of(summary.load(root / folders[f"{family}-{seed}"] / str(task)), task)
+            for seed in point.seeds
+            for task in targets
+        ]
+        for method, folders in point.tuned.items()
+    }
+
+
+def _differences(scores: pl.DataFrame, first: pl.DataFrame, seed: int, draws: int) -> dict[str, Any]:
+    """Method -> how far its mean return lies above that at the first point, seeds and targets paired."""
+    same = (
+        scores.select("seed", "task")
+        .unique()
+        .sort("seed", "task")
+        .equals(first.select("seed", "task").unique().sort("seed", "task"))
+    )
+    methods = [m for m in scores["method"].unique(maintain_order=True) if m in first["method"].unique()] if same else []
+    return {
+        method: paired_difference(
+            by_task(scores, method), by_task(first, method), np.random.default_rng(seed), draws
+        )._asdict()
+        for method in methods
+    }
+
+
+def _fit(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...]) -> dict[str, dict[str, float]]:
+    """State of a tuned diffuser -> median distances to the nearest real prompt, the mean over targets and seeds."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for seed in point.seeds:
+        if (folder := point.fits.get(f"{family}-{seed}")) is None:
+            continue
+        fits = read_json(root / folder / "fit.json")["targets"]
+        for task in targets:
+            for state, values in fits.get(str(task), {}).items():
+                for name in (name for name in values if name.startswith("nearest_")):
+                    found.setdefault(state, {}).setdefault(name, []).append(values[name])
+    return {state: {name: float(np.mean(each)) for name, each in of.items()} for state, of in found.items()}
+
+
+def load_metrics(family: dict[str, Any], where: str) -> Metrics:
+    """The results of one family at one point, from its part of `study.json`."""
+    from pd_pipeline.evaluation.results import from_json
+
+    return from_json({"methods": family["methods"]}, where).methods
