@@ -1,4 +1,4 @@
-"""What `mkdocs build` does beside Markdown: pictures of results/, the parameter reference, and no page needs the network.
+"""What `mkdocs build` does beside Markdown: pictures of results/, the parameter reference, no page needs the network.
 
 The reference is made with each build instead of being kept in a file: it can't be out of date, and a change of a
 parameter is a change in one place.

@@ -32,11 +32,12 @@ MEANINGS = {
     "blocks": "residual blocks",
     "checkpoint_seconds": "how often the state that a resumed run starts from is saved, in seconds",
     "discount": "of later rewards, per step",
+    "EpisodeCount.test": "episodes per target",
+    "EpisodeCount.train": "episodes per training task",
     "dropout": "share of activations set to zero in training",
     "entry_point": "`module:Class` or `module:function`, in a file beside params.yaml or installed",
     "episodes": "quality -> number of episodes per training task and per target",
     "episodes_a_shard": "episodes that a worker collects before it saves them",
-    "expert": "what counts as an expert",
     "families": "names of the families to run",
     "heads": "attention heads; the width must be a multiple of it",
     "horizon": "steps after which an episode is cut off",
@@ -62,7 +63,7 @@ MEANINGS = {
     "weight_decay": "of AdamW",
     "width": "units per layer",
 }
-"""What a name means wherever it occurs, for parameters whose field has no description of its own."""
+"""What a name means wherever it occurs (or in one class), for parameters whose field has no description of its own."""
 
 
 PLAIN: dict[Any, str] = {
@@ -104,17 +105,19 @@ def meaning(model: type[Parameters], name: str) -> str:
     """What a parameter means: by its field, by that of a base class, or by its name; empty where nothing says it."""
     fields = (cls.model_fields.get(name) for cls in model.__mro__ if issubclass(cls, Parameters))
     described = (field.description for field in fields if field is not None and field.description)
-    said = next(described, MEANINGS.get(name, ""))
+    said = next(described, MEANINGS.get(f"{model.__name__}.{name}", MEANINGS.get(name, "")))
     return re.sub(r"\bNone\b", "null", said)  # as YAML has it
 
 
 def parameters(model: type[Parameters], prefix: str = "") -> Iterator[Parameter]:
-    """All parameters of a block, those of blocks inside it under dotted names, required ones first."""
+    """All parameters of a block, required ones first; those of blocks inside it have dotted names."""
     fields = sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
     for name, field in fields:
         inner = next((t for t in _parts(field.annotation) if _is_block(t)), None)
         if inner is None or not _is_plain(field.annotation):
             yield Parameter(prefix + name, type_name(field), _default(field), meaning(model, name))
+            if get_origin(field.annotation) is dict and _is_block(each := get_args(field.annotation)[1]):
+                yield from parameters(each, f"{prefix}{name}.<name>.")
             continue
         if type(None) in _parts(field.annotation):
             state = "left out" if field.default is None else "as below"
