@@ -51,7 +51,8 @@ test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
 # A link or an anchor that leads nowhere is an error, and so is a page that would load something from the network.
-SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+# Not --quiet: what is not said is not counted by --strict either.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(VENV)/.installed-test $(VENV)/.installed-docs
 	$(BIN)/ruff format --check .
