@@ -5,6 +5,8 @@ from pathlib import Path
 
 import dagster as dg
 
+from pd_pipeline.stages import Stage
+
 
 def describe(out: Path) -> dict[str, dg.MetadataValue]:
     """Where the out lies, and how large it is."""
@@ -12,11 +14,13 @@ def describe(out: Path) -> dict[str, dg.MetadataValue]:
     return {"path": dg.MetadataValue.path(out), "size_bytes": dg.MetadataValue.int(size)}
 
 
-def plots(stage: str, out: Path) -> dict[str, dg.MetadataValue]:
+def plots(stage: Stage, out: Path) -> dict[str, dg.MetadataValue]:
     """The plots of an out, drawn into the page: nothing has to be served."""
-    from pd_pipeline.reporting.plots import stage_plots
+    if stage.plots is None:
+        return {}
+    from pd_pipeline.reporting.stage_plots import drawn
 
-    return {title: dg.MetadataValue.md(_image(title, png)) for title, png in stage_plots(stage, out).items()}
+    return {title: dg.MetadataValue.md(_image(title, png)) for title, png in drawn(stage.plots, out).items()}
 
 
 def _image(title: str, png: bytes) -> str:

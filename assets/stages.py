@@ -29,7 +29,7 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
         deps=[dependency(project, stage, need) for need in project.stages[stage].needs],
         partitions_def=partitions,
         code_version=lineage.version(project, stage),
-        check_specs=check_specs(stage, partitions),
+        check_specs=check_specs(project.stages[stage], partitions),
         pool=GPU_POOL if project.stages[stage].computes else None,
         retry_policy=dg.RetryPolicy(max_retries=1),  # a transient fault; what is the user's to mend is not retried
         description=f"`pd-pipeline run {stage}`"
@@ -67,7 +67,7 @@ def _materialize(context: dg.AssetExecutionContext, project: Graph, stage: str, 
         if "row_count" in outcome.metrics:
             metadata["dagster/row_count"] = int(outcome.metrics["row_count"])
     return dg.MaterializeResult(
-        metadata=metadata | describe(out) | plots(stage, out),
+        metadata=metadata | describe(out) | plots(project.stages[stage], out),
         data_version=dg.DataVersion(outcome.data_version) if outcome.data_version else None,
         check_results=check_results(project, stage, out),
     )

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [name ...]`: every benchmark in a process of its own, one after another."""
+"""`python -m benchmarks [--quick] [name ...]`: every benchmark in its own process, one after another."""
 
 import argparse
 import subprocess
@@ -10,7 +10,7 @@ NAMES = ("plm_training", "collection", "evaluation", "streaming")
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
     parser.add_argument("names", nargs="*", metavar="name", help=", ".join(NAMES))
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that all run; writes no results")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that all work; writes no results")
     given = parser.parse_args()
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"unknown {', '.join(sorted(unknown))}: known are {', '.join(NAMES)}")

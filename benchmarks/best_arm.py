@@ -1,10 +1,10 @@
-"""How near prompt_bandit comes to the best arm.
+"""How close prompt_bandit comes to the best arm.
 
-In the folder of a project that was run: `python -m benchmarks.best_arm FAMILY STAGE ...`.
+In the folder of a finished project: `python -m benchmarks.best_arm FAMILY STAGE ...`.
 
-Every arm (a segment of the few-shot trajectories) is run from the same fresh starts, the best is chosen on them and
-measured on others, beside the prompt that each stage (`tuned_prompt_bandit`, a variant) left. One line of JSON per
-target and seed; the last one says the least ratio of each stage's return to that of the best arm.
+Every arm (a segment of the few-shot trajectories) acts from the same start states. The best one is then measured on
+other starts, beside the prompt of each stage (`tuned_prompt_bandit`, a variant). Prints one line of JSON per target and
+seed; the last line has the smallest ratio of each stage's return to that of the best arm.
 """
 
 import json
@@ -32,43 +32,45 @@ STARTS = 20
 FIRST_STARTS, OTHER_STARTS = 10_000, 20_000
 
 
-def value(plm: Pretrained, family: Family, task: int, prompts: Prompts, asked: float, first: int) -> np.ndarray:
+def mean_returns(
+    plm: Pretrained, family: Family, task: int, prompts: Prompts, target_return: float, first: int
+) -> np.ndarray:
     """Mean returns (n,) of n prompts over the same starts."""
     count, total = len(prompts), np.zeros(len(prompts))
     group = Group(np.arange(count), prompted(plm.policy, prompts, plm.normalization))
     batch = LocalBatch(family, [task] * count, [0] * count)
     for start in range(first, first + STARTS):
-        targets = np.full(count, asked)
+        targets = np.full(count, target_return)
         total += rollout([group], targets, plm.normalization, batch, silent, "", seeds=[start] * count).returns
     batch.close()
     return total / STARTS
 
 
-def measured(project: Graph, name: str, stages: list[str]) -> Iterator[dict[str, float | str]]:
+def measure(project: Graph, name: str, stages: list[str]) -> Iterator[dict[str, float | str]]:
     """One row per target and seed."""
     root, family = project.root, project.family(name)
     for seed in project.params.run.seeds:
         plm = Pretrained.load(root / project.out("plm", Key(name, None, seed)), None, torch.device("cpu"))
         for task in family.test_tasks:
             outs = {stage: root / project.out(stage, Key(name, task, seed)) for stage in stages}
-            said = summary.load(outs[stages[0]])
-            trajectories = root / project.out("trajectories", Key(name)) / f"{said.quality}.parquet"
+            tuned = summary.load(outs[stages[0]])
+            trajectories = root / project.out("trajectories", Key(name)) / f"{tuned.quality}.parquet"
             data = read(trajectories, [task], family=family)
-            few_shot = data.select(np.flatnonzero(np.isin(data.episode_id, said.few_shot_episodes)))
+            few_shot = data.select(np.flatnonzero(np.isin(data.episode_id, tuned.few_shot_episodes)))
             arms = cut(few_shot, plm.policy.config.prompt_length)
-            found = value(plm, family, task, arms, said.target_return, FIRST_STARTS)
+            found = mean_returns(plm, family, task, arms, tuned.target_return, FIRST_STARTS)
             kept = [Prompts.load(out / "prompts.safetensors").select(np.array([0])) for out in outs.values()]
             shown = [arms.select(np.array([found.argmax()])), *kept]
-            returns = [float(value(plm, family, task, p, said.target_return, OTHER_STARTS)[0]) for p in shown]
-            row: dict[str, float | str] = {"piece": f"{name}-{task}-{seed}", "quality": said.quality}
+            returns = [float(mean_returns(plm, family, task, p, tuned.target_return, OTHER_STARTS)[0]) for p in shown]
+            row: dict[str, float | str] = {"piece": f"{name}-{task}-{seed}", "quality": tuned.quality}
             row |= {"arms": len(arms), "mean_arm": float(found.mean()), "worst_arm": float(found.min())}
             yield row | {"best_arm": returns[0]} | dict(zip(stages, returns[1:], strict=True))
 
 
 def main() -> None:
-    """Measure the project in the working directory."""
+    """Measure the project in the current directory."""
     name, *stages = sys.argv[1:]
-    rows = list(measured(graph.load(Path.cwd()), name, stages))
+    rows = list(measure(graph.load(Path.cwd()), name, stages))
     for row in rows:
         print(json.dumps(row))
     least = {stage: min(float(row[stage]) / float(row["best_arm"]) for row in rows) for stage in stages}

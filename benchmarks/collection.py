@@ -1,8 +1,8 @@
 """Collection in worker processes against cores x a bare loop of the same environment in one process.
 
-The collection is everything that stage trajectories waits for until the last episode is there: starting the workers,
-building the simulators, acting, stepping, keeping the shards. For the scripted families the bare loop acts too; for
-locomotion it is physics and reward alone under a constant action, with no policy.
+Collection includes everything that stage trajectories does until the last episode is collected: starting the workers,
+building the simulators, acting, stepping, saving the shards. For the scripted families the bare loop acts too; for
+locomotion it is only physics and reward under a constant action, without a policy.
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Figure, alone, at_least, timed
+from benchmarks.common import Figure, at_least, command, timed
 from pd_pipeline.families import goal_policy
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.families.locomotion import Locomotion
@@ -26,11 +26,11 @@ GOAL, GOAL_OF_LOCOMOTION = 0.75, 0.6
 BLOCK: dict[str, Any] = {"horizon": 200}
 WIDTH = 256  # of the policies that stage behavior_policies trains
 EPISODES = {"reach": (20, 60), "point_robot": (100, 1500), "cheetah_vel": (100, 60), "ant_dir": (60, 40)}
-"""Family -> episodes of the bare loop, episodes of each task."""
+"""Family -> episodes of the bare loop, episodes per task."""
 
 
 def bare(family: Family, episodes: int) -> float:
-    """Steps a second of one environment in a plain loop, nothing kept."""
+    """Steps per second of one environment in a plain loop, without saving anything."""
     environment = family.make(family.train_tasks[0])
     rng = np.random.default_rng(0)
     options: dict[str, Any] | None = None
@@ -56,7 +56,7 @@ def bare(family: Family, episodes: int) -> float:
 
 
 def describe(family: Family, folder: Path) -> None:
-    """`policies.json`, and for locomotion an untrained policy of the size of trained ones."""
+    """Write `policies.json`, and for locomotion an untrained policy of the usual size."""
     behaviors = family.default_behaviors()
     write_json(folder / "policies.json", behaviors)
     if isinstance(family, Locomotion):
@@ -69,15 +69,15 @@ def describe(family: Family, folder: Path) -> None:
 
 
 def workers(family: Family, block: dict[str, Any], episodes: int) -> float:
-    """Steps a second of the collection with one worker a core."""
+    """Steps per second of collection with one worker per core."""
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         describe(family, root)
         (root / "out").mkdir()
         params = TrajectoriesParams.model_validate({"episodes": {"expert": {"train": episodes, "test": episodes}}})
-        began = time.monotonic()
+        started = time.monotonic()
         steps = collect(family, block, root, root, params, root / "out", root / "work", silent)
-        return steps / (time.monotonic() - began)
+        return steps / (time.monotonic() - started)
 
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
@@ -97,4 +97,4 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    alone("collection", measure)
+    command("collection", measure)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a figure, the machine it was measured on, its table and its JSON."""
+"""What the benchmarks share: a measured figure, the machine it was measured on, its table and its JSON."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ class Figure(NamedTuple):
     unit: str
     ratio: float
     goal: str
-    """What the ratio should be; empty for a limit that is there to compare with."""
+    """What the ratio should be; empty where the reference is only for comparison."""
     met: bool
 
 
@@ -37,7 +37,7 @@ def at_least(what: str, ours: float, reference: float, unit: str, *, goal: float
 
 
 def share_of(what: str, ours: float, limit: float, unit: str) -> Figure:
-    """A figure beside a limit that nothing can exceed."""
+    """A figure relative to a limit that nothing can exceed."""
     return Figure(what, ours, limit, unit, ours / limit, "", True)
 
 
@@ -47,9 +47,9 @@ def at_most(what: str, ours: float, reference: float, unit: str, *, goal: float)
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float, float]:
-    """Median rates of two measurements taken in turns, and the median of their ratios round by round.
+    """Median rates of two alternating measurements, and the median of their ratios per round.
 
-    Taken in turns, what slows the machine for a while slows both.
+    They alternate so that whatever slows the machine for a while slows both.
     """
     pairs = [(ours(), peer()) for _ in range(rounds)]
     ratio = statistics.median(a / b for a, b in pairs)
@@ -57,14 +57,14 @@ def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int)
 
 
 def timed(function: Callable[[], Any]) -> float:
-    """Seconds a call takes."""
-    began = time.perf_counter()
+    """Seconds that a call takes."""
+    started = time.perf_counter()
     function()
-    return time.perf_counter() - began
+    return time.perf_counter() - started
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """What the figures depend on: processor, load and versions."""
     versions = {}
     for package in ("torch", "transformers", "metaworld", "mujoco", "pyarrow", "numpy"):
         try:
@@ -91,7 +91,7 @@ def _processor() -> str:
 
 
 def report(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, Any]]], quick: bool) -> list[Figure]:
-    """Run one benchmark, print its table and keep it as JSON; a quick run is too small to be kept."""
+    """Measure, print the table and save it as JSON; with `quick`, sizes are too small to be worth saving."""
     about = machine()
     figures, details = measure(quick)
     table = Table(title=f"{name}{' (quick: sizes too small for conclusions)' if quick else ''}")
@@ -106,14 +106,14 @@ def report(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, An
         console.print(f"  {key}: {value:,.4g}" if isinstance(value, float) else f"  {key}: {value}")
     if not quick:
         RESULTS.mkdir(parents=True, exist_ok=True)
-        kept = {"figures": [f._asdict() for f in figures], "details": details, "machine": about}
-        kept["command"] = f"python -m benchmarks.{name}"
-        (RESULTS / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+        saved = {"figures": [f._asdict() for f in figures], "details": details, "machine": about}
+        saved["command"] = f"python -m benchmarks.{name}"
+        (RESULTS / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
     return figures
 
 
-def alone(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, Any]]]) -> None:
-    """`python -m benchmarks.<name> [--quick]`."""
+def command(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, Any]]]) -> None:
+    """The command `python -m benchmarks.<name> [--quick]`."""
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
-    parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; writes no result")
+    parser.add_argument("--quick", action="store_true", help="small sizes, to check that it works; writes no result")
     report(name, measure, parser.parse_args().quick)

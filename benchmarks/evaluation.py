@@ -1,7 +1,7 @@
-"""Batched rollouts against the evaluation of one environment at a time, with the same PLM.
+"""Batched rollouts against evaluating one environment at a time, with the same PLM.
 
 The reference is what evaluation code commonly does: one episode after another, batch 1, the whole sequence through the
-plain forward at every step, numpy to tensors and back. Building the simulators is not counted on either side.
+plain forward pass at every step, NumPy to tensors and back. Building the simulators is not counted on either side.
 """
 
 import os
@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import torch
 
-from benchmarks.common import Figure, alone, at_least, timed
+from benchmarks.common import Figure, at_least, command, timed
 from pd_pipeline.acting.actors import prompted
 from pd_pipeline.acting.environments import make_batch
 from pd_pipeline.acting.rollouts import Group, rollout
@@ -83,7 +83,7 @@ def one_episode(
 
 
 def one_at_a_time(family: Family, window: int, episodes: int) -> float:
-    """Steps a second of one environment after another."""
+    """Steps per second of one environment after another."""
     policy, normalization = plm(family, window)
     environment, prompt = family.make(family.test_tasks[0]), prompts(family, 1)
     one_episode(policy, prompt, normalization, environment)
@@ -92,7 +92,7 @@ def one_at_a_time(family: Family, window: int, episodes: int) -> float:
 
 
 def batched(family: Family, block: dict[str, Any], window: int, count: int) -> tuple[float, float]:
-    """Steps a second of `count` environments together, and the seconds that building them took."""
+    """Steps per second of `count` environments in parallel, and the seconds that building them took."""
     policy, normalization = plm(family, window)
     tasks = [family.test_tasks[i % len(family.test_tasks)] for i in range(count)]
     made: list[Any] = []
@@ -106,7 +106,7 @@ def batched(family: Family, block: dict[str, Any], window: int, count: int) -> t
 
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
-    """One at a time and batched: as many as the default run evaluates on reach, and as many as the full benchmark."""
+    """One at a time, and batched as in the default configuration on reach and in the full benchmark."""
     few, many, episodes = (8, 16, 1) if quick else (180, 720, 4)
     figures, details = [], {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
     for name, window, count in (
@@ -126,4 +126,4 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    alone("evaluation", measure)
+    command("evaluation", measure)

@@ -1,9 +1,9 @@
 """Training steps of the PLM against Hugging Face's Decision Transformer fed by per-sample Python.
 
-The reference batch is 16 samples of each of 15 tasks, K* = 5, K = 20, width 128, 3 layers, 1 head, dropout 0.1. A step
-is everything: building the batch, forward, backward, clipping, the optimizer. Ours runs as stage plm does by default
-(bf16 where the hardware has it); the peer is `transformers.DecisionTransformerModel` in eager float32, its batches cut,
-normalised, padded and concatenated sample by sample, as Decision Transformer code commonly does.
+The reference batch has 16 samples of each of 15 tasks, K* = 5, K = 20, width 128, 3 layers, 1 head, dropout 0.1. A step
+includes building the batch, forward, backward, clipping and the optimizer. Ours trains as stage plm does by default
+(bf16 where the hardware supports it); the peer is `transformers.DecisionTransformerModel` in eager float32. Its batches
+are cut, normalised, padded and concatenated sample by sample, as is common in Decision Transformer code.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.common import Figure, alone, alternate, at_least, share_of, timed
+from benchmarks.common import Figure, alternate, at_least, command, share_of, timed
 from benchmarks.synthetic import ACTION_SIZE, OBSERVATION_SIZE, trajectories
 from pd_pipeline.compute import generator_of
 from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer
@@ -63,7 +63,7 @@ def ours(
 
 
 class PeerData:
-    """Trajectories as a list of dictionaries, and a batch one sample after another."""
+    """Trajectories as a list of dictionaries, and batches built one sample after another."""
 
     def __init__(self, data: Trajectories, normalization: Normalization):
         self.mean = normalization.mean[:OBSERVATION_SIZE]
@@ -77,14 +77,14 @@ class PeerData:
             )
 
     def segment(self, path: dict[str, np.ndarray], first: int, length: int) -> list[np.ndarray]:
-        """Steps first .. first + length of a trajectory, normalised and padded on the left, with a mask."""
+        """`length` steps of a trajectory from `first` on, normalised and padded on the left, with a mask."""
         states = path["states"][first : first + length]
         actions = path["actions"][first : first + length]
         found = len(states)
         timesteps = np.arange(first, first + found)
         returns = np.zeros(len(path["rewards"]) - first, np.float32)
         total = 0.0
-        for step in reversed(range(len(returns))):  # the sum of all later rewards, anew for each sample
+        for step in reversed(range(len(returns))):  # the sum of all later rewards, recomputed for each sample
             total += path["rewards"][first + step]
             returns[step] = total
         missing = length - found
@@ -155,7 +155,7 @@ def peer(data: Trajectories, normalization: Normalization) -> Callable[[], None]
 
 
 def matmul_limit(bf16: bool, repeats: int) -> float:
-    """Operations a second of a large matrix product in the precision that training uses, best of `repeats`."""
+    """Operations per second of a large matrix product in the precision of training, best of `repeats`."""
     size, kind = 2048, torch.bfloat16 if bf16 else torch.float32
     a, b = torch.randn(size, size, dtype=kind), torch.randn(size, size, dtype=kind)
     torch.mm(a, b)
@@ -163,7 +163,7 @@ def matmul_limit(bf16: bool, repeats: int) -> float:
 
 
 def operations(trainer: Trainer, source: PolicyData) -> float:
-    """Multiplications and additions of matrix products that one sample takes, forward and backward."""
+    """Floating-point operations of matrix products per sample, forward and backward."""
     batch = source.batch(np.random.default_rng(0), PER_TASK, PROMPT, CONTEXT)
     policy = trainer.model
     assert isinstance(policy, PromptingDecisionTransformer)
@@ -176,7 +176,7 @@ def operations(trainer: Trainer, source: PolicyData) -> float:
 
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
-    """Ours and the peer in turns, and the limit."""
+    """Ours and the peer, alternating, and the limit."""
     rounds, steps = (1, 1) if quick else (7, 6)
     data = trajectories(TASKS, 4 if quick else 40, HORIZON)
     normalization = Normalization.of([data])
@@ -199,10 +199,10 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
         "precision": "bf16" if trainer.bf16 else "float32",
         "threads": torch.get_num_threads(),
         "matmul_gflops": limit / 1e9,
-        "megaflop_a_sample": cost / 1e6,
+        "megaflop_per_sample": cost / 1e6,
     }
     return figures, details
 
 
 if __name__ == "__main__":
-    alone("plm_training", measure)
+    command("plm_training", measure)

@@ -1,7 +1,7 @@
 """Memory of reading and validating a trajectory file as a stream: the same for 4 GB as for 0.4 GB.
 
-Each file is written to a temporary folder, read in a process of its own, and deleted. Speed is given against the bare
-reading of the same columns with pyarrow, nothing checked.
+Each file is written to a temporary folder, read in a separate process, and deleted. Speed is relative to reading the
+same columns with pyarrow alone, without checks.
 """
 
 import json
@@ -12,31 +12,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Figure, alone, at_least, at_most, share_of
+from benchmarks.common import Figure, at_least, at_most, command, share_of
 from benchmarks.synthetic import columns, metadata
 from pd_pipeline.trajectories.reading import write
 from pd_pipeline.trajectories.validation import Columns
 
-HORIZON, TASKS, EPISODES_A_GROUP = 200, 10, 200
-BYTES_A_ROW = 188  # 47 random or nearly random numbers of 4 bytes; the rest compresses away
+HORIZON, TASKS, EPISODES_PER_GROUP = 200, 10, 200
+BYTES_PER_ROW = 188  # 47 random or nearly random numbers of 4 bytes; the rest compresses away
 
 CHILD = """
 import json, sys, time
 import pyarrow.parquet as pq
 from pathlib import Path
-from pd_pipeline.trajectories.reading import BUFFER_BYTES, ROWS_A_BATCH, stream
+from pd_pipeline.trajectories.reading import BUFFER_BYTES, ROWS_PER_BATCH, stream
 
 path = Path(sys.argv[1])
-rows, began = 0, time.perf_counter()
+rows, started = 0, time.perf_counter()
 if sys.argv[2] == "stream":
     for batch in stream(path):
         rows += len(batch.step)
 elif sys.argv[2] == "bare":
     file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
-    for batch in file.iter_batches(ROWS_A_BATCH):
+    for batch in file.iter_batches(ROWS_PER_BATCH):
         rows += batch.num_rows
-seconds = time.perf_counter() - began
-# VmHWM begins anew with a program; ru_maxrss would inherit the parent's
+seconds = time.perf_counter() - started
+# VmHWM starts at zero with each program; ru_maxrss would inherit the parent's
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak / 1024}))
 """
@@ -45,18 +45,18 @@ print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak / 1024}))
 def batches(groups: int) -> Iterator[Columns]:
     """Row groups of 200 episodes, task after task."""
     for group in range(groups):
-        yield columns(group * TASKS // groups, group * EPISODES_A_GROUP, EPISODES_A_GROUP, HORIZON)
+        yield columns(group * TASKS // groups, group * EPISODES_PER_GROUP, EPISODES_PER_GROUP, HORIZON)
 
 
 def write_file(path: Path, gigabytes: float) -> float:
-    """Write about so many gigabytes; returns how many they are."""
-    groups = max(TASKS, round(gigabytes * 1e9 / (BYTES_A_ROW * EPISODES_A_GROUP * HORIZON)))
+    """Write about `gigabytes` of steps; returns the size of the file in GB."""
+    groups = max(TASKS, round(gigabytes * 1e9 / (BYTES_PER_ROW * EPISODES_PER_GROUP * HORIZON)))
     write(path, metadata(TASKS, HORIZON), batches(groups))
     return path.stat().st_size / 1e9
 
 
 def child(path: Path, how: str) -> dict[str, float]:
-    """Read a file in a process of its own."""
+    """Read a file in a separate process."""
     done = subprocess.run([sys.executable, "-c", CHILD, str(path), how], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
@@ -88,4 +88,4 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    alone("streaming", measure)
+    command("streaming", measure)

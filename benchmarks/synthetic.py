@@ -1,4 +1,4 @@
-"""Made-up trajectories of the size of a real data set."""
+"""Synthetic trajectories of the size of a real data set."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ OBSERVATION_SIZE, ACTION_SIZE = 39, 4  # of Meta-World
 
 
 def metadata(tasks: int, horizon: int) -> TrajectoryMetadata:
-    """Of a data set like reach."""
+    """Metadata like that of reach."""
     return TrajectoryMetadata(
         family="synthetic",
         quality="expert",
@@ -26,7 +26,7 @@ def metadata(tasks: int, horizon: int) -> TrajectoryMetadata:
 
 
 def columns(task: int, first: int, episodes: int, horizon: int) -> Columns:
-    """`episodes` whole episodes of a task, counted from `first`: random numbers, which do not compress."""
+    """`episodes` whole episodes of a task, numbered from `first`: random numbers, which do not compress."""
     rng = np.random.default_rng([task, first])
     count = episodes * horizon
     reward = rng.random((episodes, horizon), np.float32)

@@ -1,7 +1,7 @@
 """`make clean`: remove what the pipeline made, and nothing else.
 
-What it made is known by the records beside the outs: a file of another name or content is somebody's own and stays,
-and so does whatever lies behind a link. Needs the standard library alone, so that it works in a broken environment:
+The records beside the outs say what it made: a file of another name or content is the user's and stays, and so does
+whatever lies behind a link. Needs only the standard library, so that it works in a broken environment:
 `python -m pd_pipeline.clean`.
 """
 
@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 OWN = (".work", ".dagster", "data/tensorboard", "data/records", ".pytest_cache", ".mypy_cache", ".ruff_cache")
-"""Folders of the project that hold nothing but what tools wrote."""
+"""Folders of the project that hold only files written by tools."""
 
 
 def clean(root: Path) -> Iterator[str]:
-    """Remove all outs of the project at `root` and what helped to make them; says what is left and why."""
+    """Remove all outs of the project at `root` and all work files; yields lines on what is left and why."""
     data = root / "data"
     if data.is_symlink():
         yield f"left: {data} is a link: what it points to is not touched"
@@ -42,7 +42,7 @@ def clean(root: Path) -> Iterator[str]:
 
 
 def _made(record: Path, root: Path) -> tuple[Path, set[tuple[str, str]]] | None:
-    """The out that a record speaks of, with name and SHA-256 of its files, now and before; None if it is damaged."""
+    """The out of a record, with name and SHA-256 of its present and earlier files; None if the record is damaged."""
     try:
         values = json.loads(record.read_bytes())
         files = {*values["files"].items(), *values.get("replaced", {}).items()}
@@ -65,7 +65,7 @@ def _digest(path: Path) -> str:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """What killed processes left beside an out, and DVC's list of what git is to ignore."""
+    """Remove what killed processes left beside an out, and the .gitignore that DVC wrote there."""
     folder = out.parent
     for path in folder.glob(f".{out.name}.*.tmp"):
         if path.name.split(".")[-2].isdigit() and path.is_dir() and not path.is_symlink():
@@ -76,7 +76,7 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _remove_empty(out: Path, data: Path) -> None:
-    """Folders of an out that hold nothing any more, and those above it below `data`."""
+    """Remove empty folders of an out, and empty ones between it and `data`."""
     if out.is_dir():
         for path, _, _ in os.walk(out, topdown=False):
             if not any(Path(path).iterdir()):

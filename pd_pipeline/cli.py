@@ -152,10 +152,17 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files 
 def params() -> None:
     """Show every parameter with its value (of params.yaml, else the default of the code) and what it means."""
     from pd_pipeline import graph as graphs
+    from pd_pipeline.stage import Key
+    from pd_pipeline.stages import ACROSS
 
     project = graphs.load(Path.cwd())
     typer.echo("run:")
     _show(project.params.run, 1)
+    typer.echo("machine:")
+    _show(project.params.machine, 1)
+    for stage in ACROSS:
+        typer.echo(f"{stage}:")
+        _show(project.stage_params(stage, Key()), 1)
     typer.echo("families:")
     for family in project.params.run.families:
         typer.echo(f"  {family}:\n    environment:")

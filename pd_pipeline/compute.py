@@ -1,4 +1,4 @@
-"""What is computed on, in which precision, and from which random generators."""
+"""The device and precision to compute with, and random generators."""
 
 import numpy as np
 import torch
@@ -7,14 +7,14 @@ from pd_pipeline.errors import PipelineError
 
 
 def pick_device(wanted: str) -> torch.device:
-    """The device to compute on; `auto` takes cuda, else mps, else cpu. Raises PipelineError where it is not here."""
+    """The device to compute on; `auto`: cuda, else mps, else cpu. Raises PipelineError where it is not available."""
     kind, _, index = wanted.partition(":")
     if kind == "cuda" and not torch.cuda.is_available():
-        raise PipelineError(f"device: {wanted}, but no CUDA device is here: use auto or cpu")
+        raise PipelineError(f"device: {wanted}, but there is no CUDA device: use auto or cpu")
     if kind == "cuda" and index and int(index) >= torch.cuda.device_count():
-        raise PipelineError(f"device: {wanted}, but the last one here is cuda:{torch.cuda.device_count() - 1}")
+        raise PipelineError(f"device: {wanted}, but the last device is cuda:{torch.cuda.device_count() - 1}")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise PipelineError("device: mps, but no MPS device is here: use auto or cpu")
+        raise PipelineError("device: mps, but there is no MPS device: use auto or cpu")
     if wanted != "auto":
         return torch.device(wanted)
     if torch.cuda.is_available():
@@ -23,7 +23,7 @@ def pick_device(wanted: str) -> torch.device:
 
 
 def use_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to autocast to bf16: asked for, or `auto` and the hardware has it."""
+    """Whether to autocast to bf16: `precision` is bf16, or it is auto and the hardware supports bf16."""
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":

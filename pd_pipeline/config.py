@@ -4,8 +4,10 @@ Each stage defines its own `Params` class beside the code that reads it, so that
 no file that another stage depends on. This module holds what they share: the base class, the shape of the file and
 the error that a wrong value gets.
 
-The file has two parts. `run` names what is run (families, seeds, methods). `families` has one block per family, and in
-it one block per stage, named like the stage; a block that is left out takes the defaults of the code.
+The file has these parts. `run` names what is run (families, seeds, methods). `machine` says what to compute on; no
+result depends on it as a parameter. `families` has one block per family, and in it one block per stage, named like the
+stage, beside `environment` and `target`, the data of the target tasks that all methods get. A stage that works on all
+families at once has its block at the top. A block that is left out takes the defaults of the code.
 """
 
 import copy
@@ -72,15 +74,49 @@ class RunParams(Parameters):
         return self.variants.get(name, name)
 
 
+class MachineParams(Parameters):
+    """What the work is done on. Part of no digest: on another machine the same outs are up to date."""
+
+    device: Device = "auto"
+
+
+PARTS = ("run", "machine", "families")
+"""Of params.yaml, beside the blocks of stages that work on all families at once."""
+
+TARGET = "target"
+"""Block of a family with the data of its targets; a tuning stage may have one inside its own block."""
+
+TUNED = "tuned_"
+"""What the name of a tuning stage begins with: its method or variant follows."""
+
+
 class ParamsFile(Parameters):
-    """params.yaml as a whole; the blocks inside `families` are validated by the stages that own them."""
+    """params.yaml as a whole; blocks of stages are validated by the stages that own them."""
+
+    model_config = ConfigDict(extra="allow")
 
     run: RunParams
+    machine: MachineParams = MachineParams()
     families: dict[Name, dict[str, dict[str, Any] | None] | None] = {}
 
-    def block(self, family: str, stage: str) -> dict[str, Any]:
-        """The raw block of one stage for one family; empty where it is left out."""
-        return (self.families.get(family) or {}).get(stage) or {}
+    @property
+    def blocks(self) -> dict[str, Any]:
+        """The blocks at the top that are of stages: not validated."""
+        return dict(self.model_extra or {})
+
+    def block(self, family: str | None, stage: str) -> dict[str, Any]:
+        """The raw block of one stage, for one family where the stage has families; empty where it is left out.
+
+        In a tuning stage's block, what it leaves out of `target` is that of its family.
+        """
+        if family is None:
+            return self.blocks.get(stage) or {}
+        blocks = self.families.get(family) or {}
+        block = blocks.get(stage) or {}
+        own = block.get(TARGET) or {}
+        if not stage.startswith(TUNED) or not isinstance(own, dict) or not {TARGET} & {*blocks, *block}:
+            return block
+        return block | {TARGET: (blocks.get(TARGET) or {}) | own}
 
 
 P = TypeVar("P", bound=Parameters)
@@ -183,8 +219,10 @@ def _size(value: Any, depth: int, known: dict[int, int]) -> int:
     return size
 
 
-def overridden(values: Any, overrides: Sequence[str]) -> Any:
+def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -> Any:
     """The values with overrides: `plm.steps=100` for every family that runs, or `families.reach.plm.steps=100`.
+
+    `top` names the stages whose blocks stand at the top of the file.
 
     Raises PipelineError for one that is no assignment.
     """
@@ -198,7 +236,7 @@ def overridden(values: Any, overrides: Sequence[str]) -> Any:
             raise PipelineError(f"--set {override}: write NAME=VALUE, such as plm.steps=100 or run.seeds=[0,1]")
         run = changed.get("run")
         families = run.get("families") if isinstance(run, dict) else None
-        paths = [parts] if parts[0] in ("run", "families") else [["families", f, *parts] for f in families or ()]
+        paths = [parts] if parts[0] in (*PARTS, *top) else [["families", f, *parts] for f in families or ()]
         for path in paths:
             block = changed
             for part in path[:-1]:

@@ -1,6 +1,6 @@
-"""What commonly goes wrong on a machine or in a project folder, each found by one check that says what to do.
+"""Checks for what commonly goes wrong on a machine or in a project folder, each of which says what to do.
 
-A check looks at one thing and returns findings; what is safe to mend is mended. `note` is for what only some uses need.
+A check looks at one thing and yields findings; what is safe to fix is fixed. `note` is for what only some uses need.
 """
 
 import json
@@ -27,12 +27,12 @@ _RENDER = "import mujoco; mujoco.GLContext(64, 64).make_current()"
 class Finding:
     """One line of the report."""
 
-    level: Literal["ok", "note", "mended", "problem"]
+    level: Literal["ok", "note", "fixed", "problem"]
     text: str
 
     @property
     def problem(self) -> bool:
-        """Whether something is left to do before the pipeline works."""
+        """Whether the user must do something before the pipeline works."""
         return self.level == "problem"
 
     def __str__(self) -> str:
@@ -60,7 +60,7 @@ def examine(root: Path) -> Iterator[Finding]:
 
 
 def versions() -> Iterator[Finding]:
-    """Installed packages against what this package asks for."""
+    """Installed packages against the requirements of this package."""
     from packaging.requirements import Requirement
 
     wrong = False
@@ -74,53 +74,57 @@ def versions() -> Iterator[Finding]:
             installed = "missing"
         if installed == "missing" or not requirement.specifier.contains(installed, prereleases=True):
             wrong = True
-            yield Finding("problem", f"{requirement.name} is {installed}, needed is {requirement}: run `make setup`")
+            yield Finding(
+                "problem", f"{requirement.name} is {installed}, but {requirement} is required: run `make setup`"
+            )
     if not wrong:
         found = ", ".join(f"{name} {metadata.version(name)}" for name in WATCHED)
         yield Finding("ok", f"Python {sys.version.split()[0]}, {found}")
 
 
 def threads() -> Iterator[Finding]:
-    """Threads that torch takes, and the device it would train on."""
+    """The number of threads that torch uses, and the device it would train on."""
     import torch
 
-    cores, taken = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores, used = len(os.sched_getaffinity(0)), torch.get_num_threads()
     device = f"{torch.cuda.get_device_name()} (cuda)" if torch.cuda.is_available() else "the CPU"
-    if taken > cores:
-        yield Finding("problem", f"torch takes {taken} threads on {cores} cores: set OMP_NUM_THREADS={cores}")
+    if used > cores:
+        yield Finding("problem", f"torch uses {used} threads on {cores} cores: set OMP_NUM_THREADS={cores}")
     else:
-        yield Finding("ok", f"torch takes {taken} threads on {cores} cores and trains on {device}")
+        yield Finding("ok", f"torch uses {used} threads on {cores} cores and trains on {device}")
 
 
 def rendering_contexts() -> Iterator[Finding]:
-    """Whether MuJoCo can draw without a screen: only pictures of the simulator need it."""
+    """Whether MuJoCo can render off screen, which only pictures of the simulator need."""
     chosen = os.environ.get("MUJOCO_GL", "")
-    working = [name for name in dict.fromkeys((chosen, "egl", "osmesa")) if _draws(name)]
+    working = [name for name in dict.fromkeys((chosen, "egl", "osmesa")) if _renders(name)]
     if chosen in working:
-        yield Finding("ok", f"off-screen drawing works{f' (MUJOCO_GL={chosen})' if chosen else ''}")
+        yield Finding("ok", f"off-screen rendering works{f' (MUJOCO_GL={chosen})' if chosen else ''}")
     elif working:
-        yield Finding("note", f"off-screen drawing needs MUJOCO_GL={working[0]}: set it for pictures of the simulator")
+        yield Finding(
+            "note", f"off-screen rendering needs MUJOCO_GL={working[0]}: set it for pictures of the simulator"
+        )
     else:
-        yield Finding("note", "no off-screen drawing: for pictures of the simulator, install libegl1 or libosmesa6")
+        yield Finding("note", "no off-screen rendering: for pictures of the simulator, install libegl1 or libosmesa6")
 
 
-def _draws(name: str) -> bool:
+def _renders(name: str) -> bool:
     environment = {k: v for k, v in os.environ.items() if k != "MUJOCO_GL"} | ({"MUJOCO_GL": name} if name else {})
-    # in a process of its own: a failing GL library may end the process
+    # in a separate process, which a failing GL library may kill
     done = subprocess.run([sys.executable, "-c", _RENDER], env=environment, capture_output=True, check=False)
     return done.returncode == 0
 
 
 def dvc_project(project: Graph) -> Iterator[Finding]:
-    """dvc.yaml as the graph has it, and DVC's own lock file readable."""
+    """Whether dvc.yaml matches the graph, and DVC's own lock file is readable."""
     if not (project.root / ".dvc" / "config").is_file():
         yield Finding(
-            "note", "not a DVC project: nothing is recorded; `dvc init` (or `dvc init --no-scm`) changes that"
+            "note", "not a DVC project: nothing is recorded unless you run `dvc init` (or `dvc init --no-scm`)"
         )
         return
     try:
         rendering.check(project)
-        yield Finding("ok", f"{rendering.DVC_FILE} is what params.yaml and the code ask for")
+        yield Finding("ok", f"{rendering.DVC_FILE} matches params.yaml and the code")
     except PipelineError as error:
         yield Finding("problem", str(error))
     lock = project.root / ".dvc" / "tmp" / "rwlock"
@@ -130,7 +134,7 @@ def dvc_project(project: Graph) -> Iterator[Finding]:
     time.sleep(1.0)  # it is unreadable for a moment whenever DVC writes it
     if _broken(lock):
         lock.unlink()
-        yield Finding("mended", f"{lock}: unreadable after a kill, every DVC command failed: removed")
+        yield Finding("fixed", f"{lock}: unreadable after a kill, every DVC command failed: removed")
 
 
 def _broken(lock: Path) -> bool:
@@ -144,21 +148,21 @@ def _broken(lock: Path) -> bool:
 
 
 def stale_locks(root: Path) -> Iterator[Finding]:
-    """Entries of DVC's lock file whose process number belongs to another program by now."""
+    """Entries of DVC's lock file whose pid now belongs to another program."""
     removed = dvc_locks.remove_stale(root)
     for holder in removed:
         yield Finding(
-            "mended",
-            f"DVC's lock named process {holder.pid} ('{holder.command}'), which is '{holder.running}' now: removed",
+            "fixed",
+            f"DVC's lock named process {holder.pid} ('{holder.command}'), which now is '{holder.running}': removed",
         )
     for holder in dvc_locks.holders(root):
-        yield Finding("note", f"process {holder.pid} ('{holder.command}') works in this project")
+        yield Finding("note", f"process {holder.pid} ('{holder.command}') is working in this project")
     if not removed:
         yield Finding("ok", "no lock was left behind")
 
 
 def leftovers(project: Graph) -> Iterator[Finding]:
-    """Temporary outs of processes that were killed, of pieces that nobody is making now."""
+    """Temporary outs left by killed processes, for pieces that no process is making now."""
     count = 0
     for stage in project.stages:
         for key in project.keys(stage):
@@ -167,25 +171,25 @@ def leftovers(project: Graph) -> Iterator[Finding]:
             if found and locks.is_free(project.root, stage, key):
                 storage.recover(out)
                 count += len(found)
-                yield Finding("mended", f"{out}: cleared of what a killed process left beside it")
+                yield Finding("fixed", f"{out}: removed what a killed process left beside it")
     if not count:
         yield Finding("ok", "no temporary files of killed processes beside the outs")
 
 
 def own_files(project: Graph) -> Iterator[Finding]:
-    """Files in outs that the pipeline did not make: no stage replaces them, so it cannot run."""
+    """Files in outs that the pipeline did not make: a stage refuses to run rather than replace them."""
     for stage in project.stages:
         for key in project.keys(stage):
             record, out = records.find(project.root, stage, key), project.root / project.out(stage, key)
             if record is not None and (names := records.foreign(out, record)):
-                yield Finding("note", f"{out / names[0]}: not what stage {stage} made: move it before running that")
+                yield Finding("note", f"{out / names[0]}: not made by stage {stage}: move it before running that stage")
 
 
 def resume_folders(project: Graph) -> Iterator[Finding]:
-    """Folders that would let killed work go on, but belong to code, parameters or inputs of the past."""
+    """Folders for resuming killed work that belong to earlier code, parameters or inputs."""
     stale = [str(path.relative_to(project.root)) for path in _work_folders(project.root) if not _resumes(project, path)]
     if stale:
-        yield Finding("note", f"of no use any more, remove them for space: {' '.join(stale)}")
+        yield Finding("note", f"no longer of use, remove them to save space: {' '.join(stale)}")
     else:
         yield Finding("ok", "no stale folder in .work")
 
@@ -195,7 +199,7 @@ def _work_folders(root: Path) -> list[Path]:
 
 
 def _resumes(project: Graph, path: Path) -> bool:
-    """Whether a run would go on from this folder (.work/<stage>/<key>/<digest>)."""
+    """Whether its stage would resume from this folder (.work/<stage>/<key>/<digest>)."""
     stage, name = path.parent.parent.name, path.parent.name
     keys = project.keys(stage) if stage in project.stages else []
     key = next((key for key in keys if (str(key) or "all") == name), None)

@@ -1,7 +1,7 @@
-"""DVC's own lock file, read without DVC: who holds what, and whether that can be so.
+"""DVC's own lock file, read without DVC: which processes hold locks, and whether they still can.
 
-`.dvc/tmp/rwlock` names processes by number and command line. A number that went to another program since, as after a
-restart of a container, holds a lock that nobody will ever release.
+`.dvc/tmp/rwlock` names processes by pid and command line. If the pid has gone to another program since, as after a
+restart of a container, nobody will ever release the lock.
 """
 
 import json
@@ -14,23 +14,23 @@ RWLOCK = Path(".dvc/tmp/rwlock")
 
 @dataclass(frozen=True)
 class Holder:
-    """A process that the lock file names, if one of that number lives."""
+    """A process that the lock file names, if a process with that pid exists."""
 
     pid: int
     command: str
-    """As the lock file has it."""
+    """The command line in the lock file."""
     running: str
-    """What runs under that number now."""
+    """The command line of the process that has this pid now."""
 
     @property
     def plausible(self) -> bool:
-        """Whether the process of that number may be the one that took the lock."""
+        """Whether the process with that pid may be the one that took the lock."""
         words = self.command.split()
         return not words or Path(words[0]).name in self.running
 
 
 def holders(root: Path) -> list[Holder]:
-    """The living processes that DVC's lock file names; none where it is missing or unreadable."""
+    """The existing processes that DVC's lock file names; none where it is missing or unreadable."""
     try:
         held = json.loads((root / RWLOCK).read_bytes())
         entries = [
@@ -40,24 +40,24 @@ def holders(root: Path) -> list[Holder]:
         named = {(int(entry["pid"]), str(entry["cmd"])) for entry in entries if entry}
     except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError):
         return []
-    return [Holder(pid, command, told) for pid, command in sorted(named) if (told := _running(pid)) is not None]
+    return [Holder(pid, command, running) for pid, command in sorted(named) if (running := _running(pid)) is not None]
 
 
 def remove_stale(root: Path) -> list[Holder]:
-    """Take the entries of processes that cannot hold them out of DVC's lock file; returns those processes."""
+    """Remove the entries of processes that cannot hold them from DVC's lock file; returns those processes."""
     stale = [holder for holder in holders(root) if not holder.plausible]
     if not stale:
         return []
     gone = {(holder.pid, holder.command) for holder in stale}
 
-    def stays(info: dict[str, Any]) -> bool:
+    def is_kept(info: dict[str, Any]) -> bool:
         return (info.get("pid"), info.get("cmd")) not in gone
 
     held = json.loads((root / RWLOCK).read_bytes())
     left = {
-        "write": {path: info for path, info in held.get("write", {}).items() if stays(info)},
+        "write": {path: info for path, info in held.get("write", {}).items() if is_kept(info)},
         "read": {
-            path: kept for path, infos in held.get("read", {}).items() if (kept := [i for i in infos if stays(i)])
+            path: kept for path, infos in held.get("read", {}).items() if (kept := [i for i in infos if is_kept(i)])
         },
     }
     temporary = (root / RWLOCK).with_name(".rwlock.tmp")
@@ -67,7 +67,7 @@ def remove_stale(root: Path) -> list[Holder]:
 
 
 def _running(pid: int) -> str | None:
-    """The command line of a process, its name where it has none; None where no such process lives."""
+    """The command line of a process, or its name where it has none; None where there is no such process."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
         name = Path(f"/proc/{pid}/comm").read_text().strip()

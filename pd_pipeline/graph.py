@@ -15,112 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from pd_pipeline import config, records
-from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile, RunParams
+from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family, entry_point, load_family, source_file
+from pd_pipeline.families.base import Family, entry_point, load_family, source_files
 from pd_pipeline.families.registry import BUILT_IN
-from pd_pipeline.foreign import said
 from pd_pipeline.progress import Progress
 from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
 from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.stages import ACROSS, SEED, TASK, Stage, stages
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
-from pd_pipeline.tuning.methods import DIFFUSER_MODULE, Method, known
-from pd_pipeline.tuning.methods import chosen as methods_chosen
-
-FAMILY, SEED, TASK = "family", "seed", "task"
-DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results"
-GENERATING = {"diffuser": "pd_pipeline.training.diffuser", "prompt_fit": "pd_pipeline.evaluation.prompt_fit"}
-"""Stages that run only where a method generates prompts, and the modules of their Params."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One kind of work: what runs it, over which axes, after which stages."""
-
-    name: str
-    module: str
-    """Module with `run(context) -> metrics`."""
-    params_module: str
-    """Module with `Params`."""
-    axes: tuple[str, ...]
-    needs: tuple[str, ...]
-    group: str
-    """What it is shown with: data, pre_training, tuning or results."""
-    uses: tuple[str, ...] = ()
-    """Modules that it imports by name when it runs."""
-    source: Path | None = None
-    """File of `params_module` where that is not of this package."""
-
-    @property
-    def computes(self) -> bool:
-        """Whether it computes with the models, on a GPU where there is one."""
-        return self.group != DATA
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """Modules whose code, with all they import of this package, makes the out."""
-        return tuple(dict.fromkeys((self.module, self.params_module, *self.uses)))
-
-    def params_class(self) -> type[Parameters]:
-        """The stage's Params. Raises PipelineError where a module of the user's does not give them."""
-        try:
-            found = importlib.import_module(self.params_module).Params
-        except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-            if self.source is None or isinstance(error, PipelineError):
-                raise
-            raise PipelineError(f"{self.source}: cannot be used as a method: {said(error)}") from error
-        if not (isinstance(found, type) and issubclass(found, Parameters)):
-            raise PipelineError(f"{self.source}: Params is {found!r}, not a subclass of TuningParams")
-        return found
-
-
-def stages(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Stage]:
-    """All stages in an order that respects their needs. `methods` are those known to the project, by name."""
-    chosen = methods_chosen(asked, methods)
-    tuned = tuple(f"tuned_{name}" for name in chosen)
-    theirs = tuple(dict.fromkeys(method.module for method in chosen.values()))
-    generating = [f"tuned_{name}" for name, method in chosen.items() if "diffuser" in method.needs]
-    measured = [name for name in generating if name.removeprefix("tuned_") in methods]  # variants are not
-    diffuser = ("diffuser",) if generating else ()
-    p = "pd_pipeline."
-
-    def stage(
-        group: str, name: str, module: str, axes: tuple[str, ...], *needs: str, uses: tuple[str, ...] = ()
-    ) -> Stage:
-        return Stage(name, p + module, p + module, axes, needs, group, (*uses, *reading(needs)))
-
-    def reading(needs: tuple[str, ...]) -> tuple[str, ...]:
-        return (DIFFUSER_MODULE,) if "diffuser" in needs else ()
-
-    made = [
-        stage(DATA, "behavior_policies", "behavior.policies", (FAMILY,)),
-        stage(DATA, "trajectories", "trajectories.stage", (FAMILY,), "behavior_policies"),
-        stage(DATA, "prompts", "prompts.stage", (FAMILY,), "trajectories"),
-        stage(PRE_TRAINING, "plm", "training.plm", (FAMILY, SEED), "trajectories", "prompts"),
-        *([stage(PRE_TRAINING, "diffuser", "training.diffuser", (FAMILY, SEED), "prompts")] if generating else []),
-        *(
-            Stage(
-                f"tuned_{name}",
-                p + "tuning.stage",
-                method.module,
-                (FAMILY, TASK, SEED),
-                method.needs,
-                TUNING,
-                reading(method.needs),
-                source=None if PACKAGE in method.source.parents else method.source,
-            )
-            for name, method in chosen.items()
-        ),
-        stage(RESULTS, "evaluation", "evaluation.stage", (FAMILY, SEED), "plm", *diffuser, *tuned, uses=theirs),
-    ]
-    fit = ("prompt_fit",) if measured else ()
-    if measured:
-        reads = ("trajectories", "prompts", "plm", "diffuser", *measured)
-        measuring = tuple(methods[name.removeprefix("tuned_")].module for name in measured)
-        made.append(stage(RESULTS, "prompt_fit", "evaluation.prompt_fit", (FAMILY, SEED), *reads, uses=measuring))
-    read = ("trajectories", "plm", *diffuser, *tuned, "evaluation", *fit)
-    made.append(stage(RESULTS, "report", "reporting.stage", (), *read, uses=theirs))
-    return {s.name: s for s in made}
+from pd_pipeline.tuning.methods import Method, known
 
 
 @dataclass(frozen=True)
@@ -187,10 +91,8 @@ class Graph:
 
     def out(self, stage: str, key: Key) -> Path:
         """Where a piece of work leaves its out, relative to the root."""
-        base = Path("data") / stage
-        if TASK in self.stages[stage].axes:
-            return base / f"{key.family}-{key.seed}" / str(key.task)
-        return Path("data/reports") if stage == "report" else base / str(key)
+        base = Path("data") / (self.stages[stage].folder or stage)
+        return base / f"{key.family}-{key.seed}" / str(key.task) if TASK in self.stages[stage].axes else base / str(key)
 
     def input(self, stage: str, key: Key, need: str) -> Path:
         """What a piece of work reads of one upstream stage: its out, or the directory of several."""
@@ -203,8 +105,9 @@ class Graph:
     def sections(self, stage: str, key: Key) -> list[str]:
         """The sections of params.yaml that a piece of work reads, by their dotted names."""
         if key.family is None:  # the report shows the parameters of everything it reports
-            return ["run", *(f"families.{family}" for family in self.params.run.families)]
-        return [f"families.{key.family}.environment", f"families.{key.family}.{stage}"]
+            return ["run", stage, *(f"families.{family}" for family in self.params.run.families)]
+        own = (config.TARGET, stage) if TASK in self.stages[stage].axes else (stage,)
+        return [f"families.{key.family}.{block}" for block in ("environment", *own)]
 
     def entry_points(self, key: Key) -> list[str]:
         """Of the families of a key, whose table no out depends on as a whole."""
@@ -218,7 +121,7 @@ class Graph:
         for source in sources:
             if source is not None and self.root in source.parents:
                 files |= local_closure(source)
-        if key.family is not None and (source := self.family_source(key.family)) is not None:
+        for source in self.family_sources(key.family) if key.family is not None else ():
             files |= local_closure(source)
         files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
         return sorted(files)
@@ -227,18 +130,15 @@ class Graph:
         """The task family of this name with its parameters."""
         return load_family(name, self.params.block(name, "environment"), self.root)
 
-    def family_source(self, family: str) -> Path | None:
-        """The file that defines a family; None where it is installed outside the project and the package."""
-        source = source_file(family, self.params.block(family, "environment"), self.root)
-        return source if source and (PACKAGE in source.parents or self.root in source.parents) else None
+    def family_sources(self, family: str) -> list[Path]:
+        """The files that define a family, without those installed outside the project and the package."""
+        sources = source_files(family, self.params.block(family, "environment"), self.root)
+        return [source for source in sources if {PACKAGE, self.root} & {*source.parents}]
 
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""
-        cls = self.stages[stage].params_class()
-        if key.family is None:
-            return config.parse(cls, {}, f"{PARAMS_FILE}: {stage}")
-        block = self.params.block(key.family, stage)
-        return config.parse(cls, block, f"{PARAMS_FILE}: families.{key.family}.{stage}")
+        where = f"{PARAMS_FILE}: {stage}" if key.family is None else f"{PARAMS_FILE}: families.{key.family}.{stage}"
+        return config.parse(self.stages[stage].params_class(), self.params.block(key.family, stage), where)
 
     def work_digest(self, stage: str, key: Key) -> str:
         """Of everything a piece of work is made from: code, parameters, inputs. Names its resume folder."""
@@ -265,8 +165,14 @@ def load(root: Path, overrides: tuple[str, ...] = ()) -> Graph:
     root = root.resolve()
     forget()  # a process that lives long may meet edited code
     text = config.read_text(root)
-    values = config.overridden(config.values_of(text, root / PARAMS_FILE), overrides)
+    values = config.overridden(config.values_of(text, root / PARAMS_FILE), overrides, ACROSS)
     params = config.checked(values)
+    for name in params.blocks:
+        if name not in ACROSS:
+            known_ = (*config.PARTS, *ACROSS)
+            close = get_close_matches(name, known_, n=1)
+            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known_)}"
+            raise PipelineError(f"{PARAMS_FILE}: {name}: no such block: {meant}")
     tasks = {}
     for name in params.run.families:
         if name not in {*params.families, *BUILT_IN}:

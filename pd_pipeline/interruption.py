@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: how work that is asked to stop saves what it has and leaves in time."""
+"""SIGINT and SIGTERM: how work that is asked to stop saves its state and exits in time."""
 
 import signal
 import threading
@@ -7,40 +7,40 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
-GRACE_SECONDS = 3.0  # a step that is under way may take so long to end; then it is abandoned
+GRACE_SECONDS = 3.0  # how long the current step may take to end before it is abandoned
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(SystemExit):
-    """The process was asked to stop: what was finished is kept, and it leaves with the shell's code for the signal."""
+    """The process was asked to stop: finished work is kept, and the exit status is the shell's for the signal."""
 
     def __init__(self, number: int | None = None) -> None:
         super().__init__(128 + (_Last.signal if number is None else number))
 
 
 class _Last:
-    """The signal that came last."""
+    """The last signal received."""
 
     signal: int = signal.SIGTERM
 
 
 def leave(number: int, frame: FrameType | None) -> NoReturn:
-    """A signal's handler: unwind the stack, so that child processes are ended and temporary files removed."""
+    """Signal handler: unwind the stack, so that child processes are ended and temporary files removed."""
     raise Interrupted(number)
 
 
 def unwind_on_signals() -> None:
-    """From now on SIGINT and SIGTERM raise Interrupted in the main thread, which must be the caller's."""
+    """From now on SIGINT and SIGTERM raise Interrupted in the main thread, from which this must be called."""
     for number in _SIGNALS:
         signal.signal(number, leave)
 
 
 @contextmanager
 def terminated() -> Iterator[Callable[[], bool]]:
-    """Yield a function that says whether SIGINT or SIGTERM has come, for loops that save before they leave.
+    """Yield a function that says whether SIGINT or SIGTERM was received, for loops that save before they exit.
 
-    A loop that does not come to ask within `GRACE_SECONDS`, or a second signal, raises Interrupted wherever it is.
-    Outside the main thread, where no signal arrives, it is never so.
+    If the loop does not call it within `GRACE_SECONDS`, or at a second signal, Interrupted is raised wherever it is.
+    Outside the main thread, which receives no signals, the function always returns False.
     """
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():

@@ -24,11 +24,12 @@ from pd_pipeline import graph as graphs
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.lockfile import spliced
+from pd_pipeline.lockfile import with_entry
 from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address, relative
 from pd_pipeline.stage import Key
+from pd_pipeline.stages import ACROSS
 from pd_pipeline.storage import atomic_file, digest
 
 LOCK_FILE = "dvc.lock"
@@ -201,7 +202,7 @@ def _values_now(graph: Graph) -> Mapping[str, Any]:
     text = config.read_text(graph.root)
     if text == graph.text:
         return graph.values
-    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides)
+    return config.overridden(config.values_of(text, graph.root / PARAMS_FILE), graph.overrides, ACROSS)
 
 
 def version(graph: Graph, stage: str) -> str:
@@ -288,7 +289,7 @@ def _enter(lock: Path, piece: Any) -> None:
     from dvc.utils.serialize import dumps_yaml
 
     entry = dumps_yaml({"schema": "2.0", "stages": to_lockfile(piece)})
-    text = spliced(lock.read_text() if lock.is_file() else "", entry)
+    text = with_entry(lock.read_text() if lock.is_file() else "", entry)
     if text is None:
         piece.dump(update_pipeline=False)
         return

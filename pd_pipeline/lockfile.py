@@ -1,8 +1,8 @@
-"""dvc.lock as text: one entry replaced without reading the others.
+"""dvc.lock as text: replaces one entry without parsing the others.
 
-DVC rewrites the whole file through a YAML parser that keeps comments, in pure Python: recording one of the seven
-hundred pieces of the published benchmark took 19 seconds so, and takes 3 without. Entries are blocks of lines, so that
-replacing one needs no parser at all.
+DVC rewrites the whole file with a YAML parser that keeps comments, in pure Python: recording one of the seven hundred
+pieces of the published benchmark took 19 seconds that way, and takes 3 this way. Entries are blocks of lines, so
+replacing one needs no parser.
 """
 
 import re
@@ -10,11 +10,11 @@ import re
 HEAD = "schema: '2.0'\nstages:\n"
 
 
-def spliced(text: str, entry: str) -> str | None:
-    """The text of dvc.lock with `entry` in the place of the one of its name, or at the end.
+def with_entry(text: str, entry: str) -> str | None:
+    """The text of dvc.lock with `entry` in place of the entry of the same name, or at the end.
 
-    `entry` is a whole file with that entry alone, as DVC writes it. None where either is not laid out as expected:
-    then DVC must do it.
+    `entry` is a whole file with that entry alone, as DVC writes it. None where either has an unexpected layout: then
+    DVC must write the file.
     """
     text = text or HEAD
     if not (text.startswith(HEAD) and entry.startswith(HEAD) and text.endswith("\n")):
@@ -23,7 +23,7 @@ def spliced(text: str, entry: str) -> str | None:
         return None
     body, block = text[len(HEAD) :], entry[len(HEAD) :]
     if any(re.search(r"^(?!  )", part, re.MULTILINE) for part in (body.rstrip("\n"), block.rstrip("\n")) if part):
-        return None  # something beside the stages
+        return None  # a top-level key other than stages
     name = block.split("\n", 1)[0]  # "  plm@reach-0:"
     if f"\n{name}\n" not in f"\n{body}":
         return text + block

@@ -1,6 +1,6 @@
-"""One process per piece of work: whoever comes second waits, and says for whom.
+"""One process per piece of work: a second one waits, and logs for whom.
 
-The lock is the kernel's (flock): it goes with its process, however that ends.
+The lock is the kernel's (flock): it is released when its process ends, in whatever way.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ log = logging.getLogger("pd_pipeline")
 
 
 class Waiting:
-    """Says now and then that something is waited for: after two seconds, then every minute."""
+    """Logs what the process waits for: after two seconds, then every minute."""
 
     def __init__(self) -> None:
         self._next = time.monotonic() + SAY_AFTER_SECONDS
@@ -44,7 +44,7 @@ class PieceLock:
     """Whether another process held it first."""
 
     def acquire(self) -> None:
-        """Take it, waiting for whoever has it."""
+        """Take the lock, waiting for the process that holds it."""
         waiting = Waiting()
         while True:
             try:
@@ -54,7 +54,7 @@ class PieceLock:
                 self.waited = True
                 self.file.seek(0)
                 holder = self.file.read(300).strip() or "another process"
-                waiting.say(f"{self.name}: waiting for {holder}, which works on it")
+                waiting.say(f"{self.name}: waiting for {holder}, which is working on it")
                 time.sleep(_TRY_SECONDS)
         self.file.seek(0)
         self.file.truncate()
@@ -62,7 +62,7 @@ class PieceLock:
         self.file.flush()
 
     def release(self) -> None:
-        """Let others have it."""
+        """Release the lock."""
         self.file.seek(0)
         self.file.truncate()
         self.file.flush()
@@ -71,7 +71,7 @@ class PieceLock:
 
 @contextmanager
 def held(root: Path, stage: str, key: object) -> Iterator[PieceLock]:
-    """Hold the lock of a piece of work of the project at `root`."""
+    """Hold the lock of a piece of work in the project at `root`."""
     folder = root / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{stage}-{str(key) or 'all'}.lock").open("a+") as file:
@@ -84,7 +84,7 @@ def held(root: Path, stage: str, key: object) -> Iterator[PieceLock]:
 
 
 def is_free(root: Path, stage: str, key: object) -> bool:
-    """Whether nobody works on a piece now."""
+    """Whether no process is working on a piece now."""
     path = root / FOLDER / f"{stage}-{str(key) or 'all'}.lock"
     if not path.exists():
         return True
@@ -97,5 +97,5 @@ def is_free(root: Path, stage: str, key: object) -> bool:
 
 
 def command_line() -> str:
-    """How this process was called, short."""
+    """The command line of this process, shortened."""
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])[:200]

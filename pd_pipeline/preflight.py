@@ -2,13 +2,16 @@
 
 import hashlib
 import importlib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from pd_pipeline.config import PARAMS_FILE, Parameters, parse
+from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import GENERATING, Graph
+from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
+from pd_pipeline.stage import Key
+from pd_pipeline.stages import ACROSS, Stage, stages
 from pd_pipeline.storage import atomic_file
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
@@ -25,14 +28,19 @@ def check(graph: Graph) -> None:
         for key in graph.keys(stage)
         if key.family is not None
     }
-    for (stage, family), params in blocks.items():
-        _check_device(f"{PARAMS_FILE}: families.{family}.{stage}", params)
+    for stage in ACROSS:
+        graph.stage_params(stage, Key())
+    _check_device(graph.params.machine.device)
+    target = importlib.import_module("pd_pipeline.tuning.protocol").TargetParams
+    everything = stages(graph.params.run, graph.methods, everything=True)
+    resting = {name: stage for name, stage in everything.items() if name not in graph.stages}
     for family in graph.params.run.families:
-        _check_names(graph, family)
+        parse(target, graph.params.block(family, TARGET), f"{PARAMS_FILE}: families.{family}.{TARGET}")
+        _check_names(graph, family, everything)
         # what does not run today is read all the same
-        for stage in GENERATING.keys() & (graph.params.families.get(family) or {}).keys() - graph.stages.keys():
-            model = importlib.import_module(GENERATING[stage]).Params
-            parse(model, graph.params.block(family, stage), f"{PARAMS_FILE}: families.{family}.{stage}")
+        for name, other in resting.items():
+            block = graph.params.block(family, name)
+            parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
     with atomic_file(mark) as temporary:
         temporary.write_bytes(state)
@@ -40,9 +48,9 @@ def check(graph: Graph) -> None:
 
 def _state(graph: Graph) -> bytes:
     """Digest of params.yaml and of all code that decides whether it is good; of the devices of this machine."""
-    sources = {graph.family_source(family) for family in graph.params.run.families}
+    sources = {source for family in graph.params.run.families for source in graph.family_sources(family)}
     sources |= {method.source for method in graph.methods.values()}
-    files = sorted({*PACKAGE.rglob("*.py"), *(source for source in sources if source is not None)})
+    files = sorted({*PACKAGE.rglob("*.py"), *sources})
     total = hashlib.sha256(repr((graph.text, graph.overrides)).encode())
     for file in files:
         total.update(file.read_bytes())
@@ -51,10 +59,10 @@ def _state(graph: Graph) -> bytes:
     return total.hexdigest().encode()
 
 
-def _check_names(graph: Graph, family: str) -> None:
+def _check_names(graph: Graph, family: str, everything: Mapping[str, Stage]) -> None:
     """Blocks of stages that run have been read; another one that no stage could read is a slip of the keyboard."""
     methods = {*graph.methods, *graph.params.run.variants}
-    known = {"environment", *graph.stages, *GENERATING, *(f"tuned_{method}" for method in methods)}
+    known = {"environment", TARGET, *everything, *(f"tuned_{method}" for method in methods)}
     present = graph.params.families.get(family) or {}
     for name in (name for name in graph.params.run.methods if name in graph.params.run.variants):
         if f"tuned_{name}" not in present:
@@ -70,8 +78,7 @@ def _check_names(graph: Graph, family: str) -> None:
             raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {meant}")
 
 
-def _check_device(where: str, params: Parameters) -> None:
-    device = getattr(params, "device", "auto")
+def _check_device(device: str) -> None:
     if device in ("auto", "cpu"):
         return
     from pd_pipeline.compute import pick_device
@@ -79,7 +86,7 @@ def _check_device(where: str, params: Parameters) -> None:
     try:
         pick_device(device)
     except PipelineError as error:
-        raise PipelineError(f"{where}.device: {error}") from None
+        raise PipelineError(f"{PARAMS_FILE}: machine.{error}") from None
 
 
 def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
@@ -90,17 +97,18 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
     if (length := getattr(prompts, "length", 1)) > family.horizon:
         raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
     for stage, params in blocks.items():
-        asked = [getattr(params, "quality", None), *getattr(params, "qualities", ())]
+        target = getattr(params, "target", None)
+        asked = [getattr(target or params, "quality", None), *getattr(params, "qualities", ())]
         for quality in (quality for quality in asked if quality is not None):
             if quality not in collected:
                 known = ", ".join(collected)
                 raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: known are {known}")
-        few_shot = getattr(params, "few_shot", None)
+        few_shot = getattr(target, "few_shot", None)
         count = collected[asked[0]].test if asked[0] is not None else 0
         if few_shot is not None and not family.targets_are_trained and few_shot > count:
             raise PipelineError(
-                f"{where}.{stage}.few_shot: {few_shot} trajectories of quality '{asked[0]}', but trajectories.episodes "
-                f"collects {count} per target"
+                f"{where}.{stage}.target.few_shot: {few_shot} trajectories of quality '{asked[0]}', but "
+                f"trajectories.episodes collects {count} per target"
             )
     needed = getattr(blocks.get("diffuser"), "quality", None)
     if needed is not None and needed not in getattr(prompts, "qualities", (needed,)):

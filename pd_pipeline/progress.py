@@ -1,4 +1,4 @@
-"""Progress with rate and time left: a bar on a terminal, a line every few seconds elsewhere."""
+"""Progress with rate and time left: a bar on a terminal, otherwise a line every few seconds."""
 
 import sys
 import time
@@ -7,10 +7,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """What stage functions report to. `done` of `total` units; `figures` are shown beside it (losses, rates)."""
+    """Called by stages to report `done` of `total` units; `figures` are shown beside it (losses, rates)."""
 
     def __call__(self, description: str, done: int, total: int, figures: str = "") -> None:
-        """Report that `done` of `total` is reached."""
+        """Report that `done` of `total` units are done."""
 
 
 def silent(description: str, done: int, total: int, figures: str = "") -> None:
@@ -18,7 +18,7 @@ def silent(description: str, done: int, total: int, figures: str = "") -> None:
 
 
 class LineProgress:
-    """One line now and then through `write`: for logs, Dagster and pipes. Always writes the first and the last."""
+    """Writes a line every few seconds with `write`, for logs, Dagster and pipes; always the first and the last."""
 
     def __init__(self, write: Callable[[str], object], every_seconds: float = 10.0):
         self._write = write
@@ -63,7 +63,7 @@ class BarProgress:
         self._task = self._bar.add_task("", total=None, visible=False, figures="", rate="")
 
     def __call__(self, description: str, done: int, total: int, figures: str = "") -> None:
-        """Move the bar."""
+        """Update the bar."""
         if description != self._description:
             self._bar.start()
             self._description = description
@@ -75,12 +75,12 @@ class BarProgress:
             self._bar.refresh()
 
     def close(self) -> None:
-        """Leave the terminal as it was found."""
+        """Restore the terminal."""
         self._bar.stop()
 
 
 def console() -> Progress:
-    """The progress that suits standard error: a bar on a terminal, lines elsewhere."""
+    """The progress that suits standard error: a bar on a terminal, otherwise lines."""
     if sys.stderr.isatty():
         return BarProgress()
     return LineProgress(lambda line: print(line, file=sys.stderr, flush=True))

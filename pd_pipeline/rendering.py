@@ -23,9 +23,10 @@ from pathlib import Path
 
 from pd_pipeline import graph as graph_module
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import FAMILY, SEED, TASK, Graph
+from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
+from pd_pipeline.stages import ACROSS, AXES, TASK
 from pd_pipeline.storage import atomic_file, digest, file_digest, read_json
 
 DVC_FILE = "dvc.yaml"
@@ -139,6 +140,7 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
     yield "    - run"
     named = [family for family in graph.params.run.families if family in graph.params.families]
     yield from (f"    - {_plain(f'families.{family}')}" for family in named)
+    yield from (f"    - {stage}" for stage in ACROSS if stage in graph.params.blocks)
     yield "    outs:"
     yield f"    - {DIGESTS_FILE}:"
     yield "        cache: false"
@@ -154,10 +156,10 @@ def _stage(graph: Graph, name: str) -> Iterator[str]:
         return
     yield "    foreach:"
     for key in keys:
-        items = {axis: getattr(key, axis) for axis in (FAMILY, TASK, SEED) if axis in stage.axes}
+        items = {axis: getattr(key, axis) for axis in AXES if axis in stage.axes}
         yield f"      {_plain(str(key))}: {{{', '.join(f'{n}: {_plain(v)}' for n, v in items.items())}}}"
     yield "    do:"
-    template = Key(*(getattr(_TEMPLATE_KEY, axis) if axis in stage.axes else None for axis in (FAMILY, TASK, SEED)))
+    template = Key(*(getattr(_TEMPLATE_KEY, axis) if axis in stage.axes else None for axis in AXES))
     yield from (f"      {line}" for line in _body(graph, name, template))
 
 
@@ -194,7 +196,7 @@ def _input(graph: Graph, name: str, key: Key, need: str) -> str:
     mine, theirs = graph.stages[name].axes, graph.stages[need].axes
     if not mine:
         return graph.input(name, key, need).as_posix()
-    other = Key(*(getattr(key, axis) if axis in theirs else None for axis in (FAMILY, TASK, SEED)))
+    other = Key(*(getattr(key, axis) if axis in theirs else None for axis in AXES))
     path = graph.out(need, other)
     return (path.parent if TASK in theirs and TASK not in mine else path).as_posix()
 

@@ -5,7 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline.config import Parameters, ParamsFile
+from pd_pipeline.config import ParamsFile
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.progress import Progress
 
@@ -59,6 +59,11 @@ class StageContext:
         return load_family(self.key.family, self.environment, self.root)
 
     @property
+    def device(self) -> str:
+        """What to compute on, as params.yaml names it."""
+        return self.params_file.machine.device
+
+    @property
     def seed(self) -> int:
         """The seed of the key."""
         assert self.key.seed is not None, f"stage {self.stage} has no seed axis"
@@ -69,7 +74,3 @@ class StageContext:
         """The target task of the key."""
         assert self.key.task is not None, f"stage {self.stage} has no task axis"
         return self.key.task
-
-
-class NoParams(Parameters):
-    """For stages that have none."""

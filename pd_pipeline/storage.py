@@ -1,6 +1,6 @@
-"""Files that appear whole or not at all, weights without pickle, and content digests.
+"""Files that appear complete or not at all, weights without pickle, and content digests.
 
-Every out is written beside its final place, flushed to disk and renamed, so that a kill at any instant leaves either
+Every out is written beside its final path, flushed to disk and renamed, so that a kill at any instant leaves either
 the old state or the new one.
 """
 
@@ -51,9 +51,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary directory; on success it takes the place of `path`, on error `path` is untouched.
+    """Yield an empty temporary directory; on success it replaces `path`, on error `path` is untouched.
 
-    At every instant the old directory or the new one exists whole, whatever ends the process.
+    At every instant the old directory or the new one exists in full, whatever ends the process.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)
@@ -72,13 +72,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put the directory `new` in the place of `path`; what was there is then at `new`, or beside it as `.old`."""
+    """Move the directory `new` to `path`; what was there is then at `new`, or removed."""
     if not os.path.lexists(path):
         os.rename(new, path)
         return
     if _exchanged(new, path):
         return
-    # a file system that cannot exchange two names in one call: whatever comes between, one of them stands
+    # a file system that cannot exchange two names in one call: at every instant one of the two directories exists
     retired = path.with_name(f".{path.name}.{os.getpid()}.old")
     os.rename(path, retired)
     try:
@@ -90,17 +90,17 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def _exchanged(a: Path, b: Path) -> bool:
-    """Exchange two names in one call of the kernel (Linux, renameat2); False where it cannot."""
+    """Exchange two names in one system call (Linux, renameat2); False where that is not supported."""
     if not hasattr(_C_LIBRARY, "renameat2"):
         return False
-    here = -100  # AT_FDCWD: paths are as for every other call
+    here = -100  # AT_FDCWD: relative to the working directory
     return _C_LIBRARY.renameat2(here, os.fsencode(a), here, os.fsencode(b), 2) == 0  # 2: RENAME_EXCHANGE
 
 
 def recover(path: Path) -> None:
-    """Remove what killed processes left beside `path`, and put it back where one had moved it aside.
+    """Remove what killed processes left beside `path`, and restore `path` where one had moved it aside.
 
-    Only for who knows that nobody else is writing `path` now.
+    The caller must know that no other process is writing `path`.
     """
     for left in sorted(path.parent.glob(f".{glob.escape(path.name)}.*.old")):
         if os.path.lexists(path):
@@ -112,7 +112,7 @@ def recover(path: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a directory or a link, never what a link points to."""
+    """Remove a file, a directory or a link, never the target of a link."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -131,7 +131,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file: run the stage that makes it") from None
-    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested without end
+    except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deeply
         raise PipelineError(f"{path}: not valid JSON ({error}){_AGAIN}") from None
     if not isinstance(value, dict):
         raise PipelineError(f"{path}: holds no JSON object{_AGAIN}")
@@ -148,7 +148,7 @@ def read_model(path: Path, model: type[P]) -> P:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write rows of numbers as CSV, atomically; columns in order of appearance, empty where a row has no figure."""
+    """Write rows of numbers as CSV, atomically; columns in order of appearance, empty where a row has no value."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [",".join(names)] + [",".join(repr(row[n]) if n in row else "" for n in names) for row in rows]
     with atomic_file(path) as temporary:
@@ -178,16 +178,16 @@ def load_arrays(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def expect_arrays(path: Path, found: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int | None, ...]]) -> None:
-    """Raise PipelineError unless `found` has just these names, each of its shape (None: any length)."""
+    """Raise PipelineError unless `found` has exactly these names and shapes (None: any length)."""
     if set(found) != set(shapes):
-        lacks, extra = sorted(set(shapes) - set(found)), sorted(set(found) - set(shapes))
-        told = f"lacks {', '.join(lacks[:5])}" if lacks else f"has {', '.join(extra[:5])}, which does not belong there"
-        raise PipelineError(f"{path}: {told}{_AGAIN}")
+        missing, extra = sorted(set(shapes) - set(found)), sorted(set(found) - set(shapes))
+        problem = f"lacks {', '.join(missing[:5])}" if missing else f"has unexpected {', '.join(extra[:5])}"
+        raise PipelineError(f"{path}: {problem}{_AGAIN}")
     for name, shape in shapes.items():
-        real = found[name].shape
-        if len(real) != len(shape) or any(want not in (None, is_) for want, is_ in zip(shape, real, strict=True)):
-            wanted = " x ".join("any" if size is None else str(size) for size in shape) or "a number"
-            raise PipelineError(f"{path}: tensor '{name}' has the shape {real}, expected {wanted}{_AGAIN}")
+        actual = found[name].shape
+        if len(actual) != len(shape) or any(want not in (None, size) for want, size in zip(shape, actual, strict=True)):
+            expected = " x ".join("any" if size is None else str(size) for size in shape) or "a number"
+            raise PipelineError(f"{path}: tensor '{name}' has shape {actual}, expected {expected}{_AGAIN}")
 
 
 def digest(*parts: Path | str | bytes) -> str:

@@ -1,7 +1,7 @@
-"""Processes that hold environments and answer message by message.
+"""Processes that hold environments and answer one message at a time.
 
-A worker never outlives the process that started it, whatever ends that; one that dies, refuses or falls silent ends
-the work at once with one line. Long answers give a sign of life (`beat`), so that slow and hung can be told apart.
+A worker never outlives the process that started it, whatever ends that. One that dies, reports an error or hangs ends
+the work at once with one line. Long answers send heartbeats (`beat`), so that slow and hung can be distinguished.
 """
 
 import ctypes
@@ -24,17 +24,17 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.foreign import place_in_dump, said, watched_by_parent
 
 Answer = Callable[[Any], Any]
-Kind = Literal["answer", "beat", "refusal"]
+Kind = Literal["answer", "beat", "error"]
 
 BEAT_SECONDS = 1.0
-LEAVE_SECONDS = 2.0  # that a worker is given to close its environments before it is killed
-STACK_SECONDS = 0.5  # that a hanging process is given to say where it is
+CLOSE_SECONDS = 2.0  # for a worker to close its environments before it is killed
+STACK_SECONDS = 0.5  # for a hanging process to report its stack
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Processes started meanwhile compute on one thread each, or theirs and those of all others fight for the cores."""
+    """Processes started inside compute on one thread each: with more, all of them would compete for the cores."""
     before = {name: os.environ.get(name) for name in _THREADS}
     os.environ.update(dict.fromkeys(_THREADS, "1"))
     try:
@@ -48,7 +48,7 @@ def one_thread_each() -> Iterator[None]:
 
 
 def shares(count: int, workers: int) -> list[slice]:
-    """`count` things in at most `workers` parts of nearly equal size."""
+    """Split `count` items into at most `workers` slices of nearly equal size."""
     bounds = np.linspace(0, count, min(workers, count) + 1).astype(int)
     return [slice(int(a), int(b)) for a, b in pairwise(bounds)]
 
@@ -56,26 +56,28 @@ def shares(count: int, workers: int) -> list[slice]:
 # The worker's side
 
 
-class _Pulse:
-    """Sends a sign of life through a pipe, at most one per second; in the main process there is no pipe."""
+class _Heartbeat:
+    """Where heartbeats go and when the next is due; in the main process there is no pipe."""
 
     pipe: Connection | None = None
     due = 0.0
 
 
 def beat() -> None:
-    """Say that the work goes on: to be called often by whatever may take longer than a few seconds."""
-    if _Pulse.pipe is not None and (now := time.monotonic()) > _Pulse.due:
-        _Pulse.due = now + BEAT_SECONDS
-        _Pulse.pipe.send(("beat", None))
+    """Send a heartbeat, at most one per second; call it often in work that may take longer than a few seconds."""
+    if _Heartbeat.pipe is not None and (now := time.monotonic()) > _Heartbeat.due:
+        _Heartbeat.due = now + BEAT_SECONDS
+        _Heartbeat.pipe.send(("beat", None))
 
 
 def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], arguments: tuple[Any, ...]) -> None:
     die_with_parent()
     watched_by_parent()
-    faulthandler.register(signal.SIGUSR1, stack.fileno())  # works inside compiled code, where no handler of ours would
+    faulthandler.register(
+        signal.SIGUSR1, stack.fileno()
+    )  # works inside compiled code, where a Python handler would not
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
-    _Pulse.pipe = pipe
+    _Heartbeat.pipe = pipe
     try:
         answer = build(*arguments)
         pipe.send(("answer", None))
@@ -83,25 +85,25 @@ def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], ar
             pipe.send(("answer", answer(message)))
     except (EOFError, BrokenPipeError):  # the parent is gone
         return
-    except (Exception, SystemExit) as error:  # whatever a user's environment raises becomes the parent's one line
+    except (Exception, SystemExit) as error:  # whatever a user's environment raises becomes one line in the parent
         with suppress(OSError):
-            pipe.send(("refusal", explained(error)))
+            pipe.send(("error", message_of(error)))
 
 
 def die_with_parent() -> None:
-    """Have the kernel end this process when the one that spawned it dies (Linux); nothing where none did."""
+    """Have the kernel kill this process when its parent dies (Linux); does nothing without a parent."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
     libc = ctypes.CDLL(None)
     if hasattr(libc, "prctl"):
         libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent.pid:  # it died before the call
+    if os.getppid() != parent.pid:  # the parent died before the call
         os._exit(1)
 
 
-def explained(error: BaseException) -> str:
-    """A PipelineError as it is; another error with its type and the place that raised it."""
+def message_of(error: BaseException) -> str:
+    """The text of a PipelineError; of another error, its type and the place that raised it too."""
     if isinstance(error, PipelineError):
         return str(error)
     return said(error)
@@ -111,10 +113,10 @@ def explained(error: BaseException) -> str:
 
 
 class Workers:
-    """One process for each of `arguments`: it calls `build(*arguments)` once, and the result with every message.
+    """One process per entry of `arguments`: it calls `build(*arguments)` once, and the result with every message.
 
-    `where` names the stage in errors, `advice` what may help where a process died. One that gives no sign of life for
-    `patience` seconds is ended. None is no message. Use it as a context: leaving it by an error kills the processes.
+    Errors name the stage `where`, and give `advice` where a process died. A process that sends no heartbeat for
+    `patience` seconds is killed. A message must not be None. A context manager: an error inside kills the processes.
     """
 
     def __init__(
@@ -125,7 +127,7 @@ class Workers:
         advice: str,
         patience: float = 600.0,
     ):
-        context = multiprocessing.get_context("spawn")  # a fork would copy threads half-way
+        context = multiprocessing.get_context("spawn")  # a fork would copy threads in an inconsistent state
         self._where, self._advice, self._patience = where, advice, patience
         self._pipes: list[Connection] = []
         self._stacks: list[Connection] = []
@@ -159,16 +161,16 @@ class Workers:
             self.kill()
 
     def send(self, messages: Sequence[Any]) -> None:
-        """Hand one message to each process. Raises PipelineError where one died."""
+        """Send one message to each process. Raises PipelineError where one died."""
         for index, message in enumerate(messages):
             self._send(index, message)
 
     def gather(self) -> list[Any]:
-        """One answer of every process. Raises PipelineError where one died, refused or is silent."""
+        """One answer from every process. Raises PipelineError where one died, reported an error or hangs."""
         return [self._receive(index) for index in range(len(self._pipes))]
 
     def spread(self, jobs: Iterable[Any]) -> Iterator[Any]:
-        """The answers to many messages, each given to whichever process is free; as they come."""
+        """Send each job to whichever process is free; yields the answers as they arrive."""
         waiting = deque(jobs)
         idle, busy = list(range(len(self._pipes))), dict[int, float]()
         while waiting or busy:
@@ -185,48 +187,48 @@ class Workers:
                     yield answer
             for index, since in busy.items():
                 if time.monotonic() - since > self._patience:
-                    raise PipelineError(self._silent(index))
+                    raise PipelineError(self._hung(index))
 
     def _send(self, index: int, message: Any) -> None:
         try:
             self._pipes[index].send(message)
-        except OSError:  # it said why before it left
+        except OSError:  # its last message says why
             self._receive(index)
             raise PipelineError(self._dead()) from None
 
     def _receive(self, index: int) -> Any:
         while True:
             if not self._pipes[index].poll(self._patience):
-                raise PipelineError(self._silent(index))
+                raise PipelineError(self._hung(index))
             kind, answer = self._next(index)
             if kind == "answer":
                 return answer
 
     def _next(self, index: int) -> tuple[Kind, Any]:
-        """The next thing a process says; a refusal raises PipelineError."""
+        """The next message of a process. Raises PipelineError where it is an error, or the process died."""
         try:
             kind, answer = self._pipes[index].recv()
         except (EOFError, OSError):
             raise PipelineError(self._dead()) from None
-        if kind == "refusal":
+        if kind == "error":
             raise PipelineError(answer if self._where in answer else f"{self._where}: {answer}")
         return kind, answer
 
     def _dead(self) -> str:
         return (
-            f"{self._where}: a process that runs environments died, killed or out of memory: what it printed stands "
-            f"above ({self._advice})"
+            f"{self._where}: a process that runs environments died, killed or out of memory: see its output above "
+            f"({self._advice})"
         )
 
-    def _silent(self, index: int) -> str:
+    def _hung(self, index: int) -> str:
         return (
-            f"{self._where}: an environment has not come back for {self._patience:g} seconds"
-            f"{place_in_dump(self._stack(index))}, so its process was ended: mend it, or raise `patience` if it is "
+            f"{self._where}: an environment has not returned for {self._patience:g} seconds"
+            f"{place_in_dump(self._stack(index))}, so its process was killed: fix it, or raise `patience` if it is "
             "only slow"
         )
 
     def _stack(self, index: int) -> str:
-        """Where a process is, as faulthandler writes it; empty where it does not get to say."""
+        """The stack of a process as faulthandler writes it; empty where it does not respond."""
         stack, process = self._stacks[index], self._processes[index]
         with suppress(OSError):
             os.kill(process.pid, signal.SIGUSR1)
@@ -240,7 +242,7 @@ class Workers:
         for pipe in self._pipes:
             with suppress(OSError):  # it died already
                 pipe.send(None)
-        deadline = time.monotonic() + LEAVE_SECONDS
+        deadline = time.monotonic() + CLOSE_SECONDS
         for process in self._processes:
             process.join(max(0.0, deadline - time.monotonic()))
         self.kill()

@@ -1,4 +1,4 @@
-"""Small made-up data for tests."""
+"""Small synthetic data for tests."""
 
 from dataclasses import replace
 from functools import lru_cache
@@ -39,7 +39,7 @@ def metadata(**changes: Any) -> TrajectoryMetadata:
 def columns(
     tasks: tuple[int, ...] = (0, 1), episodes: int = 2, length: int = 5, seed: int = 0, d_s: int = D_S
 ) -> Columns:
-    """Valid steps: `episodes` of `length` steps for each task."""
+    """Valid steps: `episodes` episodes of `length` steps per task."""
     rng = np.random.default_rng(seed)
     count = len(tasks) * episodes * length
     reward = rng.normal(size=count).astype(np.float32)
@@ -66,12 +66,12 @@ def changed(made: Columns, name: str, rows: Any, value: Any) -> Columns:
 
 
 def taken(made: Columns, rows: np.ndarray) -> Columns:
-    """The given rows only."""
+    """Only the given rows."""
     return Columns(**{name: getattr(made, name)[rows] for name in Columns.__dataclass_fields__})
 
 
 def trajectories(lengths: tuple[int, ...], tasks: tuple[int, ...], seed: int = 0, **changes: Any) -> Trajectories:
-    """Episodes of these lengths, one a given task."""
+    """Episodes of these lengths, with one task per episode."""
     rng = np.random.default_rng(seed)
     total = sum(lengths)
     rewards = rng.normal(size=total).astype(np.float32)
@@ -95,7 +95,7 @@ def normalization(data: Trajectories) -> Normalization:
 
 
 def fill(model: torch.nn.Module) -> None:
-    """Set every weight by a formula, so that stored outputs do not hang on PyTorch's random numbers."""
+    """Set every weight by a formula, so that stored outputs do not depend on PyTorch's random numbers."""
     with torch.no_grad():
         for index, (name, parameter) in enumerate(sorted(model.named_parameters())):
             wave = torch.sin(torch.arange(parameter.numel(), dtype=torch.float64) * (0.7 + 0.1 * index) + index)
@@ -128,15 +128,17 @@ def steps(batch: int, length: int, seed: int = 0, first: int = 0) -> Steps:
 
 @lru_cache(maxsize=4)
 def benchmark(seed: int = 0) -> Any:
-    """ML1 of a seed: building it takes two seconds."""
+    """ML1 for a seed; building it takes two seconds."""
     import metaworld
 
     return metaworld.ML1("reach-v3", seed=seed)
 
 
 def reach(**block: Any) -> Reach:
-    """The family with a benchmark that is built once a process."""
+    """The family with a benchmark that is built once per process."""
     family = load_family("reach", block, Path.cwd())
     assert isinstance(family, Reach)
-    family.__dict__["_benchmark"] = benchmark(family.params.benchmark_seed)  # the place of the cached property
+    family.__dict__["_benchmark"] = benchmark(
+        family.params.benchmark_seed
+    )  # where the cached property stores its value
     return family

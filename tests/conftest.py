@@ -1,8 +1,8 @@
-"""What all tests share: one thread a process, and a tiny point_robot project trained once a session."""
+"""What all tests share: one thread per process, and a tiny point_robot project trained once per session."""
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: equal bytes whatever the machine, and xdist uses the cores
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: equal bytes on any machine, and xdist uses the cores
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import fcntl
@@ -18,7 +18,7 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.point_robot import PointRobot
 from pd_pipeline.progress import silent
 
-# the same examples in every run, and no deadline: a busy machine is no failure
+# the same examples every time, and no deadline: a busy machine is not a failure
 hypothesis.settings.register_profile("pipeline", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("pipeline")
 
@@ -27,6 +27,7 @@ run:
   families: [point_robot]
   seeds: [0]
   methods: [prompt_dt, prompt_diffuser, prompt_gradient, full_finetune, noise_prompt, no_prompt]
+machine: {device: cpu}
 families:
   point_robot:
     environment: {horizon: 12, tasks: 6, test_tasks: [1, 4]}
@@ -35,17 +36,17 @@ families:
       workers: 1
       episodes: {expert: {train: 6, test: 7}, random: {train: 2, test: 2}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 60, batch_per_task: 4, width: 16, layers: 2, context: 6, device: cpu, log_every: 10}
+    plm: {steps: 60, batch_per_task: 4, width: 16, layers: 2, context: 6, log_every: 10}
     diffuser:
-      {steps: 80, batch: 32, device: cpu, log_every: 20, diffusion: {steps: 8}, denoiser: {width: 32, blocks: 1}}
+      {steps: 80, batch: 32, log_every: 20, diffusion: {steps: 8}, denoiser: {width: 32, blocks: 1}}
     tuned_prompt_dt: {}
-    tuned_prompt_diffuser: {device: cpu, adapt: {steps: 12}, steps: 8, batch: 8, candidates: 12, chain: 3, prompts: 4}
-    tuned_prompt_gradient: {device: cpu, steps: 8, windows: 4}
-    tuned_full_finetune: {device: cpu, steps: 8, batch: 8}
+    tuned_prompt_diffuser: {adapt: {steps: 12}, steps: 8, batch: 8, candidates: 12, chain: 3, prompts: 4}
+    tuned_prompt_gradient: {steps: 8, windows: 4}
+    tuned_full_finetune: {steps: 8, batch: 8}
     tuned_noise_prompt: {}
     tuned_no_prompt: {}
-    evaluation: {workers: 1, device: cpu, bootstrap: 200}
-    prompt_fit: {device: cpu, prompts: 16}
+    evaluation: {workers: 1, bootstrap: 200}
+    prompt_fit: {prompts: 16}
 """
 
 
@@ -58,7 +59,7 @@ def run_stages(root: Path, *stages: str) -> None:
 
 
 def shared_project(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:
-    """A project that is built by the first worker that asks and used by all: nobody may write to it."""
+    """A project built by the first worker that needs it and used by all: tests must not write to it."""
     shared = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
@@ -75,7 +76,7 @@ def shared_project(factory: pytest.TempPathFactory, name: str, build: Callable[[
 
 @pytest.fixture(scope="session")
 def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with trajectories, prompts, plm and diffuser made."""
+    """A project with trajectories, prompts, PLM and diffuser."""
 
     def build(root: Path) -> None:
         root.mkdir()

@@ -1,4 +1,4 @@
-"""The state of assets as the UI of Dagster shows it."""
+"""The state of assets as Dagster's UI shows it."""
 
 from dagster import AssetKey, DagsterInstance, Definitions
 from dagster._core.definitions.data_version import CachingStaleStatusResolver, StaleStatus

@@ -1,4 +1,4 @@
-"""A DVC project of tiny parameters in a temporary folder, and the commands of it."""
+"""A DVC project with tiny parameters in a temporary folder, and commands run in it."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 SMALL_PARAMS = """\
 run: {families: [point_robot, other], seeds: [0], methods: [prompt_dt, noise_prompt]}
+machine: {device: cpu}
 families:
   point_robot: &tiny
     environment: &plane
@@ -14,11 +15,11 @@ families:
     behavior_policies: {}
     trajectories: {workers: 1, episodes: {expert: {train: 3, test: 6}}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}
-    diffuser: {steps: 4, batch: 8, device: cpu, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}}
+    plm: {steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4}
+    diffuser: {steps: 4, batch: 8, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}}
     tuned_prompt_dt: {}
     tuned_noise_prompt: {prompts: 4}
-    evaluation: {workers: 1, device: cpu, bootstrap: 50}
+    evaluation: {workers: 1, bootstrap: 50}
   other:
     <<: *tiny
 """
@@ -58,7 +59,7 @@ def start(root: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def call(root: Path, *command: str) -> str:
-    """Run a command in the project to its end, which must be good; returns what it printed."""
+    """Run a command in the project, which must succeed; returns its output."""
     process = start(root, *command)
     output, _ = process.communicate()
     assert process.returncode == 0, output

@@ -5,6 +5,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.scores import CEILING, REFERENCE, START
 from pd_pipeline.reporting import claims
 from pd_pipeline.reporting.publish import metrics_of, read_scores
@@ -47,7 +48,7 @@ def test_a_typed_figure_is_found(line: str) -> None:
     "line",
     [
         "Hu et al., [arXiv 2411.01168](https://arxiv.org/abs/2411.01168)",
-        "{{ results.metrics.prompt_diffuser.return_mean | n(1) }} (95 % interval), seeds 0 to 2",
+        "{{ results.metrics.prompt_diffuser.mean.value | n(1) }} (95 % interval), seeds 0 to 2",
         "`evaluation: {episodes: 5}` and `{trained: {digest: 3df3b54}}`",
         "    make run 5",
         "two commands, three doors",
@@ -59,9 +60,10 @@ def test_names_code_and_expressions_are_no_figures(line: str) -> None:
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: str(folder.relative_to(claims.ROOT)))
 def test_metrics_are_what_the_scores_give(folder: Path, tmp_path: Path) -> None:
-    for name, metrics in metrics_of(folder).items():
-        write_json(tmp_path / name, metrics)
-        assert read_json(tmp_path / name) == read_json(folder / name), f"{folder / name}: run publish.recompute"
+    for name, evaluation in metrics_of(folder).items():
+        results.save(tmp_path / name, evaluation)
+        again, kept = (file.read_bytes() for file in (tmp_path / name, folder / name))
+        assert again == kept, f"{folder / name}: run publish.recompute"
     assert {file.name for file in folder.glob("metrics*.json")} == {file.name for file in tmp_path.iterdir()}
 
 
@@ -73,12 +75,13 @@ def test_drawn_prompts_in_the_place_of_prompt_diffuser_fail_wherever_the_rule_de
     drawn = scores.filter(pl.col("method") == START).with_columns(pl.lit(REFERENCE).alias("method"))
     swapped = pl.concat([scores.filter(pl.col("method") != REFERENCE), drawn])
     monkeypatch.setattr("pd_pipeline.reporting.publish.read_scores", lambda _: swapped)
-    for metrics in metrics_of(folder).values():
-        gain = metrics["methods"][CEILING]["difference_to_prompt_dt"]
-        assert judge(metrics["methods"]).checks[0].met is (False if gain["low"] > 0 else None)
+    for evaluation in metrics_of(folder).values():
+        gain = evaluation.methods[CEILING].difference_to_prompt_dt
+        assert gain is not None
+        assert judge(evaluation.methods).checks[0].met is (False if gain.low > 0 else None)
 
 
-def test_the_data_stand_beside_the_methods_on_the_same_tasks() -> None:
+def test_the_data_is_of_the_same_tasks_as_the_methods() -> None:
     folder = claims.ROOT / "results/published/cheetah_vel"
     data, tasks = read_json(folder / "data.json"), ("2", "7", "15", "23", "26")
     for quality in ("expert", "medium"):

@@ -32,13 +32,13 @@ def root(tmp_path: Path) -> Path:
 
 
 def cleaned(root: Path) -> str:
-    """As the Makefile calls it: with an interpreter that has none of this package's dependencies."""
+    """As the Makefile calls it, with an interpreter that has none of this package's dependencies."""
     command = [sys.executable, "-S", "-m", "pd_pipeline.clean", str(root)]
     done = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
     return done.stdout
 
 
-def test_all_that_was_made_goes(root: Path) -> None:
+def test_everything_the_pipeline_made_is_removed(root: Path) -> None:
     for name in (".work/plm/x-0", "data/tensorboard/plm", "data/prompts/.other.123.tmp"):
         (root / name).mkdir(parents=True)
     assert cleaned(root) == ""
@@ -46,7 +46,7 @@ def test_all_that_was_made_goes(root: Path) -> None:
     assert [path.name for path in (root / "data").iterdir()] == [".gitkeep"]
 
 
-def test_what_a_user_put_there_stays_and_is_named(root: Path) -> None:
+def test_the_users_own_files_stay_and_are_named(root: Path) -> None:
     kept = [
         "data/incoming/x.parquet",
         "data/incoming/.raw.1.tmp/y",

@@ -32,7 +32,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_run_does_all_keys_and_prints_their_metrics(root: Path) -> None:
+def test_run_makes_all_keys_and_prints_their_metrics(root: Path) -> None:
     result = invoke("run", "behavior_policies")
     assert result.exit_code == 0
     assert "behavior_policies point_robot: " in result.stdout
@@ -143,33 +143,33 @@ def levels(root: Path) -> dict[str, str]:
     return {finding.text: finding.level for finding in (*doctor.dvc_project(doctor.graphs.load(root)),)}
 
 
-def test_doctor_sees_a_dvc_yaml_that_is_not_in_sync(root: Path) -> None:
+def test_doctor_reports_a_dvc_yaml_that_is_out_of_date(root: Path) -> None:
     make_project(root)
     assert "problem" in levels(root).values()
     invoke("graph", "--write")
     assert set(levels(root).values()) == {"ok"}
 
 
-def test_doctor_mends_the_lock_file_that_a_kill_left_empty(root: Path) -> None:
+def test_doctor_removes_a_lock_file_that_a_kill_left_empty(root: Path) -> None:
     make_project(root)
     invoke("run", "behavior_policies", "--key", "other")
     (root / ".dvc/tmp/rwlock").write_text("")
-    assert "mended" in levels(root).values()
+    assert "fixed" in levels(root).values()
     assert "up to date" in call(root, "dvc", "status", "behavior_policies@other")
 
 
-def test_doctor_mends_what_killed_processes_left(root: Path) -> None:
+def test_doctor_removes_what_killed_processes_left(root: Path) -> None:
     data, one, two = root / "data/plm", "other-0", "point_robot-0"
     for name in (f".{one}.{DEAD_PROCESS}.tmp", f".{one}.{DEAD_PROCESS}.old", f".{two}.{DEAD_PROCESS}.old", two):
         (data / name).mkdir(parents=True)
     (data / f".{one}.{DEAD_PROCESS}.old/weights").write_text("made earlier")
     findings = list(doctor.leftovers(load(root)))
-    assert [finding.level for finding in findings] == ["mended"] * 2
+    assert [finding.level for finding in findings] == ["fixed"] * 2
     assert sorted(path.name for path in data.iterdir()) == [one, two]
     assert (data / one / "weights").read_text() == "made earlier"
 
 
-def test_doctor_leaves_what_a_living_process_writes(root: Path) -> None:
+def test_doctor_keeps_what_a_live_process_is_writing(root: Path) -> None:
     living = root / "data/plm/.other-0.1.tmp"
     living.mkdir(parents=True)
     with locks.held(root, "plm", "other-0"):
@@ -177,15 +177,15 @@ def test_doctor_leaves_what_a_living_process_writes(root: Path) -> None:
     assert living.exists()
 
 
-def test_doctor_names_resume_folders_of_the_past(root: Path) -> None:
+def test_doctor_names_stale_resume_folders(root: Path) -> None:
     (root / ".work/behavior_policies/other/0123456789abcdef").mkdir(parents=True)
     (finding,) = doctor.resume_folders(doctor.graphs.load(root))
     assert finding.level == "note"
     assert ".work/behavior_policies/other/0123456789abcdef" in finding.text
 
 
-def test_doctor_exits_with_1_on_a_problem_only(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("mended", "x"), Finding("note", "y")]))
+def test_doctor_exits_with_1_only_on_a_problem(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("fixed", "x"), Finding("note", "y")]))
     assert invoke("doctor").exit_code == 0
     monkeypatch.setattr(doctor, "examine", lambda _: iter([Finding("ok", "x"), Finding("problem", "y")]))
     result = invoke("doctor")
@@ -193,7 +193,7 @@ def test_doctor_exits_with_1_on_a_problem_only(root: Path, monkeypatch: pytest.M
     assert "problem y" in result.stdout
 
 
-def test_doctor_compares_installed_versions_with_the_needed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_compares_installed_with_required_versions(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [finding.level for finding in doctor.versions()] == ["ok"]
     monkeypatch.setattr(
         doctor.metadata, "requires", lambda _: ["torch==1.0", "no-such-package", "ruff; extra == 'test'"]
@@ -224,11 +224,11 @@ def test_run_all_goes_through_every_piece_in_the_order_of_the_graph(
         (("run", "all", "--key", "other"), "--key other: `run all` makes every piece"),
         (("publish", "nothing"), "nothing"),
         (("publish", "../x"), "../x"),
-        (("publish", "other"), "other"),  # of which nothing was made
+        (("publish", "other"), "other"),  # of which nothing was made yet
         (("validate", "."), "."),
     ],
 )
-def test_what_cannot_be_done_is_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_impossible_requests_give_one_line(root: Path, arguments: tuple[str, ...], message: str) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 1
     assert len(result.stderr.strip().splitlines()) == 1
@@ -244,7 +244,7 @@ def test_costs_are_shown_of_what_was_made(root: Path) -> None:
 
 
 def limited(root: Path, most_bytes: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a command that can write no file larger than `most_bytes`: what a full disk does, without one."""
+    """Run a command that cannot write files larger than `most_bytes`: simulates a full disk."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
@@ -255,9 +255,9 @@ def limited(root: Path, most_bytes: int, *arguments: str) -> subprocess.Complete
     )
 
 
-def test_where_nothing_can_be_written_one_line_says_so_and_the_work_goes_on_later(root: Path) -> None:
+def test_a_full_disk_gives_one_line_and_work_resumes_later(root: Path) -> None:
     assert invoke("run", "behavior_policies", "--key", "other").exit_code == 0
-    done = limited(root, 3000, "run", "trajectories", "--key", "other")  # a shard fits, the file of all does not
+    done = limited(root, 3000, "run", "trajectories", "--key", "other")  # a shard fits, the final file does not
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -268,7 +268,7 @@ def test_where_nothing_can_be_written_one_line_says_so_and_the_work_goes_on_late
     assert invoke("run", "trajectories", "--key", "other").exit_code == 0
 
 
-def test_a_link_that_leads_nowhere_is_one_line(root: Path) -> None:
+def test_a_dangling_link_gives_one_line(root: Path) -> None:
     (root / "data").mkdir()
     (root / "data/behavior_policies").symlink_to(root / "a disk that is not mounted")
     result = invoke("run", "behavior_policies", "--key", "other")
@@ -298,7 +298,7 @@ def test_a_family_without_a_simulator_is_named(project: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("place", ["alone", "top of git", "inside git"])
-def test_a_project_of_ones_own_is_begun_and_runs(place: str, tmp_path: Path) -> None:
+def test_init_makes_a_project_that_works(place: str, tmp_path: Path) -> None:
     top, root = tmp_path, tmp_path / "mine" if place != "top of git" else tmp_path
     if place != "alone":
         subprocess.run(["git", "init", "-q", str(top)], check=True)

@@ -1,4 +1,4 @@
-"""params.yaml: what is read, and that every mistake is named with its place."""
+"""params.yaml: what is read, and that every mistake is reported with its place."""
 
 from pathlib import Path
 
@@ -42,7 +42,8 @@ def test_reads_yaml_1_2(tmp_path: Path) -> None:
         (GOOD.replace("[0, 1]", "[-1]"), r"^params\.yaml\.run\.seeds\.0: [^;]*or equal to 0 \(found -1\)$"),
         (GOOD + "run: {}\n", r'params\.yaml, line 7: found duplicate key "run".*: keep one of the two$'),
         (GOOD.replace("seeds", "sedes"), r"run\.sedes: no such parameter: did you mean 'seeds'"),
-        (GOOD + "extra: 1\n", r"params\.yaml\.extra"),
+        (GOOD + "machine: {device: gpu}\n", r"machine\.device: String should match"),
+        (GOOD + "machine: {device: 'cuda:x'}\n", r"machine\.device: String should match"),
         ("run: [", "not valid YAML"),
         ("", r"params\.yaml: "),
     ],
@@ -50,6 +51,31 @@ def test_reads_yaml_1_2(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         config.load(written(tmp_path, text))
+
+
+TARGETS = """\
+run: {families: [plane], methods: [prompt_dt]}
+families:
+  plane:
+    target: {few_shot: 3, quality: medium}
+    tuned_prompt_dt: {prompts: 4}
+    tuned_other: {target: {quality: random}}
+"""
+
+
+def test_the_data_of_targets_are_said_once(tmp_path: Path) -> None:
+    params = config.load(written(tmp_path, TARGETS))
+    common = {"few_shot": 3, "quality": "medium"}
+    assert params.block("plane", "tuned_prompt_dt") == {"prompts": 4, "target": common}
+    assert params.block("plane", "tuned_lora") == {"target": common}, "a block that is left out gets them too"
+    assert params.block("plane", "tuned_other") == {"target": {"few_shot": 3, "quality": "random"}}
+    assert params.block("plane", "plm") == {}, "pre-training has its own data"
+
+
+def test_a_stage_of_all_families_has_its_block_at_the_top(tmp_path: Path) -> None:
+    params = config.load(written(tmp_path, GOOD + "report: {rollouts: false}\n"))
+    assert params.block(None, "report") == {"rollouts": False}
+    assert params.block(None, "elsewhere") == {}
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -94,7 +120,7 @@ def test_parameters_are_immutable() -> None:
         params.count = 5
 
 
-def test_overrides_stand_in_place_of_values_of_the_file() -> None:
+def test_overrides_replace_values_of_the_file() -> None:
     values = {"run": {"families": ["a", "b"], "seeds": [0]}, "families": {"a": {"plm": {"steps": 5, "width": 8}}}}
     found = config.overridden(values, ["plm.steps=100", "run.seeds=[1, 2]", "families.b.plm.learning_rate=1e-3"])
     assert found["run"]["seeds"] == [1, 2]
@@ -104,12 +130,12 @@ def test_overrides_stand_in_place_of_values_of_the_file() -> None:
 
 
 @pytest.mark.parametrize("override", ["plm.steps", "=5", "steps=5", "plm..steps=5", "plm.steps=["])
-def test_what_is_no_override_is_refused(override: str) -> None:
+def test_malformed_overrides_are_refused(override: str) -> None:
     with pytest.raises(PipelineError, match="--set"):
         config.overridden({"run": {"families": ["a"]}}, [override])
 
 
 @pytest.mark.parametrize("values", [{"run": 5}, {"run": {"seeds": [0]}}, None, {"families": {"a": {"plm": 3}}}])
-def test_an_override_of_a_broken_file_is_no_traceback(values: object) -> None:
+def test_an_override_of_a_broken_file_gives_one_line(values: object) -> None:
     with pytest.raises(PipelineError):
         config.checked(config.overridden(values, ["run.seeds.first=1", "plm.steps=5", "families.a.plm.steps=5"]))

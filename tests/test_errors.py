@@ -1,4 +1,4 @@
-"""What is said of a mistake: one printable line of bounded length."""
+"""Error messages: one printable line of bounded length."""
 
 import errno
 
@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd_pipeline.errors import LONGEST_MESSAGE, PipelineError, described, one_line
+from pd_pipeline.errors import MAX_MESSAGE, PipelineError, described, one_line
 
 
 @given(st.text(max_size=5000))
 def test_a_message_is_one_printable_line_of_bounded_length(text: str) -> None:
     message = str(PipelineError(text))
-    assert len(message) <= LONGEST_MESSAGE
+    assert len(message) <= MAX_MESSAGE
     assert message.isprintable()
 
 
-def test_a_short_message_is_left_alone() -> None:
+def test_a_short_message_is_unchanged() -> None:
     assert str(PipelineError("params.yaml: run.seeds: [0, 0]")) == "params.yaml: run.seeds: [0, 0]"
 
 
@@ -35,12 +35,15 @@ def test_control_characters_are_escaped() -> None:
     ("error", "words"),
     [
         (PipelineError("as it is"), "as it is"),
-        (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "/data/x: No space left on device: make room"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/data/x"),
+            "/data/x: No space left on device: free some space",
+        ),
         (OSError(errno.EROFS, "Read-only file system", "/data/x"), "make it writable"),
         (MemoryError(), "out of memory: use a smaller batch"),
         (RecursionError("maximum depth"), "nested too deeply"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "invalid start byte"),
     ],
 )
-def test_what_a_machine_does_to_a_command_is_described(error: BaseException, words: str) -> None:
+def test_errors_of_the_machine_are_described(error: BaseException, words: str) -> None:
     assert words in described(error)

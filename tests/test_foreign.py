@@ -1,4 +1,4 @@
-"""What foreign code raised and where, and an end to its hanging."""
+"""Errors of foreign code with their place, and time limits for code that hangs."""
 
 import subprocess
 import sys
@@ -38,7 +38,7 @@ def test_the_place_is_the_users_own_line(frames: list[tuple[str, int]], chosen: 
     assert place(frames) == chosen
 
 
-def test_an_error_is_said_with_its_type_message_and_place() -> None:
+def test_an_error_is_described_by_type_message_and_place() -> None:
     with pytest.raises(ValueError, match="matmul") as caught:
         np.zeros((2, 3)) @ np.zeros(2)  # the user's line
     assert said(caught.value) == f"ValueError: {caught.value} ({__file__}, line {line_of('# the ' + 'user')})"
@@ -58,7 +58,7 @@ def test_a_call_that_hangs_is_interrupted_and_named() -> None:
     )
 
 
-def test_a_call_that_comes_back_is_left_alone_and_the_inner_of_two_watches_nothing() -> None:
+def test_a_call_that_returns_is_not_interrupted_and_nested_limits_do_nothing() -> None:
     with limited("outer", 0.6), limited("inner", 0.1):
         time.sleep(0.3)
     time.sleep(0.5)  # a signal that came late would end the test

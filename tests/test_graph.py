@@ -1,15 +1,16 @@
-"""The graph: keys, what belongs to what, and which files make an out."""
+"""The graph: keys, dependencies, and which files an out depends on."""
 
 from pathlib import Path
 
 import pytest
 
-from pd_pipeline import graph
+from pd_pipeline import graph, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
+from pd_pipeline.stages import ACROSS
 from tests.dvc_project import SMALL_PARAMS
 
 
@@ -36,12 +37,14 @@ def test_every_key_is_found_by_its_text(project: Graph) -> None:
 @pytest.mark.parametrize(
     ("stage", "key", "named"), [("plm", "other-5", "other-7"), ("nothing", "", "behavior_policies")]
 )
-def test_unknown_work_is_refused_with_what_is_known(project: Graph, stage: str, key: str, named: str) -> None:
+def test_unknown_stages_and_keys_are_refused_with_the_known_ones(
+    project: Graph, stage: str, key: str, named: str
+) -> None:
     with pytest.raises(PipelineError, match=named):
         project.key(stage, key)
 
 
-def test_upstream_agrees_on_every_common_axis(project: Graph) -> None:
+def test_upstream_keys_agree_on_every_common_axis(project: Graph) -> None:
     for stage in project.stages:
         for key in project.keys(stage):
             for _, other in project.upstream(stage, key):
@@ -58,7 +61,7 @@ def test_no_two_pieces_share_an_out(project: Graph) -> None:
     assert not any(one in other.parents for one in outs for other in outs)
 
 
-def test_an_input_holds_the_outs_it_stands_for(project: Graph) -> None:
+def test_an_input_folder_contains_the_outs_of_its_keys(project: Graph) -> None:
     for stage in project.stages:
         for key in project.keys(stage):
             for need, other in project.upstream(stage, key):
@@ -66,7 +69,7 @@ def test_an_input_holds_the_outs_it_stands_for(project: Graph) -> None:
                 assert folder == out or folder in out.parents
 
 
-def test_code_is_what_the_stage_imports(project: Graph) -> None:
+def test_the_code_of_a_stage_is_what_it_imports(project: Graph) -> None:
     key = project.keys("trajectories")[0]
     names = {file.relative_to(PACKAGE).as_posix() for file in project.code("trajectories", key)}
     assert {"trajectories/stage.py", "storage.py", "families/point_robot.py"} <= names
@@ -85,7 +88,7 @@ def test_the_report_depends_on_its_templates(project: Graph) -> None:
     assert any(file.suffix == ".html" for file in project.code("report", Key()))
 
 
-def test_a_family_of_the_project_brings_the_files_it_imports(tmp_path: Path) -> None:
+def test_a_family_of_the_project_depends_on_the_files_it_imports(tmp_path: Path) -> None:
     (tmp_path / "own_helper.py").write_text("GAIN = 1\n")
     (tmp_path / "own_family.py").write_text(
         "import own_helper\nfrom pd_pipeline.families.point_robot import PointRobot\nclass Own(PointRobot): pass\n"
@@ -106,6 +109,43 @@ def test_a_family_name_that_no_key_can_carry_is_refused(tmp_path: Path, name: st
         graph.load(tmp_path)
 
 
+def test_a_block_that_no_stage_reads_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS + "reprot: {rollouts: false}\n")
+    with pytest.raises(PipelineError, match=r"params\.yaml: reprot: no such block: did you mean 'report'"):
+        graph.load(tmp_path)
+
+
+def test_a_stage_of_all_families_has_parameters(project: Graph, tmp_path: Path) -> None:
+    assert {name for name, stage in project.stages.items() if not stage.axes} == set(ACROSS)
+    assert project.stage_params("report", Key()).model_dump() == {"rollouts": True}
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS + "report: {rollouts: false}\n")
+    changed = graph.load(tmp_path)
+    assert changed.stage_params("report", Key()).model_dump() == {"rollouts": False}
+    overridden = graph.load(tmp_path, ("report.rollouts=true",))
+    assert overridden.stage_params("report", Key()).model_dump() == {"rollouts": True}
+    digests = [rendering.digests(each, "report", Key())["parameters"] for each in (changed, overridden)]
+    assert digests[0] != digests[1]
+
+
+def test_the_device_is_part_of_no_digest(project: Graph, tmp_path: Path) -> None:
+    key = project.keys("plm")[0]
+    before = project.stage_params("plm", key), rendering.all_digests(project), rendering.render(project)
+    other = graph.load(tmp_path, ("machine.device=mps",))
+    assert other.params.machine.device == "mps"
+    assert (other.stage_params("plm", key), rendering.all_digests(other), rendering.render(other)) == before
+
+
+def parameters_of(project: Graph, family: str) -> dict[str, str]:
+    found = rendering.all_digests(project)
+    return {stage: digests[family]["parameters"] for stage, digests in found.items() if family in digests}
+
+
+def test_the_data_of_targets_make_stale_what_is_tuned_on_them_and_nothing_else(project: Graph, tmp_path: Path) -> None:
+    before = parameters_of(project, "other")
+    after = parameters_of(graph.load(tmp_path, ("families.other.target.few_shot=2",)), "other")
+    assert {name for name in before if before[name] != after[name]} == {"tuned_prompt_dt", "tuned_noise_prompt"}
+
+
 def test_work_digest_changes_with_the_parameters(project: Graph, tmp_path: Path) -> None:
     key = project.keys("behavior_policies")[0]
     before = project.work_digest("behavior_policies", key)
@@ -121,33 +161,35 @@ def varied(folder: Path, text: str) -> Graph:
     return graph.load(folder)
 
 
-def test_a_variant_is_its_method_with_parameters_of_its_own(tmp_path: Path) -> None:
+def test_a_variant_is_its_method_with_other_parameters(tmp_path: Path) -> None:
     text = VARIANT.replace("methods: [prompt_dt", "methods: [prompt_dt_all, prompt_dt")
-    text = text.replace("    tuned_prompt_dt:", "    tuned_prompt_dt_all: {few_shot: null}\n    tuned_prompt_dt:")
+    text = text.replace(
+        "    tuned_prompt_dt:", "    tuned_prompt_dt_all: {target: {few_shot: null}}\n    tuned_prompt_dt:"
+    )
     project = varied(tmp_path, text)
     stage, key = project.stages["tuned_prompt_dt_all"], project.keys("tuned_prompt_dt_all")[0]
     assert stage.needs == project.stages["tuned_prompt_dt"].needs
     assert project.code("tuned_prompt_dt_all", key) == project.code("tuned_prompt_dt", key)
-    assert project.stage_params("tuned_prompt_dt_all", key).model_dump()["few_shot"] is None
-    assert project.stage_params("tuned_prompt_dt", key).model_dump()["few_shot"] is not None
+    assert project.stage_params("tuned_prompt_dt_all", key).model_dump()["target"]["few_shot"] is None
+    assert project.stage_params("tuned_prompt_dt", key).model_dump()["target"]["few_shot"] is not None
     assert project.out("tuned_prompt_dt_all", key) != project.out("tuned_prompt_dt", key)
 
 
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
-        ("{noise_prompt: prompt_dt}", r"run\.variants: \['noise_prompt'\] are methods already"),
-        ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: a name is small letters"),
+        ("{noise_prompt: prompt_dt}", r"run\.variants: \['noise_prompt'\] are already methods"),
+        ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: a name has only lower-case letters"),
     ],
 )
-def test_variants_that_cannot_be_named_so_are_refused(tmp_path: Path, variants: str, message: str) -> None:
+def test_invalid_names_of_variants_are_refused(tmp_path: Path, variants: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         varied(tmp_path, VARIANT.replace("{prompt_dt_all: prompt_dt}", variants))
 
 
-def test_a_variant_of_nothing_is_refused(tmp_path: Path) -> None:
+def test_a_variant_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
     text = VARIANT.replace("prompt_dt_all: prompt_dt", "mine: no_such_method").replace("methods: [", "methods: [mine, ")
-    with pytest.raises(PipelineError, match=r"run\.methods: 'mine' is no method"):
+    with pytest.raises(PipelineError, match=r"run\.methods: 'mine' is not a method"):
         varied(tmp_path, text)
 
 

@@ -1,4 +1,4 @@
-"""Signals: every stage is over in seconds, leaves no process behind and keeps what was finished."""
+"""Signals: every stage ends within seconds, leaves no process behind and keeps finished work."""
 
 import builtins
 import os
@@ -37,16 +37,17 @@ class Slow(PointRobot):
 """
 SLOW_PARAMS = """\
 run: {families: [slow], seeds: [0], methods: [prompt_dt]}
+machine: {device: cpu}
 families:
   slow:
     environment: {entry_point: "slow_family:Slow", horizon: 6, tasks: 4, test_tasks: [1, 3]}
     behavior_policies: {}
-    trajectories: {workers: 2, episodes_a_shard: 2, episodes: {expert: {train: 20, test: 20}}}
+    trajectories: {workers: 2, episodes_per_shard: 2, episodes: {expert: {train: 20, test: 20}}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 100000000, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}
-    diffuser: {steps: 4, batch: 8, device: cpu}
+    plm: {steps: 100000000, batch_per_task: 2, width: 8, layers: 1, context: 4}
+    diffuser: {steps: 4, batch: 8}
     tuned_prompt_dt: {}
-    evaluation: {workers: 1, device: cpu}
+    evaluation: {workers: 1}
 """
 
 
@@ -76,7 +77,7 @@ def test_collection_ends_within_seconds_and_keeps_the_finished_shards(slow: Path
     finished, children = shards(slow), descendants(process)
     assert len(finished) >= 2
     assert len(children) >= 2
-    process.send_signal(getattr(signal, name))  # to the parent alone
+    process.send_signal(getattr(signal, name))  # only to the parent
     began = time.monotonic()
     process.wait(timeout=5)
     _, alive = psutil.wait_procs(children, timeout=5)
@@ -89,7 +90,7 @@ def test_collection_ends_within_seconds_and_keeps_the_finished_shards(slow: Path
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_training_saves_and_leaves(project: Path, name: str) -> None:
+def test_training_saves_and_exits(project: Path, name: str) -> None:
     text = (project / "params.yaml").read_text().replace("plm: {steps: 60,", "plm: {steps: 100000000,")
     (project / "params.yaml").write_text(text)
     process = start(project, "pd-pipeline", "run", "plm")
@@ -106,17 +107,18 @@ def test_training_saves_and_leaves(project: Path, name: str) -> None:
 ENDLESS = 100_000_000
 WHOLE_PARAMS = f"""\
 run: {{families: [point_robot], seeds: [0], methods: [prompt_dt, full_finetune]}}
+machine: {{device: cpu}}
 families:
   point_robot:
     environment: {{horizon: 8, tasks: 4, test_tasks: [1, 3]}}
     behavior_policies: {{}}
     trajectories: {{workers: 1, episodes: {{expert: {{train: 3, test: 6}}}}}}
     prompts: {{length: 3, stride: 1}}
-    plm: {{steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}}
-    diffuser: {{steps: 4, batch: 8, device: cpu, diffusion: {{steps: 4}}, denoiser: {{width: 8, blocks: 1}}}}
+    plm: {{steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4}}
+    diffuser: {{steps: 4, batch: 8, diffusion: {{steps: 4}}, denoiser: {{width: 8, blocks: 1}}}}
     tuned_prompt_dt: {{prompts: 4}}
-    tuned_full_finetune: {{prompts: 4, steps: 5, batch: 4, device: cpu}}
-    evaluation: {{workers: 2, device: cpu, bootstrap: 50}}
+    tuned_full_finetune: {{prompts: 4, steps: 5, batch: 4}}
+    evaluation: {{workers: 2, bootstrap: 50}}
   cheetah_vel:
     environment: {{horizon: 20}}
     behavior_policies: {{learning: {{steps: {ENDLESS}, batch: 320, workers: 2}}}}
@@ -161,13 +163,15 @@ def test_every_stage_ends_within_seconds_and_leaves_no_process(
     change(root, old, new)
     before = {path: path.read_bytes() for path in (root / "data" / stage).rglob("*") if path.is_file()}
     process = start(root, "pd-pipeline", "run", stage, "--force", "--no-record")
-    deadline = time.monotonic() + 60
     work = root / ".work" / stage
-    while time.monotonic() < deadline and not (work.is_dir() and len(descendants(process)) >= count):
+    deadline, begun = time.monotonic() + 60, time.monotonic()
+    children: list[psutil.Process] = []
+    # half a second into the work, at a moment at which its workers are there: evaluation starts them for every round
+    while time.monotonic() < deadline and (len(children) < count or time.monotonic() < begun + 0.5):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.05)
-    time.sleep(0.5)  # into the work
-    children = descendants(process)
+        begun = begun if work.is_dir() else time.monotonic()
+        children = descendants(process)
     assert len(children) >= count, process.communicate(timeout=5)[0]
     process.send_signal(getattr(signal, name))
     output, _ = process.communicate(timeout=5)
@@ -178,7 +182,7 @@ def test_every_stage_ends_within_seconds_and_leaves_no_process(
     assert {path: path.read_bytes() for path in before} == before, "the old out stands"
 
 
-def test_a_signal_while_the_program_is_read_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_while_modules_are_imported_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
     def interrupted(name: str, *arguments: Any, **rest: Any) -> Any:
@@ -193,7 +197,7 @@ def test_a_signal_while_the_program_is_read_leaves_no_traceback(monkeypatch: pyt
 
 
 def asked_to_stop(*signals: signal.Signals) -> None:
-    """Signals come to a loop that never looks."""
+    """Signals arrive in a loop that never checks for them."""
     with terminated() as stop:
         for number in signals:
             os.kill(os.getpid(), number)
@@ -201,7 +205,7 @@ def asked_to_stop(*signals: signal.Signals) -> None:
         time.sleep(30)
 
 
-def test_a_loop_that_does_not_come_to_ask_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loop_that_does_not_check_for_signals_is_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interruption, "GRACE_SECONDS", 0.2)
     began = time.monotonic()
     with pytest.raises(Interrupted):
@@ -209,13 +213,13 @@ def test_a_loop_that_does_not_come_to_ask_is_left(monkeypatch: pytest.MonkeyPatc
     assert time.monotonic() - began < 5
 
 
-def test_a_second_signal_leaves_at_once() -> None:
+def test_a_second_signal_interrupts_at_once() -> None:
     with pytest.raises(Interrupted) as caught:
         asked_to_stop(signal.SIGINT, signal.SIGINT)
     assert caught.value.code == 128 + signal.SIGINT
 
 
-def test_handlers_are_given_back() -> None:
+def test_signal_handlers_are_restored() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)]
     with terminated() as stop:
         assert not stop()

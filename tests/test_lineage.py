@@ -1,4 +1,4 @@
-"""What DVC is told: contract of the parts of dvc that lineage uses, the guard, and two processes at once."""
+"""What DVC records: the parts of dvc's API that lineage uses, the guard, and two processes at once."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start
 POLICIES, TRAJECTORIES = "behavior_policies", "trajectories"
 KEY = Key("point_robot")
 
-# A family that, while its trajectories are collected, does what the environment variable says to the project.
+# A family that, during collection, changes the project as the environment variable says.
 EDITING_FAMILY = """\
 import os
 from pathlib import Path
@@ -53,7 +53,7 @@ def project(root: Path) -> Graph:
 
 @pytest.fixture
 def editing(tmp_path: Path) -> Path:
-    """A project whose family edits a file of it while it runs; each test has a module name of its own."""
+    """A project whose family edits one of its files during a stage; each test has its own module name."""
     name = f"editing_family_{os.getpid()}_{time.monotonic_ns()}"
     text = SMALL_PARAMS.replace("pd_pipeline.families.point_robot:PointRobot", f"{name}:Own").replace(", other]", "]")
     root = make_project(tmp_path, text)
@@ -85,7 +85,7 @@ def test_up_to_date_work_is_skipped_unless_forced(project: Graph) -> None:
     assert not lineage.run(project, POLICIES, KEY, silent, force=True).skipped
 
 
-def test_another_working_directory_is_no_hindrance(
+def test_works_from_another_working_directory(
     project: Graph, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
@@ -137,7 +137,7 @@ def test_dvc_names_the_stage_to_the_command(root: Path) -> None:
     assert (root / "seen").read_text().strip() == "[one]"
 
 
-def test_outside_a_dvc_project_work_is_just_done(tmp_path: Path) -> None:
+def test_outside_a_dvc_project_work_is_done_without_records(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project = graph.load(tmp_path)
     assert lineage.run(project, POLICIES, KEY, silent).data_version is None
@@ -187,7 +187,7 @@ def test_two_processes_that_record_at_once_both_succeed(root: Path) -> None:
 
     keys = ("point_robot", "other")
     outs = [root / "data/behavior_policies" / key / "policies.json" for key in keys]
-    with Repo(str(root)) as repo, repo.lock:  # so that both wait for it, and then want it at the same moment
+    with Repo(str(root)) as repo, repo.lock:  # so that both wait for it, and then try to take it at the same moment
         processes = [start(root, "pd-pipeline", "run", POLICIES, "--key", key) for key in keys]
         deadline = time.monotonic() + 60
         while not all(out.exists() for out in outs) and time.monotonic() < deadline:
@@ -204,7 +204,7 @@ def test_two_processes_that_record_at_once_both_succeed(root: Path) -> None:
 
 
 def test_parameters_that_change_between_loading_and_working_are_used_and_recorded(root: Path, project: Graph) -> None:
-    """What dvc.lock says the work was made with is what it was made with."""
+    """The parameters in dvc.lock are those that were used."""
     lineage.run(project, POLICIES, KEY, silent)
     change(root, "train: 3", "train: 2")
     lineage.run(project, TRAJECTORIES, KEY, silent)
@@ -221,20 +221,20 @@ def test_parameters_that_change_between_loading_and_working_are_used_and_recorde
     assert "up to date" in call(root, "dvc", "status", "trajectories@point_robot")
 
 
-def test_an_old_graph_does_not_bring_back_the_dvc_yaml_of_the_past(root: Path, project: Graph) -> None:
+def test_an_old_graph_does_not_restore_an_old_dvc_yaml(root: Path, project: Graph) -> None:
     lineage.run(project, POLICIES, KEY, silent)
     change(root, "methods: [prompt_dt, noise_prompt]", "methods: [prompt_dt]")
     lineage.run(project, POLICIES, KEY, silent)
     rendering.check(graph.load(root))
 
 
-def test_a_piece_that_params_yaml_no_longer_asks_for_is_refused(root: Path, project: Graph) -> None:
+def test_a_piece_no_longer_in_params_yaml_is_refused(root: Path, project: Graph) -> None:
     change(root, "[point_robot, other]", "[other]")
     with pytest.raises(PipelineError, match=r"behavior_policies has no key 'point_robot': params\.yaml asks for other"):
         lineage.run(project, POLICIES, KEY, silent)
 
 
-# What somebody else put into an out
+# Files in an out that the pipeline did not make
 
 
 @pytest.fixture
@@ -273,7 +273,7 @@ def test_a_file_that_somebody_changed_is_never_replaced(root: Path, project: Gra
     assert (collected / "expert.parquet").read_bytes() == b"my own episodes, added by hand"
 
 
-def test_moved_away_the_work_goes_on(root: Path, project: Graph, collected: Path) -> None:
+def test_after_the_file_is_moved_away_the_stage_works(root: Path, project: Graph, collected: Path) -> None:
     (collected / "mine.parquet").write_bytes(b"hours of a robot")
     (root / "data/incoming").mkdir()
     (collected / "mine.parquet").rename(root / "data/incoming/mine.parquet")
@@ -281,16 +281,16 @@ def test_moved_away_the_work_goes_on(root: Path, project: Graph, collected: Path
     assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
 
 
-def test_an_out_checked_out_from_dvc_may_be_made_anew(root: Path, project: Graph, collected: Path) -> None:
-    """There is no record of its files, but DVC has them."""
+def test_an_out_checked_out_from_dvc_may_be_replaced(root: Path, project: Graph, collected: Path) -> None:
+    """There is no record of its files, but DVC has them in its cache."""
     shutil.rmtree(root / "data")
     call(root, "dvc", "checkout", *(f"{stage}@point_robot" for stage in (POLICIES, TRAJECTORIES)))
     change(root, "train: 3", "train: 2")
     assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
 
 
-def test_an_older_version_checked_out_from_dvc_may_be_made_anew(root: Path, project: Graph, collected: Path) -> None:
-    """Its record is of later versions, but the files are those of dvc.lock."""
+def test_an_older_version_checked_out_from_dvc_may_be_replaced(root: Path, project: Graph, collected: Path) -> None:
+    """Its record is of a later version, but the files are those of dvc.lock."""
     lock = (root / "dvc.lock").read_bytes()
     params = (root / "params.yaml").read_text()
     for count in (4, 5):
@@ -313,8 +313,8 @@ def test_files_of_unknown_origin_are_not_replaced(root: Path, project: Graph, co
 # Several processes
 
 
-def test_two_doors_at_once_make_every_piece_once(root: Path) -> None:
-    """Whoever comes second waits for the piece, finds it made and goes on: both end well."""
+def test_two_commands_at_once_make_every_piece_once(root: Path) -> None:
+    """The second process waits for the piece, finds it made and continues: both succeed."""
     processes = [start(root, "pd-pipeline", "run", "all") for _ in range(2)]
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -327,7 +327,7 @@ def test_two_doors_at_once_make_every_piece_once(root: Path) -> None:
     assert "up to date" in call(root, "dvc", "status")
 
 
-def test_dvc_repro_and_run_all_at_once_both_end_well(root: Path) -> None:
+def test_dvc_repro_and_run_all_at_once_both_succeed(root: Path) -> None:
     call(root, "pd-pipeline", "graph", "--write")
     processes = [start(root, "dvc", "--wait-for-lock", "repro"), start(root, "pd-pipeline", "run", "all")]
     outputs = [process.communicate(timeout=280)[0] for process in processes]
@@ -336,7 +336,7 @@ def test_dvc_repro_and_run_all_at_once_both_end_well(root: Path) -> None:
     assert "up to date" in call(root, "dvc", "status")
 
 
-def test_a_lock_of_a_process_that_is_another_by_now_is_named_and_mended(root: Path, project: Graph) -> None:
+def test_a_lock_whose_pid_was_reused_is_named_and_fixed(root: Path, project: Graph) -> None:
     lineage.run(project, POLICIES, KEY, silent)
     other = subprocess.Popen(["sleep", "60"])
     try:
@@ -349,22 +349,22 @@ def test_a_lock_of_a_process_that_is_another_by_now_is_named_and_mended(root: Pa
         line = next(line for line in waiting.stdout if "lock" in line)
         assert f"process {other.pid} ('/bin/dvc repro')" in line
         assert "is 'sleep 60': the lock was left behind: `pd-pipeline doctor` removes it" in line
-        mended = [finding for finding in doctor.stale_locks(root) if finding.level == "mended"]
-        assert len(mended) == 1
+        fixed = [finding for finding in doctor.stale_locks(root) if finding.level == "fixed"]
+        assert len(fixed) == 1
         assert waiting.wait(timeout=60) == 0
     finally:
         other.kill()
         other.wait()
 
 
-def test_a_lock_file_that_a_kill_left_empty_is_an_error_that_names_the_doctor(root: Path, project: Graph) -> None:
+def test_an_empty_lock_file_is_an_error_that_names_the_doctor(root: Path, project: Graph) -> None:
     lineage.run(project, POLICIES, KEY, silent)
     (root / ".dvc/tmp/rwlock").write_text("")
     with pytest.raises(PipelineError, match="doctor"):
         lineage.up_to_date(project, POLICIES, KEY)
 
 
-def test_a_run_with_an_override_is_not_recorded_and_is_made_anew_after_it(root: Path, project: Graph) -> None:
+def test_work_with_an_override_is_not_recorded_and_is_redone_later(root: Path, project: Graph) -> None:
     lineage.run(project, POLICIES, KEY, silent)
     lineage.run(project, TRAJECTORIES, KEY, silent)
     before = lock_entry(root, "trajectories@point_robot")

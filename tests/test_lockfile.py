@@ -1,11 +1,11 @@
-"""One entry of dvc.lock replaced as text is what DVC would have written."""
+"""Replacing one entry of dvc.lock as text gives what DVC would have written."""
 
 from typing import Any
 
 import pytest
 from dvc.utils.serialize import dumps_yaml, loads_yaml
 
-from pd_pipeline.lockfile import HEAD, spliced
+from pd_pipeline.lockfile import HEAD, with_entry
 
 
 def entry(name: str, md5: str) -> dict[str, Any]:
@@ -37,15 +37,17 @@ FIRST, SECOND, THIRD = entry("plm@reach-0", "1"), entry("plm@reach-1", "2"), ent
         ((SECOND,), FIRST),
     ],
 )
-def test_an_entry_takes_its_place_or_the_last(before: tuple[dict[str, Any], ...], added: dict[str, Any]) -> None:
+def test_an_entry_replaces_its_namesake_or_is_appended(
+    before: tuple[dict[str, Any], ...], added: dict[str, Any]
+) -> None:
     stages = {name: value for each in before for name, value in each.items()} | added
-    found = spliced(lock(*before), lock(added))
+    found = with_entry(lock(*before), lock(added))
     assert found == dumps_yaml({"schema": "2.0", "stages": stages})
     assert loads_yaml(found)["stages"] == stages
 
 
 def test_the_first_entry_makes_the_file() -> None:
-    assert spliced("", lock(FIRST)) == lock(FIRST)
+    assert with_entry("", lock(FIRST)) == lock(FIRST)
     assert lock(FIRST).startswith(HEAD)
 
 
@@ -59,5 +61,5 @@ def test_the_first_entry_makes_the_file() -> None:
         dumps_yaml({"schema": "2.0", "stages": {"a": FIRST, "b": FIRST}}),
     ],
 )
-def test_a_file_laid_out_otherwise_is_left_to_dvc(text: str) -> None:
-    assert spliced(text, lock(SECOND)) is None
+def test_a_file_with_another_layout_is_left_to_dvc(text: str) -> None:
+    assert with_entry(text, lock(SECOND)) is None

@@ -34,7 +34,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.stdout.close()
 
 
-def test_who_comes_second_waits_says_for_whom_and_goes_on(
+def test_a_second_process_waits_logs_for_whom_and_continues(
     tmp_path: Path, holder: subprocess.Popen[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "SAY_AFTER_SECONDS", 0.2)
@@ -54,7 +54,7 @@ def test_other_pieces_are_not_waited_for(tmp_path: Path, holder: subprocess.Pope
     assert locks.is_free(tmp_path, "plm", "x-1")
 
 
-def test_a_lock_given_away_for_a_while_is_taken_by_who_waits(tmp_path: Path) -> None:
+def test_a_released_lock_is_taken_by_the_process_that_waits(tmp_path: Path) -> None:
     with locks.held(tmp_path, "plm", "x-0") as lock:
         lock.release()
         assert locks.is_free(tmp_path, "plm", "x-0")

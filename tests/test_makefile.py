@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-# Stands in for the interpreter that makes the environment: quick, and as slow as a test asks for by a file `slow`.
+# Replaces the interpreter that makes the environment: quick, or as slow as a file `slow` says.
 PYTHON = """\
 #!/bin/sh
 mkdir -p "$3/bin"
@@ -48,7 +48,7 @@ def calls(folder: Path) -> list[str]:
     return (folder / "calls").read_text().splitlines()
 
 
-def test_it_is_done_once(folder: Path) -> None:
+def test_setup_installs_once(folder: Path) -> None:
     assert make(folder).wait() == 0
     done = calls(folder)
     assert [call.split()[0] for call in done] == ["venv", "pip"]
@@ -58,7 +58,7 @@ def test_it_is_done_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("where", ["venv", "pip"])
-def test_killed_it_begins_with_a_new_environment(folder: Path, where: str) -> None:
+def test_after_a_kill_it_starts_with_a_new_environment(folder: Path, where: str) -> None:
     (folder / f"slow-{where}").touch()
     process = make(folder)
     deadline = time.monotonic() + 20
@@ -74,13 +74,13 @@ def test_killed_it_begins_with_a_new_environment(folder: Path, where: str) -> No
     assert (folder / ".venv/.installed").exists()
 
 
-def test_what_tests_need_comes_on_top(folder: Path) -> None:
+def test_test_requirements_are_installed_on_top(folder: Path) -> None:
     assert make(folder, ".venv/.installed-test").wait() == 0
     assert [call.split()[0] for call in calls(folder)] == ["venv", "pip", "pip"]
     assert calls(folder)[-1].endswith("-e .[test]")
 
 
-def test_killed_while_more_is_installed_everything_is_made_anew(folder: Path) -> None:
+def test_a_kill_during_the_second_installation_redoes_everything(folder: Path) -> None:
     assert make(folder).wait() == 0
     (folder / ".venv.installing").touch()
     assert make(folder).wait() == 0

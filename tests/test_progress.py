@@ -34,7 +34,7 @@ def test_rate_counts_from_where_it_was_resumed(clock: list[float]) -> None:
     assert lines[-1] == "training: 910 of 1,000, 1.0/s, 1 min 30 s left"
 
 
-def test_a_new_task_starts_anew(clock: list[float]) -> None:
+def test_a_new_task_resets_the_rate(clock: list[float]) -> None:
     lines: list[str] = []
     report = LineProgress(lines.append, every_seconds=1000)
     report("one", 1, 2)
@@ -57,6 +57,6 @@ def test_console_writes_lines_where_there_is_no_terminal(capsys: pytest.CaptureF
     assert "collecting: 1 of 1" in capsys.readouterr().err
 
 
-def test_silent_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_silent_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     silent("x", 1, 2)
     assert capsys.readouterr() == ("", "")

@@ -23,7 +23,7 @@ def out(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_record_tells_own_files_from_others(tmp_path: Path, out: Path) -> None:
+def test_a_record_distinguishes_its_files_from_others(tmp_path: Path, out: Path) -> None:
     records.enter(tmp_path, "plm", "x-0", out, out, made="now", seconds=1.0)
     record = records.find(tmp_path, "plm", "x-0")
     assert record is not None
@@ -36,8 +36,8 @@ def test_a_record_tells_own_files_from_others(tmp_path: Path, out: Path) -> None
     assert records.foreign(tmp_path / "none", None) == []
 
 
-def test_the_out_that_is_being_replaced_is_still_known(tmp_path: Path, out: Path) -> None:
-    """A kill between the record and the exchange of the outs must not make the old out somebody else's."""
+def test_the_record_still_knows_the_out_being_replaced(tmp_path: Path, out: Path) -> None:
+    """A kill between the record and the exchange of the outs must not make the old out look foreign."""
     records.enter(tmp_path, "plm", "x-0", out, out, made="old", seconds=1.0)
     new = tmp_path / "new"
     new.mkdir()
@@ -67,7 +67,7 @@ def test_the_clock_adds_up_what_killed_processes_spent(tmp_path: Path, monkeypat
     monkeypatch.setattr(records, "TICK_SECONDS", 0.05)
     with records.clock(tmp_path) as first:
         time.sleep(0.3)
-        ticked = read_json(tmp_path / records.CLOCK_FILE)["seconds"]  # all that a SIGKILL would leave
+        ticked = read_json(tmp_path / records.CLOCK_FILE)["seconds"]  # what a SIGKILL would leave
         assert 0.1 <= ticked <= first.seconds
     with records.clock(tmp_path) as second:
         assert second.seconds >= first.seconds - 0.1
@@ -76,7 +76,7 @@ def test_the_clock_adds_up_what_killed_processes_spent(tmp_path: Path, monkeypat
 
 
 def test_wall_clock_figures_are_in_no_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Made again more slowly, an out has the same digest, and the record has both times."""
+    """An out that is made again more slowly has the same digest, and the record has both times."""
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project, key = graph.load(tmp_path), Key("point_robot")
     graph.run(project, "behavior_policies", key, silent)
@@ -101,7 +101,7 @@ def test_wall_clock_figures_are_in_no_out(tmp_path: Path, monkeypatch: pytest.Mo
     assert record.seconds >= 0.3
 
 
-def test_a_finished_piece_is_known_as_made_until_something_changes(tmp_path: Path) -> None:
+def test_a_finished_piece_is_up_to_date_until_something_changes(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project, key = graph.load(tmp_path), Key("point_robot")
     assert not graph.made_already(project, "behavior_policies", key)

@@ -1,4 +1,4 @@
-"""dvc.yaml as it is rendered."""
+"""Rendering of dvc.yaml."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def test_dvc_reads_the_keys_and_edges_of_the_graph(tmp_path: Path) -> None:
     assert edges == expected | {(rendering.address(*one), "digests") for one in work}
 
 
-def test_what_dvc_reads_of_one_piece(tmp_path: Path) -> None:
+def test_dvcs_view_of_one_piece(tmp_path: Path) -> None:
     from dvc.repo import Repo
 
     root = make_project(tmp_path)
@@ -74,7 +74,7 @@ def test_write_changes_nothing_twice(root: Path) -> None:
     rendering.check(project)
 
 
-def test_check_names_the_command_that_mends(root: Path) -> None:
+def test_check_names_the_command_to_run(root: Path) -> None:
     project = graph.load(root)
     with pytest.raises(PipelineError, match="graph --write"):
         rendering.check(project)
@@ -93,7 +93,7 @@ def test_parameter_values_are_not_in_the_file(root: Path) -> None:
 @pytest.mark.parametrize("block", ["plm", "tuned_noise_prompt", "evaluation"])
 def test_a_block_that_is_left_out_equals_an_empty_one(root: Path, block: str) -> None:
     lines = SMALL_PARAMS.splitlines(True)
-    texts = ["", f"    {block}: {{}}\n", f"    {block}: {{device: auto}}\n"]
+    texts = ["", f"    {block}: {{}}\n", f"    {block}: {{changed: 1}}\n"]
     texts = ["".join(text if line.strip().startswith(f"{block}:") else line for line in lines) for text in texts]
     found = []
     for text in texts:
@@ -110,7 +110,7 @@ def test_inside_the_repository_paths_are_relative_and_named_once() -> None:
 
 
 def test_a_project_within_the_repository_names_the_code_relatively() -> None:
-    """So that its dvc.yaml can be under version control, wherever the checkout lies."""
+    """So that its dvc.yaml can be under version control, wherever the checkout is."""
     published = PACKAGE.parent / "published"
     text = rendering.render(graph.load(published))
     assert "- ../pd_pipeline/training/loop.py" in text
@@ -119,7 +119,7 @@ def test_a_project_within_the_repository_names_the_code_relatively() -> None:
 
 
 def test_elsewhere_the_code_of_the_package_is_known_by_its_digest(root: Path) -> None:
-    """The same bytes installed at another place are the same code."""
+    """The same bytes installed elsewhere are the same code."""
     project = graph.load(root)
     rendering.write(project)
     assert str(PACKAGE) not in (root / "dvc.yaml").read_text()
@@ -171,7 +171,7 @@ def test_an_installed_family_has_no_file_of_its_own(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["on", "null", "other-family", "_x"])
-def test_names_that_yaml_reads_otherwise_survive(root: Path, name: str) -> None:
+def test_names_that_yaml_would_convert_stay_strings(root: Path, name: str) -> None:
     (root / "params.yaml").write_text(SMALL_PARAMS.replace("other", f'"{name}"'))
     stages = YAML(typ="safe").load(rendering.render(graph.load(root)))["stages"]
     assert list(stages["trajectories"]["foreach"]) == ["point_robot", name]

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; equal contents have equal bytes and digests."""
+"""Files appear complete or not at all; equal contents have equal bytes and digests."""
 
 import os
 import signal
@@ -59,8 +59,8 @@ def test_directory_is_replaced_as_a_whole(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchanged in one call", "in two renames"])
 @pytest.mark.parametrize("moment", range(4))
-def test_whatever_rename_it_dies_at_one_directory_stands(tmp_path: Path, exchange: bool, moment: int) -> None:
-    """What is left over is gone, and the one that stood is back, once the next run of the piece begins."""
+def test_a_kill_at_any_rename_leaves_one_directory(tmp_path: Path, exchange: bool, moment: int) -> None:
+    """Once the piece is made again, leftovers are gone and the surviving directory is back in place."""
     path = tmp_path / "out"
     path.mkdir()
     (path / "old").write_text("old")
@@ -156,7 +156,7 @@ def test_missing_and_broken_files_are_named(tmp_path: Path, reader, name: str) -
         (b"null", "holds no JSON object"),
     ],
 )
-def test_json_that_is_no_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_json_that_is_not_an_object_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(PipelineError, match=rf"x\.json: {message}"):
         read_json(tmp_path / "x.json")
@@ -186,13 +186,13 @@ def test_arrays_that_are_not_finite_are_refused(tmp_path: Path, bad: float, kind
         load_arrays(tmp_path / "x.safetensors")
 
 
-def test_arrays_are_of_the_names_and_shapes_expected() -> None:
+def test_unexpected_names_and_shapes_of_arrays_are_refused() -> None:
     found = {"a": np.zeros((2, 3)), "b": np.zeros(())}
     expect_arrays(Path("x"), found, {"a": (None, 3), "b": ()})
     for shapes, message in (
         ({"a": (None, 3), "b": (), "c": (1,)}, "x: lacks c"),
-        ({"a": (None, 3)}, "x: has b, which does not belong there"),
-        ({"a": (None, 4), "b": ()}, r"x: tensor 'a' has the shape \(2, 3\), expected any x 4"),
+        ({"a": (None, 3)}, "x: has unexpected b"),
+        ({"a": (None, 4), "b": ()}, r"x: tensor 'a' has shape \(2, 3\), expected any x 4"),
         ({"a": (6,), "b": ()}, "x: tensor 'a'"),
         ({"a": (2, 3), "b": (1,)}, "x: tensor 'b' .* expected 1"),
     ):
@@ -208,7 +208,7 @@ def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
         load_arrays(path)
 
 
-def test_digest_sees_names_and_contents_but_no_times(tmp_path: Path) -> None:
+def test_digests_depend_on_names_and_contents_but_not_on_times(tmp_path: Path) -> None:
     base = tmp_path / "out"
     (base / "sub").mkdir(parents=True)
     (base / "sub" / "a").write_text("a")

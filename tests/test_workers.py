@@ -1,4 +1,4 @@
-"""Worker processes: shares, answers in order, and what a dead one becomes."""
+"""Worker processes: shares, answers in order, and errors where one dies."""
 
 import os
 import time
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.workers import Answer, Workers, _Pulse, beat, shares
+from pd_pipeline.workers import Answer, Workers, _Heartbeat, beat, shares
 
 
 def scaled(factor: int) -> Answer:
@@ -82,7 +82,7 @@ def moody(name: str) -> Answer:
     def answer(message: Any) -> Any:
         if message == "hang":
             np.vectorize(time.sleep)([60])  # in compiled code of a library
-        if message == "slow":  # but with a sign of life
+        if message == "slow":  # but with heartbeats
             for _ in range(12):
                 time.sleep(0.2)
                 beat()
@@ -95,18 +95,18 @@ def moody(name: str) -> Answer:
     return answer
 
 
-def test_a_silent_process_is_ended_after_the_stated_time() -> None:
+def test_a_hung_process_is_killed_after_its_patience() -> None:
     began = time.monotonic()
     some = Workers(moody, [("a",), ("b",)], "test", "", patience=1.5)
     some.send(["x", "hang"])
-    with pytest.raises(PipelineError, match=rf"not come back for 1\.5 seconds \({__file__}, line {HANGS}\), so its"):
+    with pytest.raises(PipelineError, match=rf"not returned for 1\.5 seconds \({__file__}, line {HANGS}\), so its"):
         some.gather()
     some.kill()
     assert time.monotonic() - began < 30
     assert all(process.exitcode is not None for process in some._processes)
 
 
-def test_a_slow_process_that_gives_signs_of_life_is_waited_for() -> None:
+def test_a_slow_process_with_heartbeats_is_waited_for() -> None:
     with Workers(moody, [("a",)], "test", "", patience=1.5) as some:
         some.send(["slow"])
         assert some.gather() == [("a", "slow")]
@@ -116,32 +116,32 @@ def test_a_slow_process_that_gives_signs_of_life_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("message", "words"), [("leave", "SystemExit.*test_workers.py"), ("refuse", "^test: as it is$")]
 )
-def test_what_a_process_raises_becomes_one_line(message: str, words: str) -> None:
+def test_errors_in_a_process_become_one_line(message: str, words: str) -> None:
     with Workers(moody, [("a",)], "test", "") as some:
         some.send([message])
         with pytest.raises(PipelineError, match=words):
             some.gather()
 
 
-def test_jobs_are_spread_over_whoever_is_free() -> None:
+def test_jobs_go_to_free_processes() -> None:
     with Workers(moody, [("a",), ("b",)], "test", "") as some:
         found = list(some.spread(range(20)))
     assert sorted(number for _, number in found) == list(range(20))
     assert {name for name, _ in found} == {"a", "b"}
 
 
-def test_spreading_ends_at_the_first_refusal_and_at_silence() -> None:
+def test_spreading_ends_at_the_first_error_or_hang() -> None:
     with pytest.raises(PipelineError, match="as it is"), Workers(moody, [("a",), ("b",)], "test", "") as some:
         list(some.spread(["x", "refuse", "x"]))
     began = time.monotonic()
     with (
-        pytest.raises(PipelineError, match="has not come back"),
+        pytest.raises(PipelineError, match="has not returned"),
         Workers(moody, [("a",)], "test", "", patience=1.0) as some,
     ):
         list(some.spread(["x", "hang"]))
     assert time.monotonic() - began < 30
 
 
-def test_in_the_main_process_a_sign_of_life_goes_nowhere() -> None:
+def test_in_the_main_process_a_heartbeat_does_nothing() -> None:
     beat()
-    assert _Pulse.pipe is None
+    assert _Heartbeat.pipe is None

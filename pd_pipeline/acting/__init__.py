@@ -1,1 +1,1 @@
-"""Acting with the PLM: prompted policies, environments side by side, rollouts."""
+"""Acting with the PLM: prompted policies, parallel environments, rollouts."""

@@ -1,9 +1,9 @@
-"""Actors: a policy, and what stands before its window in each of many environments.
+"""Actors: a policy, and the prefix of its window in each of many environments.
 
-Whatever a method conditions the policy with (a prompt, embeddings, a prefix) becomes keys and values of every block
-that the window's tokens look at. It stands first and the mask is causal, so it does not depend on what follows, and
-computing it once is exact. Those of the sliding window are computed anew, since leaving the window changes what the
-remaining steps have seen. A prompt of no steps is no prompt: the policy then sees its window alone.
+Whatever a method conditions the policy with (a prompt, embeddings, a prefix) becomes keys and values of every block,
+to which the window's tokens attend. It comes first and the mask is causal, so it does not depend on what follows, and
+computing it once is exact. Keys and values of the sliding window are recomputed, since a step that leaves the window
+changes what the remaining steps have attended to. With a prompt of zero steps the policy sees its window alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,20 +20,20 @@ from pd_pipeline.models.decision_transformer import (
     PromptingDecisionTransformer,
     Steps,
     causal_mask,
-    residual,
+    to_autocast_dtype,
 )
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Normalization, Prompts
 
 KeysValues = list[tuple[Tensor, Tensor]]
-"""Of every block, each (n, tokens, width)."""
+"""Keys and values of every block, each (n, tokens, width)."""
 
-Begin = Callable[..., KeysValues]
-"""(policy, *conditions) -> what stands before the window; a function of a module, by which alike actors are known."""
+Prefix = Callable[..., KeysValues]
+"""(policy, *conditions) -> keys and values of the prefix; a module-level function: actors are grouped by identity."""
 
 
 class Origin(NamedTuple):
-    """Where a condition comes from: `episode 3` from a step on, or `generated`."""
+    """Where a condition comes from: `episode 3`, from `step` on, or `generated`."""
 
     name: str
     step: int
@@ -44,7 +44,7 @@ class Actors:
     """n actors of one policy."""
 
     policy: PromptingDecisionTransformer
-    begin: Begin
+    prefix: Prefix
     conditions: tuple[Tensor, ...]  # each (n, ...)
     origins: tuple[Origin, ...]  # n
 
@@ -53,7 +53,7 @@ class Actors:
         return len(self.origins)
 
     def select(self, rows: Sequence[int] | np.ndarray) -> "Actors":
-        """The actors of these rows."""
+        """The actors at these rows."""
         picked = torch.as_tensor(np.asarray(rows))
         conditions = tuple(condition[picked.to(condition.device)] for condition in self.conditions)
         return replace(self, conditions=conditions, origins=tuple(self.origins[int(row)] for row in rows))
@@ -61,15 +61,15 @@ class Actors:
     def is_like(self, other: "Actors") -> bool:
         """Whether one forward pass can serve both."""
         shapes = [[condition.shape[1:] for condition in actors.conditions] for actors in (self, other)]
-        return self.policy is other.policy and self.begin is other.begin and shapes[0] == shapes[1]
+        return self.policy is other.policy and self.prefix is other.prefix and shapes[0] == shapes[1]
 
     def started(self) -> "Started":
         """The actors before their first step."""
-        return Started(self.policy, self.begin(self.policy, *self.conditions))
+        return Started(self.policy, self.prefix(self.policy, *self.conditions))
 
 
 def joined(parts: Sequence[Actors]) -> Actors:
-    """Actors that are alike as one."""
+    """Join actors that can share a forward pass."""
     conditions = tuple(torch.cat(columns) for columns in zip(*(part.conditions for part in parts), strict=True))
     return replace(parts[0], conditions=conditions, origins=tuple(origin for part in parts for origin in part.origins))
 
@@ -88,7 +88,7 @@ def prompted(policy: PromptingDecisionTransformer, prompts: Prompts, normalizati
 @torch.no_grad()
 def read_prompt(policy: PromptingDecisionTransformer, *prompt: Tensor) -> KeysValues:
     """Keys and values of n prompts of K* steps (the parts of `Steps`), K* >= 0."""
-    x = policy.norm_embedding(residual(policy.embed_prompt(Steps(*prompt))))  # (n, 3K*, width)
+    x = policy.norm_embedding(to_autocast_dtype(policy.embed_prompt(Steps(*prompt))))  # (n, 3K*, width)
     if not x.shape[1]:
         return [(x, x)] * len(policy.blocks)
     mask, found = causal_mask(x.shape[1], x), []
@@ -99,7 +99,7 @@ def read_prompt(policy: PromptingDecisionTransformer, *prompt: Tensor) -> KeysVa
 
 
 class Started:
-    """Actors under way; without dropout whatever mode the policy is in."""
+    """Actors during an episode; without dropout, whatever mode the policy is in."""
 
     def __init__(self, policy: PromptingDecisionTransformer, before: KeysValues):
         self.policy, self._before = policy, before
@@ -109,7 +109,7 @@ class Started:
     def act(self, window: Steps) -> Tensor:
         """Actions (n, d_a) in [-1, 1] for the last step of windows (n, L); that step's own action is not read."""
         policy = self.policy
-        x = policy.norm_embedding(residual(policy.embed_window(window)[:, :-1]))  # (n, 3L - 1, width)
+        x = policy.norm_embedding(to_autocast_dtype(policy.embed_window(window)[:, :-1]))  # (n, 3L - 1, width)
         full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, tokens + 3L - 1)
         for index, (block, before) in enumerate(zip(policy.blocks, self._before, strict=True)):
             normed = block.norm_attention(x)

@@ -14,7 +14,7 @@ from pd_pipeline.workers import Answer, Workers, beat, shares
 
 
 class Outcome(NamedTuple):
-    """What a step of n environments gave; an environment that has ended gives zeros."""
+    """The results of a step of n environments; zeros for an environment whose episode has ended."""
 
     observations: np.ndarray  # (n, d_s) float32
     rewards: np.ndarray  # (n,) float32
@@ -23,7 +23,7 @@ class Outcome(NamedTuple):
 
 
 def episode_seed(seed: int, task: int, prompt: int, episode: int = 0) -> int:
-    """The seed an episode is reset with: the same for every method, so that prompt i of each meets the same starts."""
+    """The seed of an episode's reset: the same for every method, so that prompt i of each starts alike."""
     return int(np.random.SeedSequence([seed, task, prompt, episode]).generate_state(1)[0])
 
 
@@ -34,10 +34,10 @@ class LocalBatch:
         self.family, self.tasks, self.seeds = family, tasks, seeds
         self.environments = [border.make(family, task) for task in tasks]
         self._ended = np.zeros(len(tasks), bool)
-        self._steps = 0  # of this episode
+        self._steps = 0  # in this episode
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
-        """Begin an episode, with other seeds from now on where given: observations (n, d_s)."""
+        """Start an episode, with new `seeds` from now on if given: observations (n, d_s)."""
         self.seeds = seeds or self.seeds
         self._ended[:] = False
         self._steps = 0
@@ -66,13 +66,13 @@ class LocalBatch:
         return outcome._replace(ended=self._ended.copy())
 
     def _finite(self, values: np.ndarray, what: str) -> np.ndarray:
-        """`values` (n, ...) of n environments."""
+        """`values` (n, ...) of n environments, if finite. Raises PipelineError otherwise."""
         if not np.isfinite(values).all():
             broken = int(np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(1))[0])  # (n, ...) -> (n, k)
             when = f"step {self._steps}" if self._steps else "reset"
             raise PipelineError(
-                f"family '{self.family.name}': the environment of task {self.tasks[broken]} gave "
-                f"{what} values that are not finite ({when}, seed {self.seeds[broken]}): mend the environment"
+                f"family '{self.family.name}': the environment of task {self.tasks[broken]} returned "
+                f"{what} values that are not finite ({when}, seed {self.seeds[broken]}): fix the environment"
             )
         return values
 
@@ -88,7 +88,7 @@ def _local(name: str, block: str, root: Path, tasks: list[int], seeds: list[int]
 
 
 class WorkerBatch:
-    """The same environments spread over worker processes; results do not depend on how many."""
+    """The same environments spread over worker processes; results do not depend on their number."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class WorkerBatch:
         self._workers = Workers(_local, arguments, stage, f"lower {stage}.workers", patience)
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
-        """Begin an episode, with other seeds from now on where given: observations (n, d_s)."""
+        """Start an episode, with new `seeds` from now on if given: observations (n, d_s)."""
         self._seeds = seeds or self._seeds
         self._workers.send([self._seeds[part] for part in self._shares])
         return np.concatenate(self._workers.gather())
@@ -132,11 +132,11 @@ def make_batch(
     patience: float = 600.0,
     stage: str = "evaluation",
 ) -> LocalBatch | WorkerBatch:
-    """One environment for each of `tasks`, reset with `seeds`; `workers` None: one per core. `stage` is for errors.
+    """One environment per entry of `tasks`, reset with `seeds`; `workers` None: one per core. `stage` is for errors.
 
-    A process that gives no sign of life for `patience` seconds is ended.
+    A process that sends no heartbeat for `patience` seconds is killed.
     """
     count = min(workers or os.cpu_count() or 1, len(tasks))
-    if count == 1 and not family.is_foreign:  # code from elsewhere may hang, and a process of its own can be ended
+    if count == 1 and not family.is_foreign:  # foreign code may hang, and only a separate process can be killed
         return LocalBatch(family, tasks, seeds)
     return WorkerBatch(family, block, root, tasks, seeds, count, patience, stage)

@@ -1,6 +1,6 @@
-"""Rollouts: all actors advance together, whatever method and target they are of, one forward pass per group.
+"""Rollouts: the actors of all methods and targets advance together, with one forward pass per group.
 
-Environments share the clock, so the windows of a step have equal length and nothing is padded.
+All environments are at the same step, so windows have equal length and nothing is padded.
 """
 
 from collections.abc import Sequence
@@ -40,11 +40,11 @@ class Group:
 def grouped(parts: Sequence[Actors]) -> list[Group]:
     """Actors of consecutive environments; those that one forward pass can serve are one group."""
     ends = np.cumsum([len(part) for part in parts])
-    alike: list[list[int]] = []
+    compatible: list[list[int]] = []
     for i, part in enumerate(parts):
-        group = next((group for group in alike if parts[group[0]].is_like(part)), None)
+        group = next((group for group in compatible if parts[group[0]].is_like(part)), None)
         if group is None:
-            alike.append([i])
+            compatible.append([i])
         else:
             group.append(i)
     return [
@@ -52,7 +52,7 @@ def grouped(parts: Sequence[Actors]) -> list[Group]:
             np.concatenate([np.arange(ends[i] - len(parts[i]), ends[i]) for i in group]),
             joined([parts[i] for i in group]),
         )
-        for group in alike
+        for group in compatible
     ]
 
 
@@ -64,7 +64,7 @@ class Rollouts:
     success: np.ndarray  # (n,) bool: at any step
     lengths: np.ndarray  # (n,)
     observations: np.ndarray  # (n, T, d_s) before each action; zeros after the end
-    actions: np.ndarray  # (n, T, d_a) as executed; of no meaning after the end
+    actions: np.ndarray  # (n, T, d_a) as executed; meaningless after the end
 
 
 def rollout(
@@ -77,15 +77,15 @@ def rollout(
     bf16: bool = False,
     seeds: list[int] | None = None,
 ) -> Rollouts:
-    """Run one episode in each of n environments, which are reset with `seeds` where given.
+    """Run one episode in each of n environments, which are reset with `seeds` if given.
 
-    Every environment belongs to one of `groups`, whose policies see windows of one length; `target_returns` (n,) go
-    with the environments. The return-to-go that a policy is given falls by the reward received. `bf16` autocasts the
+    Every environment belongs to one of `groups`, whose policies share one window length; `target_returns` (n,) has one
+    entry per environment. The return-to-go that a policy is given falls by the reward received. `bf16` autocasts the
     policies.
     """
     count, horizon = len(target_returns), normalization.horizon
-    acted = np.sort(np.concatenate([group.rows for group in groups]))
-    assert np.array_equal(acted, np.arange(count)), "every environment is in one group"
+    covered = np.sort(np.concatenate([group.rows for group in groups]))
+    assert np.array_equal(covered, np.arange(count)), "every environment is in exactly one group"
     device = next(groups[0].actors.policy.parameters()).device
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     with autocast:
@@ -124,7 +124,7 @@ def rollout(
 
 
 def _parts(group: Group, device: torch.device) -> list[Group]:
-    """On a CPU, parts small enough for their activations to stay in its cache."""
+    """Split a group on a CPU, so that the activations of each part fit its cache."""
     steps = len(group.rows) * group.actors.policy.config.acting_window
     count = -(-steps // CPU_CHUNK) if device.type == "cpu" else 1
     split = np.array_split(np.arange(len(group.rows)), count)

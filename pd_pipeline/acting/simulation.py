@@ -1,7 +1,7 @@
-"""Episodes in the target's environment for methods that tune in it, counted against a budget.
+"""Episodes in the target's environment for online tuning methods, counted against a budget.
 
-Each call is kept in the work folder. A method is a function of its seed and of what it was answered, so that one that
-was killed asks the same again, and gets the kept answers without an episode being run twice or counted twice.
+The results of each call are saved in the work folder. A method is a function of its seed and of these results: after a
+kill it makes the same calls again and gets the saved results, so that no episode is run or counted twice.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.storage import load_arrays, remove, save_arrays
 
 MakeBatch = Callable[[list[int]], LocalBatch | WorkerBatch]
-"""Seeds -> as many environments of the target."""
+"""Seeds -> one environment of the target per seed."""
 
 
 class Simulation:
-    """The target's environment, for at most `budget` episodes. Use it as a context, which ends its processes."""
+    """The target's environment, for at most `budget` episodes. A context manager that ends its processes."""
 
     def __init__(self, make: MakeBatch, normalization: Normalization, budget: int, seed: int, work: Path, title: str):
         self._make, self._normalization, self._budget, self._seed = make, normalization, budget, seed
@@ -32,9 +32,9 @@ class Simulation:
         self._batches: dict[int, LocalBatch | WorkerBatch] = {}
         self._calls = 0
         self.episodes = 0
-        """Run so far."""
+        """Episodes so far."""
         self.steps = 0
-        """Steps of these episodes: as many windows went through the policy."""
+        """Steps of these episodes, which is the number of windows that passed through the policy."""
 
     def __enter__(self) -> Self:
         """The simulation."""
@@ -47,17 +47,14 @@ class Simulation:
         self._batches = {}
 
     def run(self, actors: Actors, target_return: float) -> Rollouts:
-        """One episode of each of n actors, side by side, each from a start of its own.
-
-        Raises PipelineError beyond the budget.
-        """
+        """Run one episode per actor, in parallel, each from its own start. Raises PipelineError beyond the budget."""
         count = len(actors)
         if self.episodes + count > self._budget:
             raise PipelineError(
                 f"{self._title}: asks for {count} more episodes after {self.episodes}, but its budget is {self._budget}"
             )
         file = self._work / f"episodes-{self._calls:06d}.safetensors"
-        found = self._kept(file, count)
+        found = self._saved(file, count)
         if found is None:
             numbers = range(self.episodes, self.episodes + count)
             seeds = [int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0]) for number in numbers]
@@ -78,14 +75,14 @@ class Simulation:
         self.steps += int(found.lengths.sum())
         return found
 
-    def _kept(self, file: Path, count: int) -> Rollouts | None:
-        """What an earlier process was answered at this call."""
+    def _saved(self, file: Path, count: int) -> Rollouts | None:
+        """The results that an earlier process saved for this call, or None."""
         if not file.is_file():
             return None
         try:
             arrays, _ = load_arrays(file)
-            kept = Rollouts(**arrays)
+            saved = Rollouts(**arrays)
         except (PipelineError, TypeError):  # damaged: the episodes are run again
             remove(file)
             return None
-        return kept if len(kept.returns) == count else None
+        return saved if len(saved.returns) == count else None

@@ -1,1 +1,1 @@
-"""Policies that collect trajectories."""
+"""Behaviour policies, which collect trajectories."""

@@ -1,4 +1,4 @@
-"""Many environments with random goals, stepped by a few processes: what PPO collects from."""
+"""Many environments with random goals, stepped by a few processes, from which PPO collects."""
 
 import json
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from pd_pipeline.workers import Answer, Workers, shares
 
 
 class Lanes:
-    """Environments of one process. Episodes follow each other, each under a goal of its own.
+    """The environments (lanes) of one process. Episodes follow one another, each with its own goal.
 
-    What a lane does is a pure function of (seed, round, lane) and the actions: a training that resumes at the start of
-    a round goes on as if it had never stopped.
+    A lane is a pure function of (seed, round, lane) and the actions: training that resumes at the start of a round
+    continues as if it had never stopped.
     """
 
     def __init__(self, family: Locomotion, lanes: Sequence[int], seed: int):
@@ -30,7 +30,7 @@ class Lanes:
         self._returns = np.zeros(len(lanes))
 
     def reset(self, turn: int) -> np.ndarray:
-        """Begin round `turn`: observations with goals (n, d_s + d_g)."""
+        """Start round `turn`: observations with goals (n, d_s + d_g)."""
         self._rngs = [np.random.default_rng([self.seed, turn, lane]) for lane in self.lanes]
         return np.stack([self._begin(i) for i in range(len(self.lanes))])
 
@@ -38,13 +38,13 @@ class Lanes:
         environment, rng = self.environments[i], self._rngs[i]
         environment.goal = self.family.draw_goal(rng)
         self._steps[i], self._returns[i] = 0, 0.0
-        return self._shown(environment, environment.reset(seed=int(rng.integers(2**31)))[0])
+        return self._with_goal(environment, environment.reset(seed=int(rng.integers(2**31)))[0])
 
-    def _shown(self, environment: gymnasium.Env, observation: np.ndarray) -> np.ndarray:
+    def _with_goal(self, environment: gymnasium.Env, observation: np.ndarray) -> np.ndarray:
         return np.concatenate([observation, self.family.goal_features(environment)])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
-        """Observations, rewards (n,), whether an episode ended (n,) and infos; a lane that ended has begun anew."""
+        """Observations, rewards (n,), whether an episode ended (n,) and infos; lanes that ended are already reset."""
         count = len(self.lanes)
         observations = np.empty((count, self.family.observation_size + self.family.goal_size), np.float32)
         rewards, done = np.empty(count, np.float32), np.zeros(count, bool)
@@ -54,10 +54,10 @@ class Lanes:
             rewards[i] = reward
             self._steps[i] += 1
             self._returns[i] += reward
-            shown = self._shown(environment, observation)
+            shown = self._with_goal(environment, observation)
             done[i] = terminated or self._steps[i] == self.family.horizon
             if done[i]:
-                infos[i] = {  # the names by which SB3 bootstraps at a time limit and averages episodes
+                infos[i] = {  # the keys that SB3 uses to bootstrap at a time limit and to average episodes
                     "terminal_observation": shown,
                     "TimeLimit.truncated": not terminated,
                     "episode": {"r": float(self._returns[i]), "l": int(self._steps[i]), "t": 0.0},
@@ -75,10 +75,10 @@ def _local(name: str, block: str, root: Path, lanes: Sequence[int], seed: int) -
 
 
 class WorkerLanes(VecEnv):
-    """`count` lanes in `workers` processes, as Stable-Baselines3 wants them: one answer a process and step.
+    """`count` lanes in `workers` processes as a Stable-Baselines3 VecEnv: one message per process and step.
 
-    `reset` begins the round `turn`, which the caller sets; what comes back does not depend on the number of workers.
-    `ending_cost` is taken off the reward of a step that terminates its episode.
+    `reset` starts the round `turn`, which the caller sets; results do not depend on the number of workers.
+    `ending_cost` is subtracted from the reward of a step that terminates its episode.
     """
 
     def __init__(
@@ -108,35 +108,35 @@ class WorkerLanes(VecEnv):
         return np.concatenate(self._workers.gather())
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Hand out actions (n, d_a)."""
+        """Send out actions (n, d_a)."""
         self._workers.send([actions[part] for part in self._shares])
 
     def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Observations (n, d), rewards (n,), ends (n,), infos."""
         observations, rewards, done, infos = zip(*self._workers.gather(), strict=True)
-        told = list(chain(*infos))
-        terminated = np.array([not info.get("TimeLimit.truncated", True) for info in told])
-        paid = np.concatenate(rewards) - np.float32(self._ending_cost) * terminated
-        return np.concatenate(observations), paid, np.concatenate(done), told
+        all_infos = list(chain(*infos))
+        terminated = np.array([not info.get("TimeLimit.truncated", True) for info in all_infos])
+        net_rewards = np.concatenate(rewards) - np.float32(self._ending_cost) * terminated
+        return np.concatenate(observations), net_rewards, np.concatenate(done), all_infos
 
     def close(self) -> None:
         """End the processes."""
         self._workers.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Of what SB3 asks for, only `render_mode`, which there is none of."""
+        """SB3 only asks for `render_mode`, which is None."""
         if attr_name != "render_mode":
             raise AttributeError(attr_name)
         return [None] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Environments live in other processes."""
+        """Not supported: environments live in other processes."""
         raise AttributeError(attr_name)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        """Environments live in other processes."""
+        """Not supported: environments live in other processes."""
         raise AttributeError(method_name)
 
     def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper], indices: Any = None) -> list[bool]:
-        """They are bare."""
+        """Whether each is wrapped: none is."""
         return [False] * self.num_envs

@@ -1,7 +1,7 @@
-"""Stage behavior_policies: describe the policy of every quality level in `policies.json`, trained where it must be.
+"""Stage behavior_policies: describe the policy of every quality level in `policies.json`, and train it where needed.
 
 Scripted policies need no training: their description is the family's default, changed where params.yaml says so.
-Locomotion has no script: one goal-conditioned policy is trained, and its checkpoints lie beside the descriptions.
+Locomotion has no script: one goal-conditioned policy is trained, and its checkpoints are saved beside the descriptions.
 """
 
 import shutil
@@ -22,12 +22,12 @@ from pd_pipeline.storage import digest, write_json, write_table
 class Trained(Parameters):
     """Policies of an earlier training, an out of this stage, used instead of training again."""
 
-    folder: str = Field(description="beside params.yaml, or absolute")
-    digest: str = Field(description="of its checkpoints, so that params.yaml says which they are")
+    folder: str = Field(description="relative to params.yaml's folder, or absolute")
+    digest: str = Field(description="digest of its checkpoints, so that params.yaml identifies them")
 
 
 class Params(Parameters):
-    """Per quality, what differs from the family's own description; and how policies are trained, where they are."""
+    """Per quality, what differs from the family's default description; and how policies are trained, if they are."""
 
     levels: dict[Name, dict[str, Any]] = {}
     learning: LearningParams = LearningParams()
@@ -35,14 +35,14 @@ class Params(Parameters):
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write the descriptions; a quality that the family does not know needs a whole description in params.yaml."""
+    """Write the descriptions; a quality that the family does not define needs a full description in params.yaml."""
     family, params = context.family, context.params
     metrics: dict[str, Any] = {}
     if isinstance(family, Locomotion):
         if params.trained is None:
             metrics = _train(context, family, params.learning)
         else:
-            _take(context, family, context.root / params.trained.folder, params.trained.digest)
+            _copy_trained(context, family, context.root / params.trained.folder, params.trained.digest)
     elif params.trained is not None:
         raise PipelineError(f"families.{family.name}.behavior_policies.trained: its policies are scripts: remove this")
     levels = family.default_behaviors()
@@ -60,14 +60,14 @@ def run(context: StageContext) -> dict[str, Any]:
     return {"levels": len(levels)} | metrics
 
 
-def _take(context: StageContext, family: Locomotion, folder: Path, wanted: str) -> None:
-    """Copy the checkpoints of `folder`, if they are those asked for."""
+def _copy_trained(context: StageContext, family: Locomotion, folder: Path, wanted: str) -> None:
+    """Copy the checkpoints of `folder`. Raises PipelineError unless their digest is `wanted`."""
     where = f"families.{family.name}.behavior_policies.trained"
     files = [folder / f"{quality}.safetensors" for quality in family.qualities]
     if missing := [file.name for file in files if not file.is_file()]:
         raise PipelineError(f"{where}.folder: {folder} lacks {', '.join(missing)}")
     if (found := digest(*files)) != wanted:
-        raise PipelineError(f"{where}.digest: {wanted}, but the checkpoints of {folder} have {found}")
+        raise PipelineError(f"{where}.digest: {wanted}, but the checkpoints in {folder} have {found}")
     for file in files:
         shutil.copyfile(file, context.out / file.name)
     for description in family.default_behaviors().values():
@@ -75,8 +75,8 @@ def _take(context: StageContext, family: Locomotion, folder: Path, wanted: str) 
 
 
 def _train(context: StageContext, family: Locomotion, params: LearningParams) -> dict[str, Any]:
-    """Train the family's policy into the out: a safetensors file a checkpoint, and `learning.csv`."""
-    from pd_pipeline.behavior.ppo import learn  # seconds to import
+    """Train the family's policy; writes one safetensors file per checkpoint, and `learning.csv`."""
+    from pd_pipeline.behavior.ppo import learn  # takes seconds to import
 
     rows = learn(family, context.environment, context.root, params, context.work, context.progress)
     for quality in family.qualities:

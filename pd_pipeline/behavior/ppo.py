@@ -1,7 +1,7 @@
 """One goal-conditioned policy for all tasks of a family, trained with Stable-Baselines3's PPO, in rounds.
 
-A round is one episode's horizon in every lane and the updates from it. It is a pure function of the state before it
-and (seed, round): the state is saved between rounds, and a training that was killed goes on to the same bytes.
+A round collects one horizon of steps in every lane and updates on them. It is a pure function of the state before it
+and (seed, round): the state is saved between rounds, and training resumed after a kill ends with the same bytes.
 """
 
 import json
@@ -30,7 +30,7 @@ from pd_pipeline.storage import expect_arrays, load_arrays, remove, save_arrays
 
 STATE = "state.safetensors"
 Rows = list[dict[str, float]]
-FIGURES = ("steps", "return_mean", "length_mean", "early_ends")
+COLUMNS = ("steps", "return_mean", "length_mean", "early_ends")
 _log = logging.getLogger("pd_pipeline")
 
 
@@ -42,11 +42,11 @@ def learn(
     work: Path,
     progress: Progress,
 ) -> Rows:
-    """Train; leave `random`, `medium` and `expert` as safetensors in `work`: first, intermediate and last checkpoint.
+    """Train; save `random`, `medium` and `expert` as safetensors in `work`: first, intermediate and last checkpoint.
 
-    `block` is the family's `environment` block, from which workers rebuild it. Returns a row a round: steps, mean
-    return and length of its episodes, exploration noise included, and the share that ended early. Raises Interrupted
-    after SIGTERM; then the state is saved.
+    `block` is the family's `environment` block, from which workers rebuild it. Returns one row per round: steps, mean
+    return and length of its episodes (with exploration noise), and the share that ended early. Raises Interrupted
+    after SIGTERM, once the state is saved.
     """
     if params.lanes * family.horizon % params.batch:
         raise PipelineError(
@@ -57,7 +57,7 @@ def learn(
     if rounds < 2:
         raise PipelineError(
             f"families.{family.name}.behavior_policies.learning.steps: {params.steps} is one round of {params.lanes} x "
-            f"{family.horizon} steps: first, medium and last checkpoint need two at least"
+            f"{family.horizon} steps: first, medium and last checkpoint need at least two"
         )
     named = {0: "random", max(1, int(rounds * params.medium)): "medium", rounds: "expert"}
     workers = params.workers or os.cpu_count() or 1
@@ -87,19 +87,19 @@ def learn(
 
 
 def _resumed(learner: "Learner", path: Path, title: str) -> Rows:
-    """The rows of the rounds done, where a state was saved; one that is damaged is removed, with a word."""
+    """The rows of the finished rounds, where a state was saved; a damaged one is removed with a warning."""
     if not path.exists():
         return []
     try:
         return learner.restore(path)
     except PipelineError as error:
-        _log.warning("%s: begins anew, its saved state is removed: %s", title, error)
+        _log.warning("%s: removed an unusable saved state, starting over: %s", title, error)
         remove(path)
         return []
 
 
 class _numpy_seed_kept:
-    """SB3 shuffles with NumPy's global generator: give it back as it was."""
+    """SB3 shuffles with NumPy's global generator: restore its state afterwards."""
 
     def __enter__(self) -> None:
         self._state = np.random.get_state()  # noqa: NPY002
@@ -109,7 +109,7 @@ class _numpy_seed_kept:
 
 
 class _OneThreadWhileCollecting(BaseCallback):
-    """Threads of PyTorch that wait for work would take the cores from the processes that run environments."""
+    """Idle PyTorch threads would take cores from the processes that step environments."""
 
     def __init__(self, otherwise: int):
         super().__init__()
@@ -154,11 +154,11 @@ class Learner:
         self._horizon = horizon
 
     def _rate(self, _: float) -> float:
-        """SB3 hands over what remains of a round; what counts is the training's."""
+        """Learning rate at this round; SB3's argument, the remainder of the round, is ignored."""
         return self.params.learning_rate * (0.05 + 0.95 * (1 - self.lanes.turn / self._rounds))
 
     def round(self, turn: int) -> dict[str, float]:
-        """Collect from all lanes and update; figures of the episodes that ended."""
+        """Collect from all lanes and update; statistics of the episodes that ended."""
         words = np.random.SeedSequence([self.params.seed, turn]).generate_state(2)
         torch.manual_seed(int(words[0]))
         np.random.seed(int(words[1]))  # noqa: NPY002
@@ -166,7 +166,7 @@ class Learner:
         steps = self.params.lanes * self._horizon
         threads = torch.get_num_threads()
         try:
-            self.ppo.learn(steps, callback=_OneThreadWhileCollecting(threads))  # begins with a reset
+            self.ppo.learn(steps, callback=_OneThreadWhileCollecting(threads))  # starts with a reset
         finally:
             torch.set_num_threads(threads)
         episodes = list(self.ppo.ep_info_buffer or [])
@@ -178,7 +178,7 @@ class Learner:
         }
 
     def export(self, path: Path) -> None:
-        """Write the present policy as `goal_policy` reads it."""
+        """Write the current policy in the format of `goal_policy`."""
         policy: Any = self.ppo.policy
         linears = [m for m in policy.mlp_extractor.policy_net if isinstance(m, torch.nn.Linear)] + [policy.action_net]
         statistics = self._statistics()["inputs"]
@@ -191,7 +191,7 @@ class Learner:
         )
 
     def save(self, path: Path, rows: Rows) -> None:
-        """Keep everything that later rounds depend on."""
+        """Save everything that later rounds depend on."""
         arrays = {f"policy.{name}": t.numpy() for name, t in self.ppo.policy.state_dict().items()}
         for i, moments in self.ppo.policy.optimizer.state_dict()["state"].items():
             arrays |= {f"optimizer.{i}.{name}": t.numpy() for name, t in moments.items()}
@@ -200,7 +200,7 @@ class Learner:
         save_arrays(path, arrays, {"rows": json.dumps(rows)})
 
     def restore(self, path: Path) -> Rows:
-        """Load what `save` kept; the rows of the rounds done. Raises PipelineError, and then changes nothing."""
+        """Load what `save` wrote; returns the rows of the finished rounds. Raises PipelineError, changing nothing."""
         arrays, metadata = load_arrays(path)
         self._check(path, arrays)
         rows = self._rows(path, metadata)
@@ -236,24 +236,25 @@ class Learner:
             raise PipelineError(f"{path}: a variance or a count of its statistics is negative")
 
     def _rows(self, path: Path, metadata: dict[str, str]) -> Rows:
-        """The rows of the rounds done. Raises PipelineError where they are not those of this training."""
+        """The rows of the finished rounds. Raises PipelineError where they do not fit these parameters."""
         try:
             rows = json.loads(metadata["rows"])
         except (KeyError, ValueError, RecursionError) as error:
-            raise PipelineError(f"{path}: no rows that could be read: {error}") from None
+            raise PipelineError(f"{path}: its rows cannot be read: {error}") from None
         steps = self.params.lanes * self._horizon
-        good = (
+        well_formed = (
             isinstance(rows, list)
             and len(rows) <= self._rounds
             and all(
                 isinstance(row, dict)
-                and set(row) == set(FIGURES)
+                and set(row) == set(COLUMNS)
                 and all(isinstance(v, int | float) for v in row.values())
                 for row in rows
             )
         )
-        if not good or [row["steps"] for row in rows] != [(turn + 1) * steps for turn in range(len(rows))] or not rows:
-            raise PipelineError(f"{path}: its rows are not those of rounds of {steps:,} steps")
+        expected = [(turn + 1) * steps for turn in range(len(rows))] if well_formed else []
+        if not expected or [row["steps"] for row in rows] != expected:
+            raise PipelineError(f"{path}: its rows do not fit rounds of {steps:,} steps")
         return rows
 
     def _statistics(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from pd_pipeline.compute import pick_device
-from pd_pipeline.config import Device, Parameters
+from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.fit import compare
 from pd_pipeline.models.diffuser import Denoiser, generate
@@ -26,7 +26,6 @@ class Params(Parameters):
     """How the fit is measured."""
 
     prompts: int = Field(default=512, gt=1, le=100_000, description="prompts generated for it")
-    device: Device = "auto"
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -36,7 +35,7 @@ def run(context: StageContext) -> dict[str, Any]:
     tuned ones are held against prompts of the target's trajectories that tuning did not see, through the chain that
     the prompts which are evaluated come from.
     """
-    device = pick_device(context.params.device)
+    device = pick_device(context.device)
     context.facts["device"] = str(device)
     plm = Pretrained.load(context.inputs["plm"], context.inputs["diffuser"], device)
     assert plm.diffuser is not None

@@ -1,18 +1,32 @@
-"""From scores to metrics: per method, with intervals, normalised, and against methods that had the same data.
+"""From scores to results: per method, with intervals, normalised, and compared with methods that had the same data.
 
-A variant that was tuned on other data says nothing about a method by how far it lies from it. Each is held against the
+How far two methods lie apart that were tuned on different data tells nothing about either. Each is compared with the
 prompt_diffuser, the full_finetune and the prompt_dt (or a variant of these) that had trajectories of the same quality
 and as many of them; where none had, there is no difference.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.results import (
+    OTHER,
+    OWN,
+    Costs,
+    Difference,
+    Given,
+    MethodResult,
+    Metrics,
+    Share,
+    TaskResult,
+    Tuned,
+)
 from pd_pipeline.evaluation.statistics import (
+    Estimate,
     Position,
     Scores,
     estimate,
@@ -22,29 +36,29 @@ from pd_pipeline.evaluation.statistics import (
     position,
     success_rate,
 )
+from pd_pipeline.tuning.summary import Summary
 
 FLOOR, START, CEILING, REFERENCE = "noise_prompt", "prompt_dt", "full_finetune", "prompt_diffuser"
-COMPARED = (REFERENCE, CEILING, START)
-"""Methods that every other one is held against, where they had the same data."""
-
-DESCRIBED = ("method", "frozen", "quality", "few_shot", "shown", "candidates", "chain")
-"""What a tuned out says of itself, beside what its tuning cost; null where it does not."""
-
-OWN = "own"
-"""`shown` of a method that was given trajectories of the target itself, not of another task."""
-
-Metrics = dict[str, dict[str, Any]]
-"""Method -> name -> value."""
 
 
-def summary_of(values: Mapping[str, Any], task: int) -> dict[str, Any]:
-    """The summary of a tuned out for a target: whose trajectories it was shown, its passes through the PLM in one."""
-    passes = values["plm_forward"] + values["plm_backward"]
-    return {**values, "shown": OWN if values["shown_task"] == task else "other", "plm_passes": passes}
+def tuned_of(summary: Summary, task: int) -> Tuned:
+    """What evaluation keeps of the summary of a tuned out for the target `task`."""
+    return Tuned(
+        Given(
+            method=summary.method,
+            frozen=summary.frozen,
+            quality=summary.quality,
+            few_shot=summary.few_shot,
+            shown=OWN if summary.shown_task == task else OTHER,
+            candidates=summary.candidates,
+            chain=summary.chain,
+        ),
+        Costs(summary.tuned_parameters, summary.plm_forward + summary.plm_backward, summary.environment_episodes),
+    )
 
 
 def by_task(scores: pl.DataFrame, method: str) -> Scores:
-    """Returns of a method, of each seed one array (runs,) a task; seeds and tasks sorted, so that methods pair up.
+    """Returns of a method: for each seed one array (runs,) per task, both sorted, so that methods pair up.
 
     A run is a prompt: its episodes share it and are averaged.
     """
@@ -54,109 +68,115 @@ def by_task(scores: pl.DataFrame, method: str) -> Scores:
     return [[np.asarray(values) for values in seed["return"].to_list()] for seed in seeds]
 
 
-def method_metrics(
-    scores: pl.DataFrame, summaries: Mapping[str, Sequence[Mapping[str, Any]]], seed: int, draws: int
-) -> Metrics:
-    """Method -> its metrics. `summaries` say how each was tuned and at what cost: one summary per target.
+def method_metrics(scores: pl.DataFrame, tuned: Mapping[str, Sequence[Tuned]], seed: int, draws: int) -> Metrics:
+    """Method -> its result. `tuned`: method -> what its tuned outs record, one per target (and seed).
 
-    Where the family knows no success (null in the scores) there is no rate of it. Every method must have scores of the
-    same seeds and tasks.
+    Where the family knows no success (null in the scores) there is no rate of it. Raises PipelineError unless every
+    method has scores of the same seeds and tasks.
     """
     methods = scores["method"].unique(maintain_order=True).to_list()
     _check_complete(scores, methods)
-    described = {method: _described(method, summaries.get(method, ())) for method in methods}
+    given = {method: _agreed(method, [out.given for out in tuned.get(method, ())]) for method in methods}
     runs = {method: by_task(scores, method) for method in methods}
-    metrics: Metrics = {}
-    for method in methods:
-        rng = np.random.default_rng(seed)
-        iqm, average = (estimate(runs[method], statistic, rng, draws) for statistic in (interquartile_mean, mean))
-        partners = {name: same_data(described, method, name) for name in COMPARED}
-        differences = {
-            f"difference_to_{name}": None
-            if partner is None
-            else {**paired_difference(runs[method], runs[partner], rng, draws)._asdict(), "reference": partner}
-            for name, partner in partners.items()
-        }
-        normal = _place(runs, method, FLOOR, CEILING, rng, draws)
-        start, ceiling = partners[START], partners[CEILING]
-        share = _place(runs, method, start, ceiling, rng, draws)
-        metrics[method] = {
-            **described[method],
-            "return_mean": average.value,
-            "return_mean_low": average.low,
-            "return_mean_high": average.high,
-            "return_iqm": iqm.value,
-            "ci_low": iqm.low,
-            "ci_high": iqm.high,
-            **_success(scores, method),
-            "normalized": normal.value if normal else None,
-            "normalized_low": normal.low if normal else None,
-            "normalized_high": normal.high if normal else None,
-            **differences,
-            "share": {**share._asdict(), "start": start, "ceiling": ceiling} if share else None,
-            "episodes": scores.filter(pl.col("method") == method).height,
-            "tuned_parameters": max((s["tuned_parameters"] for s in summaries.get(method, ())), default=0),
-            "plm_passes": sum(s["plm_passes"] for s in summaries.get(method, ())),
-            "environment_episodes": sum(s["environment_episodes"] for s in summaries.get(method, ())),
-            "tasks": _tasks(scores, method),
-        }
-    return metrics
+    return {method: _result(scores, runs, given, method, tuned.get(method, ()), seed, draws) for method in methods}
 
 
-def same_data(described: Mapping[str, Mapping[str, Any]], method: str, base: str) -> str | None:
+def _result(
+    scores: pl.DataFrame,
+    runs: Mapping[str, Scores],
+    given: Mapping[str, Given],
+    method: str,
+    tuned: Sequence[Tuned],
+    seed: int,
+    draws: int,
+) -> MethodResult:
+    """One method's result. Its draws begin anew with the seed: what other methods are there changes no interval."""
+    rng = np.random.default_rng(seed)  # the order of what follows decides the draws of each interval
+    iqm, average = (estimate(runs[method], statistic, rng, draws) for statistic in (interquartile_mean, mean))
+    partners = {base: same_data(given, method, base) for base in (REFERENCE, CEILING, START)}
+    differences = {
+        base: None
+        if partner is None
+        else Difference(*paired_difference(runs[method], runs[partner], rng, draws), reference=partner)
+        for base, partner in partners.items()
+    }
+    normal = _place(runs, method, FLOOR, CEILING, rng, draws)
+    start, ceiling = partners[START], partners[CEILING]
+    share = _place(runs, method, start, ceiling, rng, draws)
+    return MethodResult(
+        given=given[method],
+        mean=average,
+        iqm=iqm,
+        success=_success(scores, method),
+        normalized=normal,
+        difference_to_prompt_diffuser=differences[REFERENCE],
+        difference_to_full_finetune=differences[CEILING],
+        difference_to_prompt_dt=differences[START],
+        share=None if share is None or not (start and ceiling) else Share(*share, start=start, ceiling=ceiling),
+        episodes=scores.filter(pl.col("method") == method).height,
+        costs=_total([out.costs for out in tuned]),
+        tasks=_tasks(scores, method),
+    )
+
+
+def same_data(given: Mapping[str, Given], method: str, base: str) -> str | None:
     """The method of the kind `base` that had the same trajectories as `method`; None where there is none.
 
     Of several the one with the plain name, else the one with the shortest: what else is in a name is a variation.
     """
-    wanted = [described[method].get(name) for name in ("quality", "few_shot")]
+    wanted = (given[method].quality, given[method].few_shot)
     found = [
         name
-        for name, says in described.items()
-        if (says.get("method") or name) == base
-        and [says.get("quality"), says.get("few_shot")] == wanted
-        and says.get("shown") in (None, OWN)
+        for name, other in given.items()
+        if other.method == base and (other.quality, other.few_shot) == wanted and other.own_task
     ]
     return min(found, key=lambda name: (name != base, len(name), name), default=None)
 
 
-def _described(method: str, summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What the summaries agree on; null where they differ or say nothing."""
-    agreed: dict[str, Any] = {}
-    for name in DESCRIBED:
-        values = [summary.get(name) for summary in summaries]
-        agreed[name] = values[0] if values and values.count(values[0]) == len(values) else None
-    return agreed | {"method": agreed["method"] or method}
+def _agreed(method: str, given: Sequence[Given]) -> Given:
+    """What all outs of a method agree on; None where they differ, and then the method is that of its name."""
+    agreed = {name: {getattr(out, name) for out in given} for name in (one.name for one in fields(Given))}
+    known: dict[str, Any] = {name: values.pop() for name, values in agreed.items() if len(values) == 1}
+    return Given(**{"method": method} | known)
+
+
+def _total(costs: Sequence[Costs]) -> Costs:
+    return Costs(
+        tuned_parameters=max((cost.tuned_parameters for cost in costs), default=0),
+        plm_passes=sum(cost.plm_passes for cost in costs),
+        environment_episodes=sum(cost.environment_episodes for cost in costs),
+    )
 
 
 def _place(
     runs: Mapping[str, Scores], method: str, low: str | None, high: str | None, rng: np.random.Generator, draws: int
 ) -> Position | None:
-    """Where a method lies from `low` (0) to `high` (1); these themselves lie there without any uncertainty."""
+    """Where a method lies from `low` (0) to `high` (1); these two lie at 0 and 1 without any uncertainty."""
     if low is None or high is None or not {low, high} <= set(runs):
         return None
     found = position(runs[method], runs[low], runs[high], rng, draws)
     return Position(found.value, found.value, found.value) if found and method in (low, high) else found
 
 
-def _success(scores: pl.DataFrame, method: str) -> dict[str, float | None]:
+def _success(scores: pl.DataFrame, method: str) -> Estimate | None:
     rows = scores.filter(pl.col("method") == method)
     known = rows["success"].null_count() == 0
-    found = success_rate([s["success"].to_numpy() for s in rows.partition_by("seed")]) if known else (None,) * 3
-    return dict(zip(("success_rate", "success_low", "success_high"), found, strict=True))
+    return success_rate([seed["success"].to_numpy() for seed in rows.partition_by("seed")]) if known else None
 
 
-def _tasks(scores: pl.DataFrame, method: str) -> dict[str, dict[str, float | None]]:
-    """Target task -> mean return, success and the return asked for (the mean over seeds)."""
+def _tasks(scores: pl.DataFrame, method: str) -> dict[int, TaskResult]:
+    """Target task -> means over its episodes (and seeds)."""
 
     def average(part: pl.DataFrame, name: str) -> float | None:
         known = name in part.columns and part[name].null_count() == 0
         return float(part[name].to_numpy().mean()) if known else None
 
     rows = scores.filter(pl.col("method") == method)
-    names = {"return_mean": "return", "success_rate": "success", "target_return": "target_return"}
     return {
-        str(task): {name: average(part, column) for name, column in names.items()}
-        for (task,), part in rows.group_by("task", maintain_order=True)
+        int(part["task"][0]): TaskResult(
+            float(part["return"].to_numpy().mean()), average(part, "success"), average(part, "target_return")
+        )
+        for part in rows.partition_by("task", maintain_order=True)
     }
 
 

@@ -11,10 +11,11 @@ from pd_pipeline.acting.actors import Actors
 from pd_pipeline.acting.environments import episode_seed, make_batch
 from pd_pipeline.acting.rollouts import Rollouts, grouped, rollout
 from pd_pipeline.compute import pick_device, use_bf16
-from pd_pipeline.config import Device, Parameters
-from pd_pipeline.evaluation.scores import method_metrics, summary_of
+from pd_pipeline.config import Parameters
+from pd_pipeline.evaluation.results import Evaluation, Tuned, save
+from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import atomic_file, save_arrays, write_json
+from pd_pipeline.storage import atomic_file, save_arrays
 from pd_pipeline.tuning import adaptation, summary
 from pd_pipeline.tuning.protocol import Pretrained
 
@@ -29,55 +30,50 @@ class Params(Parameters):
     patience: float = Field(
         default=600.0, gt=0, le=86_400, description="seconds after which a step that has not come back is ended"
     )
-    device: Device = "auto"
     precision: Literal["float32", "bf16"] = Field(
         default="float32", description="bf16 is faster where hardware has it, and then gives other actions"
     )
     bootstrap: int = Field(default=2000, gt=0, le=1_000_000, description="draws of an interval")
 
 
-class Result(NamedTuple):
-    """What one method left for one target."""
+class TunedPolicy(NamedTuple):
+    """What one method left for one target: actors that follow one policy under its prompts."""
 
     method: str
     task: int
     actors: Actors
-    summary: dict[str, Any]
-
-    @property
-    def target_return(self) -> float:
-        """The return that the policy is asked for."""
-        return float(self.summary["target_return"])
+    target_return: float
+    """The return that the policy is asked for."""
+    tuned: Tuned
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write `scores.parquet`, `metrics.json` and `rollouts.safetensors`."""
     params: Params = context.params
-    device = pick_device(params.device)
+    device = pick_device(context.device)
     context.facts.update(device=str(device), precision=params.precision)
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
-    results = [_result(context, name, task, plm) for name, task in tuned(context)]
-    rollouts = _roll_out(context, results, plm, 0)  # those of the first episode are kept
-    tables = [_scores(context, results, rollouts, 0)]
+    policies = [_policy(context, name, task, plm) for name, task in tuned(context)]
+    rollouts = _roll_out(context, policies, plm, 0)  # those of the first episode are kept
+    tables = [_scores(context, policies, rollouts, 0)]
     for episode in range(1, params.episodes):
-        again = _roll_out(context, results, plm, episode)
-        tables.append(_scores(context, results, again, episode))
+        again = _roll_out(context, policies, plm, episode)
+        tables.append(_scores(context, policies, again, episode))
     scores = pl.concat(tables)
     with atomic_file(context.out / "scores.parquet") as temporary:
         scores.write_parquet(temporary)
-    summaries = {result.method: [r.summary for r in results if r.method == result.method] for result in results}
-    metrics = method_metrics(scores, summaries, context.seed, params.bootstrap)
-    write_json(
-        context.out / "metrics.json",
-        {"methods": metrics, "family": context.key.family, "seed": context.seed, "precision": params.precision},
-    )
+    outs: dict[str, list[Tuned]] = {}
+    for policy in policies:
+        outs.setdefault(policy.method, []).append(policy.tuned)
+    metrics = method_metrics(scores, outs, context.seed, params.bootstrap)
+    save(context.out / "metrics.json", Evaluation(metrics, params.precision, context.key.family, context.seed))
     first = scores.with_row_index().filter(pl.col("prompt") == 0, pl.col("episode") == 0)
     rows = first["index"].to_numpy()
     save_arrays(
         context.out / "rollouts.safetensors",
         {"observations": rollouts.observations[rows], "actions": rollouts.actions[rows], "rows": rows.astype(np.int64)},
     )
-    return {f"return_mean_{method}": values["return_mean"] for method, values in metrics.items()}
+    return {f"return_mean_{method}": result.mean.value for method, result in metrics.items()}
 
 
 def tuned(context: StageContext) -> list[tuple[str, int]]:
@@ -91,18 +87,18 @@ def tuned_out(context: StageContext, name: str, task: int) -> Path:
     return context.inputs[name] / str(task)
 
 
-def _result(context: StageContext, name: str, task: int, plm: Pretrained) -> Result:
+def _policy(context: StageContext, name: str, task: int, plm: Pretrained) -> TunedPolicy:
     directory = tuned_out(context, name, task)
     actors = adaptation.load(context.modules[name], directory, plm).actors(plm)
-    said = summary_of(summary.load(directory).model_dump(), task)
-    return Result(name.removeprefix("tuned_"), task, actors, said)
+    written = summary.load(directory)
+    return TunedPolicy(name.removeprefix("tuned_"), task, actors, written.target_return, tuned_of(written, task))
 
 
-def _roll_out(context: StageContext, results: list[Result], plm: Pretrained, episode: int) -> Rollouts:
-    """An episode of every actor of every result."""
-    tasks = [result.task for result in results for _ in range(len(result.actors))]
-    targets = np.array([result.target_return for result in results for _ in range(len(result.actors))])
-    numbers = [number for result in results for number in range(len(result.actors))]
+def _roll_out(context: StageContext, policies: list[TunedPolicy], plm: Pretrained, episode: int) -> Rollouts:
+    """One episode of every actor of every policy."""
+    tasks = [policy.task for policy in policies for _ in range(len(policy.actors))]
+    targets = np.array([policy.target_return for policy in policies for _ in range(len(policy.actors))])
+    numbers = [number for policy in policies for number in range(len(policy.actors))]
     seeds = [episode_seed(context.seed, task, number, episode) for task, number in zip(tasks, numbers, strict=True)]
     workers, patience = context.params.workers, context.params.patience
     environments = make_batch(context.family, context.environment, context.root, tasks, seeds, workers, patience)
@@ -110,27 +106,27 @@ def _roll_out(context: StageContext, results: list[Result], plm: Pretrained, epi
         count = context.params.episodes
         title = f"evaluation {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")
         bf16 = use_bf16(context.params.precision, plm.device)
-        groups = grouped([result.actors for result in results])
+        groups = grouped([policy.actors for policy in policies])
         return rollout(groups, targets, plm.normalization, environments, context.progress, title, bf16)
     finally:
         environments.close()
 
 
-def _scores(context: StageContext, results: list[Result], rollouts: Rollouts, episode: int) -> pl.DataFrame:
+def _scores(context: StageContext, policies: list[TunedPolicy], rollouts: Rollouts, episode: int) -> pl.DataFrame:
     """One row per method, task, seed, actor (numbered by the prompt it acts under) and episode."""
     rows = [
         {
-            "method": result.method,
-            "task": result.task,
+            "method": policy.method,
+            "task": policy.task,
             "seed": context.seed,
             "prompt": number,
             "episode": episode,
-            "target_return": result.target_return,
+            "target_return": policy.target_return,
             "origin": origin.name,
             "origin_step": origin.step,
         }
-        for result in results
-        for number, origin in enumerate(result.actors.origins)
+        for policy in policies
+        for number, origin in enumerate(policy.actors.origins)
     ]
     return pl.DataFrame(rows).with_columns(
         pl.Series("return", rollouts.returns),

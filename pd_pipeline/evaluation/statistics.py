@@ -2,8 +2,8 @@
 
 Scores are given by seed and, within it, by task. With one seed runs are resampled within a task, never across, since
 tasks are fixed and runs are not (Agarwal et al., NeurIPS 2021): the interval is over prompts and starts. Runs of one
-seed share its policy, so that with several seeds an interval is Student's, of one value a seed: a bootstrap of three
-seeds, as of their runs taken for independent, covers far less than it says.
+seed share its policy, so that with several seeds an interval is Student's, of one value per seed: a bootstrap over
+three seeds, or over their runs as if these were independent, covers the mean far less often than its confidence.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 Scores = Sequence[Sequence[np.ndarray]]
-"""Of each seed, one array (runs,) a task; the same tasks under every seed."""
+"""For each seed one array (runs,) per task; the same tasks for every seed."""
 
 
 class Estimate(NamedTuple):
@@ -64,7 +64,7 @@ def paired_difference(
     """Mean over tasks of (mean score - mean reference), tasks and seeds paired.
 
     With one seed the runs of both are resampled within the task, each for itself though prompt i of both meets the
-    same start: rather too wide.
+    same start: the interval is rather too wide.
     """
     seeds = [
         float(np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)]))
@@ -132,10 +132,10 @@ def _over_seeds(value: float, seeds: Sequence[float], confidence: float) -> Esti
 
 
 def success_rate(seeds: Sequence[np.ndarray], confidence: float = 0.95) -> Estimate:
-    """Share of successes of all runs, given one array (runs,) of bools a seed, with Wilson's interval.
+    """Share of successes of all runs, given one array (runs,) of bools per seed, with Wilson's interval.
 
-    With several seeds it reaches as far as Student's interval of their rates, where that is farther: Wilson's takes
-    runs for independent, and Student's knows no uncertainty where all seeds are alike.
+    With several seeds the interval reaches as far as Student's interval of their rates, where that is farther:
+    Wilson's takes runs for independent, and Student's knows no uncertainty where all seeds are alike.
     """
     runs = np.concatenate(list(seeds))
     found = wilson(int(runs.sum()), len(runs), confidence)

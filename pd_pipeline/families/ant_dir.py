@@ -11,7 +11,7 @@ from pd_pipeline.families.base import ExpertBars, split_tasks
 from pd_pipeline.families.locomotion import Locomotion, LocomotionParams
 
 # fmt: off
-ANGLES = (  # radians; of the published data, so that tasks are the same ones
+ANGLES = (  # radians; those of the published data, so that the tasks are the same
     1.203360594568, 0.42663053294, 4.944775479235, 4.123865140631, 4.005661927041, 3.616619644799, 0.245439541053,
     2.2482091824, 5.941902704664, 0.377271853132, 5.428936649786, 5.512178944021, 0.321659287647, 4.099267058824,
     3.466756092623, 3.754286493597, 3.038099947865, 1.778067054402, 1.870665858803, 3.528064503797, 2.488439431117,
@@ -37,7 +37,7 @@ class AntDirParams(LocomotionParams):
     """Parameters of ant_dir."""
 
     split: Literal["published", "validation", "published_ood", "sector"] = Field(
-        default="published", description="which directions are trained on, and which are targets"
+        default="published", description="which directions are for training and which are targets"
     )
 
 
@@ -58,8 +58,8 @@ class AntDirEnv(AntEnv):
     Eight torques in [-1, 1], hip and ankle of each leg.
 
     ## Reward
-    `vx cos(goal) + vy sin(goal) - 0.5 ||action||^2 + 1`, with the torso's velocity over a step of 0.05 s. The 1 is
-    paid on every step, the last one too.
+    `vx cos(goal) + vy sin(goal) - 0.5 ||action||^2 + 1`, with the torso's mean velocity over a step of 0.05 s. The 1 is
+    paid on every step, the last one included.
 
     ## Start, end
     Gymnasium's noisy start. Terminates when the torso's height leaves [0.2, 1] m; else the horizon truncates.
@@ -94,12 +94,12 @@ class AntDir(Locomotion):
     """Reward `v . (cos g, sin g) - 0.5 ||a||^2 + 1`; horizon 200; 50 published angles g.
 
     Splits: `published` holds out five directions of fifty, each 1 to 4 degrees from a training one; `validation`
-    leaves these out and takes five more, to choose settings by. `published_ood` trains on eight directions and tests on
-    three, of which only task 1 lies outside the sector of the training ones, 44 degrees from the nearest. `sector`
-    holds out every direction between 60 and 140 degrees, so that each of its six targets lies outside what was
-    trained on.
-    What differs from the papers: MuJoCo's version; contact costs are zero here as they were, unnoticed, there.
-    History: MACAW's tasks (Mitchell et al., 2021), taken up by Prompt-DT (Xu et al., 2022).
+    leaves these out and holds out five others, for choosing settings. `published_ood` trains on eight directions and
+    tests on three, of which only task 1 lies outside the sector of the training ones, 44 degrees from the nearest.
+    `sector` holds out every direction between 60 and 140 degrees, so that each of its six targets lies outside the
+    training range.
+    Differences from the papers: MuJoCo's version. Contact costs are zero here, as they were there, unnoticed.
+    History: MACAW's tasks (Mitchell et al., 2021), also used by Prompt-DT (Xu et al., 2022).
     """
 
     Params = AntDirParams

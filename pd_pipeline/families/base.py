@@ -9,14 +9,16 @@ subclass of `Family` in a file of its own, name it in params.yaml by its entry p
           entry_point: my_module:MyFamily     # a file beside params.yaml, or an installed module
           ...                                 # the fields of MyFamily.Params
 
-The built-in families need no entry point. A plain Gymnasium environment needs no family class either: see
-`gymnasium_env`.
+The built-in families need no entry point. Other ways to name an environment need no family class: its Gymnasium id
+(`gymnasium: Reacher-v5`), or the entry point of its class or of a function that makes it, see `gymnasium_env`; and any
+task of Meta-World's ML1 (`meta_world: push-v3`), see `ml1`.
 """
 
 import importlib
+import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -62,6 +64,12 @@ class ExpertBars(NamedTuple):
 
 EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=200)]
 """`module:Class` or `module:function`."""
+
+BY_NAME = {
+    "gymnasium": "pd_pipeline.families.gymnasium_env:GymnasiumFamily",
+    "meta_world": "pd_pipeline.families.ml1:ML1",
+}
+"""Field of an `environment` block that names an environment, in place of an entry point -> the family made of it."""
 
 
 class FamilyParams(Parameters):
@@ -109,7 +117,7 @@ class Family(ABC):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether code that is not of this package runs in its environments."""
+        """Whether code that is not of this package makes its environments."""
         return self.params.entry_point is not None and not self.params.entry_point.startswith("pd_pipeline.")
 
     @property
@@ -156,12 +164,15 @@ def split_tasks(
 
 def entry_point(name: str, block: dict[str, Any]) -> str:
     """`module:Class` of a family, from its `environment` block or the built-in table."""
-    given = block.get("entry_point")
-    found = BUILT_IN.get(name) if given is None else given
+    ways = [way for way in ("entry_point", *BY_NAME) if block.get(way) is not None]
+    if len(ways) > 1:
+        raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment: {' and '.join(ways)}: give one of them")
+    found = BUILT_IN.get(name) if not ways else BY_NAME.get(ways[0], block[ways[0]])
     if not found:
         raise PipelineError(
             f"{PARAMS_FILE}: families.{name}: unknown family: built in are {', '.join(BUILT_IN)}; for your own, set "
-            f"families.{name}.environment.entry_point to 'module:Class'"
+            f"families.{name}.environment.entry_point to 'module:Class', or .gymnasium to the id of an environment, or "
+            ".meta_world to a task of Meta-World"
         )
     try:
         return TypeAdapter(EntryPoint).validate_python(found)
@@ -192,12 +203,12 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
     """Build family `name` from its `environment` block of params.yaml."""
     where = f"{PARAMS_FILE}: families.{name}.environment"
     cls = load_class(entry_point(name, block), root, f"{where}.entry_point")
-    if isinstance(cls, type) and issubclass(cls, gymnasium.Env):
+    if inspect.isfunction(cls) or (isinstance(cls, type) and issubclass(cls, gymnasium.Env)):
         from pd_pipeline.families.gymnasium_env import GymnasiumFamily
 
         cls = GymnasiumFamily
     if not (isinstance(cls, type) and issubclass(cls, Family)):
-        raise PipelineError(f"{where}.entry_point: '{cls}' is neither a Family nor a gymnasium.Env")
+        raise PipelineError(f"{where}.entry_point: '{cls}' is neither a Family, a gymnasium.Env nor a function")
     params = parse(cls.Params, block, where)
     try:
         with limited(f"{where}: making '{cls.__name__}'"):
@@ -216,10 +227,21 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
     return family
 
 
-def source_file(name: str, block: dict[str, Any], root: Path) -> Path:
-    """The file that defines the family, where it lies inside the project: a code dependency of its stages."""
-    module = entry_point(name, block).split(":")[0]
-    file = module_file(module, root)
-    if file is None:
-        raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment.entry_point: no module '{module}'")
-    return file
+def source_files(name: str, block: dict[str, Any], root: Path) -> list[Path]:
+    """The files of every entry point in a family's `environment` block, its own first: its stages depend on them."""
+    files = []
+    for module in dict.fromkeys(point.split(":")[0] for point in (entry_point(name, block), *_entry_points(block))):
+        file = module_file(module, root)
+        if file is None:
+            raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment: entry_point: no module '{module}'")
+        files.append(file)
+    return files
+
+
+def _entry_points(block: Mapping[str, Any]) -> Iterator[str]:
+    """Entry points inside a block, at any depth."""
+    for name, value in block.items():
+        if isinstance(value, Mapping):
+            yield from _entry_points(value)
+        elif name == "entry_point" and isinstance(value, str):
+            yield value

@@ -1,8 +1,8 @@
-"""The border between the pipeline and an environment or a policy that somebody else wrote.
+"""The border between the pipeline and an environment or a policy written by somebody else.
 
-Whatever it raises becomes one line, and what it returns has the shape that the family says, or it is refused: NumPy
-would stretch an observation of shape (1,) or a scalar action over a whole row without a word. Values (finite, within
-the bounds) are checked in whole episodes, where that costs nothing: see `trajectories.validation`.
+Whatever foreign code raises becomes one line, and what it returns must have the shape that the family states: NumPy
+would silently broadcast an observation of shape (1,) or a scalar action over a whole row. Values (finite, within the
+bounds) are checked on whole episodes, where that costs nothing: see `trajectories.validation`.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from pd_pipeline.foreign import limited, said
 
 
 class Step(NamedTuple):
-    """What an environment's step gave."""
+    """The result of an environment's step."""
 
     observation: np.ndarray  # (d_s,)
     reward: float
@@ -29,48 +29,48 @@ class Step(NamedTuple):
 
 @contextmanager
 def refusals(family: Family, what: str) -> Iterator[None]:
-    """Turn what foreign code raises, SystemExit too, into a PipelineError that names its place."""
+    """Turn what foreign code raises, SystemExit included, into a PipelineError that says where."""
     try:
         yield
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:
-        raise PipelineError(f"family '{family.name}': {what} raised {said(error)}: mend it and run again") from error
+        raise PipelineError(f"family '{family.name}': {what} raised {said(error)}: fix it and run again") from error
 
 
 def make(family: Family, task: int) -> gymnasium.Env:
-    """A fresh environment of a task."""
+    """A new environment of a task."""
     what = f"making the environment of task {task}"
     with refusals(family, what), limited(f"family '{family.name}': {what}"):
         return family.make(task)
 
 
 def reset(family: Family, environment: gymnasium.Env, **arguments: Any) -> np.ndarray:
-    """Begin an episode; the first observation (d_s,)."""
+    """Start an episode; the first observation (d_s,)."""
     try:
         observation, _ = environment.reset(**arguments)
     except (Exception, SystemExit) as error:
         with refusals(family, "reset of the environment"):
             raise error
-    return _observed(family, observation)
+    return _checked(family, observation)
 
 
 def step(family: Family, environment: gymnasium.Env, action: np.ndarray) -> Step:
-    """Act with (d_a,) and look at what comes back."""
+    """Execute an action (d_a,) and check the result."""
     try:
         observation, reward, terminated, truncated, info = environment.step(action)
         result = Step(observation, float(reward), bool(terminated), bool(truncated), bool(info.get("success", False)))
     except (Exception, SystemExit) as error:
         with refusals(family, "step of the environment"):
             raise error
-    _observed(family, observation)
+    _checked(family, observation)
     return result
 
 
 def act(
     family: Family, policy: Policy, environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """What a policy does, refused unless it has the shape (d_a,)."""
+    """The action of a policy, (d_a,). Raises PipelineError where it has another shape."""
     try:
         action = policy(environment, observation, rng)
     except (Exception, SystemExit) as error:
@@ -79,16 +79,16 @@ def act(
     if getattr(action, "shape", None) != (family.action_size,):
         raise PipelineError(
             f"family '{family.name}': a policy returned an action of shape {np.shape(action)}, expected "
-            f"({family.action_size},): mend the policy"
+            f"({family.action_size},): fix the policy"
         )
     return action
 
 
-def _observed(family: Family, observation: np.ndarray) -> np.ndarray:
+def _checked(family: Family, observation: np.ndarray) -> np.ndarray:
     if getattr(observation, "shape", None) != (family.observation_size,) or observation.dtype.kind != "f":
         kind = getattr(observation, "dtype", type(observation).__name__)
         raise PipelineError(
             f"family '{family.name}': the environment returned an observation of shape {np.shape(observation)} and "
-            f"type {kind}, expected floats of shape ({family.observation_size},): mend the environment"
+            f"type {kind}, expected floats of shape ({family.observation_size},): fix the environment"
         )
     return observation

@@ -18,7 +18,7 @@ class CheetahParams(LocomotionParams):
     """Parameters of the two cheetah families."""
 
     obs: Literal["gym17", "paper20"] = Field(
-        default="gym17", description="paper20 adds the torso's position, whose x tells the task by where it has got to"
+        default="gym17", description="paper20 adds the torso's position, whose x reveals the task"
     )
 
 
@@ -41,7 +41,7 @@ class CheetahEnv(HalfCheetahEnv):
     Six torques in [-1, 1]: back thigh, shin, foot, front thigh, shin, foot.
 
     ## Reward
-    `speed_reward(dx / dt) - 0.05 * ||action||^2`, with dx the way of a step and dt = 0.05 s.
+    `speed_reward(dx / dt) - 0.05 * ||action||^2`, with dx the distance moved in a step and dt = 0.05 s.
 
     ## Start, end
     Gymnasium's noisy start; no terminal state, the horizon truncates.
@@ -49,7 +49,7 @@ class CheetahEnv(HalfCheetahEnv):
 
     def __init__(self, goal: float, obs: str):
         self.goal = goal
-        self._whole = obs == "paper20"
+        self._with_position = obs == "paper20"
         super().__init__(ctrl_cost_weight=CONTROL_COST)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (WIDTHS[obs],), np.float32)
 
@@ -63,13 +63,13 @@ class CheetahEnv(HalfCheetahEnv):
 
     def _get_obs(self) -> np.ndarray:
         parts = [self.data.qpos[1:], self.data.qvel]
-        if self._whole:
+        if self._with_position:
             parts.append(self.data.body("torso").xpos)
         return np.concatenate(parts, dtype=np.float32)
 
 
 class Cheetah(Locomotion):
-    """Sizes of the body."""
+    """What both cheetah families share: sizes, and the goal as the policy's only goal feature."""
 
     params: CheetahParams
     environment: type[CheetahEnv]

@@ -1,4 +1,4 @@
-"""cheetah_dir: run forward or backward, as fast as can be."""
+"""cheetah_dir: run forward or backward, as fast as possible."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ class CheetahDirEnv(CheetahEnv):
 class CheetahDir(Cheetah):
     """Reward `direction * speed - 0.05 ||a||^2`; horizon 200; task 0 runs forward, task 1 backward.
 
-    Splits: both tasks are trained on and both are targets, as in the papers: a target's prompt must tell the two
-    apart, not show something new. What differs from the papers: MuJoCo's version, so that trajectories are equal as
-    distributions only, and the observation, which in the papers had the torso's position too (`obs: paper20`). Their
-    expert data has a mean return of 667 (forward) and 1,134.
-    History: MACAW's tasks (Mitchell et al., 2021), taken up by Prompt-DT (Xu et al., 2022).
+    Splits: both tasks are trained on and both are targets, as in the papers: a target's prompt must distinguish the
+    two, not show something new. Differences from the papers: MuJoCo's version, so that trajectories only agree in
+    distribution, and the observation, which in the papers included the torso's position (`obs: paper20`). Their expert
+    data has a mean return of 667 (forward) and 1,134 (backward).
+    History: MACAW's tasks (Mitchell et al., 2021), also used by Prompt-DT (Xu et al., 2022).
     """
 
     Params = CheetahParams

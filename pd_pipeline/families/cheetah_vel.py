@@ -19,25 +19,25 @@ class CheetahVelParams(CheetahParams):
     """Parameters of cheetah_vel."""
 
     split: Literal["published", "validation"] = Field(
-        default="published", description="validation: five of the training tasks are targets, to choose settings by"
+        default="published", description="validation: five of the training tasks are targets, for choosing settings"
     )
 
 
 class CheetahVelEnv(CheetahEnv):
-    """A cheetah whose reward falls with the distance of its speed from the hidden one. See `CheetahEnv`."""
+    """A cheetah whose reward falls with the difference of its speed from the hidden one. See `CheetahEnv`."""
 
     def speed_reward(self, speed: float) -> float:
-        """Minus the distance in m/s."""
+        """Minus the absolute difference in m/s."""
         return -abs(speed - self.goal)
 
 
 class CheetahVel(Cheetah):
     """Reward `-|speed - goal| - 0.05 ||a||^2`; horizon 200; goals `linspace(0.075, 3, 40)` m/s.
 
-    Splits: the papers' five targets, 35 tasks to train on; each target lies between two training goals 0.075 m/s
-    away. `validation` leaves them out and takes five of the 35, which lie so too. What differs from the papers:
-    MuJoCo's version, and the observation, which there had the torso's position too (`obs: paper20`).
-    History: MACAW's tasks (Mitchell et al., 2021), taken up by Prompt-DT (Xu et al., 2022).
+    Splits: the papers' five targets and 35 training tasks; each target lies between two training goals 0.075 m/s away.
+    `validation` leaves these targets out and takes five of the 35 instead, placed in the same way. Differences from the
+    papers: MuJoCo's version, and the observation, which there included the torso's position (`obs: paper20`).
+    History: MACAW's tasks (Mitchell et al., 2021), also used by Prompt-DT (Xu et al., 2022).
     """
 
     Params = CheetahVelParams

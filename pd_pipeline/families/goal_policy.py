@@ -1,4 +1,4 @@
-"""A learned goal-conditioned policy: weights without pickle, acting in numpy for one environment or many."""
+"""A learned goal-conditioned policy: weights without pickle, acting in NumPy for one environment or many."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ WEIGHTS = "weights"
 
 @dataclass(frozen=True)
 class GoalPolicy:
-    """A Gaussian policy of rectified layers over the normalised observation and goal: N(mu(s, g), diag(std^2)).
+    """A Gaussian policy, N(mu(s, g), diag(std^2)), with mu a ReLU network of the normalised observation and goal.
 
-    The goal's features are read off the environment, never stored with the observation. Actions are in the units of
-    the task and clipped to its bounds, as they were in training.
+    The goal's features are read from the environment, never stored with the observation. Actions are in the units of
+    the task and clipped to its bounds, as in training.
     """
 
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -49,12 +49,12 @@ class GoalPolicy:
         observations: np.ndarray,
         rngs: Sequence[np.random.Generator],
     ) -> np.ndarray:
-        """Actions (n, d_a) for observations (n, d_s), each with noise of its own generator."""
+        """Actions (n, d_a) for observations (n, d_s), each with noise from its own generator."""
         goals = np.stack([self.features(environment) for environment in environments])
         actions = self.mu(np.concatenate([observations, goals], axis=1))
         if self.noise:
-            drawn = np.stack([rng.standard_normal(len(self.low), np.float32) for rng in rngs])
-            actions = actions + self.noise * np.exp(self.log_std) * drawn
+            noise = np.stack([rng.standard_normal(len(self.low), np.float32) for rng in rngs])
+            actions = actions + self.noise * np.exp(self.log_std) * noise
         return np.clip(actions, self.low, self.high).astype(np.float32)
 
     def __call__(self, environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -78,7 +78,7 @@ def load(
     features: Callable[[gymnasium.Env], np.ndarray],
     noise: float,
 ) -> GoalPolicy:
-    """Read a policy for `inputs` = d_s + d_g numbers. Raises PipelineError where it is missing or of another width."""
+    """Read a policy for `inputs` = d_s + d_g numbers. Raises PipelineError where it is missing or has other sizes."""
     arrays, _ = load_arrays(path)
     count = sum(name.endswith(".weight") for name in arrays)
     if wrong := [name for name, array in arrays.items() if array.dtype != np.float32]:
@@ -105,5 +105,5 @@ def load(
 
 
 def located(description: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A description whose weights file, named relative to `policies.json`, is found from anywhere."""
+    """`description` with an absolute path to its weights file, which is named relative to `folder`."""
     return description | {WEIGHTS: str(folder / description[WEIGHTS])} if WEIGHTS in description else description

@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import pkgutil
-from functools import cached_property
+from contextlib import suppress
+from functools import cached_property, partial
 from typing import Any
 
 import gymnasium
@@ -29,9 +30,17 @@ class BehaviorParams(Parameters):
 class GymnasiumParams(FamilyParams):
     """The environment's tasks and the policies that collect in it."""
 
-    entry_point: EntryPoint
+    entry_point: EntryPoint | None = Field(
+        default=None, description="'module:Class', or 'module:function' that makes it"
+    )
+    gymnasium: str | None = Field(
+        default=None,
+        pattern=r"^([\w.-]+/)?[\w.:-]+-v\d+$",
+        max_length=200,
+        description="id of a registered environment, in place of entry_point; 'module:id' imports a module first",
+    )
     tasks: tuple[dict[str, Any], ...] = Field(
-        min_length=2, max_length=MOST_TASKS, description="keyword arguments of the constructor"
+        min_length=2, max_length=MOST_TASKS, description="keyword arguments that make a task: the hidden goal"
     )
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
     options: dict[str, Any] = Field(default={}, description="keyword arguments that all tasks share")
@@ -55,9 +64,10 @@ class FlatEnv(gymnasium.Wrapper):
 
 
 class GymnasiumFamily(Family):
-    """The tasks of a `gymnasium.Env` class that takes its hidden goal as constructor arguments.
+    """The tasks of a Gymnasium environment that takes its hidden goal as keyword arguments.
 
-    Name the class in params.yaml; `tasks` lists what differs between tasks, and no observation may show it:
+    Name it in params.yaml by its class, by a function that makes it, or by its id (`gymnasium: Pendulum-v1`, made
+    without a limit of steps); `tasks` lists what differs between tasks, and no observation may show it:
 
         families:
           pendulum_targets:
@@ -76,8 +86,8 @@ class GymnasiumFamily(Family):
     Success: `info["success"]` or `info["is_success"]`, else never. End: the environment's own, or the horizon.
     A behaviour is a function (environment, observation, rng, **arguments) -> action; `environment.unwrapped` is the
     user's object, so that an expert may read the goal. Its noise is added before actions are clipped to the bounds,
-    and what is stored is the clipped action. Keep the functions in the environment's file: a change there makes the
-    trajectories stale, a change in other files of yours does not.
+    and what is stored is the clipped action. A change of the file of the environment or of a behaviour, or of a file
+    beside params.yaml that these import, makes the trajectories stale.
     """
 
     Params = GymnasiumParams
@@ -92,6 +102,16 @@ class GymnasiumFamily(Family):
         self.train_tasks = tuple(task for task in range(len(params.tasks)) if task not in params.test_tasks)
         self.qualities = tuple(params.behaviors)
 
+    @property
+    def named(self) -> str:
+        """How params.yaml names the environment."""
+        return str(self.params.gymnasium or self.params.entry_point)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Gymnasium's own environments are no code of this package either."""
+        return self.params.gymnasium is not None or super().is_foreign
+
     @cached_property
     def _spaces(self) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
         """Observation and action space, checked. Lazily: a simulator may take seconds to build."""
@@ -104,7 +124,7 @@ class GymnasiumFamily(Family):
         return spaces
 
     def _box(self, kind: str, space: gymnasium.Space) -> gymnasium.spaces.Box:
-        what = f"{self._where}.entry_point: the {kind} space of {self.params.entry_point} is {space}"
+        what = f"{self._where}: the {kind} space of {self.named} is {space}"
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise PipelineError(f"{what}: it must be a one-dimensional Box; flatten it in the environment")
         if kind == "action" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
@@ -135,15 +155,21 @@ class GymnasiumFamily(Family):
     def make(self, task: int) -> gymnasium.Env:
         """The user's environment built with the arguments of `task`."""
         arguments = self.params.options | self.params.tasks[task]
-        cls = self._load(self.params.entry_point, f"{self._where}.entry_point")
-        what = f"{self._where}.tasks.{task}: {self.params.entry_point}(**{arguments})"
+        what = f"{self._where}.tasks.{task}: {self.named}(**{arguments})"
+        if self.params.gymnasium is not None:
+            build = partial(gymnasium.make, self.params.gymnasium, max_episode_steps=-1, disable_env_checker=True)
+        else:
+            build = self._load(str(self.params.entry_point), f"{self._where}.entry_point")
         try:
             with limited(what):
-                return FlatEnv(cls(**arguments))
+                environment = build(**arguments)
         except PipelineError:
             raise
         except (Exception, SystemExit) as error:
             raise PipelineError(f"{what}: {said(error)}") from error
+        if not isinstance(environment, gymnasium.Env):
+            raise PipelineError(f"{what}: made {type(environment).__name__}, not a gymnasium.Env")
+        return FlatEnv(environment)
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
         """`behaviors` of params.yaml, with every function and both spaces checked."""
@@ -180,11 +206,15 @@ class GymnasiumFamily(Family):
 
     def versions(self) -> dict[str, str]:
         """The installed package of the environment decides the trajectories too."""
-        package = self.params.entry_point.split(":")[0].split(".")[0]
-        try:
-            return super().versions() | {package: importlib.metadata.version(package)}
-        except importlib.metadata.PackageNotFoundError:  # a file of the project
-            return super().versions()
+        environment = self.make(self.train_tasks[0])
+        modules = {cls.__module__ for cls in type(environment.unwrapped).__mro__}
+        environment.close()
+        modules |= {"mujoco"} if any(name.startswith("gymnasium.envs.mujoco") for name in modules) else set()
+        found = super().versions()
+        for package in {name.split(".")[0] for name in (*modules, str(self.params.entry_point))}:
+            with suppress(importlib.metadata.PackageNotFoundError):  # a file of the project
+                found[package] = importlib.metadata.version(package)
+        return found
 
     def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray | None:
         """The environment's own picture, where `options` ask for `render_mode: rgb_array`."""

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -162,13 +162,13 @@ class MetaWorld(Family):
     """
 
     params: MetaWorldParams
-    environment: ClassVar[str]
+    environment: str
     """Meta-World's name of the task."""
-    tasks: ClassVar[range]
+    tasks: range
     """Of the benchmark's fifty training tasks."""
-    targets: ClassVar[Mapping[str, tuple[int, ...]]]
-    """Split -> its target tasks."""
-    success_radius: ClassVar[float]  # metres
+    targets: Mapping[str, tuple[int, ...]]
+    """Split -> its target tasks; those of `published` are trained on in no split."""
+    success_radius: float  # metres
     observation_size = 39
     action_low = np.full(4, -1.0, np.float32)
     action_high = np.full(4, 1.0, np.float32)

@@ -1,4 +1,4 @@
-"""Meta-World ML1 pick-place-v3: grasp a puck that lies elsewhere in every task and carry it to a hidden place."""
+"""Meta-World ML1 pick-place-v3: grasp a puck, which lies elsewhere in every task, and carry it to a hidden goal."""
 
 from typing import Any
 
@@ -17,13 +17,13 @@ TARGETS = {
 
 
 class PuckToGoal:
-    """A script that takes the hand to the goal, made to take the puck there."""
+    """Wraps a script that moves the hand to the goal, so that it moves the puck there."""
 
     def __init__(self, script: Any):
         self._script = script
 
     def get_action(self, observation: np.ndarray) -> np.ndarray:
-        """The action (4,) at an observation (39,) with the goal: goal + hand - puck is where the hand has to go."""
+        """The action (4,) for an observation (39,) with the goal: the hand must move to goal + hand - puck."""
         moved = observation.copy()
         moved[GOAL] += observation[HAND] - observation[PUCK]
         return self._script.get_action(moved)
@@ -33,21 +33,21 @@ class PickPlaceParams(MetaWorldParams):
     """Parameters of ML1 pick-place."""
 
     horizon: int = Field(default=500, gt=0, le=500, description="as in the papers; Meta-World allows no more")
-    benchmark_seed: int = Field(default=1, ge=0, description="seed of ML1: decides goals and places of the puck")
+    benchmark_seed: int = Field(default=1, ge=0, description="seed of ML1: sets the goals and the puck's positions")
 
 
 class PickPlace(MetaWorld):
-    """ML1 pick-place-v3: 45 tasks to train on and the papers' 5 to test, benchmark seed 1, horizon 500.
+    """ML1 pick-place-v3: 45 training tasks and the papers' 5 test tasks, benchmark seed 1, horizon 500.
 
-    The puck must be seen to be grasped, so it is not masked, and its place differs by task: a policy may know a
-    training task by it. Only the goal, in the air above the table, is for the prompt to tell. Success: the puck within
-    7 cm of the goal; the full reward within 5.
+    The puck must be seen to be grasped, so it is not masked, and its position differs by task: a policy may recognise a
+    training task by it. Only the goal, in the air above the table, must come from the prompt. Success: the puck within
+    7 cm of the goal; full reward within 5 cm.
 
-    Two things make the scripted data fit to learn precision from. Meta-World's script takes the hand to the goal, and
-    the puck, which hangs 4 to 5 cm below it, to the edge of those 5 cm, so that a policy as precise as a centimetre
-    earns little: here it takes the puck there. And the expert is pushed now and then while it holds the puck, since
-    data of an undisturbed one shows no error being corrected, and the policy learned from it comes to rest beside the
-    goal, on the tasks it was trained on too.
+    Two changes make the scripted data precise enough to learn from. Meta-World's script moves the hand to the goal, and
+    so the puck, which hangs 4 to 5 cm below, to the edge of those 5 cm, where a policy that is a centimetre off earns
+    little: here the script moves the puck to the goal. And the expert is pushed now and then while it holds the puck:
+    undisturbed data shows no errors being corrected, and a policy trained on it stops beside the goal, even on training
+    tasks.
     """
 
     Params = PickPlaceParams
@@ -58,13 +58,13 @@ class PickPlace(MetaWorld):
     success_radius = 0.07
 
     def script(self) -> Any:
-        """Above the puck, down, close, to the goal."""
+        """Move above the puck, down, close the gripper, move to the goal."""
         from metaworld.policies import SawyerPickPlaceV3Policy
 
         return PuckToGoal(SawyerPickPlaceV3Policy())
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
-        """Expert: the script with a little noise, so that episodes differ, and pushes. Medium: a weak and noisy one."""
+        """Expert: the script with a little noise, so that episodes differ, and pushes. Medium: weak and noisy."""
         start = {"exploring_steps": 20}
         pushes = {"push_chance": 0.03, "push_steps": 8, "push_lifted": True}
         return {

@@ -19,7 +19,7 @@ class PointRobotParams(FamilyParams):
     test_tasks: tuple[int, ...] = (3, 8)
     radius: float = Field(default=1.0, gt=0)
     step_size: float = Field(default=0.15, gt=0, description="distance moved by an action component of 1")
-    goal_radius: float = Field(default=0.2, gt=0, description="success closer than this")
+    goal_radius: float = Field(default=0.2, gt=0, description="success within this distance")
     reward: Literal["dense", "sparse"] = "dense"
 
 
@@ -113,7 +113,7 @@ class PointRobot(Family):
         return PointRobotEnv(self._goal(task), self.params)
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
-        """Expert walks straight, medium slowly and with noise, random anywhere."""
+        """Expert goes straight to the goal, medium slowly and with noise, random anywhere."""
         return {
             "expert": {"gain": 6.0, "noise": 0.1},
             "medium": {"gain": 0.8, "noise": 0.5},

@@ -1,4 +1,4 @@
-"""Meta-World ML1 reach-v3: a robot arm moves its gripper to a hidden place."""
+"""Meta-World ML1 reach-v3: a robot arm moves its gripper to a hidden goal."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pd_pipeline.families.meta_world import MetaWorld, MetaWorldParams
 
-TASKS = range(20)  # of ML1's fifty training tasks, those of the papers
+TASKS = range(20)  # the papers' share of ML1's fifty training tasks
 TARGETS = {
     "published": (5, 8, 14, 15, 19),  # 6, 9, 15, 16 and 20 of the papers, counted from one
     "validation": (0, 2, 11, 12, 16),
@@ -20,14 +20,14 @@ class ReachParams(MetaWorldParams):
 
 
 class Reach(MetaWorld):
-    """ML1 reach-v3: the first 20 training tasks of the benchmark seed, 15 to train on and 5 to test.
+    """ML1 reach-v3: the first 20 training tasks of the benchmark seed, 15 for training and 5 for testing.
 
     What makes a target hard is how far its goal lies outside the convex hull of the training goals (0 to 68 mm), more
     than the distance to the nearest one (10 to 69 mm). The split `validation` leaves the published targets out
-    altogether and takes those five of the fifteen training tasks whose two distances come closest to theirs (0 to 74
-    and 18 to 74 mm): whatever is chosen by looking at returns is chosen there, or under another benchmark seed, whose
-    goals are others. Success: the fingertips within 5 cm of the goal; the scripted policy brings the hand there, 4.5 cm
-    above them, so that an error of 5 mm downward or 2 cm sideways already fails.
+    entirely and takes the five of the fifteen training tasks whose two distances are closest to theirs (0 to 74 and 18
+    to 74 mm): whatever is chosen by looking at returns is chosen there, or under another benchmark seed, which has
+    other goals. Success: the fingertips within 5 cm of the goal; the scripted policy brings the hand there, 4.5 cm
+    above the fingertips, so that an error of 5 mm downward or 2 cm sideways already fails.
     """
 
     Params = ReachParams
@@ -38,16 +38,16 @@ class Reach(MetaWorld):
     success_radius = 0.05
 
     def script(self) -> Any:
-        """Straight to the goal."""
+        """Move straight to the goal."""
         from metaworld.policies import SawyerReachV3Policy
 
         return SawyerReachV3Policy()
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
-        """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one.
+        """Expert: the script with a little noise, so that episodes differ. Medium: weak and noisy.
 
-        The expert is pushed now and then: without that no step of its data lies more than millimetres off its path,
-        and no loss on it tells a policy that corrects itself from one that does not.
+        The expert is pushed now and then: otherwise no step of its data is more than millimetres off its path, and no
+        loss on it distinguishes a policy that corrects itself from one that does not.
         """
         start = {"exploring_steps": 40}
         return {

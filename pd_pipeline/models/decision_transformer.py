@@ -4,9 +4,9 @@ One sequence is the prompt followed by the recent window, each step as three tok
 
     [ R*_1 s*_1 a*_1 ... R*_K* s*_K* a*_K* | R_1 s_1 a_1 ... R_K s_K a_K ]
 
-and the action of step k is read off the state token s_k. Sequences are right-padded, so that the causal mask alone
-keeps valid tokens from padding; prompts are always full. What is computed is what GPT-2 computes, less work:
-the last block runs only for the tokens that are read.
+and the action of step k is predicted at the state token s_k. Sequences are right-padded, so that the causal mask alone
+keeps valid tokens from attending to padding; prompts are always full. The outputs equal those of GPT-2's blocks, with
+less work: the last block is computed only for the tokens that are read.
 """
 
 from collections.abc import Sequence
@@ -19,21 +19,21 @@ from torch import Tensor, nn
 
 from pd_pipeline.config import LONGEST_HORIZON, Parameters
 
-# Bounds that no user misses, in training and in a config.json that is read.
-WIDEST = 16_384
-DEEPEST = 200
-LONGEST_PROMPT = 1000  # steps
+# Generous upper bounds, for params.yaml and for a config.json that is loaded.
+MAX_WIDTH = 16_384
+MAX_LAYERS = 200
+MAX_PROMPT_LENGTH = 1000  # steps
 
 
 class PolicyShape(Parameters):
-    """What a user chooses of the policy transformer."""
+    """The settings of the policy transformer that a user chooses."""
 
-    context: int = Field(default=20, gt=0, le=10_000, description="K, steps of the window")
+    context: int = Field(default=20, gt=0, le=10_000, description="K, steps per window")
     acting_context: int | None = Field(
-        default=None, gt=0, description="steps of the window in acting and in tuning, at most K; None: K"
+        default=None, gt=0, description="steps per window when acting and tuning, at most K; None: K"
     )
-    width: int = Field(default=128, gt=0, le=WIDEST)
-    layers: int = Field(default=3, gt=0, le=DEEPEST)
+    width: int = Field(default=128, gt=0, le=MAX_WIDTH)
+    layers: int = Field(default=3, gt=0, le=MAX_LAYERS)
     heads: int = Field(default=1, gt=0, le=256)
     dropout: float = Field(default=0.1, ge=0, lt=1)
 
@@ -42,15 +42,15 @@ class PolicyShape(Parameters):
         if self.width % self.heads:
             raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.acting_window > self.context:
-            raise ValueError(f"acting_context {self.acting_context} is above context {self.context}, the one trained")
+            raise ValueError(f"acting_context {self.acting_context} exceeds context {self.context}")
         return self
 
     @property
     def acting_window(self) -> int:
-        """Steps of the window in acting, and in the action loss that prompts are tuned by.
+        """Steps per window when acting, and in the action loss that tunes prompts.
 
-        With a long history a policy goes on with its own earlier actions instead of correcting them; a shorter one
-        leaves it the prompt and the state. Every window up to K was met in training, so none is foreign to it.
+        With a long history a policy tends to continue its own earlier actions instead of correcting them; with a short
+        one it must rely on the prompt and the state. Training covers every window length up to K.
         """
         return self.acting_context or self.context
 
@@ -61,9 +61,9 @@ class PolicyConfig(PolicyShape):
     observation_size: int = Field(gt=0, le=100_000)
     action_size: int = Field(gt=0, le=100_000)
     max_timestep: int = Field(
-        gt=0, le=LONGEST_HORIZON, description="embedded timesteps: 0 .. max_timestep - 1, the horizon"
+        gt=0, le=LONGEST_HORIZON, description="the horizon: timesteps 0 .. max_timestep - 1 are embedded"
     )
-    prompt_length: int = Field(default=5, gt=0, le=LONGEST_PROMPT, description="K*, steps of a prompt")
+    prompt_length: int = Field(default=5, gt=0, le=MAX_PROMPT_LENGTH, description="K*, steps per prompt")
 
 
 class Steps(NamedTuple):
@@ -76,7 +76,7 @@ class Steps(NamedTuple):
 
 
 class StepEmbedding(nn.Module):
-    """Three tokens a step, each plus the embedding of its timestep."""
+    """Three tokens per step, each plus the embedding of its timestep."""
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
@@ -100,14 +100,14 @@ class StepEmbedding(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout for all layers of a model out of one pool of random keeps, drawn once per forward pass.
+    """Dropout for all layers of a model, with masks from one random pool that is drawn once per forward pass.
 
     PyTorch draws a float for every element of every layer from the global generator, which on a CPU costs as much as
-    the layers themselves. Here a forward pass draws one pool, eight bits per element, and a layer reads the pool from
-    a random place on. The rate is rounded to 1/256 and the scale is exact for the rounded rate.
+    the layers themselves. Here a forward pass draws one pool, eight bits per element, and each layer reads it from a
+    random offset. The rate is rounded to 1/256 and the scale is exact for the rounded rate.
     """
 
-    spread = 1 << 16  # places at which a layer may begin to read
+    spread = 1 << 16  # number of possible offsets
 
     def __init__(self, rate: float):
         super().__init__()
@@ -119,12 +119,12 @@ class Dropout(nn.Module):
     def refresh(self, like: Tensor, elements: int, uses: int, generator: torch.Generator | None) -> None:
         """Draw a pool for `uses` layers of at most `elements` elements, of the type and device of `like`.
 
-        Without a generator from the device's own. Out of training, or at a rate of 0, nothing is drawn.
+        Without a generator, the device's default one is used. Outside training, or at a rate of 0, nothing is drawn.
         """
         if not self.training or self.threshold == 0:
             return
         words = torch.empty((elements + self.spread) // 8 + 1, dtype=torch.int64, device=like.device)
-        # all 64 bits random: from the least integer up, with no upper bound
+        # all 64 bits random: from the smallest integer up, without an upper bound
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
         self.pool = (words.view(torch.uint8) >= self.threshold).to(like.dtype).mul_(256 / (256 - self.threshold))
         self.offsets = torch.randint(0, self.spread, (uses,), generator=generator, device=like.device).tolist()
@@ -164,7 +164,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor, mask: Tensor, drop: Dropout, read: Tensor | None = None) -> Tensor:
         """Tokens (B, T, width) -> (B, R, width) at the token indices `read` (R,), or at all of them.
 
-        `mask` (R, T) is added to the attention scores: 0 where a token may look, -inf where not.
+        `mask` (R, T) is added to the attention scores: 0 where a token may attend, -inf where not.
         """
         normed = self.norm_attention(x)
         keys, values = self.key_value(normed).chunk(2, dim=-1)
@@ -173,9 +173,10 @@ class Block(nn.Module):
         return self.attend(x, normed, keys, values, mask, drop)
 
     def attend(self, x: Tensor, normed: Tensor, keys: Tensor, values: Tensor, mask: Tensor, drop: Dropout) -> Tensor:
-        """Residual stream x (B, R, width) through attention to keys and values (B, T, width) and the MLP.
+        """Pass the residual stream x (B, R, width) through attention to keys and values (B, T, width) and the MLP.
 
-        The scores are written out: at 75 tokens they are small, and fused attention took three times as long on a CPU.
+        The scores are computed explicitly: at 75 tokens they are small, and fused attention took three times as long
+        on a CPU.
         """
         queries = self._split(self.query(normed))  # (B h, R, width / h)
         scale = queries.shape[-1] ** -0.5
@@ -198,7 +199,7 @@ class Block(nn.Module):
 
 
 class PromptingDecisionTransformer(nn.Module):
-    """Predicts the actions of a window, given a prompt."""
+    """Predicts the actions of a window given a prompt."""
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
@@ -215,11 +216,11 @@ class PromptingDecisionTransformer(nn.Module):
     def forward(self, prompt: Steps, window: Steps, generator: torch.Generator | None = None) -> Tensor:
         """Prompt of K* and window of L steps -> predicted actions (B, L, d_a) in [-1, 1].
 
-        `generator` draws the dropout in training: give one that is a function of the step, and a training that was
-        killed goes on to the same weights.
+        `generator` draws the dropout in training; seed it by the step, so that training resumed after a kill ends with
+        the same weights.
         """
         x = torch.cat((self.embed_prompt(prompt), self.embed_window(window)), dim=1)  # (B, T, width)
-        x = residual(x[:, :-1])  # no state token looks at the last action
+        x = to_autocast_dtype(x[:, :-1])  # no state token attends to the last action
         tokens = 3 * (self.config.prompt_length + self.config.context)
         widest = max(self.config.width, tokens * self.config.heads)
         self.dropout.refresh(x, len(x) * tokens * widest, 1 + 3 * self.config.layers, generator)
@@ -236,14 +237,14 @@ class PromptingDecisionTransformer(nn.Module):
         return torch.tanh(self.head(self.norm_final(x)).float())
 
 
-def residual(x: Tensor) -> Tensor:
-    """Under autocast the residual stream is of its type too: half the memory traffic."""
+def to_autocast_dtype(x: Tensor) -> Tensor:
+    """Cast the residual stream to autocast's type where that is on: half the memory traffic."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 def causal_mask(tokens: int, like: Tensor) -> Tensor:
-    """(T, T) to add to scores: 0 on and below the diagonal, -inf above; dtype and device of `like`."""
+    """Mask (T, T) to add to scores: 0 on and below the diagonal, -inf above; dtype and device of `like`."""
     return torch.full((tokens, tokens), float("-inf"), dtype=like.dtype, device=like.device).triu(1)
 
 

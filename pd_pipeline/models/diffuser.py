@@ -1,8 +1,8 @@
 """The conditional denoiser of prompts.
 
 Residual MLP blocks on the flattened prompt, each modulated by an embedding of the condition y and the diffusion step n
-(adaptive layer norm, Peebles and Xie 2023). The output layer begins at zero. A plain MLP on the concatenation of x_n,
-y and n does not fit: small changes of the timestep must change what is denoised, which Fourier features let them.
+(adaptive layer norm, Peebles and Xie 2023). The output layer starts at zero. A plain MLP on the concatenation of x_n,
+y and n does not fit: the output must change with small changes of the timestep, which Fourier features make possible.
 """
 
 import math
@@ -19,7 +19,7 @@ from pd_pipeline.models.diffusion import Diffusion
 
 
 class DenoiserShape(Parameters):
-    """What a user chooses of the denoiser."""
+    """The settings of the denoiser that a user chooses."""
 
     width: int = Field(default=256, gt=0, le=16_384)
     blocks: int = Field(default=4, gt=0, le=200)
@@ -74,7 +74,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor, n: Tensor) -> Tensor:
         """Noisy prompt (B, K*, channels), condition y (B, K*, 2) normalised, n (B,) in [0, 1] -> (B, K*, channels)."""
-        returns_to_go, start = y[..., 0], y[:, 0, 1]  # the timesteps of a prompt are consecutive: the first says all
+        returns_to_go, start = y[..., 0], y[:, 0, 1]  # the timesteps of a prompt are consecutive
         features = torch.cat((returns_to_go, self._fourier(start), self._fourier(n)), dim=-1)
         condition = self.condition(features)  # (B, width)
         hidden = self.input(x.flatten(1))  # (B, K* channels) -> (B, width)
@@ -83,7 +83,7 @@ class Denoiser(nn.Module):
         return self.output(self.norm(hidden)).view_as(x)
 
     def _fourier(self, value: Tensor) -> Tensor:
-        """(B,) in [0, 1] -> (B, 2 frequencies): sine and cosine of half a turn up to 32 turns, geometrically."""
+        """(B,) in [0, 1] -> (B, 2 frequencies): sines and cosines, geometrically spaced from half a turn to 32."""
         exponents = torch.linspace(0, 6, self.config.frequencies, device=value.device, dtype=value.dtype)
         angles = value.unsqueeze(-1) * math.pi * 2**exponents
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
@@ -92,14 +92,14 @@ class Denoiser(nn.Module):
 def diffusion_loss(
     denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """L_DM (eq. 6) of prompts x0 (B, K*, channels) under y (B, K*, 2), with n ~ U and eps ~ N(0, I) drawn here."""
+    """L_DM (eq. 6) of prompts x0 (B, K*, channels) given y (B, K*, 2), with n ~ U and eps ~ N(0, I) drawn here."""
     n = torch.randint(0, diffusion.steps, (len(x0),), generator=generator, device=x0.device)
     noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     return diffusion.loss(lambda x, n: denoiser(x, y, n / diffusion.steps), x0, noise, n)
 
 
 def sample(denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, y: Tensor, chain: int) -> Tensor:
-    """Reverse chain from noise (B, K*, channels) under y (B, K*, 2), differentiable."""
+    """Reverse chain from noise (B, K*, channels) given y (B, K*, 2), differentiable."""
     return diffusion.sample(
         lambda x, n: denoiser(x, y, n / diffusion.steps), noise, "ddim", min(chain, diffusion.steps)
     )

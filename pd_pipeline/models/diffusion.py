@@ -1,4 +1,4 @@
-"""The diffusion process: schedules of noise, its forward step and the reverse chain (Ho et al. 2020, Song et al. 2021).
+"""The diffusion process: noise schedules, the forward step and the reverse chain (Ho et al. 2020, Song et al. 2021).
 
 Steps are counted from 0 to N - 1 here (1 to N in the papers): n = 0 is almost clean, n = N - 1 almost noise, and
 -1 stands for the clean sample. Works on x of any shape (B, ...).
@@ -22,18 +22,18 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 
 
 class DiffusionParams(Parameters):
-    """The process and how the network describes it."""
+    """The process, and what the network predicts."""
 
     steps: int = Field(default=20, gt=0, le=100_000, description="N")
     schedule: Schedule = "cosine"
     prediction: Prediction = "x0"
     snr_clip: float | None = Field(
-        default=5.0, gt=0, description="weight of L_DM: min(SNR, clip); null: eq. 6 as it is"
+        default=5.0, gt=0, description="weight of L_DM: min(SNR, clip); null: eq. 6 unweighted"
     )
 
 
 def betas(schedule: Schedule, steps: int) -> Tensor:
-    """Noise variances (N,) float64.
+    """Noise variances (N,), float64.
 
     vp: discretised variance-preserving SDE, beta from 0.1 to 10 (Xiao et al. 2022, used by Diffusion-QL);
     cosine: Nichol and Dhariwal 2021; linear: Ho et al. 2020, 1e-4 to 0.02 for N = 1000, scaled to N.
@@ -81,7 +81,7 @@ class Diffusion:
         return level.sqrt() * noise - (1 - level).sqrt() * x0
 
     def to_x0(self, prediction: Tensor, x: Tensor, n: Tensor) -> Tensor:
-        """The clean sample that a prediction at x_n means."""
+        """The clean sample that a prediction at x_n implies."""
         level = self.alpha_bar(n, x)
         if self.params.prediction == "x0":
             return prediction
@@ -92,7 +92,7 @@ class Diffusion:
     def loss(self, denoise: Denoise, x0: Tensor, noise: Tensor, n: Tensor) -> Tensor:
         """L_DM (eq. 6), a scalar: squared error of eps, each step weighted by min(SNR, clip) / SNR (Hang et al. 2023).
 
-        Errors of x0 and v are turned into errors of eps first, so that the three predictions share one loss.
+        Errors of x0 and v are converted to errors of eps first, so that the three predictions share one loss.
         """
         error = (denoise(self.add_noise(x0, noise, n), n) - self.target(x0, noise, n)) ** 2
         snr = self.alphas_bar[n] / (1 - self.alphas_bar[n])
@@ -101,7 +101,7 @@ class Diffusion:
         return (error.flatten(1).mean(1) * to_eps * clip).mean()
 
     def ancestral_step(self, x: Tensor, x0: Tensor, n: Tensor, noise: Tensor) -> Tensor:
-        """x_n -> x_{n-1}, a draw of the posterior q(x_{n-1} | x_n, x0) (Ho et al., eq. 7); no noise into n = -1."""
+        """x_n -> x_{n-1}, drawn from the posterior q(x_{n-1} | x_n, x0) (Ho et al., eq. 7); the last adds no noise."""
         level, before = self.alpha_bar(n, x), self.alpha_bar(n - 1, x)
         beta = self.betas[n].view_as(level)
         mean = before.sqrt() * beta / (1 - level) * x0 + (1 - beta).sqrt() * (1 - before) / (1 - level) * x
@@ -125,10 +125,10 @@ class Diffusion:
     ) -> Tensor:
         """Reverse chain from `noise` (B, ...) to a clean sample of the same shape; differentiable.
 
-        `steps` (ddim only) visits so many of the N steps; `clip` bounds every estimate of x0.
+        `steps` (ddim only) is how many of the N steps are visited; `clip` bounds every estimate of x0.
         """
         if sampler == "ancestral" and steps not in (None, self.steps):
-            raise ValueError("the ancestral chain visits every step: leave `steps` out or take ddim")
+            raise ValueError("the ancestral chain visits every step: leave `steps` out or use ddim")
         visited = torch.linspace(self.steps - 1, 0, steps or self.steps).round().long().tolist()
         x = noise
         for index, step in enumerate(visited):

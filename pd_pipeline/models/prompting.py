@@ -1,4 +1,4 @@
-"""Prompts between task units and the normalised tensors that the models read and write."""
+"""Conversion of prompts between task units and the normalised tensors that the models read and write."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from pd_pipeline.prompts.segments import Normalization, Prompts
 
 
 def prompt_steps(x0: Tensor, y: Tensor, normalization: Normalization) -> Steps:
-    """Normalised x0 (B, K*, d_s + d_a + 1) and y (B, K*, 2) as the PLM reads them; the reward row is not read."""
+    """Normalised x0 (B, K*, d_s + d_a + 1) and y (B, K*, 2) as the PLM reads them, without the rewards."""
     size, actions = normalization.observation_size, normalization.action_size
     timesteps = (y[..., 1] * normalization.horizon).round().long().clamp(0, normalization.horizon - 1)
     return Steps(y[..., 0], x0[..., :size], x0[..., size : size + actions], timesteps)
@@ -25,7 +25,7 @@ def prompt_tensors(
 
 
 def to_prompts(x0: Tensor, y: Tensor, normalization: Normalization, task: int) -> Prompts:
-    """Normalised tensors (n, K*, .) -> prompts in task units without an episode as origin."""
+    """Normalised tensors (n, K*, .) -> prompts in task units that come from no episode."""
     scale = np.array([normalization.return_scale, normalization.horizon], np.float32)
     condition = y.detach().cpu().numpy() * scale
     start = np.rint(condition[:, 0, 1]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""The pre-trained diffuser as a directory: how it is saved, and loaded again."""
+"""The pre-trained diffuser as a directory: saving and loading."""
 
 from pathlib import Path
 

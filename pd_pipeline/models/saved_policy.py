@@ -1,4 +1,4 @@
-"""The pre-trained PLM as a directory: how it is saved, and loaded again."""
+"""The pre-trained PLM as a directory: saving and loading."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def save_policy(directory: Path, policy: PromptingDecisionTransformer, normaliza
 def load_policy(
     directory: Path, device: torch.device | str = "cpu"
 ) -> tuple[PromptingDecisionTransformer, Normalization]:
-    """The frozen PLM of a directory that `save_policy` wrote, in evaluation mode, with its normalisation."""
+    """The frozen PLM from a directory that `save_policy` wrote, in evaluation mode, and its normalisation."""
     config = read_model(directory / "config.json", PolicyConfig)
     normalization = Normalization.load(directory / "normalization.safetensors")
     of_config = config.observation_size, config.action_size, config.max_timestep

@@ -1,4 +1,4 @@
-"""Weights to files and back: what does not fit is refused before a model takes memory."""
+"""Saving and loading weights: a file that does not fit is refused before memory is allocated for the model."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,16 +20,16 @@ def weights(model: nn.Module) -> dict[str, np.ndarray]:
 
 
 def load_weights(model: nn.Module, path: Path, strict_to: str) -> None:
-    """Load a safetensors file into a model. Raises PipelineError where they differ (`strict_to`: from what)."""
+    """Load a safetensors file into a model. Raises PipelineError, which names `strict_to`, where they do not fit."""
     arrays, _ = load_arrays(path)
     check_fit(path, arrays, model.state_dict(), strict_to)
     model.load_state_dict(as_tensors(arrays))
 
 
 def load_model(build: Callable[[], M], path: Path, strict_to: str) -> M:
-    """The model that `build` makes, on the CPU, with the weights of a file. Raises PipelineError where they differ.
+    """The model that `build` makes, on the CPU, with the weights of a file. Raises PipelineError where they do not fit.
 
-    It is first built without memory, so that a configuration of any size costs nothing unless the file is like it.
+    It is first built without memory, so that a configuration of any size costs nothing unless the file matches it.
     """
     with torch.random.fork_rng([]), torch.device("meta"):
         shape = build()
@@ -43,16 +43,14 @@ def load_model(build: Callable[[], M], path: Path, strict_to: str) -> M:
 
 def check_fit(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, Tensor], strict_to: str) -> None:
     """Raise PipelineError unless `found` has the names, shapes and types of `like`."""
-    told = f"{path}: these weights do not fit {strict_to}"
+    message = f"{path}: these weights do not fit {strict_to}"
     if set(found) != set(like):
-        lacks, extra = sorted(set(like) - set(found)), sorted(set(found) - set(like))
-        raise PipelineError(
-            f"{told}: {'lacking' if lacks else 'not belonging there'}: {', '.join((lacks or extra)[:5])}"
-        )
+        missing, extra = sorted(set(like) - set(found)), sorted(set(found) - set(like))
+        raise PipelineError(f"{message}: {'missing' if missing else 'unexpected'}: {', '.join((missing or extra)[:5])}")
     for name, tensor in like.items():
-        wanted = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
-        if (is_ := (found[name].shape, str(found[name].dtype))) != wanted:
-            raise PipelineError(f"{told}: '{name}' is {is_[1]} {is_[0]}, expected {wanted[1]} {wanted[0]}")
+        expected = tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")
+        if (actual := (found[name].shape, str(found[name].dtype))) != expected:
+            raise PipelineError(f"{message}: '{name}' is {actual[1]} {actual[0]}, expected {expected[1]} {expected[0]}")
 
 
 def as_tensors(arrays: Mapping[str, np.ndarray], device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -11,13 +11,13 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import expect_arrays, load_arrays, save_arrays
 from pd_pipeline.trajectories.reading import Trajectories
 
-MIN_STD = 1e-3  # an observation that hardly ever changes must not be blown up by dividing through its deviation
+MIN_STD = 1e-3  # an observation that hardly ever changes must not explode when it is divided by its deviation
 
 PROMPT_TYPES = {"x0": "float32", "y": "float32", "task_id": "int32", "episode_id": "int64", "start": "int32"}
 
 
 def _expect_types(path: Path, found: Mapping[str, np.ndarray], types: Mapping[str, str]) -> None:
-    """Raise PipelineError where an array is of another type."""
+    """Raise PipelineError where an array has another type."""
     for name, wanted in types.items():
         if found[name].dtype != wanted:
             raise PipelineError(f"{path}: tensor '{name}' is {found[name].dtype}, expected {wanted}")
@@ -30,7 +30,7 @@ class Prompts:
     x0: np.ndarray  # (n, K*, d_s + d_a + 1) float32: state, action, reward of each step (eq. 4)
     y: np.ndarray  # (n, K*, 2) float32: return-to-go and timestep of each step (eq. 5)
     task_id: np.ndarray  # (n,) int32
-    episode_id: np.ndarray  # (n,) int64; -1 where no episode is the origin
+    episode_id: np.ndarray  # (n,) int64; -1 where the prompt comes from no episode
     start: np.ndarray  # (n,) int32, first timestep
 
     def __len__(self) -> int:
@@ -38,7 +38,7 @@ class Prompts:
         return len(self.x0)
 
     def select(self, rows: np.ndarray) -> "Prompts":
-        """The prompts of these rows (indices or a mask)."""
+        """The prompts at these rows (indices or a mask)."""
         return Prompts(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def save(self, path: Path) -> None:
@@ -47,9 +47,9 @@ class Prompts:
 
     @classmethod
     def load(cls, path: Path, normalization: "Normalization | None" = None, length: int | None = None) -> Self:
-        """Read what `save` wrote; prompts of `length` = K* steps of the family of `normalization`, where given.
+        """Read what `save` wrote. Raises PipelineError.
 
-        Raises PipelineError.
+        Where given, `length` is the expected K*, and `normalization` that of the expected family.
         """
         arrays, _ = load_arrays(path)
         channels = None if normalization is None else len(normalization.mean)
@@ -58,13 +58,13 @@ class Prompts:
         _expect_types(path, arrays, PROMPT_TYPES)
         if len({len(array) for array in arrays.values()}) > 1 or arrays["x0"].shape[1] != arrays["y"].shape[1]:
             found = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-            raise PipelineError(f"{path}: its tensors are not of the same prompts: {found}: run its stage again")
+            raise PipelineError(f"{path}: its tensors differ in number or length: {found}: run its stage again")
         return cls(**arrays)
 
 
 def cut(data: Trajectories, length: int, stride: int = 1) -> Prompts:
     """Every `stride`-th segment of `length` = K* steps of every episode; shorter episodes have none."""
-    counts = np.maximum((data.lengths - length) // stride + 1, 0)  # segments of each episode (m,)
+    counts = np.maximum((data.lengths - length) // stride + 1, 0)  # segments per episode (m,)
     episode = np.repeat(np.arange(len(counts)), counts)  # (n,)
     if not len(episode):
         raise PipelineError(f"no episode of '{data.metadata.family}' is as long as a prompt of {length} steps")
@@ -79,7 +79,7 @@ def cut(data: Trajectories, length: int, stride: int = 1) -> Prompts:
 
 @dataclass(frozen=True)
 class Normalization:
-    """Makes every channel of x0 of order one; computed from TRAINING tasks only and kept with the PLM."""
+    """Scales every channel of x0 to order one; computed from TRAINING tasks only and saved with the PLM."""
 
     mean: np.ndarray  # (d_s + d_a + 1,) float32; for actions the centre of their bounds
     std: np.ndarray  # (d_s + d_a + 1,) float32, positive; for actions half the width of their bounds
@@ -90,7 +90,7 @@ class Normalization:
 
     @classmethod
     def of(cls, data: list[Trajectories]) -> "Normalization":
-        """Statistics of all steps of some data sets of one family."""
+        """Statistics over all steps of several data sets of one family."""
         metadata = data[0].metadata
         observations = np.concatenate([part.observations for part in data]).astype(np.float64)
         rewards = np.concatenate([part.rewards for part in data]).astype(np.float64)
@@ -125,7 +125,7 @@ class Normalization:
         return (actions - self.mean[part]) / self.std[part]
 
     def to_actions(self, normalized: np.ndarray) -> np.ndarray:
-        """[-1, 1] -> actions (..., d_a) in their bounds."""
+        """[-1, 1] -> actions (..., d_a) within their bounds."""
         part = slice(self.observation_size, self.observation_size + self.action_size)
         return normalized * self.std[part] + self.mean[part]
 

@@ -15,14 +15,14 @@ from pd_pipeline.trajectories.reading import read
 class Params(Parameters):
     """Which segments become prompts."""
 
-    length: int = Field(default=5, gt=0, le=1000, description="K*, steps of a prompt")
-    stride: int = Field(default=4, gt=0, le=LONGEST_HORIZON, description="every how many steps a prompt begins")
+    length: int = Field(default=5, gt=0, le=1000, description="K*, steps per prompt")
+    stride: int = Field(default=4, gt=0, le=LONGEST_HORIZON, description="steps between the starts of two prompts")
     qualities: tuple[Name, ...] = Field(default=("expert",), min_length=1, max_length=100)
-    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of each task's episodes kept from training")
+    held_out: float = Field(default=0.1, gt=0, lt=1, description="share of each task's episodes not trained on")
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `<quality>.safetensors` and `<quality>-held_out.safetensors` of the training tasks, and normalisation."""
+    """Write `<quality>.safetensors`, `<quality>-held_out.safetensors` and `normalization.safetensors`."""
     params, rows, data = context.params, 0, []
     for quality in params.qualities:
         trajectories = read(

@@ -11,7 +11,7 @@ of its own. So a sentence can't keep a number that the results no longer give.
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pd_pipeline import config
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation.results import Difference, MethodResult, Metrics
+from pd_pipeline.evaluation.scores import REFERENCE, START
 from pd_pipeline.families.base import load_family
-from pd_pipeline.reporting.verdict import Verdict, interval, judge, number, percent, rivals
+from pd_pipeline.reporting.formatting import interval, number, percent
+from pd_pipeline.reporting.verdict import Verdict, judge, rivals
 from pd_pipeline.storage import atomic_file, read_json
 
 ROOT = Path(__file__).parents[2]
@@ -60,18 +64,18 @@ class Results:
         self.folder = folder
 
     @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """Method -> metrics over all seeds."""
-        return read_json(self.folder / "metrics.json")["methods"]
+    def metrics(self) -> Metrics:
+        """Method -> its result over all seeds."""
+        return results.load(self.folder / "metrics.json").methods
 
-    def seed(self, seed: int) -> dict[str, Any]:
-        """Method -> metrics of one seed."""
-        return read_json(self.folder / f"metrics-{seed}.json")["methods"]
+    def seed(self, seed: int) -> Metrics:
+        """Method -> its result of one seed."""
+        return results.load(self.folder / f"metrics-{seed}.json").methods
 
-    def ordered(self, seed: int | None = None) -> list[tuple[str, dict[str, Any]]]:
-        """(method, metrics) by data, expert first, and by return."""
+    def ordered(self, seed: int | None = None) -> list[tuple[str, MethodResult]]:
+        """(method, result) by data, expert first, and by return."""
         metrics = self.metrics if seed is None else self.seed(seed)
-        return sorted(metrics.items(), key=lambda item: (item[1]["quality"] != "expert", -item[1]["return_mean"]))
+        return sorted(metrics.items(), key=lambda item: (item[1].given.quality != "expert", -item[1].mean.value))
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
@@ -85,16 +89,16 @@ class Results:
 
     def data_return(self, quality: str) -> float:
         """Mean return of a quality's trajectories on the target tasks, and on no others."""
-        tasks = self.metrics["prompt_dt"]["tasks"]
-        return float(np.mean([self.data[quality]["tasks"][task]["return_mean"] for task in tasks]))
+        tasks = self.metrics[START].tasks
+        return float(np.mean([self.data[quality]["tasks"][str(task)]["return_mean"] for task in tasks]))
 
-    def verdict(self, name: str = "prompt_diffuser") -> Verdict:
-        """What the rule says."""
+    def verdict(self, name: str = REFERENCE) -> Verdict:
+        """What the rule decides."""
         return judge(self.metrics, name)
 
-    def best_rival(self, name: str = "prompt_diffuser") -> str:
+    def best_rival(self, name: str = REFERENCE) -> str:
         """The other method with a frozen PLM and the same data that has the highest return."""
-        return max(rivals(self.metrics, name), key=lambda method: self.metrics[method]["return_mean"])
+        return max(rivals(self.metrics, name), key=lambda method: self.metrics[method].mean.value)
 
     def fit(self, state: str, measure: str) -> float:
         """A measure of fit.json in one state of the diffuser, the mean over seeds and targets."""
@@ -115,17 +119,17 @@ class Results:
         return total / len(seeds) / 60
 
 
-def against(difference: Mapping[str, Any], digits: int = 0) -> str:
-    """What a difference with its interval says in words: `below by 3.6 (2.9 to 4.3)`, or not told apart."""
-    if difference["high"] < 0:
+def against(difference: Difference, digits: int = 0) -> str:
+    """A difference with its interval in words: `below by 3.6 (2.9 to 4.3)`, or not told apart."""
+    if difference.high < 0:
         return f"below by {interval(difference, digits, -1)}"
-    if difference["low"] > 0:
+    if difference.low > 0:
         return f"above by {interval(difference, digits)}"
     return f"not told apart ({interval(difference, digits)})"
 
 
 def environment(root: Path) -> Environment:
-    """Templates of docs/ with what they may speak of."""
+    """Templates of docs/ with the names they may use."""
     made = Environment(
         loader=FileSystemLoader(root / "docs"),
         undefined=StrictUndefined,
@@ -135,15 +139,16 @@ def environment(root: Path) -> Environment:
         autoescape=False,  # Markdown
     )
     made.filters.update(n=number, percent=percent, interval=interval, against=against)
-    results, project = root / "results", root / "published"
+    made.filters["difference"] = lambda values: Difference(**values)  # of a study, which keeps some figures as JSON
+    folder, project = root / "results", root / "published"
     params = config.load(project)
     made.globals.update(
-        reach=Results(results / "reach"),
-        default=Results(results / "default" / "reach"),
-        published={path.name: Results(path) for path in sorted((results / "published").iterdir()) if path.is_dir()},
+        reach=Results(folder / "reach"),
+        default=Results(folder / "default" / "reach"),
+        published={path.name: Results(path) for path in sorted((folder / "published").iterdir()) if path.is_dir()},
         families={name: load_family(name, params.block(name, "environment"), project) for name in params.run.families},
-        studies={path.stem: read_json(path) for path in sorted((results / "studies").glob("*.json"))},
-        load=lambda name: read_json(results / name),
+        studies={path.stem: read_json(path) for path in sorted((folder / "studies").glob("*.json"))},
+        load=lambda name: read_json(folder / name),
     )
     return made
 

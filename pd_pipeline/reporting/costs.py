@@ -1,7 +1,8 @@
 """What the work took: the records beside the outs, summed by stage. No out and no page holds a wall-clock figure."""
 
 from pd_pipeline import records
-from pd_pipeline.graph import FAMILY, Graph
+from pd_pipeline.graph import Graph
+from pd_pipeline.stages import FAMILY
 
 HEAD = ("family", "stage", "recorded", "seconds", "device", "precision")
 RIGHT = ("recorded", "seconds")
@@ -9,9 +10,9 @@ NONE = "-"
 
 
 def table(graph: Graph) -> list[tuple[str, ...]]:
-    """Cells of equal width, a row per family and stage below a row of titles.
+    """Cells of equal width, one row per family and stage below a row of titles.
 
-    A piece without a record was made elsewhere (checked out) or not yet, which `recorded` tells: 3 of 15.
+    A piece without a record was made elsewhere (checked out) or not yet, as `recorded` shows: 3 of 15.
     """
     rows = [HEAD]
     for name, stage in graph.stages.items():

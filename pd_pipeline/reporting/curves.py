@@ -8,12 +8,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pd_pipeline.reporting.canvas import BLUE, MUTED, ORANGE, new_figure, styled
-from pd_pipeline.reporting.gather import Table
+from pd_pipeline.reporting.gather import Table, phase
 
 
 @styled
 def learning_curves(tables: Mapping[Any, Table]) -> Figure:
-    """Training and validation loss over the steps, a line a seed."""
+    """Training and validation loss over the steps, one line per seed."""
     figure, (axes,) = new_figure(2.5)
     names = {"loss": ("training", BLUE, 1.2), "validation_loss": ("validation (held-out episodes)", ORANGE, 1.8)}
     for i, table in enumerate(tables.values()):
@@ -63,7 +63,7 @@ def guidance_losses(tables: Iterable[Table]) -> Figure:
 @styled
 def guidance_gradients(tables: Iterable[Table]) -> Figure:
     """Cosine and norm ratio of the two gradients and the share of steps projected, over the guidance."""
-    guided = [{n: c[t["phase"] == 2] for n, c in t.items()} if "phase" in t else t for t in tables]
+    guided = [phase(table, 2) if "phase" in table else table for table in tables]
     wanted = {
         "cosine": ("Cosine of g_DM and g_DT (below 0: conflict)", "#009E73"),
         "norm_ratio": ("Norm of g_DT over norm of g_DM, before scaling", "#CC79A7"),
@@ -90,7 +90,7 @@ def joined_phases(table: Table) -> Table:
     """A log of two phases on one axis of steps; L_DM of the adaptation is its loss."""
     if "phase" not in table:
         return table
-    first, second = (table["phase"] == which for which in (1, 2))
+    first, second = (table["phase"] == which for which in (1, 2))  # adaptation, guidance
     offset = table["step"][first].max() if first.any() else 0.0
     joined = {name: column.copy() for name, column in table.items()}
     joined["step"][second] += offset
@@ -105,7 +105,7 @@ def _mark_guidance(axes: Axes, tables: Sequence[Table]) -> None:
 
 
 def _bundle(axes: Axes, tables: Sequence[Table], name: str, color: str) -> None:
-    """Lines of many runs, thin, and their mean, bold; smoothed within each phase."""
+    """One thin line per table, and their mean, bold; smoothed within each phase."""
     smooth = []
     for table in tables:
         if name not in table:

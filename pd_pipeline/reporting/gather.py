@@ -1,4 +1,4 @@
-"""Reads what a run left, for the families, targets, seeds and methods that params.yaml asks for and no others."""
+"""Reads what a run left, for the families, targets, seeds and methods that params.yaml asks for, and no others."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,9 @@ import polars as pl
 
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.scores import OWN, Metrics, method_metrics, summary_of
+from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation.results import Given, Metrics
+from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.canvas import Styles, method_styles
 from pd_pipeline.storage import load_arrays, read_json
@@ -45,7 +47,7 @@ class FamilyResults:
     methods: tuple[str, ...]
     scores: pl.DataFrame
     metrics: Metrics
-    """Method -> metrics over all seeds, made as `evaluation` makes them for one."""
+    """Method -> its result over all seeds, computed as `evaluation` does it for one."""
     precision: tuple[str, ...]
     """What evaluation computed in; more than one where its seeds differ."""
     training: dict[str, dict[int, Table]]
@@ -60,10 +62,10 @@ class FamilyResults:
     episodes: list[Episode]
 
     @property
-    def asked(self) -> dict[str, dict[str, float]]:
+    def asked(self) -> dict[str, dict[str, float | None]]:
         """Target -> data that methods were given -> the return that the policy was asked for, the mean over seeds."""
         return {
-            str(task): {data_name(m): m["tasks"][str(task)]["target_return"] for m in self.metrics.values()}
+            str(task): {data_name(result.given): result.tasks[task].target_return for result in self.metrics.values()}
             for task in self.targets
         }
 
@@ -82,10 +84,10 @@ class FamilyResults:
         return np.asarray(position, float) if position is not None and len(position) in (2, 3) else None
 
 
-def data_name(values: Mapping[str, Any]) -> str:
+def data_name(given: Given) -> str:
     """`5 expert`: how many trajectories of which quality a method was given, and whether of another task."""
-    known = [str(values[name]) for name in ("few_shot", "quality") if values[name] is not None]
-    other = ["of another task"] if values["shown"] not in (None, OWN) else []
+    known = [str(value) for value in (given.few_shot, given.quality) if value is not None]
+    other = [] if given.own_task else ["of another task"]
     return " ".join(known + other) or "data unknown"
 
 
@@ -100,6 +102,11 @@ def read_table(path: Path) -> Table:
         raise PipelineError(f"{path}: not a table of numbers ({error}): run its stage again") from None
 
 
+def phase(log: Table, which: int) -> Table:
+    """The rows of one phase of the log of prompt_diffuser: 1 is adaptation, 2 guidance."""
+    return {name: column[log["phase"] == which] for name, column in log.items()}
+
+
 def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path, draws: int) -> FamilyResults:
     """Read the outs of family `name` below the directories `inputs` (stage -> directory); `draws` make an interval."""
     seeds, methods = params.run.seeds, params.run.methods
@@ -111,14 +118,15 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         method: {(task, seed): inputs[f"tuned_{method}"] / keys[seed] / str(task) for seed in seeds for task in targets}
         for method in methods
     }
-    summaries = {
-        method: [summary_of(load(directory).model_dump(), task) for (task, _), directory in each.items()]
+    tuned = {
+        method: [tuned_of(load(directory), task) for (task, _), directory in each.items()]
         for method, each in outs.items()
     }
     logs = {
         method: {key: read_table(d / "log.csv") for key, d in each.items() if (d / "log.csv").exists()}
         for method, each in outs.items()
     }
+    evaluations = [results.load(inputs["evaluation"] / key / "metrics.json") for key in keys.values()]
     trajectories = inputs["trajectories"] / name
     data = read_json(trajectories / "summary.json")
     return FamilyResults(
@@ -127,10 +135,8 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         seeds=seeds,
         methods=methods,
         scores=scores,
-        metrics=method_metrics(scores, summaries, seeds[0], draws),
-        precision=tuple(
-            sorted({read_json(inputs["evaluation"] / key / "metrics.json")["precision"] for key in keys.values()})
-        ),
+        metrics=method_metrics(scores, tuned, seeds[0], draws),
+        precision=tuple(sorted({each.precision for each in evaluations if each.precision})),
         training={
             stage: {seed: read_table(inputs[stage] / keys[seed] / "losses.csv") for seed in seeds}
             for stage in ("plm", "diffuser")

@@ -83,7 +83,7 @@ def varying_channels(data: Trajectories, normalization: Normalization, count: in
 
 @styled
 def prompts_over_time(few_shot: Trajectories, generated: Prompts, channels: Sequence[int], color: str) -> Figure:
-    """Generated prompts drawn at their timestep over the few-shot trajectories, a panel an observation channel."""
+    """Generated prompts drawn at their timestep over the few-shot trajectories, one panel per channel."""
     figure, panels = new_figure(1.35 * len(channels) + 0.7, len(channels), sharex=True)
     for axes, channel in zip(panels, channels, strict=True):
         for i, (a, b) in enumerate(zip(few_shot.starts[:-1], few_shot.starts[1:], strict=True)):

@@ -1,7 +1,6 @@
 """Every plot of the report, drawn from tables and metrics; also offered as PNG for one stage's out (Dagster)."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pd_pipeline.evaluation.results import Metrics
 from pd_pipeline.evaluation.scores import FLOOR, by_task
-from pd_pipeline.evaluation.statistics import estimate, mean
+from pd_pipeline.evaluation.statistics import Estimate, estimate, mean
 from pd_pipeline.reporting.canvas import (
     BLUE,
     MUTED,
@@ -22,42 +22,34 @@ from pd_pipeline.reporting.canvas import (
     legend_below,
     method_styles,
     new_figure,
-    png,
     styled,
 )
-from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
-from pd_pipeline.reporting.gather import read_table
-from pd_pipeline.reporting.verdict import decimals, number
-from pd_pipeline.storage import read_json
-
-Metrics = Mapping[str, Mapping[str, Any]]
+from pd_pipeline.reporting.formatting import decimals, number
 
 
 @styled
 def comparison(metrics: Metrics, styles: Styles | None = None) -> Figure:
     """Return (mean and interquartile mean) and success of every method, with 95 % intervals."""
     styles = styles or method_styles(metrics)
-    order = sorted(metrics, key=lambda method: metrics[method]["return_mean"])
-    succeeds = all(values["success_rate"] is not None for values in metrics.values())
+    order = sorted(metrics, key=lambda method: metrics[method].mean.value)
+    succeeds = all(result.success is not None for result in metrics.values())
     size = 0.34 * len(order) + 1.15
     if succeeds:
         figure, (returns, success) = new_figure(size, 1, 2, sharey=True, width_ratios=(3, 2))
     else:
         figure, (returns,) = new_figure(size)
-    names = ("return_mean_low", "return_mean_high", "ci_low", "ci_high")
-    window = _window({method: [values[name] for name in names] for method, values in metrics.items()})
+    window = _window({method: [*found.mean[1:], *found.iqm[1:]] for method, found in metrics.items()})
     for row, method in enumerate(order):
-        values, style = metrics[method], styles[method]
-        if window and values["return_mean"] < window[0]:
-            mean_return = number(values["return_mean"], decimals(v["return_mean"] for v in metrics.values()))
+        found, style = metrics[method], styles[method]
+        if window and found.mean.value < window[0]:
+            mean_return = number(found.mean.value, decimals(result.mean.value for result in metrics.values()))
             beyond = f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {mean_return}, off the scale"
             returns.annotate(beyond, (0.02, row), xycoords=("axes fraction", "data"), va="center")
         else:
-            _interval(returns, row + 0.12, values, ("return_mean", "return_mean_low", "return_mean_high"), style)
-            _interval(returns, row - 0.18, values, ("return_iqm", "ci_low", "ci_high"), style, hollow=True)
-        if succeeds:
-            low_high = ("success_rate", "success_low", "success_high")
-            _interval(success, row, {name: 100 * values[name] for name in low_high}, low_high, style)
+            _interval(returns, row + 0.12, found.mean, style)
+            _interval(returns, row - 0.18, found.iqm, style, hollow=True)
+        if succeeds and found.success:
+            _interval(success, row, Estimate(*(100 * value for value in found.success)), style)
     if window:
         returns.set_xlim(window)
     returns.set_yticks(range(len(order)), order)
@@ -89,21 +81,11 @@ def _window(values: Mapping[str, Sequence[float]]) -> tuple[float, float] | None
     return None
 
 
-def _interval(
-    axes: Axes,
-    row: float,
-    values: Mapping[str, float],
-    names: tuple[str, str, str],
-    style: tuple[str, str],
-    *,
-    hollow: bool = False,
-) -> None:
+def _interval(axes: Axes, row: float, found: Estimate, style: tuple[str, str], *, hollow: bool = False) -> None:
     color, marker = style
-    value, low, high = (values[name] for name in names)
-    axes.hlines(row, low, high, color=color, linewidth=1.3 if hollow else 2.2)
-    axes.plot(
-        value, row, marker, color=PAPER if hollow else color, markeredgecolor=color, markersize=5 if hollow else 7
-    )
+    axes.hlines(row, found.low, found.high, color=color, linewidth=1.3 if hollow else 2.2)
+    face, size = (PAPER, 5) if hollow else (color, 7)
+    axes.plot(found.value, row, marker, color=face, markeredgecolor=color, markersize=size)
 
 
 @styled
@@ -139,7 +121,7 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
 def data_returns(
     summary: Mapping[str, Mapping[str, Any]], targets: Iterable[int] = (), bar: float | None = None
 ) -> Figure:
-    """Mean return of the behaviour data of each task, a row a quality; target tasks stand out, `bar` is drawn."""
+    """Mean return of the behaviour data of each task, one row per quality; target tasks are marked, `bar` is drawn."""
     figure, (axes,) = new_figure(0.42 * len(summary) + 0.9)
     chosen, qualities = set(targets), list(summary)
     for row, quality in enumerate(reversed(qualities)):
@@ -185,7 +167,7 @@ def data_coverage(summary: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 @styled
 def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
-    """Generated against real prompts: distances and action loss, a row per state of the diffuser and its chain."""
+    """Generated against real prompts: distances and action loss, one row per state of the diffuser and its chain."""
     states = {"pretrained": [fit["pretrained"] for fit in fits if "pretrained" in fit]}
     for name in ("adapted", "guided"):
         states[name] = [target[name] for fit in fits for target in fit.get("targets", {}).values() if name in target]
@@ -236,28 +218,3 @@ def fit_channels(fit: Mapping[str, Any]) -> Figure:
     axes.set_ylabel("distance of generated to real")
     axes.legend()
     return figure
-
-
-def stage_plots(stage: str, out: Path) -> dict[str, bytes]:
-    """PNG by title of what one out of a stage can show of itself; empty where there is nothing to draw."""
-    figures: dict[str, Figure] = {}
-    if stage in ("plm", "diffuser") and (out / "losses.csv").exists():
-        figures["learning curves"] = learning_curves({0: read_table(out / "losses.csv")})
-    elif stage.startswith("tuned_") and (out / "log.csv").exists():
-        table = read_table(out / "log.csv")
-        if "l_dt" in table:
-            figures["L_DM and L_DT"] = guidance_losses([table])
-            figures["gradients"] = guidance_gradients([table])
-        else:
-            figures["loss"] = tuning_losses([table], BLUE)
-    elif stage == "trajectories" and (out / "summary.json").exists():
-        summary = read_json(out / "summary.json")
-        figures["returns"] = data_returns(summary)
-        figures["states visited and episodes lost"] = data_coverage(summary)
-    elif stage == "evaluation" and (out / "metrics.json").exists():
-        metrics = read_json(out / "metrics.json")["methods"]
-        figures["comparison"] = comparison(metrics)
-        figures["per task"] = per_task(pl.read_parquet(out / "scores.parquet"), list(metrics))
-    elif stage == "prompt_fit" and (out / "fit.json").exists():
-        figures["fit of generated prompts"] = fit_distances([read_json(out / "fit.json")])
-    return {title: png(figure) for title, figure in figures.items()}

@@ -9,18 +9,18 @@ import polars as pl
 from pd_pipeline import records
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.scores import CEILING, DESCRIBED, method_metrics
+from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation.results import Evaluation, Given, MethodResult, Tuned
+from pd_pipeline.evaluation.scores import CEILING, method_metrics
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
-from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
+from pd_pipeline.reporting.plots import comparison, per_task
 from pd_pipeline.reporting.provenance import UNCOMMITTED, effective_parameters, git_revision, machine, versions
+from pd_pipeline.reporting.stage_plots import drawn
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
 from pd_pipeline.tuning.methods import built_in
-
-COSTS = ("tuned_parameters", "plm_passes", "environment_episodes")
-"""What the metrics of a seed keep of the summaries of tuning, as they do not follow from the scores."""
 
 
 def publish(root: Path, family: str, destination: Path) -> list[Path]:
@@ -41,19 +41,19 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
             evaluation = graph.root / graph.out("evaluation", Key(family, None, seed))
             tables.append(pl.read_parquet(evaluation / "scores.parquet"))
             write_json(folder / f"metrics-{seed}.json", read_json(evaluation / "metrics.json"))
-            _draw(folder, stage_plots("evaluation", evaluation), f"-{seed}")
+            _draw(folder, _plots(graph, "evaluation", evaluation), f"-{seed}")
             if "prompt_fit" in graph.stages:
                 fit = graph.root / graph.out("prompt_fit", Key(family, None, seed))
                 write_json(folder / f"fit-{seed}.json", read_json(fit / "fit.json"))
-                _draw(folder, stage_plots("prompt_fit", fit), f"-{seed}")
+                _draw(folder, _plots(graph, "prompt_fit", fit), f"-{seed}")
         with atomic_file(folder / "scores.csv") as file:
             pl.concat(tables).write_csv(file)
         data = graph.root / graph.out("trajectories", Key(family))
         write_json(folder / "data.json", read_json(data / "summary.json"))
-        _draw(folder, {f"data {title}": drawn for title, drawn in stage_plots("trajectories", data).items()})
+        _draw(folder, {f"data {title}": image for title, image in _plots(graph, "trajectories", data).items()})
         write_json(folder / "provenance.json", _provenance(graph, family))
         recompute(folder)
-        pooled = read_json(folder / "metrics.json")["methods"]
+        pooled = results.load(folder / "metrics.json").methods
         scores = read_scores(folder)
         _draw(folder, {"comparison": png(comparison(pooled)), "per task": png(per_task(scores, list(pooled)))})
     return sorted(destination.iterdir())
@@ -61,37 +61,37 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
 
 def recompute(folder: Path) -> None:
     """Write the metrics of a published folder anew, from the scores and from what made them there."""
-    for name, metrics in metrics_of(folder).items():
-        write_json(folder / name, metrics)
+    for name, evaluation in metrics_of(folder).items():
+        results.save(folder / name, evaluation)
 
 
-def metrics_of(folder: Path) -> dict[str, dict[str, Any]]:
+def metrics_of(folder: Path) -> dict[str, Evaluation]:
     """metrics.json and metrics-<seed>.json of a published folder, as its scores.csv gives them.
 
-    How methods were tuned stands in the metrics of each seed; where these are of a time that did not record it, in
-    the parameters of provenance.json. What neither holds stays null.
+    What methods were given and what their tuning took does not follow from scores: it is read from the metrics of each
+    seed. Where these are from before what was given was recorded, it is read from the parameters of provenance.json.
+    What neither holds stays null.
     """
     scores = read_scores(folder)
     provenance = read_json(folder / "provenance.json")
     draws = provenance["parameters"]["evaluation"]["bootstrap"]
-    files = {seed: read_json(folder / f"metrics-{seed}.json") for seed in scores["seed"].unique(maintain_order=True)}
-    summaries: dict[str, list[dict[str, Any]]] = {}
-    found: dict[str, dict[str, Any]] = {}
+    seeds = scores["seed"].unique(maintain_order=True).to_list()
+    files = {seed: results.load(folder / f"metrics-{seed}.json") for seed in seeds}
+    tuned: dict[str, list[Tuned]] = {}
+    found: dict[str, Evaluation] = {}
     for seed, file in files.items():
         of_seed = {
-            method: {name: values[name] for name in COSTS} | tuned_how(folder, provenance, method, values)
-            for method, values in file["methods"].items()
+            method: Tuned(given_to(folder, provenance, method, result), result.costs)
+            for method, result in file.methods.items()
         }
-        for method, summary in of_seed.items():
-            summaries.setdefault(method, []).append(summary)
-        alone = {method: [summary] for method, summary in of_seed.items()}
+        for method, out in of_seed.items():
+            tuned.setdefault(method, []).append(out)
+        alone = {method: [out] for method, out in of_seed.items()}
         metrics = method_metrics(scores.filter(pl.col("seed") == seed), alone, seed, draws)
-        rest = {"family": file.get("family"), "seed": seed, "precision": file.get("precision")}
-        found[f"metrics-{seed}.json"] = {"methods": metrics, **rest}
-    precisions = {file.get("precision") for file in files.values()}
-    pooled = method_metrics(scores, summaries, provenance["seeds"][0], draws)
-    agreed = precisions.pop() if len(precisions) == 1 else None
-    return {"metrics.json": {"methods": pooled, "precision": agreed}, **found}
+        found[f"metrics-{seed}.json"] = Evaluation(metrics, file.precision, file.family, seed)
+    precisions = {file.precision for file in files.values()}
+    pooled = method_metrics(scores, tuned, provenance["seeds"][0], draws)
+    return {"metrics.json": Evaluation(pooled, precisions.pop() if len(precisions) == 1 else None), **found}
 
 
 def read_scores(folder: Path) -> pl.DataFrame:
@@ -102,32 +102,37 @@ def read_scores(folder: Path) -> pl.DataFrame:
         raise PipelineError(f"{folder / 'scores.csv'}: not the scores of a published run ({error})") from None
 
 
-def tuned_how(folder: Path, provenance: Mapping[str, Any], name: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method says of itself; of runs that did not record it, what follows from their parameters."""
-    if "quality" in values:
-        return {key: values[key] for key in DESCRIBED}
+def given_to(folder: Path, provenance: Mapping[str, Any], name: str, result: MethodResult) -> Given:
+    """What a method was given; where its metrics do not record that, what follows from the parameters of the run."""
+    if result.given.quality is not None:
+        return result.given
     parameters = provenance["parameters"][f"tuned_{name}"]
     method = max((m for m in built_in() if name == m or name.startswith(f"{m}_")), key=len)
     count = parameters["few_shot"]
     if count is None:  # all there are: as many as the target tasks have, where they have equally many
         tasks = read_json(folder / "data.json")[parameters["quality"]]["tasks"]
-        counts = {tasks[task]["episodes"] for task in values["tasks"]}
+        counts = {tasks[str(task)]["episodes"] for task in result.tasks}
         count = counts.pop() if len(counts) == 1 else None
-    return {
-        "method": method,
-        "frozen": method != CEILING,
-        "quality": parameters["quality"],
-        "few_shot": count,
-        "shown": parameters.get("shown"),
-        "candidates": parameters.get("candidates"),
-        "chain": parameters.get("chain"),
-    }
+    return Given(
+        method=method,
+        frozen=method != CEILING,
+        quality=parameters["quality"],
+        few_shot=count,
+        shown=parameters.get("shown"),
+        candidates=parameters.get("candidates"),
+        chain=parameters.get("chain"),
+    )
+
+
+def _plots(graph: Graph, stage: str, out: Path) -> dict[str, bytes]:
+    plots = graph.stages[stage].plots
+    return {} if plots is None else drawn(plots, out)
 
 
 def _draw(folder: Path, plots: dict[str, bytes], suffix: str = "") -> None:
-    for title, drawn in plots.items():
+    for title, image in plots.items():
         with atomic_file(folder / f"{title.lower().replace(' ', '-')}{suffix}.png") as file:
-            file.write_bytes(drawn)
+            file.write_bytes(image)
 
 
 def _provenance(graph: Graph, family: str) -> dict[str, Any]:

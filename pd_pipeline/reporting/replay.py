@@ -145,7 +145,7 @@ def animation(replay: Replay, milliseconds: int = 110) -> bytes:
 
 
 def filmstrip(replay: Replay, count: int = 4) -> bytes:
-    """A few frames of each episode as one still WebP, an episode a row: for print, and where motion is unwanted."""
+    """A few frames of each episode as one still WebP, one row per episode: for print, and where motion is unwanted."""
     picked = (np.linspace(0, 1, count) ** 2 * (len(replay.steps) - 1)).astype(int)  # most happens early
     rows = [
         beside([images[i] for i in picked])

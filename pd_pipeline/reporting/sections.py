@@ -7,20 +7,19 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from pd_pipeline.evaluation.scores import REFERENCE, START
 from pd_pipeline.families.base import ExpertBars
 from pd_pipeline.prompts.segments import cut
 from pd_pipeline.reporting import curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
+from pd_pipeline.reporting.formatting import number, percent
 from pd_pipeline.reporting.gather import Episode, FamilyResults
 from pd_pipeline.reporting.replay import Replay, animation, filmstrip, replay
-from pd_pipeline.reporting.verdict import number, percent
 from pd_pipeline.stage import StageContext
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import summary
 from pd_pipeline.tuning.adaptation import load
 from pd_pipeline.tuning.protocol import Pretrained
-
-REFERENCE, BESIDE = "prompt_diffuser", "prompt_dt"
 
 
 class Plot(NamedTuple):
@@ -128,9 +127,10 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
     if not tuned:
         return []
     first, prompts = next(iter(tuned.items()))
-    said = summary.load(outs[first])
-    data = read(context.inputs["trajectories"] / results.name / f"{said.quality}.parquet")
-    few_shot = data.select(np.flatnonzero((data.task_id == task) & np.isin(data.episode_id, said.few_shot_episodes)))
+    recorded = summary.load(outs[first])
+    data = read(context.inputs["trajectories"] / results.name / f"{recorded.quality}.parquet")
+    own = (data.task_id == task) & np.isin(data.episode_id, recorded.few_shot_episodes)
+    few_shot = data.select(np.flatnonzero(own))
     length = prompts.x0.shape[1]
     others = cut(_one_of_each(data, exclude=task), length, stride=max(1, int(data.lengths.max()) // 25))
     figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, plm.normalization, results.styles)
@@ -243,7 +243,7 @@ _OUTCOMES = {True: "solves it", False: "does not solve it", None: "runs"}
 
 def _most_different(results: FamilyResults) -> list[Episode]:
     """prompt_dt beside prompt_diffuser (or the first two methods) for the target and seed of the largest gap."""
-    pair = (BESIDE, REFERENCE) if {BESIDE, REFERENCE} <= set(results.methods) else results.methods[:2]
+    pair = (START, REFERENCE) if {START, REFERENCE} <= set(results.methods) else results.methods[:2]
     found = {(e.method, e.task, e.seed): e for e in results.episodes}
     keys = [(task, seed) for task in results.targets for seed in results.seeds]
     pairs = [[found[m, *key] for m in pair] for key in keys if all((m, *key) in found for m in pair)]

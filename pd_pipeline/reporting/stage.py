@@ -3,23 +3,29 @@
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from pydantic import Field
 
-from pd_pipeline.config import ParamsFile
+from pd_pipeline.config import Parameters, ParamsFile
+from pd_pipeline.evaluation.results import MethodResult
+from pd_pipeline.evaluation.scores import REFERENCE
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance
+from pd_pipeline.reporting.findings import what_mattered
+from pd_pipeline.reporting.formatting import decimals, number, percent
 from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
-from pd_pipeline.reporting.verdict import decimals, judge, number, percent, what_mattered
-from pd_pipeline.stage import NoParams, StageContext
+from pd_pipeline.reporting.verdict import judge
+from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, write_json
 from pd_pipeline.trajectories.quality import missed_bars
 
 PAGE, METRICS = "index.html", "metrics.json"
-FIGURES = ("return_mean", "success_rate", "normalized")
 
 
-class Params(NoParams):
-    """The report takes what it needs from the sections of the stages it reads."""
+class Params(Parameters):
+    """What the page shows."""
+
+    rollouts: bool = Field(default=True, description="take recorded actions again in the simulator and draw them")
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -36,10 +42,7 @@ def run(context: StageContext) -> dict[str, Any]:
         draws = provenance.stage_parameters(params, name, "evaluation", context.modules)["bootstrap"]
         results = gather(context.inputs, params, name, context.root, draws)
         sections.append(section(context, params, results))
-        figures[name] = {
-            method: {figure: values[figure] for figure in FIGURES if values[figure] is not None}
-            for method, values in results.metrics.items()
-        }
+        figures[name] = {method: main_figures(result) for method, result in results.metrics.items()}
         verdict = sections[-1]["verdict"]
         metrics |= {f"bars_met_{name}": sum(bool(check.met) for check in verdict.checks)}
     page = render(
@@ -56,27 +59,35 @@ def run(context: StageContext) -> dict[str, Any]:
     return metrics
 
 
+def main_figures(result: MethodResult) -> dict[str, float]:
+    """The figures of a method that `dvc metrics` shows; those that are unknown are left out."""
+    found = {"return_mean": result.mean, "success_rate": result.success, "normalized": result.normalized}
+    return {name: estimate.value for name, estimate in found.items() if estimate is not None}
+
+
 def section(context: StageContext, params: ParamsFile, results: FamilyResults) -> dict[str, Any]:
     """All that the page needs of one family."""
     name = results.name
     family = load_family(name, params.block(name, "environment"), context.root)
     fits = list(results.fit.values())
-    values = [values["return_mean"] for values in results.metrics.values()]
-    qualities = [values["return_mean"] for values in results.data.values()]
+    returns = [result.mean.value for result in results.metrics.values()]
+    data_returns = [values["return_mean"] for values in results.data.values()]
     asked = list(dict.fromkeys(name for each in results.asked.values() for name in each))
     return {
         "name": name,
         "results": results,
         "verdict": judge(results.metrics),
         "asked": asked,
-        "mattered": what_mattered(results.metrics, results.logs.get("prompt_diffuser", {}), fits),
+        "mattered": what_mattered(results.metrics, results.logs.get(REFERENCE, {}), fits),
         "figures": family_figures(context, results, family.expert_bars),
-        "pictures": family_pictures(context, params.block(name, "environment"), results),
+        "pictures": family_pictures(context, params.block(name, "environment"), results)
+        if context.params.rollouts
+        else {"missing": "Rollouts are not drawn: params.yaml sets report.rollouts to false."},
         "colors": {method: color for method, (color, _) in results.styles.items()},
         "unseen": not family.targets_are_trained,
         "missed_data": missed_bars(results.data, family.expert_bars),
-        "digits": decimals(values),
-        "data_digits": decimals(qualities),
+        "digits": decimals(returns),
+        "data_digits": decimals(data_returns),
         "parameters": provenance.effective_parameters(params, name, context.root, context.modules),
         "digests": provenance.digests(context.inputs, params, name),
     }
@@ -88,7 +99,7 @@ def render(**values: Any) -> str:
 
 
 def templates() -> Environment:
-    """The page's templates, in which a name that nobody gave is an error."""
+    """The page's templates, in which an unknown name is an error."""
     environment = Environment(
         loader=PackageLoader("pd_pipeline.reporting"),
         autoescape=select_autoescape(),

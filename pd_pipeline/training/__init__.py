@@ -1,1 +1,1 @@
-"""The training loop and the two pre-trainings."""
+"""The training loop and the two pre-training stages."""

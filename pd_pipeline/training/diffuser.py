@@ -39,30 +39,30 @@ class Params(OptimizationParams):
 def run(context: StageContext) -> dict[str, Any]:
     """Write `denoiser.safetensors` (the moving average), `config.json` and `losses.csv`."""
     params: Params = context.params
-    device = pick_device(params.device)
+    device = pick_device(context.device)
     prompts = context.inputs["prompts"]
-    made = read_model(prompts / "config.json", PromptParams)
-    if params.quality not in made.qualities:
+    cut = read_model(prompts / "config.json", PromptParams)
+    if params.quality not in cut.qualities:
         raise PipelineError(
             f"families.{context.key.family}.diffuser.quality: there are no prompts of '{params.quality}': add it to "
-            f"families.{context.key.family}.prompts.qualities, which are {', '.join(made.qualities)}"
+            f"families.{context.key.family}.prompts.qualities, now {', '.join(cut.qualities)}"
         )
     normalization = Normalization.load(prompts / "normalization.safetensors")
     x0, y = prompt_tensors(
-        Prompts.load(prompts / f"{params.quality}.safetensors", normalization, made.length), normalization, device
+        Prompts.load(prompts / f"{params.quality}.safetensors", normalization, cut.length), normalization, device
     )
     held_x0, held_y = prompt_tensors(
-        Prompts.load(prompts / f"{params.quality}-held_out.safetensors", normalization, made.length),
+        Prompts.load(prompts / f"{params.quality}-held_out.safetensors", normalization, cut.length),
         normalization,
         device,
     )
-    config = DenoiserConfig(channels=x0.shape[2], prompt_length=made.length, **params.denoiser.model_dump())
+    config = DenoiserConfig(channels=x0.shape[2], prompt_length=cut.length, **params.denoiser.model_dump())
     with torch.random.fork_rng([]):
         torch.manual_seed(context.seed)
         denoiser = Denoiser(config).to(device)
     diffusion = Diffusion(params.diffusion, device)
     if params.compile:
-        denoiser.compile()  # in place: names of weights stay
+        denoiser.compile()  # in place: the names of the weights stay the same
 
     def loss_of_step(step: int) -> Tensor:
         rows = np.random.default_rng([context.seed, step]).integers(0, len(x0), params.batch)

@@ -1,7 +1,7 @@
 """One training loop: progress, losses to CSV and TensorBoard, bf16, clipping, schedules, EMA and exact resume.
 
-Batches and noise are pure functions of (seed, step), so a checkpoint is weights, moments, EMA, the step and the losses
-not yet written: nothing else decides what follows. Checkpoints live in the stage's work folder, two are kept:
+Batches and noise are pure functions of (seed, step), so a checkpoint holds all that later steps depend on: weights,
+moments, EMA, the step and the losses not yet written. Checkpoints are in the stage's work folder; two are kept:
 
     .work/<stage>/<key>/<digest>/
         step-00001500.safetensors     model.*, ema.*, first.*, second.*; metadata: step, log
@@ -23,7 +23,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pd_pipeline.compute import use_bf16
-from pd_pipeline.config import MOST_STEPS, Device, Parameters
+from pd_pipeline.config import MOST_STEPS, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.models.weights import as_tensors, check_fit
@@ -47,31 +47,30 @@ class OptimizationParams(Parameters):
     clip: float | None = Field(default=0.25, gt=0, description="norm to which gradients are clipped")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
     precision: Literal["auto", "bf16", "float32"] = Field(
-        default="auto", description="auto: bf16 autocast where the hardware multiplies in it"
+        default="auto", description="auto: bf16 autocast where the hardware supports it"
     )
-    device: Device = "auto"
-    compile: bool = Field(default=False, description="torch.compile: needs a C++ compiler on a CPU, minutes of start")
+    compile: bool = Field(default=False, description="torch.compile: takes minutes, needs a C++ compiler on a CPU")
     log_every: StepCount = 50
     checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
 
 
 class Diverged(PipelineError):
-    """The loss is no longer finite; trying again would give the same."""
+    """The loss is no longer finite; a retry would give the same."""
 
 
 @dataclass
 class History:
-    """What a training logs: a row every `log_every` steps."""
+    """What training logs: one row per `log_every` steps."""
 
     rows: list[dict[str, float]] = field(default_factory=list)
 
     def write(self, path: Path) -> None:
-        """Write as CSV; columns in order of appearance, empty where a row has no such figure."""
+        """Write as CSV; columns in order of appearance, empty where a row has no such value."""
         write_table(path, self.rows)
 
 
 def learning_rate(params: OptimizationParams, step: int) -> float:
-    """Rate at a step: linear warm-up, then constant, or a cosine down to 1 % of the peak."""
+    """Learning rate at a step: linear warm-up, then constant or a cosine decay to 1 % of the peak."""
     if step < params.warmup:
         return params.learning_rate * (step + 1) / params.warmup
     if params.schedule == "constant":
@@ -81,7 +80,7 @@ def learning_rate(params: OptimizationParams, step: int) -> float:
 
 
 class Checkpoint(NamedTuple):
-    """What `Trainer` keeps, read back and found to be of its model and parameters."""
+    """A checkpoint as read from disk, checked against the trainer's model and parameters."""
 
     tensors: dict[str, Tensor]
     step: int
@@ -90,9 +89,9 @@ class Checkpoint(NamedTuple):
 
 
 class Trainer:
-    """Trains those weights of a model that ask for gradients; `fit` resumes where it finds a checkpoint.
+    """Trains the weights of a model that require gradients; `fit` resumes where it finds a checkpoint.
 
-    Frozen weights are in no checkpoint: they are what the work was begun with.
+    Checkpoints leave out frozen weights, which do not change.
     """
 
     def __init__(self, model: nn.Module, params: OptimizationParams, work: Path, title: str):
@@ -101,7 +100,7 @@ class Trainer:
         self.bf16 = use_bf16(params.precision, self.device)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self.trained:
-            raise ValueError(f"{title}: no weight of the model asks for a gradient, so that there is nothing to train")
+            raise ValueError(f"{title}: no weight of the model requires a gradient: there is nothing to train")
         # fused: one kernel for all parameters
         self.optimizer = torch.optim.AdamW(
             self.trained.values(),
@@ -113,10 +112,10 @@ class Trainer:
         self.history = History()
         self.step = 0
         self.resumed_at = 0
-        self._sums: dict[str, float] = {}  # of the figures since the last row
+        self._sums: dict[str, float] = {}  # of each value since the last row
 
     def backward(self, loss_of_step: Callable[[int], Tensor]) -> Callable[[int], dict[str, Tensor]]:
-        """The `compute` of a plain loss: forward under autocast, then its gradient."""
+        """The `compute` argument of `fit` for a plain loss: forward under autocast, then backward."""
 
         def compute(step: int) -> dict[str, Tensor]:
             with self.autocast():
@@ -127,7 +126,7 @@ class Trainer:
         return compute
 
     def autocast(self) -> torch.autocast:
-        """The precision of forward passes."""
+        """A context in which forward passes use the configured precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def fit(
@@ -137,11 +136,11 @@ class Trainer:
         logs: Path | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
     ) -> History:
-        """Run all steps.
+        """Train until the last step.
 
-        `compute` fills the gradients for a step number and returns its figures, `loss` among them, whose means become
-        the logged rows; `evaluate` adds figures to each row. Raises Diverged on a figure that is not finite and
-        Interrupted after SIGTERM; then the state is saved.
+        `compute` fills the gradients for a step number and returns named values, `loss` among them, whose means become
+        the logged rows; `evaluate` adds values to each row. Raises Diverged where a value is not finite, and
+        Interrupted after SIGTERM, once the state is saved.
         """
         self._resume()
         writer = _tensorboard(logs, self.step)
@@ -194,12 +193,12 @@ class Trainer:
 
     @property
     def precision(self) -> str:
-        """What forward passes compute in, for the record of a stage."""
+        """The precision of forward passes, for a stage's record."""
         return "bf16" if self.bf16 else "float32"
 
     @property
     def _changing(self) -> dict[str, Tensor]:
-        """What of the model a training changes: the trained weights, and buffers such as running means."""
+        """The part of the model's state that training changes: trained weights, and buffers such as running means."""
         frozen = {n for n, p in self.model.named_parameters() if not p.requires_grad}
         return {n: t for n, t in self.model.state_dict().items() if n not in frozen}
 
@@ -216,19 +215,19 @@ class Trainer:
             old.unlink()
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint that is whole; those that are not are removed, with a word."""
+        """Resume from the newest usable checkpoint; unusable ones are removed with a warning."""
         for path in sorted(self.work.glob("step-*.safetensors"), reverse=True):
             try:
-                found = self._checked(path)
+                found = self._read(path)
             except PipelineError as error:
-                _log.warning("%s: goes on from before this checkpoint, which is removed: %s", self.title, error)
+                _log.warning("%s: removed an unusable checkpoint, resuming from before it: %s", self.title, error)
                 remove(path)
                 continue
-            self._take(found)
+            self._restore(found)
             return
 
-    def _checked(self, path: Path) -> Checkpoint:
-        """Read a checkpoint. Raises PipelineError where it is not one of this model and these parameters."""
+    def _read(self, path: Path) -> Checkpoint:
+        """Read a checkpoint. Raises PipelineError where it does not fit this model and these parameters."""
         arrays, metadata = load_arrays(path)
         like = {f"model.{n}": t for n, t in self._changing.items()}
         like |= {f"ema.{n}": t for n, t in self.ema.items()}
@@ -238,19 +237,19 @@ class Trainer:
             step = int(metadata["step"])
             rows, sums = json.loads(metadata["log"]), json.loads(metadata["sums"])
         except (KeyError, ValueError, RecursionError) as error:
-            raise PipelineError(f"{path}: no step, log or sums that could be read: {error}") from None
+            raise PipelineError(f"{path}: its step, log or sums cannot be read: {error}") from None
         if not 0 < step <= self.params.steps or path.name != f"step-{step:08d}.safetensors":
-            raise PipelineError(f"{path}: says that it is of step {step} of {self.params.steps}")
+            raise PipelineError(f"{path}: claims to be step {step} of {self.params.steps}")
         logged = [*range(self.params.log_every, step + 1, self.params.log_every)]
         if step == self.params.steps and step % self.params.log_every:
             logged.append(step)
-        tables = isinstance(rows, list) and all(is_figures(part) for part in (*rows, sums))
-        if not tables or [row.get("step") for row in rows] != logged:
-            raise PipelineError(f"{path}: its log is not that of {step} steps")
+        well_formed = isinstance(rows, list) and all(is_numbers(part) for part in (*rows, sums))
+        if not well_formed or [row.get("step") for row in rows] != logged:
+            raise PipelineError(f"{path}: its log does not match {step} steps")
         return Checkpoint(as_tensors(arrays, self.device), step, rows, sums)
 
-    def _take(self, found: Checkpoint) -> None:
-        """Set everything to what a checkpoint holds."""
+    def _restore(self, found: Checkpoint) -> None:
+        """Set the state to that of a checkpoint."""
         tensors, self.step, self.history.rows, self._sums = found
         self.resumed_at = self.step
         self.model.load_state_dict({n: tensors[f"model.{n}"] for n in self._changing}, strict=False)
@@ -264,19 +263,19 @@ class Trainer:
             }
 
 
-def is_figures(value: Any) -> bool:
+def is_numbers(value: Any) -> bool:
     """Whether `value` maps names to numbers."""
     return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
 
 
 class _NoWriter:
-    """Stands in where nothing is logged for TensorBoard."""
+    """Replaces TensorBoard's writer where nothing is logged for it."""
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Keep nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing."""
 
 
 def _tensorboard(logs: Path | None, step: int) -> Any:

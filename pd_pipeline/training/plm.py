@@ -19,7 +19,7 @@ from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Train
 from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, policy_loss
 from pd_pipeline.trajectories.reading import read
 
-VALIDATION_SEED = 1 << 20  # beside every training seed
+VALIDATION_SEED = 1 << 20
 
 
 class Params(PolicyShape, OptimizationParams):
@@ -27,7 +27,7 @@ class Params(PolicyShape, OptimizationParams):
 
     steps: StepCount = 2400
     learning_rate: Rate = 1e-3
-    batch_per_task: int = Field(default=4, gt=0, le=100_000, description="samples of every training task in each step")
+    batch_per_task: int = Field(default=4, gt=0, le=100_000, description="samples per training task in each step")
     quality: Name = "expert"
     interpolation: TaskInterpolation = TaskInterpolation()
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of episodes kept for the validation loss")
@@ -36,7 +36,7 @@ class Params(PolicyShape, OptimizationParams):
 def run(context: StageContext) -> dict[str, Any]:
     """Write `policy.safetensors`, `config.json`, `normalization.safetensors` and `losses.csv`."""
     params: Params = context.params
-    device = pick_device(params.device)
+    device = pick_device(context.device)
     normalization = Normalization.load(context.inputs["prompts"] / "normalization.safetensors")
     prompt_length = read_model(context.inputs["prompts"] / "config.json", PromptParams).length
     data = read(
@@ -57,7 +57,7 @@ def run(context: StageContext) -> dict[str, Any]:
         policy = PromptingDecisionTransformer(config).to(device)
     trainer = Trainer(policy, params, context.work, f"plm {context.key}")
     if params.compile:
-        policy.compile()  # in place: names of weights stay
+        policy.compile()  # in place: the names of the weights stay the same
 
     def loss_of_step(step: int) -> torch.Tensor:
         batch = training.batch(

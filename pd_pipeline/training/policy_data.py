@@ -1,7 +1,7 @@
 """Trajectories as contiguous, normalised tensors, and batches for the PLM as gathers by index.
 
 A sample is a window of the current episode and a prompt: a random segment of a random trajectory of the same task.
-The window ends at a uniformly drawn step and begins up to K steps before, exactly the windows that acting meets.
+The window ends at a uniformly drawn step and begins up to K steps before it, as windows do when acting.
 """
 
 from typing import NamedTuple
@@ -29,18 +29,18 @@ class TaskInterpolation(Parameters):
     """Training samples between tasks: task interpolation (Yao et al., ICLR 2022) for trajectories.
 
     A sample is mixed with one of another episode at the same timesteps, prompt and window with the same weight:
-    x = w x_1 + (1 - w) x_2 for returns-to-go, states and actions, w uniform in [-e, 1 + e]. A few training tasks are
-    told apart like classes, and prompts of a new one then fall to the nearest of them; in between and beyond
-    (e > 0) they become points of a line. It fits tasks whose behaviour is close to linear in the goal, such as
-    reaching; a mixture of two gaits is no gait.
+    x = w x_1 + (1 - w) x_2 for returns-to-go, states and actions, w uniform in [-e, 1 + e]. A PLM trained on
+    only a few tasks can treat them as classes, and act on a new task's prompt as on that of the nearest training task;
+    samples between and beyond the tasks (e > 0) teach it that tasks are continuous. This suits tasks whose behaviour is
+    close to linear in the goal, such as reaching; a mixture of two gaits is not a gait.
     """
 
-    share: float = Field(default=0.0, ge=0, le=1, description="of the samples; 0: off")
-    extrapolation: float = Field(default=0.0, ge=0, le=100, description="e: how far beyond either task weights go")
+    share: float = Field(default=0.0, ge=0, le=1, description="share of samples that are interpolated; 0: off")
+    extrapolation: float = Field(default=0.0, ge=0, le=100, description="e: how far weights go beyond either task")
 
 
-def between(one: Batch, other: Batch, weight: Tensor) -> Batch:
-    """weight * one + (1 - weight) * other for weights (B,): actions are kept in [-1, 1], timesteps are those of one."""
+def interpolate(one: Batch, other: Batch, weight: Tensor) -> Batch:
+    """weight * one + (1 - weight) * other, weight (B,); actions are clipped to [-1, 1], timesteps are those of one."""
 
     def mix(a: Tensor, b: Tensor) -> Tensor:
         w = weight.view(-1, *[1] * (a.dim() - 1))  # (B, 1, ..)
@@ -80,7 +80,7 @@ class PolicyData:
         context: int,
         interpolation: TaskInterpolation | None = None,
     ) -> Batch:
-        """`per_task` samples of every task, some of them between tasks where `interpolation` asks for it."""
+        """`per_task` samples per task; `interpolation` makes some of them mixtures of two tasks."""
         window_episode = np.concatenate([rng.choice(of, per_task) for of in self.episodes])  # (B,)
         long = [of[self.lengths[of] >= prompt_length] for of in self.episodes]
         prompt_episode = np.concatenate([rng.choice(of, per_task) for of in long])
@@ -95,14 +95,16 @@ class PolicyData:
         if interpolation is None or interpolation.share == 0:
             return batch
         partner = rng.permutation(len(window_episode))
-        fits = (self.lengths[window_episode[partner]] >= window_end) & (
+        long_enough = (self.lengths[window_episode[partner]] >= window_end) & (
             self.lengths[prompt_episode[partner]] >= prompt_start + prompt_length
         )
-        partner = np.where(fits, partner, np.arange(len(partner)))  # a sample without a partner mixes with itself
+        partner = np.where(
+            long_enough, partner, np.arange(len(partner))
+        )  # a sample without a partner mixes with itself
         mixed = rng.random(len(partner)) < interpolation.share
         reach = interpolation.extrapolation
         weight = np.where(mixed, rng.uniform(-reach, 1 + reach, len(partner)), 1.0).astype(np.float32)
-        return between(
+        return interpolate(
             batch,
             samples(window_episode[partner], prompt_episode[partner]),
             torch.from_numpy(weight).to(self.device),

@@ -1,9 +1,9 @@
-"""Stage trajectories: behaviour policies act in worker processes; shards become one Parquet file a quality.
+"""Stage trajectories: behaviour policies act in worker processes; shards become one Parquet file per quality.
 
-A shard is a few episodes of one task and quality, a pure function of the seed and of what it is: finished shards
-survive a kill in the work folder, and the files do not depend on the number of workers. An episode is a pure function
-of (seed, task, quality, episode) under a scripted policy; under a learned one, which acts for all episodes of a shard
-at once, its last bits depend on how many these are.
+A shard is a few episodes of one task and quality, and a pure function of these and the seed: finished shards survive
+a kill in the work folder, and the files do not depend on the number of workers. An episode is a pure function of
+(seed, task, quality, episode) under a scripted policy. A learned policy acts for all episodes of a shard at once, so
+there the last bits depend on their number.
 """
 
 import json
@@ -43,9 +43,9 @@ class TrajectoriesParams(Parameters):
     seed: Seed = 0
     workers: int | None = Field(default=None, ge=1, le=1024, description="processes; None: one per core")
     patience: float = Field(
-        default=600.0, gt=0, le=86_400, description="seconds after which a step that has not come back is ended"
+        default=600.0, gt=0, le=86_400, description="seconds after which a worker that takes no step is killed"
     )
-    episodes_a_shard: int = Field(default=20, gt=0, le=10_000)
+    episodes_per_shard: int = Field(default=20, gt=0, le=10_000)
     episodes: dict[Name, EpisodeCount] = {
         "expert": EpisodeCount(train=40, test=15),
         "medium": EpisodeCount(train=5, test=5),
@@ -54,7 +54,7 @@ class TrajectoriesParams(Parameters):
 
 
 class Shard(NamedTuple):
-    """A piece of work: episodes first .. first + episodes of one task and quality."""
+    """A unit of work: `episodes` episodes of one task and quality, numbered from `first`."""
 
     quality: str
     task: int
@@ -62,7 +62,7 @@ class Shard(NamedTuple):
     episodes: int
 
     def file(self, work: Path) -> Path:
-        """Where its result is kept until all are done."""
+        """Where its result is kept until all shards are done."""
         return work / f"{self.quality}-{self.task}-{self.first}-{self.episodes}.safetensors"
 
 
@@ -72,13 +72,13 @@ def plan(family: Family, params: TrajectoriesParams) -> list[Shard]:
     for quality, count in params.episodes.items():
         for task in sorted({*family.train_tasks, *family.test_tasks}):
             episodes = count.train if task in family.train_tasks else count.test
-            for first in range(0, episodes, params.episodes_a_shard):
-                shards.append(Shard(quality, task, first, min(params.episodes_a_shard, episodes - first)))
+            for first in range(0, episodes, params.episodes_per_shard):
+                shards.append(Shard(quality, task, first, min(params.episodes_per_shard, episodes - first)))
     return shards
 
 
 class Pool:
-    """Environments of one family, kept from shard to shard where they can change their task."""
+    """Environments of one family, reused from shard to shard where they can change their task."""
 
     def __init__(self, family: Family):
         self.family = family
@@ -103,7 +103,7 @@ def collect_episodes(pool: Pool, behavior: dict[str, Any], shard: Shard, seed: i
     family = pool.family
     policy = family.behavior(behavior)
     environments = pool.of(shard.task, min(family.lanes, shard.episodes))
-    # what a reset is told: where resets are deterministic, exploring starts are what makes episodes differ
+    # where resets are deterministic, exploring starts make the episodes differ
     options = behavior.get("reset")
     numbers = range(shard.first, shard.first + shard.episodes)
     episodes: list[dict[str, np.ndarray]] = []
@@ -132,7 +132,7 @@ def side_by_side(
     rngs: Sequence[np.random.Generator],
     options: dict[str, Any] | None,
 ) -> list[dict[str, np.ndarray]]:
-    """One episode in each environment, in step; the columns that the environments decide, without what was not run."""
+    """Run one episode per environment, in lockstep; returns its columns up to each episode's end."""
     count, horizon = len(environments), family.horizon
     columns = {
         "observation": np.empty((count, horizon, family.observation_size), np.float32),
@@ -142,7 +142,9 @@ def side_by_side(
         "success": np.zeros((count, horizon), bool),
     }
     together = policy.together if isinstance(policy, BatchPolicy) else None
-    views = [[column[i] for column in columns.values()] for i in range(count)]  # a row by one index: it is what is fast
+    views = [
+        [column[i] for column in columns.values()] for i in range(count)
+    ]  # views, since indexing a row once is faster
     lengths, running = [horizon] * count, list(range(count))
     present = [
         border.reset(family, environment, seed=int(rng.integers(2**31)), options=options)
@@ -172,16 +174,16 @@ def side_by_side(
 
 
 def _worker(name: str, block: str, root: Path, params: TrajectoriesParams, work: Path, behaviors: str) -> Answer:
-    """Collects shards, one a message, into files of `work`; answers with the number of steps."""
+    """Collects shards, one per message, into files in `work`; answers with the number of steps."""
     family = load_family(name, json.loads(block), root)
     pool, described = Pool(family), json.loads(behaviors)
 
     def collect_shard(shard: Shard) -> int:
         arrays = collect_episodes(pool, described[shard.quality], shard, params.seed)
-        # before it is kept: a bad episode must not be read again from the work folder by every later try
-        checking = Validator(f"policy '{shard.quality}'", metadata_of(family, shard.quality, params))
-        checking.feed(Columns(**arrays))
-        checking.finish(np.array([shard.task]))
+        # checked before it is saved: otherwise every later attempt would read the bad episode from the work folder
+        validator = Validator(f"policy '{shard.quality}'", metadata_of(family, shard.quality, params))
+        validator.feed(Columns(**arrays))
+        validator.finish(np.array([shard.task]))
         save_arrays(shard.file(work), arrays)
         return len(arrays["step"])
 
@@ -189,7 +191,7 @@ def _worker(name: str, block: str, root: Path, params: TrajectoriesParams, work:
 
 
 def metadata_of(family: Family, quality: str, params: TrajectoriesParams) -> TrajectoryMetadata:
-    """What the file of a quality says of itself."""
+    """The metadata of a quality's file."""
     return TrajectoryMetadata(
         family=family.name,
         quality=quality,
@@ -214,10 +216,10 @@ def collect(
     work: Path,
     progress: Progress,
 ) -> int:
-    """Collect every quality into `out`/<quality>.parquet; returns the number of steps that were not there yet.
+    """Collect every quality into `out`/<quality>.parquet; returns the number of newly collected steps.
 
     `block` is the family's `environment` block of params.yaml, from which workers rebuild it; `policies` is the out
-    of stage behavior_policies; `work` keeps finished shards.
+    of stage behavior_policies; `work` holds finished shards.
     """
     behaviors = {quality: located(d, policies) for quality, d in read_json(policies / "policies.json").items()}
     if unknown := set(params.episodes) - set(behaviors):
@@ -226,13 +228,13 @@ def collect(
     todo = [shard for shard in shards if not shard.file(work).exists()]
     work.mkdir(parents=True, exist_ok=True)
     workers = min(params.workers or os.cpu_count() or 1, max(len(todo), 1))
-    began, done, steps = time.monotonic(), len(shards) - len(todo), 0
+    started, done, steps = time.monotonic(), len(shards) - len(todo), 0
     title = f"trajectories {family.name}"
     progress(title, done, len(shards))
     arguments = (family.name, json.dumps(block, sort_keys=True), root, params, work, json.dumps(behaviors))
     for length in _run(arguments, todo, workers, params.patience, family.is_foreign):
         done, steps = done + 1, steps + length
-        progress(title, done, len(shards), f"{steps / (time.monotonic() - began):,.0f} steps/s")
+        progress(title, done, len(shards), f"{steps / (time.monotonic() - started):,.0f} steps/s")
     for quality in params.episodes:
         some = [shard for shard in shards if shard.quality == quality]
         write(out / f"{quality}.parquet", metadata_of(family, quality, params), _merged(work, some))
@@ -242,7 +244,7 @@ def collect(
 def _run(
     arguments: tuple[Any, ...], shards: list[Shard], workers: int, patience: float, foreign: bool
 ) -> Iterator[int]:
-    if workers == 1 and not foreign:  # code from elsewhere may hang, and a process of its own can be ended
+    if workers == 1 and not foreign:  # foreign code may hang, and only a separate process can be killed
         yield from map(_worker(*arguments), shards)
         return
     with Workers(_worker, [arguments] * workers, "trajectories", "lower trajectories.workers", patience) as processes:
@@ -250,7 +252,7 @@ def _run(
 
 
 def _merged(work: Path, shards: list[Shard]) -> Iterator[Columns]:
-    """One batch, and so one row group, a task: a reader of one task touches only its rows."""
+    """One batch, and so one row group, per task: a reader of one task reads only its rows."""
     for task in sorted({shard.task for shard in shards}):
         parts = [load_arrays(shard.file(work))[0] for shard in shards if shard.task == task]
         yield Columns(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})

@@ -1,4 +1,4 @@
-"""What collected data is worth: return, success, early ends and state coverage by quality and task."""
+"""Statistics of collected data: return, success, early ends and state coverage by quality and task."""
 
 from typing import Any
 
@@ -8,23 +8,24 @@ from scipy.stats import entropy
 from pd_pipeline.families.base import ExpertBars, Family
 from pd_pipeline.trajectories.reading import Trajectories
 
-CELLS = 20  # of the range of a state dimension
+CELLS = 20  # per state dimension
 EXPERT = "expert"
 
 
 def summarise(family: Family, data: dict[str, Trajectories]) -> dict[str, Any]:
-    """Figures of every quality; means over tasks weigh tasks alike, whatever number of episodes each has.
+    """Statistics of every quality; means over tasks give each task the same weight, whatever its number of episodes.
 
-    `coverage` says how evenly a quality's states fill the space that all qualities together visit; see there.
+    `coverage` measures how evenly a quality's states fill the space that all qualities together visit.
     """
     pooled = np.concatenate([d.observations for d in data.values()])
     low, high = np.percentile(pooled, [0.5, 99.5], axis=0)  # (d_s,) each
     return {
-        quality: _figures(family, d) | {"coverage": coverage(d.observations, low, high)} for quality, d in data.items()
+        quality: _statistics(family, d) | {"coverage": coverage(d.observations, low, high)}
+        for quality, d in data.items()
     }
 
 
-def _figures(family: Family, data: Trajectories) -> dict[str, Any]:
+def _statistics(family: Family, data: Trajectories) -> dict[str, Any]:
     early = data.lengths < family.horizon
     tasks = {
         int(task): {
@@ -50,8 +51,8 @@ def _figures(family: Family, data: Trajectories) -> dict[str, Any]:
 def coverage(observations: np.ndarray, low: np.ndarray, high: np.ndarray) -> float:
     """How evenly observations (n, d_s) fill the twenty cells of each dimension between `low` and `high` (d_s,).
 
-    The effective number of cells, exp of the entropy of their shares, over their number: 1 where all are visited
-    alike, 1 / 20 where only one is. Mean over the dimensions that vary.
+    The effective number of cells (exp of the entropy of their shares) over their number: 1 where all are visited
+    equally, 1 / 20 where only one is. Mean over the dimensions that vary.
     """
     vary = high - low > 1e-6
     if not vary.any():
@@ -66,7 +67,7 @@ def coverage(observations: np.ndarray, low: np.ndarray, high: np.ndarray) -> flo
 
 
 def missed_bars(summary: dict[str, Any], bars: ExpertBars) -> list[str]:
-    """What the expert data of a summary fails to reach, in words; empty where it is good enough."""
+    """The bars that the expert data of a summary misses, in words; empty where it is good enough."""
     if EXPERT not in summary:
         return []
     found = summary[EXPERT]

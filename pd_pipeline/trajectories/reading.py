@@ -17,11 +17,11 @@ from pd_pipeline.trajectories.schema import METADATA_KEY, TrajectoryMetadata, ar
 from pd_pipeline.trajectories.seal import GET_AGAIN, Seal, check_group, open_seal, seal_file
 from pd_pipeline.trajectories.validation import Columns, Validator, check_family, check_schema
 
-ROWS_A_BATCH = 1 << 14
-BUFFER_BYTES = 1 << 20  # of a column while streaming
-SMALL_BYTES = 1 << 28  # a file without a seal that memory holds whole
-DEEPEST_COLUMN = 16  # lists inside lists
-# what pyarrow raises on damaged files; MemoryError where a page claims to be larger than the machine
+ROWS_PER_BATCH = 1 << 14
+BUFFER_BYTES = 1 << 20  # per column while streaming
+SMALL_BYTES = 1 << 28  # a file without a seal up to this size is read unbuffered
+MAX_COLUMN_DEPTH = 16  # lists inside lists
+# what pyarrow raises on damaged files; MemoryError where a page claims to be larger than the machine's memory
 DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, RecursionError)
 
 
@@ -79,7 +79,7 @@ def return_to_go(rewards: np.ndarray) -> np.ndarray:
 
 
 class Opened(NamedTuple):
-    """A trajectory file that was opened and found to be one."""
+    """A trajectory file that was opened and passed its checks."""
 
     file: pq.ParquetFile
     metadata: TrajectoryMetadata
@@ -88,25 +88,25 @@ class Opened(NamedTuple):
 
 
 def open_file(path: Path, family: Family | None = None) -> Opened:
-    """Open a trajectory file and check all that it says of itself. Raises PipelineError.
+    """Open a trajectory file and check its schema and metadata. Raises PipelineError.
 
-    With a `family`, one of another family, or that contradicts it, is refused.
+    With a `family`, a file of another family, or one that contradicts it, is refused.
     """
     if not path.exists():
         raise PipelineError(f"{path}: no such file")
-    if not path.is_file():  # opening a pipe would wait for what writes into it
+    if not path.is_file():  # opening a pipe would wait for its writer
         raise PipelineError(f"{path}: not a regular file")
-    with _refusing(f"{path}: not a readable Parquet file, truncated perhaps"):
+    with _refusing(f"{path}: not a readable Parquet file, perhaps truncated"):
         seal = open_seal(path)
-        # Pre-buffering would keep the whole file in memory, and so would unbuffered chunks of one large row group. In a
-        # buffer, a damaged page takes as much memory as it claims to need; no page of a sealed file is read damaged.
+        # Pre-buffering would keep the whole file in memory, and so would unbuffered chunks of one large row group. With
+        # a buffer, a damaged page takes as much memory as it claims; in a sealed file, damage is found before reading.
         buffered = seal is not None or path.stat().st_size > SMALL_BYTES
         file = pq.ParquetFile(
             path,
             pre_buffer=False,
             buffer_size=BUFFER_BYTES if buffered else 0,
             page_checksum_verification=True,
-            schema_depth_limit=DEEPEST_COLUMN,
+            schema_depth_limit=MAX_COLUMN_DEPTH,
         )
         schema = file.schema_arrow
         text = (schema.metadata or {}).get(METADATA_KEY)
@@ -122,7 +122,7 @@ def open_file(path: Path, family: Family | None = None) -> Opened:
 
 @contextmanager
 def _refusing(message: str) -> Iterator[None]:
-    """Turn what pyarrow raises on a damaged file into one line."""
+    """Turn pyarrow's errors on a damaged file into one line."""
     try:
         yield
     except PipelineError:
@@ -136,7 +136,7 @@ def _check_layout(path: Path, file: pq.ParquetFile, seal: Seal | None) -> None:
     rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
     if min(rows, default=0) < 0 or sum(rows) != file.metadata.num_rows:
         raise PipelineError(
-            f"{path}: damaged: its footer claims {file.metadata.num_rows:,} rows, and {sum(rows):,} in row groups"
+            f"{path}: damaged: its footer claims {file.metadata.num_rows:,} rows, but {sum(rows):,} in row groups"
         )
     if seal is not None and len(seal.groups) != len(rows):
         raise PipelineError(
@@ -145,10 +145,10 @@ def _check_layout(path: Path, file: pq.ParquetFile, seal: Seal | None) -> None:
 
 
 def stream(path: Path, tasks: Iterable[int] | None = None, family: Family | None = None) -> Iterator[Columns]:
-    """Yield the validated steps of a file, a batch at a time, in constant memory.
+    """Yield the validated steps of a file, one batch at a time, in constant memory.
 
-    `tasks` reads only the row groups that may hold one of them, and yields only their rows; order and uniqueness are
-    then checked within what is read. Raises PipelineError at the first bad step, and as `open_file` does.
+    With `tasks`, only the row groups that may hold one of them are read, and only their rows are yielded; order and
+    uniqueness are then checked among these. Raises PipelineError at the first bad step, and as `open_file` does.
     """
     return _stream(path, open_file(path, family), None if tasks is None else np.fromiter(tasks, np.int64))
 
@@ -176,28 +176,28 @@ def _batches(path: Path, opened: Opened, wanted: np.ndarray | None) -> Iterator[
             if seal is not None:
                 check_group(path, seal, file.metadata, group)
             rows = 0
-            for batch in file.iter_batches(ROWS_A_BATCH, row_groups=[group], columns=names):
+            for batch in file.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=names):
                 rows += batch.num_rows
                 yield Columns.from_batch(str(path), batch, metadata)
             if rows != (claimed := file.metadata.row_group(group).num_rows):
-                raise PipelineError(f"{path}: damaged: row group {group} claims {claimed:,} rows and holds {rows:,}")
+                raise PipelineError(f"{path}: damaged: row group {group} claims {claimed:,} rows but holds {rows:,}")
 
 
 def _may_hold(file: pq.ParquetFile, group: int, tasks: np.ndarray, trusted: bool) -> bool:
-    """Whether a row group may hold one of `tasks`: by its statistics, or by its tasks where these are not `trusted`.
+    """Whether a row group may hold one of `tasks`: by its statistics if they are `trusted`, else by its task column.
 
-    Damaged statistics could hide a task, and pyarrow ends the process where it cannot make sense of them.
+    Damaged statistics could hide a task, and pyarrow ends the process where it cannot parse them.
     """
     if trusted:
         column = file.schema_arrow.get_field_index("task_id")
         found = file.metadata.row_group(group).column(column).statistics
         return not found or not found.has_min_max or bool(((tasks >= found.min) & (tasks <= found.max)).any())
-    batches = file.iter_batches(ROWS_A_BATCH, row_groups=[group], columns=["task_id"])
+    batches = file.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=["task_id"])
     return any(np.isin(batch.column(0).to_numpy(zero_copy_only=False), tasks).any() for batch in batches)
 
 
 def read(path: Path, tasks: Iterable[int] | None = None, family: Family | None = None) -> Trajectories:
-    """Read a file, or the episodes of some tasks of it, into contiguous arrays. Raises PipelineError."""
+    """Read a file, or only the episodes of `tasks`, into contiguous arrays. Raises PipelineError."""
     opened = open_file(path, family)
     batches = list(_stream(path, opened, None if tasks is None else np.fromiter(tasks, np.int64)))
     columns = {
@@ -219,7 +219,7 @@ def read(path: Path, tasks: Iterable[int] | None = None, family: Family | None =
 
 
 def write(path: Path, metadata: TrajectoryMetadata, batches: Iterable[Columns]) -> None:
-    """Validate `batches` and write them, a row group each, so that `path` appears whole and good or not at all."""
+    """Validate `batches` and write each as a row group, so that `path` appears complete and valid or not at all."""
     schema = arrow_schema(metadata)
     with atomic_file(path) as temporary:
         validator = Validator(str(path), metadata)
@@ -227,7 +227,7 @@ def write(path: Path, metadata: TrajectoryMetadata, batches: Iterable[Columns]) 
             for columns in batches:
                 for name, width in (("observation", metadata.observation_size), ("action", metadata.action_size)):
                     if (shape := getattr(columns, name).shape)[1:] != (width,):
-                        raise PipelineError(f"{path}: {name} has the shape {shape}, expected (steps, {width})")
+                        raise PipelineError(f"{path}: {name} has shape {shape}, expected (steps, {width})")
                 validator.feed(columns)
                 writer.write_batch(_record_batch(columns, schema, metadata.quality))
         validator.finish()

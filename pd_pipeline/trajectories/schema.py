@@ -1,4 +1,4 @@
-"""The Parquet format of trajectories: one row a step, sorted by task, episode and step.
+"""The Parquet format of trajectories: one row per step, sorted by task, episode and step.
 
 | column | type | meaning |
 |---|---|---|
@@ -12,8 +12,8 @@
 | terminated, truncated, success | bool | after the action |
 | quality | dictionary of string | expert, medium, random, ... |
 
-The file's metadata (key `pd_pipeline`, JSON) holds `TrajectoryMetadata`. Pages have checksums, and a seal (see there)
-covers what these leave out; files of other programs need neither.
+The file's metadata (key `pd_pipeline`, JSON) holds `TrajectoryMetadata`. Pages have checksums, and a seal (`seal.py`)
+covers the rest; files written by other programs need neither.
 """
 
 import json
@@ -29,33 +29,33 @@ from pd_pipeline.errors import PipelineError
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"pd_pipeline"
-MOST_METADATA_BYTES = 4_000_000
-WIDEST = 100_000  # numbers of an observation or an action
+MAX_METADATA_BYTES = 4_000_000
+MAX_SIZE = 100_000  # numbers per observation or action
 
 Bound = Annotated[float, Field(ge=float(np.finfo(np.float32).min), le=float(np.finfo(np.float32).max))]
 Task = Annotated[int, Field(ge=0, lt=2**31)]
 
 
 class TrajectoryMetadata(Parameters):
-    """What a file must say of itself to be read without the program that wrote it."""
+    """What a file must state to be readable without the program that wrote it."""
 
     schema_version: int = SCHEMA_VERSION
     family: Name
     quality: Name
-    observation_size: int = Field(ge=1, le=WIDEST)
-    action_low: tuple[Bound, ...] = Field(min_length=1, max_length=WIDEST)
-    action_high: tuple[Bound, ...] = Field(min_length=1, max_length=WIDEST)
+    observation_size: int = Field(ge=1, le=MAX_SIZE)
+    action_low: tuple[Bound, ...] = Field(min_length=1, max_length=MAX_SIZE)
+    action_high: tuple[Bound, ...] = Field(min_length=1, max_length=MAX_SIZE)
     horizon: int = Field(ge=1, le=LONGEST_HORIZON)
     seed: Seed
     goals: dict[Task, dict[str, Any]] = Field(min_length=1, max_length=MOST_TASKS)
-    """Task id -> its hidden goal, for every task that the file holds."""
+    """Task id -> its hidden goal, for every task in the file."""
     environment: dict[str, Any]
     versions: dict[str, str]
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
         if len(self.action_low) != len(self.action_high):
-            raise ValueError(f"action_low has {len(self.action_low)} numbers, action_high {len(self.action_high)}")
+            raise ValueError(f"action_low has {len(self.action_low)} numbers, action_high has {len(self.action_high)}")
         for i, (low, high) in enumerate(zip(self.action_low, self.action_high, strict=True)):
             if low >= high:
                 raise ValueError(f"action_low {low} is not below action_high {high} for number {i} of an action")
@@ -70,8 +70,8 @@ class TrajectoryMetadata(Parameters):
 def parse_metadata(source: str, text: bytes) -> TrajectoryMetadata:
     """The metadata written as `text` in the file `source`. Raises PipelineError."""
     where = f"{source}: metadata '{METADATA_KEY.decode()}'"
-    if len(text) > MOST_METADATA_BYTES:
-        raise PipelineError(f"{where} has {len(text):,} bytes, more than {MOST_METADATA_BYTES:,}")
+    if len(text) > MAX_METADATA_BYTES:
+        raise PipelineError(f"{where} has {len(text):,} bytes, more than {MAX_METADATA_BYTES:,}")
     try:
         values = json.loads(text, parse_float=_finite, parse_constant=_finite)
     except RecursionError:
@@ -79,9 +79,9 @@ def parse_metadata(source: str, text: bytes) -> TrajectoryMetadata:
     except ValueError as error:  # not JSON, or not text
         raise PipelineError(f"{where} is not JSON: {error}") from None
     if not isinstance(values, dict):
-        raise PipelineError(f"{where} is not an object of JSON but {type(values).__name__}")
+        raise PipelineError(f"{where} is not a JSON object but {type(values).__name__}")
     if (version := values.get("schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-        raise PipelineError(f"{source}: schema version {version}, this program reads {SCHEMA_VERSION}")
+        raise PipelineError(f"{source}: schema version {version}, but this program reads {SCHEMA_VERSION}")
     return parse(TrajectoryMetadata, values, f"{source}: metadata")
 
 
@@ -93,7 +93,7 @@ def _finite(text: str) -> float:
 
 
 def arrow_schema(metadata: TrajectoryMetadata) -> pa.Schema:
-    """The schema of a file with this metadata, metadata included."""
+    """The schema of a file with this metadata, which it includes."""
     return pa.schema(
         [
             pa.field("task_id", pa.int32(), nullable=False),

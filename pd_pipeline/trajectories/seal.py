@@ -1,11 +1,11 @@
-"""The seal of a trajectory file: digests of all that is read of it, so that no flipped bit passes for a value.
+"""The seal of a trajectory file: digests of everything that is read from it, so that no flipped bit goes unnoticed.
 
-Parquet's own checksums leave out the headers of its pages and its footer. Between the last row group and the footer,
-where no reader looks, stands
+Parquet's own checksums leave out page headers and the footer. The seal lies between the last row group and the footer,
+which readers skip:
 
     SHA-256 of each row group | SHA-256 of (those digests, their number, the footer) | their number, 4 bytes | MAGIC
 
-and what rewrites the file with other tools leaves it out. A file without a seal is taken as it is.
+Other tools drop it when they rewrite the file. A file without a seal is accepted.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from pd_pipeline.errors import PipelineError
 MAGIC = b"PDSEAL01"
 DIGEST_BYTES = 32
 PARQUET = b"PAR1"
-MOST_FOOTER_BYTES = 1 << 27  # ten thousand row groups take a tenth of it
+MAX_FOOTER_BYTES = 1 << 27  # ten thousand row groups take a tenth of it
 CHUNK_BYTES = 1 << 20
-GET_AGAIN = "get it again from where it came, or run the stage that makes it"
+GET_AGAIN = "get it again from its source, or run the stage that makes it"
 
 
 class Seal(NamedTuple):
-    """Digests of the row groups, whose bytes end where the seal begins."""
+    """Digests of the row groups, which end where the seal begins."""
 
     groups: tuple[bytes, ...]
     begin: int
 
 
 def seal_file(path: Path) -> None:
-    """Put a seal into a Parquet file without one."""
+    """Add a seal to a Parquet file that has none."""
     metadata = pq.read_metadata(path)
     with path.open("r+b") as file:
         begin, footer = _footer(path, file)
@@ -45,7 +45,7 @@ def seal_file(path: Path) -> None:
 
 
 def open_seal(path: Path) -> Seal | None:
-    """The seal of a file, its footer checked; None where it has none. Raises PipelineError where they do not agree."""
+    """The seal of a file, None where it has none. Raises PipelineError where the footer does not match it."""
     with path.open("rb") as file:
         end, footer = _footer(path, file)
         end -= DIGEST_BYTES + 4 + len(MAGIC)
@@ -68,7 +68,7 @@ def open_seal(path: Path) -> Seal | None:
 
 
 def check_group(path: Path, found: Seal, metadata: Any, group: int) -> None:
-    """Raise PipelineError where the bytes of a row group (of a pyarrow FileMetaData) are not those that were sealed."""
+    """Raise PipelineError where a row group (of a pyarrow FileMetaData) differs from its digest in the seal."""
     last = group + 1 == len(found.groups)
     end = found.begin if last else first_byte(metadata, group + 1)
     with path.open("rb") as file:
@@ -88,14 +88,14 @@ def _footer(path: Path, file: BinaryIO) -> tuple[int, bytes]:
     file.seek(max(size - 8, 0))
     tail = file.read(8)
     length = int.from_bytes(tail[:4], "little") + 8
-    if tail[4:] != PARQUET or length > min(size - len(PARQUET), MOST_FOOTER_BYTES):
-        raise PipelineError(f"{path}: not a readable Parquet file, truncated perhaps: no footer at its end")
+    if tail[4:] != PARQUET or length > min(size - len(PARQUET), MAX_FOOTER_BYTES):
+        raise PipelineError(f"{path}: not a readable Parquet file, perhaps truncated: no footer at its end")
     file.seek(size - length)
     return size - length, file.read(length)
 
 
 def _digest(file: BinaryIO, begin: int, end: int) -> bytes:
-    """SHA-256 of some bytes of a file."""
+    """SHA-256 of the bytes of a file from `begin` to `end`."""
     total = hashlib.sha256()
     file.seek(begin)
     for position in range(begin, end, CHUNK_BYTES):

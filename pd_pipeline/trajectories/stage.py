@@ -1,4 +1,4 @@
-"""Stage trajectories: collect, and summarise what was collected."""
+"""Stage trajectories: collect trajectories and summarise them."""
 
 from typing import Any
 

@@ -1,8 +1,8 @@
 """Refuses bad trajectories, naming file, task, episode and step; used on every write and every read.
 
-`Validator` takes batches in order and keeps only the last step seen and the set of episodes, so that a file larger
-than memory is checked as it streams by. Return-to-go is checked forward: it must fall by the reward at every step and
-equal the reward at the last one.
+`Validator` takes batches in order and keeps only the last step and the set of tasks, so that a file larger than memory
+can be checked as a stream. Return-to-go is checked forward: it must fall by the reward at every step and equal the
+reward at the last one.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.trajectories.schema import TrajectoryMetadata, arrow_schema
 
 ACTION_TOLERANCE = 1e-6
-# Of the largest return-to-go of the batch, at least 1. Float32 rounds at 6e-8 of it; more than this a step would let
+# Relative to the batch's largest return-to-go, at least 1. Float32 rounds at 6e-8 of it; a larger tolerance would let
 # discounted returns pass.
 RETURN_TOLERANCE = 1e-5
 
@@ -34,7 +34,7 @@ def check_schema(source: str, found: pa.Schema, metadata: TrajectoryMetadata) ->
 
 
 def check_family(source: str, metadata: TrajectoryMetadata, family: Family) -> None:
-    """Raise PipelineError where a file is of another family, or its metadata contradicts the one of that name."""
+    """Raise PipelineError where a file is of another family, or its metadata contradicts `family`."""
     if metadata.family != family.name:
         raise PipelineError(f"{source}: holds trajectories of family '{metadata.family}', not of '{family.name}'")
     expected = {
@@ -75,7 +75,7 @@ class Columns:
     def from_batch(cls, source: str, batch: pa.RecordBatch, metadata: TrajectoryMetadata) -> "Columns":
         """Views into an Arrow batch (bit-packed booleans are unpacked). Raises PipelineError on nulls.
 
-        The quality is not kept: in every row it must be the one of the metadata.
+        The quality is not kept: every row must have that of the metadata.
         """
         for name in (*cls.__dataclass_fields__, "quality"):
             if batch.column(name).null_count:
@@ -85,7 +85,7 @@ class Columns:
         same = pc.fill_null(pc.equal(quality.dictionary, metadata.quality), False).to_numpy(zero_copy_only=False)
         if not same[quality.indices.to_numpy()].all():
             raise PipelineError(
-                f"{source}: column 'quality' is not '{metadata.quality}' throughout, as its metadata say"
+                f"{source}: column 'quality' is not '{metadata.quality}' throughout, as the metadata says"
             )
 
         def flat(name: str) -> np.ndarray:
@@ -146,7 +146,7 @@ class Validator:
         self.rows += len(columns.step)
 
     def _check_order(self, columns: Columns) -> None:
-        """Episodes sorted and unique, steps contiguous, return-to-go consistent, nothing after the end."""
+        """Check: episodes sorted and unique, steps contiguous, return-to-go consistent, nothing after the end."""
         task, episode, step = (a.astype(np.int64) for a in (columns.task_id, columns.episode_id, columns.step))
         rtg, reward = columns.return_to_go.astype(np.float64), columns.reward.astype(np.float64)
         ended = columns.terminated | columns.truncated
@@ -154,7 +154,7 @@ class Validator:
         previous_task = np.insert(task[:-1], 0, before[0])
         previous_episode = np.insert(episode[:-1], 0, before[1])
         previous_step = np.insert(step[:-1], 0, before[2])
-        previous_rest = np.concatenate(([before[3]], (rtg - reward)[:-1]))  # what the next return-to-go must be
+        previous_rest = np.concatenate(([before[3]], (rtg - reward)[:-1]))  # the expected next return-to-go
         previous_ended = np.concatenate(([before[4]], ended[:-1]))
 
         new = (task != previous_task) | (episode != previous_episode)
@@ -162,15 +162,15 @@ class Validator:
         self._refuse(columns, new & backward, "episodes are not sorted by task and episode, or one appears twice")
         self._refuse(columns, new & (step != 0), "the episode does not begin at step 0, or begins twice")
         again = ~new & (step <= previous_step)
-        self._refuse(columns, again, "the step is there already: duplicate episode, or steps out of order")
+        self._refuse(columns, again, "the step already exists: duplicate episode, or steps out of order")
         self._refuse(columns, ~new & (step != previous_step + 1), "gap: the step before it is missing")
         self._refuse(columns, ~new & previous_ended, "the episode goes on after it terminated or was truncated")
         self._refuse(columns, step >= self.metadata.horizon, f"beyond the horizon of {self.metadata.horizon}")
         tolerance = RETURN_TOLERANCE * max(1.0, float(np.abs(rtg).max()))
         drift = np.abs(np.where(new, 0.0, rtg - previous_rest))
-        wrong = "return_to_go {return_to_go} is not the one before less its reward"
+        wrong = "return_to_go {return_to_go} is not the previous one minus its reward"
         self._refuse(columns, drift > tolerance, wrong)
-        # the return-to-go of an episode's last step is its reward; what is left over shows when the next one begins
+        # the return-to-go of an episode's last step is its reward; a rest is noticed when the next episode begins
         left_over = np.where(new, np.abs(previous_rest), 0.0)
         if self._last is None:
             left_over[0] = 0.0
@@ -187,18 +187,18 @@ class Validator:
             row = rows[0]
             raise PipelineError(
                 f"{self.source}: task {task[row]}, episode {episode[row]}, step {step[row]}: return_to_go of the last "
-                f"step is off its reward by {left_over[row]:g}: recompute it, or the episode is cut short"
+                f"step differs from its reward by {left_over[row]:g}: recompute it, or the episode is cut short"
             )
 
     def finish(self, tasks: np.ndarray | None = None) -> None:
-        """Check what only the end shows: the last episode, and tasks (all, or those read) without data."""
+        """Check the last episode, and that no task (of all, or of `tasks`) is without data. Raises PipelineError."""
         if self._last is not None:
             task, episode, step, rest, _ = self._last
             place = np.array([task]), np.array([episode]), np.array([step])
             self._check_left_over(np.abs([rest]), self._tolerance, *place)
         if empty := set(self.metadata.goals if tasks is None else tasks.tolist()) - self._tasks:
-            listed = "its goal is listed, but it" if min(empty) in self.metadata.goals else "the file"
-            raise PipelineError(f"{self.source}: task {min(empty)} is empty: {listed} has no episode of it")
+            listed = "its goal is listed, but " if min(empty) in self.metadata.goals else ""
+            raise PipelineError(f"{self.source}: task {min(empty)} is empty: {listed}the file has no episode of it")
         if self._last is None:
             raise PipelineError(f"{self.source}: holds no steps")
 

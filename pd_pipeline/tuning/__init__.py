@@ -1,1 +1,1 @@
-"""Methods that adapt to a target task, one file each behind the protocol of `protocol`."""
+"""Methods that adapt to a target task, one file per method, with the interface in `protocol`."""

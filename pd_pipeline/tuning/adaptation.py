@@ -1,8 +1,8 @@
-"""What a method leaves: an Adaptation, which acts, saves itself and is loaded again beside a PLM.
+"""The result of a method: an Adaptation, which acts, saves itself and is loaded again for a PLM.
 
-Nothing downstream asks which method made it. Most methods leave prompts (`Prompted`), or weights of the policy with
-the prompts it acts under (`Reweighted`). A method that leaves something else brings a class of its own, and in its
-module a function `load(directory, plm)`.
+Nothing downstream asks which method made it. Most methods return prompts (`Prompted`), or weights of the policy and
+the prompts it acts under (`Reweighted`). A method that returns something else defines its own class, and in its module
+a function `load(directory, plm)`.
 """
 
 import importlib
@@ -28,11 +28,11 @@ if TYPE_CHECKING:  # so that methods without a diffuser do not depend on its cod
 
 
 class Cost(Parameters):
-    """What a method spent, in the units that are the same on every machine; seconds are in the record of its out.
+    """The cost of a method, in units that are the same on every machine; seconds are in the record of its out.
 
-    A sequence (a prompt and a window) that goes through the PLM is a pass: a training step of batch B is B passes
-    forward and B backward, and a step of acting is one forward. Episodes in the environment, and the passes of acting
-    in them, are counted by the simulation.
+    One sequence (a prompt and a window) through the PLM is one pass: a training step of batch B is B forward and B
+    backward passes, and a step of acting is one forward pass. Episodes in the environment, and the passes of acting in
+    them, are counted by the simulation.
     """
 
     tuned_parameters: int = Field(default=0, ge=0)
@@ -42,13 +42,13 @@ class Cost(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptation(ABC):
-    """What adapts the policy to one target."""
+    """The policy adapted to one target."""
 
     cost: Cost = field(default_factory=Cost)
     history: History = field(default_factory=History)
     """The series that tuning logged."""
     frozen: bool = True
-    """Whether the PLM's own weights are as they were."""
+    """Whether the PLM's own weights are unchanged."""
 
     @abstractmethod
     def actors(self, plm: Pretrained) -> Actors:
@@ -59,22 +59,22 @@ class Adaptation(ABC):
         """Write what `load` needs."""
 
     def shown(self) -> Prompts | None:
-        """The prompts in task units, where it is prompts that it leaves: for pictures of them."""
+        """The prompts in task units, for pictures of them; None for an adaptation without prompts."""
         return None
 
     def generators(self) -> "Mapping[str, tuple[Denoiser, int]]":
-        """Name -> a generator of prompts and the steps of its reverse chain, to be measured against real ones."""
+        """Name -> a generator of prompts and the steps of its reverse chain, for comparison with real prompts."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompted(Adaptation):
-    """The PLM as it is, under prompts."""
+    """The unchanged PLM with prompts."""
 
     prompts: Prompts
 
     def actors(self, plm: Pretrained) -> Actors:
-        """One per prompt."""
+        """One actor per prompt."""
         return prompted(plm.policy, self.prompts, plm.normalization)
 
     def save(self, directory: Path) -> None:
@@ -83,7 +83,7 @@ class Prompted(Adaptation):
 
     @classmethod
     def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """What `save` wrote. Raises PipelineError where it is missing or broken."""
+        """Load what `save` wrote. Raises PipelineError where it is missing or broken."""
         return cls(prompts=Prompts.load(directory / "prompts.safetensors", plm.normalization))
 
     def shown(self) -> Prompts | None:
@@ -93,13 +93,13 @@ class Prompted(Adaptation):
 
 @dataclass(frozen=True, kw_only=True)
 class Reweighted(Prompted):
-    """A policy of the PLM's shape with weights of its own, under prompts."""
+    """A policy of the PLM's shape with its own weights, and prompts."""
 
     policy: PromptingDecisionTransformer
     frozen: bool = False
 
     def actors(self, plm: Pretrained) -> Actors:
-        """One per prompt."""
+        """One actor per prompt."""
         return prompted(self.policy, self.prompts, plm.normalization)
 
     def save(self, directory: Path) -> None:
@@ -109,7 +109,7 @@ class Reweighted(Prompted):
 
     @classmethod
     def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """What `save` wrote. Raises PipelineError where it is missing or broken."""
+        """Load what `save` wrote. Raises PipelineError where it is missing or broken."""
         policy = PromptingDecisionTransformer(plm.policy.config)
         load_weights(policy, directory / "policy.safetensors", "the configuration of the PLM")
         policy.to(plm.device).eval()
@@ -117,6 +117,6 @@ class Reweighted(Prompted):
 
 
 def load(module: str, directory: Path, plm: Pretrained) -> Adaptation:
-    """What the method of a module left in a directory. Raises PipelineError where it is missing or broken."""
+    """Load what the method of a module saved in a directory. Raises PipelineError where it is missing or broken."""
     loaded: Adaptation = getattr(importlib.import_module(module), "load", Prompted.load)(directory, plm)
     return loaded

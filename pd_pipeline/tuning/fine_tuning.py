@@ -1,4 +1,4 @@
-"""Training weights of a policy on the few-shot trajectories, for every method that changes all or some of them."""
+"""Training of a policy's weights on the few-shot trajectories, for every method that changes some or all of them."""
 
 from dataclasses import replace
 
@@ -30,10 +30,10 @@ class FineTuningParams(TuningParams, OptimizationParams):
 def fine_tune(
     policy: PromptingDecisionTransformer, plm: Pretrained, target: Target, params: FineTuningParams, run: Run
 ) -> tuple[Prompts, History, Cost]:
-    """Train those weights of `policy` that ask for gradients; the prompts it is to act under, the log and the cost.
+    """Train the weights of `policy` that require gradients; returns the prompts to act under, the log and the cost.
 
-    As in pre-training, with a fresh optimizer, on windows as long as those it acts on. The prompts are few-shot
-    segments; candidates are chosen by the trained policy's own loss, since it acts under them.
+    As in pre-training, with a new optimizer, on windows as long as those it acts on. The prompts are few-shot segments;
+    candidates are selected by the trained policy's own loss, since it is the one that acts under them.
     """
     policy.train()
     config = policy.config

@@ -1,4 +1,4 @@
-"""All weights of the PLM are tuned on the few-shot trajectories: what may be reached without freezing it."""
+"""All weights of the PLM are tuned on the few-shot trajectories: what can be reached without freezing it."""
 
 import copy
 
@@ -10,7 +10,7 @@ load = Reweighted.load
 
 
 class Params(FineTuningParams):
-    """Steps and rate were chosen on validation tasks: results/studies/full_finetune_budget.json."""
+    """Steps and learning rate were chosen on validation tasks: results/studies/full_finetune_budget.json."""
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Reweighted:

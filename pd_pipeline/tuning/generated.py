@@ -1,4 +1,4 @@
-"""What a method leaves that tunes a generator of prompts: its prompts, and the generator."""
+"""The result of a method that tunes a generator of prompts: its prompts, and the generator."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,14 +25,14 @@ class _Chain(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class Generated(Prompted):
-    """Prompts of a generator that was tuned, and its states: denoisers by name, the last one made the prompts."""
+    """Prompts of a tuned generator, and its denoisers by name, of which the last one made the prompts."""
 
     denoisers: Mapping[str, Denoiser]
     chain: int
     """Steps of the reverse chain that the prompts come from."""
 
     def save(self, directory: Path) -> None:
-        """Write `prompts.safetensors`, `generator.json` and a file per denoiser."""
+        """Write `prompts.safetensors`, `generator.json` and one file per denoiser."""
         super().save(directory)
         for name, denoiser in self.denoisers.items():
             save_arrays(directory / f"{name}.safetensors", weights(denoiser))
@@ -41,16 +41,16 @@ class Generated(Prompted):
 
     @classmethod
     def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """What `save` wrote. Raises PipelineError where it is missing or broken."""
-        assert plm.diffuser is not None, "its shape is that of the pre-trained diffuser"
-        how = read_model(directory / "generator.json", _Chain)
+        """Load what `save` wrote. Raises PipelineError where it is missing or broken."""
+        assert plm.diffuser is not None, "the denoisers have the shape of the pre-trained diffuser"
+        saved = read_model(directory / "generator.json", _Chain)
         denoisers = {}
-        for name in how.names:
+        for name in saved.names:
             denoisers[name] = Denoiser(plm.diffuser[0].config)
             load_weights(denoisers[name], directory / f"{name}.safetensors", "the diffuser's configuration")
             denoisers[name].to(plm.device).eval()
         prompts = Prompts.load(directory / "prompts.safetensors", plm.normalization)
-        return cls(prompts=prompts, denoisers=denoisers, chain=how.chain)
+        return cls(prompts=prompts, denoisers=denoisers, chain=saved.chain)
 
     def generators(self) -> Mapping[str, tuple[Denoiser, int]]:
         """Its denoisers."""

@@ -1,6 +1,6 @@
 """Projection of the guidance gradient off the diffusion gradient (eq. 8 and 9), as pure functions.
 
-A gradient is a list of tensors, one a parameter. Equation 8 leaves open how the basis B is built; both readings are
+A gradient is a list of tensors, one per parameter. Equation 8 leaves open how the basis B is built; both readings are
 here: `project_flat` treats a whole gradient, or one layer's, as one vector; `project_rows` removes from the rows of a
 weight's gradient the right singular subspace of the other gradient (as TRGP does, Lin et al. 2022).
 """
@@ -27,7 +27,7 @@ def norm(a: Gradient) -> Tensor:
 
 
 def cosine(a: Gradient, b: Gradient) -> Tensor:
-    """Cosine of the angle between two gradients; 0 where one vanishes."""
+    """Cosine of the angle between two gradients; 0 where one of them is zero."""
     product = norm(a) * norm(b)
     return torch.where(product > 0, inner(a, b) / product.clamp(min=torch.finfo(product.dtype).tiny), 0.0)
 
@@ -40,20 +40,20 @@ def project_flat(g: Gradient, off: Gradient) -> list[Tensor]:
 
 
 def project_rows(g: Tensor, off: Tensor, energy: float = 0.95) -> Tensor:
-    """G (I - V V^T) for matrices (out, in); V: leading right singular vectors of `off` that hold `energy` of it.
+    """G (I - V V^T) for matrices (out, in); V: leading right singular vectors of `off` with a share `energy`.
 
-    Other shapes are seen as (first, rest); vectors as one row.
+    Other shapes are treated as (first, rest), vectors as one row.
     """
     rows = g.reshape(g.shape[0], -1) if g.dim() > 1 else g.reshape(1, -1)  # (out, in)
     _, values, vectors = torch.linalg.svd(off.reshape(rows.shape), full_matrices=False)  # (r,), (r, in)
     share = values.square().cumsum(0) / values.square().sum().clamp(min=torch.finfo(values.dtype).tiny)
     rank = int((share < energy).sum()) + 1
-    basis = vectors[:rank] * (values[:rank] > 0).unsqueeze(1)  # no direction where `off` vanishes
+    basis = vectors[:rank] * (values[:rank] > 0).unsqueeze(1)  # no direction where `off` is zero
     return (rows - rows @ basis.T @ basis).reshape(g.shape)
 
 
 def project(g: Gradient, off: Gradient, reading: Reading, energy: float) -> list[Tensor]:
-    """Proj of eq. 8 in one of its readings."""
+    """The projection of eq. 8 in one of its readings."""
     if reading == "flat":
         return project_flat(g, off)
     if reading == "layer_flat":
@@ -70,10 +70,10 @@ def combine(
     test: Literal["global", "layer"] = "global",
     energy: float = 0.95,
 ) -> tuple[list[Tensor], float]:
-    """The update direction of eq. 9, and the share of parameters' layers whose guidance was projected.
+    """The update direction of eq. 9, and the share of parameters whose guidance was projected.
 
-    `test` says where <g_DM, g_DT> < 0 is asked: once for everything, as eq. 9 reads, or layer by layer. Under a
-    layer test, `flat` is flat within each layer: parts of a projection of the whole are orthogonal to nothing.
+    `test` sets where <g_DM, g_DT> < 0 is tested: once for all parameters, as in eq. 9, or per layer. With a layer test,
+    `flat` is flat within each layer: parts of a projection of the whole gradient are orthogonal to nothing.
     """
     if mode == "dm_only":
         return list(diffusion), 0.0

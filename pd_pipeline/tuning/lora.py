@@ -2,10 +2,10 @@
 
 A linear layer with weights W (out, in) becomes (eq. 3 there)
 
-    W' = W + (alpha / r) B A,    A (r, in) drawn, B (out, r) zero at first,
+    W' = W + (alpha / r) B A,    A (r, in) initialised at random, B (out, r) at zero,
 
-and A and B alone are tuned, on the few-shot trajectories. For acting, W' is computed once, so that it costs nothing.
-PEFT, the usual library, expects the models of `transformers`; forty lines fit this one better.
+and only A and B are tuned, on the few-shot trajectories. For acting, W' is computed once, so that it costs nothing.
+PEFT, the usual library, expects models of `transformers`; forty lines of our own are simpler here.
 """
 
 import copy
@@ -38,12 +38,12 @@ class Params(FineTuningParams):
     """Rank, scale and the layers that get low-rank weights."""
 
     rank: int = Field(default=4, gt=0, le=4096, description="r")
-    alpha: float = Field(default=8.0, gt=0, le=1e6, description="the low-rank weights count alpha / r")
+    alpha: float = Field(default=8.0, gt=0, le=1e6, description="low-rank weights are scaled by alpha / r")
     layers: tuple[Layer, ...] = Field(default=LAYERS, min_length=1)
 
 
 class LowRank(nn.Module):
-    """What is added to the weights of one linear layer."""
+    """The low-rank term added to the weights of one linear layer."""
 
     def __init__(self, weight: Tensor, rank: int, scale: float, generator: torch.Generator):
         super().__init__()
@@ -60,13 +60,13 @@ class LowRank(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class LowRankWeights(Prompted):
-    """Low-rank weights beside the PLM's own, and the prompts to act under."""
+    """Low-rank weights to add to the PLM's own, and the prompts to act under."""
 
     factors: Mapping[str, tuple[Tensor, Tensor]]
     """Name of a linear layer -> A (r, in) and (alpha / r) B (out, r)."""
 
     def actors(self, plm: Pretrained) -> Actors:
-        """One per prompt."""
+        """One actor per prompt."""
         policy = copy.deepcopy(plm.policy)
         with torch.no_grad():
             for name, layer in _linear(policy, tuple(self.factors)).items():
@@ -82,7 +82,7 @@ class LowRankWeights(Prompted):
 
     @classmethod
     def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """What `save` wrote. Raises PipelineError where it is missing or does not fit the PLM."""
+        """Load what `save` wrote. Raises PipelineError where it is missing or does not fit the PLM."""
         path = directory / "lora.safetensors"
         arrays, _ = load_arrays(path)
         shapes = {name: tuple(layer.weight.shape) for name, layer in _linear(plm.policy, LAYERS).items()}
@@ -99,7 +99,7 @@ load = LowRankWeights.load
 
 
 def _linear(policy: PromptingDecisionTransformer, layers: tuple[str, ...]) -> dict[str, nn.Linear]:
-    """The layers of the blocks whose name in the block, or in the model, is among `layers`."""
+    """The blocks' linear layers whose name, in the block or in the model, is among `layers`."""
     return {
         name: module
         for name, module in policy.named_modules()
@@ -110,7 +110,7 @@ def _linear(policy: PromptingDecisionTransformer, layers: tuple[str, ...]) -> di
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> LowRankWeights:
-    """Train A and B of a copy of the PLM whose own weights are frozen."""
+    """Train A and B in a copy of the PLM whose own weights are frozen."""
     policy, scale = copy.deepcopy(plm.policy), params.alpha / params.rank
     added = {}
     for index, (name, layer) in enumerate(_linear(policy, params.layers).items()):

@@ -1,12 +1,12 @@
-"""The table of tuning methods, read off their files without importing them (they import torch).
+"""The table of tuning methods, read from their source without importing them (they import torch).
 
-A method is a module with `Params` and `tune`: a file of this folder, or a user's own module beside params.yaml or
-installed, named in `run.extensions`. Beside these it may say, at the top level and as plain literals,
+A method is a module with `Params` and `tune`: a file in this folder, or a user's own module beside params.yaml or
+installed, named in `run.extensions`. It may also set, at the top level and as plain literals,
 
     NEEDS = ("diffuser",)   # stages it reads beyond the trajectories and the PLM
     ONLINE = True           # it runs episodes in the target's environment
 
-and define `load(directory, plm)` where it leaves an Adaptation that is not `Prompted`.
+and define `load(directory, plm)` where it returns an Adaptation that is not `Prompted`.
 """
 
 import ast
@@ -27,7 +27,7 @@ READABLE = ("diffuser",)
 """Stages that a method may name in NEEDS."""
 
 DIFFUSER_MODULE = "pd_pipeline.models.saved_diffuser"
-"""Imported by name where a diffuser is read, so that nothing else depends on its code."""
+"""Imported by name where a diffuser is loaded, so that nothing else depends on its code."""
 
 FOLDER = Path(__file__).parent
 
@@ -45,10 +45,10 @@ class Method:
     """Whether it runs episodes in the target's environment."""
 
 
-def known(asked: RunParams, root: Path) -> dict[str, Method]:
+def known(run: RunParams, root: Path) -> dict[str, Method]:
     """Name -> method: those of this package, and the extensions of the project at `root`."""
     found = dict(built_in())
-    for name, module in asked.extensions.items():
+    for name, module in run.extensions.items():
         where = f"{PARAMS_FILE}: run.extensions.{name}"
         if name in found:
             raise PipelineError(f"{where}: '{name}' is a method of the package: choose another name")
@@ -59,25 +59,25 @@ def known(asked: RunParams, root: Path) -> dict[str, Method]:
     return found
 
 
-def chosen(asked: RunParams, methods: Mapping[str, Method]) -> dict[str, Method]:
-    """What runs: name of a method or variant -> the method. Raises PipelineError for a name that is none."""
-    names = {name: asked.method_of(name) for name in asked.methods}
-    for name, method in (names | asked.variants).items():
+def chosen(run: RunParams, methods: Mapping[str, Method]) -> dict[str, Method]:
+    """The configured methods: name of a method or variant -> method. Raises PipelineError for an unknown name."""
+    names = {name: run.method_of(name) for name in run.methods}
+    for name, method in (names | run.variants).items():
         if method not in methods:
             close = get_close_matches(method, methods, n=1)
-            meant = f"did you mean '{close[0]}'" if close else f"known are {', '.join(methods)}"
-            raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is no method: {meant}")
-    if hidden := sorted(set(asked.variants) & set(methods)):
-        raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are methods already: choose other names")
+            hint = f"did you mean '{close[0]}'" if close else f"known are {', '.join(methods)}"
+            raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is not a method: {hint}")
+    if hidden := sorted(set(run.variants) & set(methods)):
+        raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are already methods: choose other names")
     for part in ("variants", "extensions"):
-        if bad := [name for name in getattr(asked, part) if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
-            raise PipelineError(f"{PARAMS_FILE}: run.{part}: {bad}: a name is small letters, digits and '_'")
+        if bad := [name for name in getattr(run, part) if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
+            raise PipelineError(f"{PARAMS_FILE}: run.{part}: {bad}: a name has only lower-case letters, digits and '_'")
     return {name: methods[method] for name, method in names.items()}
 
 
 @lru_cache(maxsize=1)
 def built_in() -> dict[str, Method]:
-    """The methods of this folder, by name."""
+    """The methods in this folder, by name."""
     found = (_read(file.stem, f"pd_pipeline.tuning.{file.stem}", file) for file in sorted(FOLDER.glob("*.py")))
     return {method.name: method for method in found if method is not None}
 
@@ -90,7 +90,7 @@ def _source(module: str, root: Path, where: str) -> Path:
 
 
 def _read(name: str, module: str, source: Path) -> Method | None:
-    """What a file says of its method; None where it defines none."""
+    """The method that a file defines; None where it defines none."""
     try:
         tree = ast.parse(source.read_bytes(), str(source))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -99,14 +99,14 @@ def _read(name: str, module: str, source: Path) -> Method | None:
         return None
     needs, online = _literal(tree, "NEEDS", (), source), _literal(tree, "ONLINE", False, source)
     if not isinstance(needs, tuple | list) or not set(needs) <= set(READABLE):
-        raise PipelineError(f"{source}: NEEDS is {needs!r}: stages among {', '.join(READABLE)}")
+        raise PipelineError(f"{source}: NEEDS is {needs!r}, not a tuple of stages among {', '.join(READABLE)}")
     if not isinstance(online, bool):
-        raise PipelineError(f"{source}: ONLINE is {online!r}: True or False")
+        raise PipelineError(f"{source}: ONLINE is {online!r}, not True or False")
     return Method(name, module, source, (*ALWAYS, *needs), online)
 
 
 def _literal(tree: ast.Module, name: str, default: Any, source: Path) -> Any:
-    """The value of a constant of a module."""
+    """The value of a constant in a module, or `default`."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             try:

@@ -1,8 +1,8 @@
 """No prompt at all: the PLM acts on its window alone.
 
-What tells it the task is then the return asked for and how that falls with the rewards; what a method gains over this
-is what its prompts are worth. In training the PLM always had a prompt, so to have none is foreign to it: `noise_prompt`
-and another task's prompts (`shown: other`) ask the same question in sequences of the length it knows.
+It can then infer the task only from the target return and how that falls with the rewards; a method's gain over this
+is what its prompts are worth. In training the PLM always had a prompt, so it never saw sequences without one:
+`noise_prompt` and another task's prompts (`shown: other`) ask the same question with sequences of the usual length.
 """
 
 from typing import Self
@@ -16,17 +16,17 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams
 
 
 class Params(TuningParams):
-    """Nothing to set: the few-shot trajectories say which return is asked for, `prompts` how many episodes to run."""
+    """The few-shot trajectories set the target return, and `prompts` the number of episodes."""
 
     @model_validator(mode="after")
     def _nothing_to_choose(self) -> Self:
         if self.candidates is not None or self.shown != "own":
-            raise ValueError("no_prompt shows the policy nothing: leave out candidates and shown")
+            raise ValueError("no_prompt gives the policy no prompt: leave out candidates and shown")
         return self
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
-    """Leave prompts of no steps."""
+    """Return prompts of zero steps."""
     count, channels = params.prompts, target.prompts.x0.shape[2]
     return Prompted(
         prompts=Prompts(

@@ -1,4 +1,4 @@
-"""The floor: prompts of Gaussian noise with the mean and deviation of real ones, under real conditions y."""
+"""A lower bound: prompts of Gaussian noise with the mean and deviation of real ones, and real conditions y."""
 
 import numpy as np
 import torch
@@ -9,7 +9,7 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, s
 
 
 class Params(TuningParams):
-    """Nothing to set beyond what every method has."""
+    """Only the parameters that every method has."""
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:

@@ -1,16 +1,16 @@
 """Prompt tuning by bandits (arXiv 2502.06358): which segments of the few-shot trajectories make the best prompt.
 
-A prompt of K* steps has J slots of K* / J steps; the arms of a slot are all segments of that length. An episode in the
-target's environment under a choice of arms gives its return as the reward. Each slot has a reward model, which says
-from an arm's features what a prompt with it will return: an ensemble of small networks, refitted after every episode,
-each on bootstrap weights of its own, so that they agree where much is known and differ where little is. Arms are
+A prompt of K* steps has J slots of K* / J steps; the arms of a slot are all segments of that length. The reward of a
+choice of arms is the return of an episode in the target's environment. Each slot has a reward model, which predicts
+from an arm's features the return of a prompt with it: an ensemble of small networks, refitted after every episode, each
+with its own bootstrap weights, so that they agree where there is much data and differ where there is little. Arms are
 chosen by
 
-    epsilon_greedy  the best mean of the ensemble, or with probability epsilon any arm; epsilon falls from 1 to 0
+    epsilon_greedy  the largest ensemble mean, or with probability epsilon a random arm; epsilon falls from 1 to 0
     ucb             the largest mean + c * standard deviation of the ensemble
-    thompson        the best arm of one network drawn anew for each episode
+    thompson        the best arm of one network, drawn for each episode
 
-and in the end each slot keeps the arm of the best mean, for every episode that is evaluated.
+and at the end each slot keeps the arm with the largest mean, for every episode that is evaluated.
 """
 
 from itertools import pairwise
@@ -35,24 +35,24 @@ ONLINE = True
 
 
 class Params(TuningParams):
-    """How arms are chosen, and what predicts their rewards."""
+    """How arms are chosen, and how their rewards are predicted."""
 
     strategy: Literal["epsilon_greedy", "ucb", "thompson"] = "thompson"
-    episodes: int = Field(default=250, gt=0, le=1_000_000, description="in the environment of each target")
-    slots: int = Field(default=1, gt=0, le=1000, description="J, segments that a prompt is made of")
+    episodes: int = Field(default=250, gt=0, le=1_000_000, description="per target, in its environment")
+    slots: int = Field(default=1, gt=0, le=1000, description="J, segments per prompt")
     features: Literal["segment", "hidden"] = Field(
         default="segment",
-        description="of an arm: its normalised steps, or the PLM's hidden state at its last action token",
+        description="features of an arm: its normalised steps, or the PLM's hidden state at its last action token",
     )
-    first: int = Field(default=10, gt=0, le=1_000_000, description="episodes under arms drawn at random, at the start")
-    together: int = Field(default=1, gt=0, le=10_000, description="episodes between two fits, run side by side")
+    first: int = Field(default=10, gt=0, le=1_000_000, description="episodes with random arms, at the start")
+    together: int = Field(default=1, gt=0, le=10_000, description="episodes between two fits, run in parallel")
     explore: float = Field(
         default=0.2, gt=0, le=1, description="share of the episodes over which epsilon falls from 1 to 0"
     )
     confidence: float = Field(default=1.0, ge=0, le=1e6, description="c of ucb")
-    networks: int = Field(default=8, gt=1, le=1000, description="of a slot's ensemble")
-    width: int = Field(default=16, gt=0, le=4096, description="of both hidden layers")
-    fit_steps: int = Field(default=30, gt=0, le=100_000, description="of Adam after each fit's episodes")
+    networks: int = Field(default=8, gt=1, le=1000, description="networks per slot's ensemble")
+    width: int = Field(default=16, gt=0, le=4096, description="width of both hidden layers")
+    fit_steps: int = Field(default=30, gt=0, le=100_000, description="steps of Adam per fit")
     learning_rate: Rate = 1e-2
 
     @model_validator(mode="after")
@@ -63,10 +63,10 @@ class Params(TuningParams):
 
 
 class RewardModels:
-    """Of every slot an ensemble of networks: features of an arm -> reward in units of the rewards' deviation."""
+    """One ensemble of networks per slot: features of an arm -> reward, standardised by the rewards so far."""
 
     def __init__(self, features: Tensor, params: Params, seed: int):
-        # (arms, d), each feature standardised; constant ones say nothing
+        # (arms, d), each feature standardised; constant ones become 0
         self.features = (features - features.mean(0)) / features.std(0).clamp(min=1e-6)
         self.count = params.slots * params.networks  # networks of all slots, slot by slot
         self._generator = generator_of(seed, 0)
@@ -91,15 +91,15 @@ class RewardModels:
 
     @torch.no_grad()
     def predictions(self) -> Tensor:
-        """What each network says of each arm: (slots, networks, arms)."""
+        """Each network's prediction for each arm: (slots, networks, arms)."""
         return self._predict(self.features.expand(self.count, -1, -1)).unflatten(0, self._shape)
 
     def fit(self, arms: np.ndarray, rewards: np.ndarray) -> float:
-        """Take in the rewards (n,) of n choices of arms (n, slots); returns the loss."""
+        """Add the rewards (n,) of n choices of arms (n, slots) and refit; returns the loss."""
         self._arms = torch.cat((self._arms, torch.from_numpy(arms)))
         self._rewards = torch.cat((self._rewards, torch.from_numpy(rewards).float()))
-        fresh = torch.empty(self.count, len(arms)).exponential_(generator=self._generator)
-        self._bootstrap = torch.cat((self._bootstrap, fresh), dim=1)
+        added = torch.empty(self.count, len(arms)).exponential_(generator=self._generator)
+        self._bootstrap = torch.cat((self._bootstrap, added), dim=1)
         scaled = (self._rewards - self._rewards.mean()) / self._rewards.std(correction=0).clamp(min=1e-6)
         x = self.features[self._arms.T]  # (slots, n, d)
         x = x.repeat_interleave(self._shape[1], dim=0)  # (count, n, d)
@@ -113,11 +113,12 @@ class RewardModels:
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
-    """Run the episodes, then leave the best prompt for each episode that is evaluated."""
+    """Run the episodes, then return the best prompt for every evaluated episode."""
     length, rest = divmod(plm.policy.config.prompt_length, params.slots)
     if rest or not length:
         raise PipelineError(
-            f"{run.title}: slots: a prompt of {plm.policy.config.prompt_length} steps has no {params.slots} equal parts"
+            f"{run.title}: slots: a prompt of {plm.policy.config.prompt_length} steps cannot be split into "
+            f"{params.slots} equal parts"
         )
     arms = cut(target.data, length)
     passes = len(arms) if params.features == "hidden" else 0
@@ -135,40 +136,40 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
             run.progress(run.title, simulation.episodes, params.episodes, f"return {rows[-1]['return']:.3f}")
     final = models.predictions().mean(1).argmax(1).numpy()  # (slots,)
     return Prompted(
-        prompts=assembled(arms, np.repeat(final[None], params.prompts, axis=0)),
+        prompts=assemble(arms, np.repeat(final[None], params.prompts, axis=0)),
         history=History(rows),
         cost=Cost(tuned_parameters=sum(weight.numel() for weight in models._weights), plm_forward=passes),
     )
 
 
 def _choose(models: RewardModels, params: Params, arms: int, episode: int, rng: np.random.Generator) -> np.ndarray:
-    """An arm for each slot (slots,), for the episode of this number."""
-    anywhere = rng.integers(0, arms, params.slots)
+    """One arm per slot (slots,), for episode number `episode`."""
+    at_random = rng.integers(0, arms, params.slots)
     if episode < params.first:
-        return anywhere
-    said = models.predictions()  # (slots, networks, arms)
+        return at_random
+    predicted = models.predictions()  # (slots, networks, arms)
     if params.strategy == "thompson":
         drawn = rng.integers(0, params.networks, params.slots)
-        return said[np.arange(params.slots), drawn].argmax(1).numpy()
+        return predicted[np.arange(params.slots), drawn].argmax(1).numpy()
     if params.strategy == "ucb":
-        return (said.mean(1) + params.confidence * said.std(1)).argmax(1).numpy()
+        return (predicted.mean(1) + params.confidence * predicted.std(1)).argmax(1).numpy()
     epsilon = max(0.0, 1 - episode / (params.explore * params.episodes))
-    return np.where(rng.random(params.slots) < epsilon, anywhere, said.mean(1).argmax(1).numpy())
+    return np.where(rng.random(params.slots) < epsilon, at_random, predicted.mean(1).argmax(1).numpy())
 
 
-def assembled(arms: Prompts, chosen: np.ndarray) -> Prompts:
-    """Choices of arms (n, slots) as n prompts: their segments one after another."""
+def assemble(arms: Prompts, chosen: np.ndarray) -> Prompts:
+    """Choices of arms (n, slots) -> n prompts: their segments, concatenated."""
     first = arms.select(chosen[:, 0])
     x0, y = (part[chosen].reshape(len(chosen), -1, part.shape[2]) for part in (arms.x0, arms.y))  # (n, slots H, .)
     return Prompts(x0, y, first.task_id, first.episode_id, first.start)
 
 
 def _actors(plm: Pretrained, arms: Prompts, chosen: np.ndarray) -> Actors:
-    return prompted(plm.policy, assembled(arms, chosen), plm.normalization)
+    return prompted(plm.policy, assemble(arms, chosen), plm.normalization)
 
 
 def _features(plm: Pretrained, arms: Prompts, params: Params) -> Tensor:
-    """(arms, d) on the CPU: the networks are too small for anything else."""
+    """Features (arms, d), on the CPU: the networks are too small for a GPU."""
     x0, y = prompt_tensors(arms, plm.normalization, plm.device)
     if params.features == "segment":
         return torch.cat((x0, y), dim=2).flatten(1).cpu()  # (arms, H * (channels + 2))

@@ -1,11 +1,12 @@
 """Prompt Diffuser (Hu et al., arXiv 2411.01168): tune the diffuser for a target task under the frozen PLM's guidance.
 
 First the diffuser is adapted to the few-shot prompts with L_DM alone, then guided with eq. 9: each step samples
-prompts through the reverse chain, asks the PLM for its action loss under them, and adds that gradient, projected off
-the diffusion gradient where they conflict. The guidance gradient is scaled to the norm of the diffusion gradient
-before lambda: their norms differ by orders of magnitude and drift during tuning, so that a bare lambda means
-something else for every task and step. At the end candidates are generated under few-shot conditions y, and the best
-are kept by their action loss on the few-shot trajectories: a selection that every method has, on here by default.
+prompts through the reverse chain, computes the PLM's action loss given these prompts, and adds its gradient, projected
+off the diffusion gradient where they conflict. The guidance gradient is scaled to the norm of the diffusion gradient
+before it is multiplied by lambda: their norms differ by orders of magnitude and drift during tuning, so an unscaled
+lambda would mean something else for every task and step. At the end candidates are generated from few-shot conditions
+y, and those with the lowest action loss on the few-shot trajectories are kept: a selection that every method has, on
+here by default.
 """
 
 import copy
@@ -32,7 +33,7 @@ load = Generated.load
 
 
 class AdaptParams(OptimizationParams):
-    """Phase one: L_DM alone on the few-shot prompts."""
+    """Phase one: only L_DM, on the few-shot prompts."""
 
     steps: StepCount = 200
     learning_rate: Rate = 1e-3
@@ -52,11 +53,11 @@ class Params(TuningParams, OptimizationParams):
     log_every: StepCount = 1
     batch: BatchSize = 32
     guidance: float = Field(default=20.0, ge=0, le=1e9, description="lambda")
-    scale_guidance: bool = Field(default=True, description="bring g_DT to the norm of g_DM before lambda")
+    scale_guidance: bool = Field(default=True, description="scale g_DT to the norm of g_DM before lambda")
     mode: Mode = "projection"
     reading: Reading = "flat"
     test: Literal["global", "layer"] = "global"
-    energy: float = Field(default=0.95, gt=0, le=1, description="of the layer_svd reading")
+    energy: float = Field(default=0.95, gt=0, le=1, description="share kept by the layer_svd reading")
     chain: int = Field(
         default=3, gt=0, le=100_000, description="DDIM steps of the reverse chain, in guidance and generation"
     )
@@ -66,8 +67,8 @@ class Params(TuningParams, OptimizationParams):
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated:
-    """Adapt, guide, generate, choose."""
-    assert plm.diffuser is not None, "prompt_diffuser reads the diffuser"
+    """Adapt, guide, generate and select."""
+    assert plm.diffuser is not None, "NEEDS names the diffuser"
     denoiser, diffusion = copy.deepcopy(plm.diffuser[0]).requires_grad_(True).train(), plm.diffuser[1]
     x0, y = target.tensors(plm)
     rows: list[dict[str, float]] = []
@@ -80,7 +81,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
     denoiser.eval()
     made, conditions = generate(denoiser, diffusion, y, params.made, params.chain, run.seed)
     kept, selection = select(plm, target, made, conditions, params, run.seed)
-    guidance = params.batch * params.steps * (params.mode != "dm_only")  # there it is asked for the log alone
+    guidance = params.batch * params.steps * (params.mode != "dm_only")  # with dm_only it is only logged
     size = sum(p.numel() for p in denoiser.parameters())
     return Generated(
         prompts=to_prompts(made[kept], conditions[kept], plm.normalization, target.task),
@@ -129,7 +130,7 @@ def guide(
             acting = guidance_loss(plm, prompt, y[picked], window, valid)
         g_dt = torch.autograd.grad(acting, parameters)
         ratio = norm(g_dt) / norm(g_dm)
-        alike = cosine(g_dm, g_dt)
+        similarity = cosine(g_dm, g_dt)
         if params.scale_guidance:
             g_dt = tuple(g / ratio for g in g_dt)
         update, projected = combine(
@@ -141,7 +142,7 @@ def guide(
             "loss": (diffusing + params.guidance * acting).detach(),
             "l_dm": diffusing.detach(),
             "l_dt": acting.detach(),
-            "cosine": alike,
+            "cosine": similarity,
             "norm_ratio": ratio,
             "projected": torch.tensor(projected),
         }

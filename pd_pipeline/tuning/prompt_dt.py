@@ -8,7 +8,7 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, s
 
 
 class Params(TuningParams):
-    """Nothing to set beyond what every method has."""
+    """Only the parameters that every method has."""
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:

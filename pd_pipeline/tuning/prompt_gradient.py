@@ -1,4 +1,4 @@
-"""Gradient descent on the prompt itself, the PLM frozen: no generator, no prior over prompts."""
+"""Gradient descent on the prompt itself, with the PLM frozen: no generator, no prior over prompts."""
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, g
 
 
 class Params(TuningParams, OptimizationParams):
-    """Descent on each prompt; all candidates are tuned, each on its own, in one batch."""
+    """Gradient descent; all candidates are tuned independently, in one batch."""
 
     steps: StepCount = 200
     learning_rate: Rate = Field(default=3e-2, description="in units of a channel's standard deviation")
@@ -33,7 +33,7 @@ class PromptParameters(nn.Module):
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
-    """Begin at few-shot segments and follow the gradient of L_DT; return-to-go and timesteps stay."""
+    """Start from few-shot segments and follow the gradient of L_DT; return-to-go and timesteps stay fixed."""
     start = target.draw(np.random.default_rng(run.seed), params.made)
     x0, y = prompt_tensors(start, plm.normalization, plm.device)
     tuned = PromptParameters(x0)
@@ -43,7 +43,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng([run.seed, step])
         window, valid = target.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
-        # a sum over prompts: each moves as if it were alone
+        # a sum over prompts: each is updated as if it were alone
         return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * params.made
 
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)

@@ -38,13 +38,19 @@ if TYPE_CHECKING:
 SELECTION_WINDOWS = 32  # few-shot windows that every candidate's action loss is the mean of
 
 
+class TargetParams(Parameters):
+    """The data of a target task that a method gets, the same for every method unless its own block differs."""
+
+    few_shot: int | None = Field(
+        default=5, gt=0, le=1_000_000, description="trajectories of the target task; null: all there are"
+    )
+    quality: Name = Field(default="expert", description="quality of these trajectories")
+
+
 class TuningParams(Parameters):
     """What every method is given: the same few-shot trajectories, and how many prompts it must leave."""
 
-    few_shot: int | None = Field(
-        default=5, gt=0, le=1_000_000, description="trajectories of the target task; None: all there are"
-    )
-    quality: Name = Field(default="expert", description="quality of these trajectories")
+    target: TargetParams = TargetParams()
     shown: Literal["own", "other"] = Field(
         default="own",
         description="whose few-shot trajectories the method gets: the target's own, or, drawn by the same rule, those "
@@ -145,11 +151,11 @@ class Run:
 def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the few-shot episodes and of the others: the same draw for every method of a seed."""
     episodes = len(data.task_id)
-    count = params.few_shot or episodes
+    count = params.target.few_shot or episodes
     if episodes < count:
         raise PipelineError(
             f"task {data.task_id[0]}: {count} few-shot trajectories are asked for, {episodes} are there: "
-            "collect more (trajectories.episodes) or ask for fewer (few_shot)"
+            "collect more (trajectories.episodes) or ask for fewer (target.few_shot)"
         )
     order = np.random.default_rng([seed, int(data.task_id[0])]).permutation(episodes)
     return np.sort(order[:count]), np.sort(order[count:])

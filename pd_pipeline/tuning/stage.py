@@ -31,7 +31,7 @@ def run(context: StageContext) -> dict[str, Any]:
     method = importlib.import_module(context.module)
     params, seed = context.params, context.seed
     trained = isinstance(params, OptimizationParams)
-    device = pick_device(params.device if trained else "cpu")
+    device = pick_device(context.device if trained else "cpu")
     context.facts["device"] = str(device)
     context.facts["precision"] = "bf16" if trained and use_bf16(params.precision, device) else "float32"
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
@@ -91,7 +91,7 @@ def few_shot_trajectories(context: StageContext) -> tuple[Trajectories, Trajecto
     """Of the target, and those that the method is shown: the same, or another task's drawn by the same rule."""
     params, target = context.params, context.task
     shown = target if params.shown == "own" else other_task(context.family, target)
-    path = context.inputs["trajectories"] / f"{params.quality}.parquet"
+    path = context.inputs["trajectories"] / f"{params.target.quality}.parquet"
     data = read(path, sorted({target, shown}), family=context.family)
 
     def drawn(task: int) -> Trajectories:
@@ -118,7 +118,7 @@ def _summary(
     return Summary(
         method=context.params_file.run.method_of(context.stage.removeprefix("tuned_")),
         frozen=left.frozen,
-        quality=params.quality,
+        quality=params.target.quality,
         few_shot=len(own.task_id),
         few_shot_episodes=tuple(own.episode_id.tolist()),
         shown_task=int(shown.task_id[0]),

@@ -1,4 +1,4 @@
-"""Actors: what is cached is exact, environments stay apart, and only what is alike is joined."""
+"""Actors: caching is exact, environments stay independent, and only compatible actors are joined."""
 
 import copy
 
@@ -23,7 +23,7 @@ def started(model: PromptingDecisionTransformer, prompt: Steps) -> Started:
 def test_acting_with_a_cached_prompt_is_exact(heads: int, length: int) -> None:
     model, prompt, window = policy(heads=heads, layers=3), steps(6, 2, seed=4), steps(6, length, seed=5, first=2)
     acting = started(model, prompt)
-    for _ in range(2):  # the cache is not used up
+    for _ in range(2):  # the cache can be used again
         torch.testing.assert_close(acting.act(window), model(prompt, window)[:, -1], atol=1e-6, rtol=1e-5)
 
 
@@ -46,7 +46,7 @@ def some(model: PromptingDecisionTransformer, length: int, rows: range) -> Actor
     return prompted(model, cut(data, length).select(np.array(rows)), Normalization.of([data]))
 
 
-def test_a_prompt_that_is_cut_from_an_episode_says_so() -> None:
+def test_the_origin_of_a_prompt_is_its_episode() -> None:
     data = trajectories((10, 9, 10), (4,) * 3)
     made = cut(data, 3).select(np.array([2, 9]))
     made.episode_id[1] = -1
@@ -63,15 +63,15 @@ def test_rows_are_selected_and_joined_again() -> None:
         assert torch.equal(condition, whole[[4, 0, 2]])
 
 
-def another_beginning(policy: PromptingDecisionTransformer, *prompt: Tensor) -> KeysValues:
+def another_prefix(policy: PromptingDecisionTransformer, *prompt: Tensor) -> KeysValues:
     return read_prompt(policy, *prompt)
 
 
-def test_only_actors_of_one_policy_beginning_and_length_share_a_group() -> None:
+def test_only_actors_of_one_policy_prefix_and_length_share_a_group() -> None:
     model = policy()
     twin = copy.deepcopy(model)
     other = some(model, 3, range(2))
-    other = Actors(model, another_beginning, other.conditions, other.origins)
+    other = Actors(model, another_prefix, other.conditions, other.origins)
     parts = [
         some(model, 3, range(2)),
         some(twin, 3, range(1)),

@@ -1,4 +1,4 @@
-"""A batch of environments names the one that broke."""
+"""A batch of environments names the one that returned bad values."""
 
 from pathlib import Path
 
@@ -25,10 +25,12 @@ def test_a_value_that_is_not_finite_is_named_with_task_step_and_seed(
     batch.step(actions)
     observation = np.array([0.0, np.nan], np.float32)
     monkeypatch.setattr(broken, "step", lambda action: (observation, 0.0, False, False, {}))
-    with pytest.raises(PipelineError, match=r"task 5 gave observation values that are not finite \(step 2, seed 12\)"):
+    with pytest.raises(
+        PipelineError, match=r"task 5 returned observation values that are not finite \(step 2, seed 12\)"
+    ):
         batch.step(actions)
     monkeypatch.setattr(broken, "step", lambda action: (np.zeros(2, np.float32), np.inf, False, False, {}))
-    with pytest.raises(PipelineError, match=r"task 5 gave reward values that are not finite \(step 3, seed 12\)"):
+    with pytest.raises(PipelineError, match=r"task 5 returned reward values that are not finite \(step 3, seed 12\)"):
         batch.step(actions)
     monkeypatch.setattr(broken, "reset", lambda **_: (observation, {}))
     with pytest.raises(PipelineError, match=r"\(reset, seed 12\)"):

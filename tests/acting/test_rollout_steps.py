@@ -1,4 +1,4 @@
-"""Step by step through a rollout: what is handed to the policies in which parts, and when it ends."""
+"""A rollout step by step: what the policies are given, in which parts, and when it ends."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from tests.acting.test_rollouts import family, normalization, policy, prompts, r
 
 
 def running_off() -> PromptingDecisionTransformer:
-    """A policy that always goes to the right."""
+    """A policy that always moves to the right."""
     model = policy(family("line")[0])
     with torch.no_grad():
         model.head.weight.zero_()
@@ -22,8 +22,8 @@ def running_off() -> PromptingDecisionTransformer:
     return model
 
 
-def test_a_cpu_is_given_parts_that_fit_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five windows of at most three steps: two of them make the six steps of a part."""
+def test_on_a_cpu_groups_are_split_to_fit_its_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five windows of at most three steps: two of them fill a part of six steps."""
     monkeypatch.setattr("pd_pipeline.acting.rollouts.CPU_CHUNK", 6)
     of, block = family("point_robot")
     sizes: list[int] = []
@@ -60,7 +60,7 @@ def test_prompts_and_windows_are_read_in_the_same_precision(bf16: bool, monkeypa
 
 
 class Paying:
-    """Two environments that stand still and pay 2 to the 24 first, then 1 a step."""
+    """Two environments that stand still; the first reward is 2 to the 24, then 1 per step."""
 
     def __init__(self) -> None:
         self.reward = np.float32(2**24)
@@ -74,7 +74,7 @@ class Paying:
 
 
 def test_progress_and_rewards_are_counted_step_by_step() -> None:
-    """Beside 2 to the 24, a float32 would not see a reward of 1."""
+    """Added to 2 to the 24, a reward of 1 would be lost in float32."""
     of, _ = family("point_robot")
     told: list[tuple[Any, ...]] = []
     group = Group(np.arange(2), prompted(policy(of), prompts(of, 2), normalization(of)))
@@ -84,7 +84,7 @@ def test_progress_and_rewards_are_counted_step_by_step() -> None:
     assert found.lengths.tolist() == [9, 9]
 
 
-def test_nothing_is_done_once_every_episode_has_ended() -> None:
+def test_rollouts_stop_once_every_episode_has_ended() -> None:
     of, block = family("line")
     found = rolled(of, block, [(running_off(), np.arange(2))], [0, 1], prompts(of, 2))
     assert found.lengths.tolist() == [3, 3]

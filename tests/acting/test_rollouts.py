@@ -65,7 +65,7 @@ def one_at_a_time(
     environment: gymnasium.Env,
     seed: int,
 ) -> tuple[float, bool, int, np.ndarray]:
-    """An episode as evaluation is usually written: the whole sequence through the plain forward at every step."""
+    """An episode as evaluation code usually does it: the whole sequence through the plain forward at every step."""
     steps = prompt_steps(*prompt_tensors(prompt, normal), normal)
     observation, _ = environment.reset(seed=seed)
     observations, actions, returns_to_go = [], [], []
@@ -100,7 +100,7 @@ def rolled(
     given: Prompts,
     **changes: Any,
 ) -> Rollouts:
-    """Prompt i in environment i, asked for returns from -2 to 3."""
+    """Prompt i in environment i, with target returns from -2 to 3."""
     groups = [Group(rows, prompted(model, given.select(rows), normalization(of))) for model, rows in models]
     return rolled_groups(of, block, groups, tasks, **changes)
 
@@ -116,7 +116,7 @@ def rolled_groups(of: Family, block: dict[str, Any], groups: list[Group], tasks:
 
 
 def nothing(of: Family, count: int) -> Prompts:
-    """Prompts of no steps."""
+    """Prompts of zero steps."""
     full = prompts(of, count)
     return replace(full, x0=full.x0[:, :0], y=full.y[:, :0], start=np.zeros(count, np.int32))
 
@@ -149,11 +149,11 @@ def test_batched_equals_one_at_a_time(name: str, monkeypatch: pytest.MonkeyPatch
         assert found.lengths.min() < of.horizon, "some episode ended early"
 
 
-def test_episodes_that_end_early_count_no_more() -> None:
-    """One policy runs off the line, another stands: the rest of the batch goes on, the ended ones stay as they were."""
+def test_ended_episodes_collect_no_more_rewards() -> None:
+    """One policy runs off the line, another stands still: the others go on, ended episodes no longer change."""
     of, block = family("line")
     runs, stands = policy(of), policy(of)
-    for model, bias in ((runs, 3.0), (stands, 0.0)):  # always to the right, or nowhere
+    for model, bias in ((runs, 3.0), (stands, 0.0)):  # always to the right, or standing still
         with torch.no_grad():
             model.head.weight.zero_()
             model.head.bias.fill_(bias)
@@ -191,14 +191,14 @@ def test_the_return_to_go_falls_by_the_rewards(monkeypatch: pytest.MonkeyPatch) 
     assert found.returns[1] == pytest.approx(sum(rewards), abs=1e-4)
 
 
-def test_workers_give_what_one_process_gives() -> None:
+def test_workers_give_the_same_as_one_process() -> None:
     of, block = family("line")
     tasks = [0, 1, 2, 1, 0]
     seeds = [3, 4, 5, 6, 7]
     local = LocalBatch(of, tasks, seeds)
     spread = WorkerBatch(of, block, ROOT, tasks, seeds, 2)
     try:
-        for _ in range(2):  # resets begin anew
+        for _ in range(2):  # a reset starts a new episode
             np.testing.assert_array_equal(local.reset(), spread.reset())
             rng = np.random.default_rng(0)
             for _ in range(6):
@@ -212,7 +212,7 @@ def test_workers_give_what_one_process_gives() -> None:
 
 
 def test_ended_environments_are_not_stepped() -> None:
-    """One runs to the right until it leaves the line, the other stands: each as it does alone."""
+    """One runs to the right until it leaves the line, the other stands still: each as if it were alone."""
     of, _ = family("line")
     batch = LocalBatch(of, [0, 0], [1, 2])
     alone = of.make(0), of.make(0)
@@ -267,8 +267,8 @@ def test_without_a_prompt_the_policy_acts_on_its_window_alone(heads: int) -> Non
         assert found.returns[i] == pytest.approx(expected[0], abs=1e-4)
 
 
-def test_groups_of_other_lengths_change_nothing() -> None:
-    """A group's episodes are to the bit what they are beside a group that has prompts like its own."""
+def test_results_do_not_depend_on_groups_of_other_lengths() -> None:
+    """A group's episodes are bit-identical, whatever the prompts of the other group."""
     of, block = family("point_robot")
     model, given, tasks = policy(of), prompts(of, 5), [0, 1, 2, 1, 0]
     rows, others = np.array([0, 3, 4]), np.array([2, 1])
@@ -283,7 +283,7 @@ def test_groups_of_other_lengths_change_nothing() -> None:
     assert (alike.actions[others] != empty.actions[others]).any(axis=(1, 2)).all()
 
 
-def test_an_environment_without_a_policy_or_with_two() -> None:
+def test_every_environment_needs_exactly_one_policy() -> None:
     of, block = family("point_robot")
     for rows in (np.array([0]), np.array([0, 1, 1])):
         group = Group(rows, prompted(policy(of), prompts(of, len(rows)), normalization(of)))
@@ -291,7 +291,7 @@ def test_an_environment_without_a_policy_or_with_two() -> None:
             rolled_groups(of, block, [group], [0, 1])
 
 
-def test_the_mode_of_a_policy_neither_matters_nor_changes() -> None:
+def test_the_training_mode_of_a_policy_has_no_effect_and_stays() -> None:
     of, block = family("point_robot")
     expected = rolled(of, block, [(policy(of), np.arange(2))], [0, 1], prompts(of, 2))
     model = policy(of).train()

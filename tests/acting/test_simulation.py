@@ -16,7 +16,7 @@ TASK = 1
 
 
 class Counted(Simulation):
-    """Knows the seeds of all environments that were begun."""
+    """Records the seeds of all episodes."""
 
     def __init__(self, work: Path, budget: int = 10, seed: int = 0):
         of, _ = family("point_robot")
@@ -46,7 +46,7 @@ def same(one: Rollouts, other: Rollouts) -> None:
         np.testing.assert_array_equal(values, getattr(other, name))
 
 
-def test_episodes_are_counted_and_begin_differently(tmp_path: Path) -> None:
+def test_episodes_are_counted_and_start_differently(tmp_path: Path) -> None:
     with Counted(tmp_path) as simulation:
         first = simulation.run(actors(2), 3.0)
         second = simulation.run(actors(2), 3.0)
@@ -56,7 +56,7 @@ def test_episodes_are_counted_and_begin_differently(tmp_path: Path) -> None:
     assert (first.observations[:, 0] != second.observations[:, 0]).all()
 
 
-def test_beyond_the_budget_nothing_is_run(tmp_path: Path) -> None:
+def test_no_episode_is_run_beyond_the_budget(tmp_path: Path) -> None:
     with Counted(tmp_path, budget=3) as simulation:
         simulation.run(actors(2), 3.0)
         with pytest.raises(PipelineError, match=r"tuned_mine x-1-0: asks for 2 more episodes after 2, .* budget is 3"):
@@ -66,7 +66,7 @@ def test_beyond_the_budget_nothing_is_run(tmp_path: Path) -> None:
     assert simulation.episodes == 3
 
 
-def test_the_seed_decides(tmp_path: Path) -> None:
+def test_results_depend_on_the_seed(tmp_path: Path) -> None:
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         with Counted(tmp_path / name, seed=seed) as simulation:
@@ -75,7 +75,7 @@ def test_the_seed_decides(tmp_path: Path) -> None:
     assert (found[0].observations != found[2].observations).any()
 
 
-def test_killed_and_asked_again_it_answers_the_same_without_running_it_twice(tmp_path: Path) -> None:
+def test_after_a_kill_saved_results_are_returned_without_new_episodes(tmp_path: Path) -> None:
     with Counted(tmp_path) as killed:
         before = [killed.run(actors(2), 3.0), killed.run(actors(1), 3.0)]
     with Counted(tmp_path) as resumed:
@@ -89,7 +89,7 @@ def test_killed_and_asked_again_it_answers_the_same_without_running_it_twice(tmp
     assert resumed.begun == whole.begun[3:]
 
 
-def test_a_damaged_answer_is_run_again(tmp_path: Path) -> None:
+def test_damaged_results_are_computed_again(tmp_path: Path) -> None:
     with Counted(tmp_path) as first:
         before = first.run(actors(2), 3.0)
     (file,) = tmp_path.iterdir()

@@ -1,4 +1,4 @@
-"""Stage behavior_policies: trained here, or taken from an earlier training."""
+"""Stage behavior_policies: trained, or copied from an earlier training."""
 
 import re
 from pathlib import Path
@@ -41,7 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_training_leaves_checkpoints_descriptions_and_its_curve(trained: Path) -> None:
+def test_training_writes_checkpoints_descriptions_and_its_curve(trained: Path) -> None:
     names = {file.name for file in trained.iterdir()}
     assert names == {*FILES, "policies.json", "learning.csv"}
     policies = read_json(trained / "policies.json")
@@ -49,7 +49,7 @@ def test_a_training_leaves_checkpoints_descriptions_and_its_curve(trained: Path)
     assert (trained / "learning.csv").read_text().startswith("steps,return_mean,length_mean,early_ends\n40,")
 
 
-def test_an_earlier_training_is_taken_instead(trained: Path, tmp_path: Path) -> None:
+def test_checkpoints_of_an_earlier_training_can_be_used(trained: Path, tmp_path: Path) -> None:
     wanted = digest(*(trained / name for name in FILES))
     out, _ = made(tmp_path / "p", f'{{trained: {{folder: "{trained}", digest: {wanted}}}}}')
     for name in FILES:
@@ -57,9 +57,9 @@ def test_an_earlier_training_is_taken_instead(trained: Path, tmp_path: Path) -> 
     assert not (out / "learning.csv").exists()
 
 
-def test_other_checkpoints_than_those_named_are_refused(trained: Path, tmp_path: Path) -> None:
+def test_checkpoints_with_another_digest_are_refused(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        PipelineError, match=r"behavior_policies\.trained\.digest: 12ab, but the checkpoints of .* have"
+        PipelineError, match=r"behavior_policies\.trained\.digest: 12ab, but the checkpoints in .* have"
     ):
         made(tmp_path / "p", f'{{trained: {{folder: "{trained}", digest: 12ab}}}}')
     assert not (tmp_path / "p/data/behavior_policies/cheetah_vel").exists()
@@ -101,7 +101,7 @@ def test_a_line_of_the_readme_changes_no_other_family(family: str, wanted: str) 
 
 
 @pytest.mark.parametrize(("family", "wanted"), SHIPPED)
-def test_shipped_policies_act_as_well_as_their_names_say(family: str, wanted: str, tmp_path: Path) -> None:
+def test_shipped_policies_are_ordered_by_quality(family: str, wanted: str, tmp_path: Path) -> None:
     block = f'{{trained: {{folder: "{ROOT / "published/policies" / family}", digest: {wanted}}}}}'
     out, _ = made(tmp_path / "p", block, family)
     locomotion = load_family(family, {"horizon": 100}, tmp_path)

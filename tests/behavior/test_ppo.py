@@ -1,4 +1,4 @@
-"""Training the behaviour policy: it learns, it resumes to the same bytes, it does not depend on the workers."""
+"""Training the behaviour policy: it learns, resumes to the same bytes, and does not depend on the workers."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_lanes_are_a_pure_function_of_seed_round_and_lane() -> None:
     assert not np.array_equal(both.reset(6), both.reset(5))
 
 
-def test_an_episode_that_ends_begins_anew_under_another_goal() -> None:
+def test_an_ended_episode_restarts_with_another_goal() -> None:
     made = family()
     lanes = Lanes(made, [0], seed=0)
     first = lanes.reset(0)
@@ -68,13 +68,13 @@ def test_an_episode_that_ends_begins_anew_under_another_goal() -> None:
     assert rewards[0] < 0
 
 
-def test_an_early_end_is_no_time_limit() -> None:
+def test_an_early_end_is_not_a_time_limit() -> None:
     made = family("ant_dir")
     lanes = Lanes(made, [0], seed=0)
     lanes.reset(0)
     body = lanes.environments[0]
     position = body.data.qpos.copy()
-    position[2] = 1.5  # above what counts as healthy
+    position[2] = 1.5  # above the healthy heights
     body.set_state(position, np.zeros_like(body.data.qvel))
     _, rewards, done, (info,) = lanes.step(np.zeros((1, 8), np.float32))
     assert done.all()
@@ -82,7 +82,7 @@ def test_an_early_end_is_no_time_limit() -> None:
     assert info["episode"] == {"r": pytest.approx(float(rewards[0])), "l": 1, "t": 0.0}
 
 
-def test_workers_give_what_one_process_gives() -> None:
+def test_workers_give_the_same_as_one_process() -> None:
     made = family()
     lanes, actions = Lanes(made, range(3), seed=1), np.full((3, 6), 0.3, np.float32)
     spread = WorkerLanes(made, BLOCK, Path.cwd(), 3, 1, workers=2)
@@ -105,7 +105,7 @@ def test_only_an_early_end_costs() -> None:
         plain.reset()
         costly.reset()
         for actions in np.random.default_rng(0).choice([-1.0, 1.0], (80, 4, 8)).astype(np.float32):
-            actions[2:] = 0.0  # these stand still to the horizon
+            actions[2:] = 0.0  # these stand still until the horizon
             _, rewards, done, infos = plain.step(actions)
             ended_early = np.array([d and not i["TimeLimit.truncated"] for d, i in zip(done, infos, strict=True)])
             np.testing.assert_allclose(rewards - costly.step(actions)[1], np.where(ended_early, 150.0, 0.0), atol=1e-4)
@@ -116,7 +116,7 @@ def test_only_an_early_end_costs() -> None:
     assert min(early, late) > 0, "both kinds of ends were seen"
 
 
-def test_the_medium_policy_is_kept_after_its_share(tmp_path: Path) -> None:
+def test_the_medium_policy_is_saved_after_its_share_of_steps(tmp_path: Path) -> None:
     trained(tmp_path / "half")
     trained(tmp_path / "quarter", medium=0.25)
     one, other = (
@@ -134,7 +134,7 @@ def test_the_medium_policy_is_kept_after_its_share(tmp_path: Path) -> None:
     assert (stopped / "medium.safetensors").read_bytes() == other[1], "the policy of the first of four rounds"
 
 
-def test_training_leaves_three_policies_and_a_curve(tmp_path: Path) -> None:
+def test_training_writes_three_policies_and_a_curve(tmp_path: Path) -> None:
     rows = trained(tmp_path / "work")
     assert [row["steps"] for row in rows] == [40, 80, 120, 160]
     assert all(row["length_mean"] == 10 and row["early_ends"] == 0 and row["return_mean"] < 0 for row in rows)
@@ -151,7 +151,7 @@ def test_training_leaves_three_policies_and_a_curve(tmp_path: Path) -> None:
     assert not np.allclose(actions[1], actions[2])
 
 
-def test_what_is_exported_acts_as_the_trained_policy_does(tmp_path: Path) -> None:
+def test_the_exported_policy_acts_like_the_trained_one(tmp_path: Path) -> None:
     from pd_pipeline.behavior.ppo import Learner
 
     made = family()
@@ -171,7 +171,7 @@ def test_what_is_exported_acts_as_the_trained_policy_does(tmp_path: Path) -> Non
     np.testing.assert_allclose(np.clip(policy.mu(shown), -1, 1), wanted, atol=1e-5)
 
 
-def test_a_killed_training_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+def test_training_resumed_after_a_kill_ends_with_the_same_bytes(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole")
 
     def kill(description: str, done: int, total: int, figures: str = "") -> None:
@@ -192,7 +192,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def rewritten(change: Callable[[Arrays, dict[str, str]], object]) -> Callable[[Path], object]:
-    """Damage that leaves a good safetensors file."""
+    """Damage that leaves a valid safetensors file."""
 
     def damage(path: Path) -> None:
         arrays, metadata = load_arrays(path)
@@ -203,7 +203,7 @@ def rewritten(change: Callable[[Arrays, dict[str, str]], object]) -> Callable[[P
 
 
 def figures(*steps: int) -> Callable[[Path], object]:
-    rows = [dict.fromkeys(ppo.FIGURES, 0.0) | {"steps": n} for n in steps]
+    rows = [dict.fromkeys(ppo.COLUMNS, 0.0) | {"steps": n} for n in steps]
     return rewritten(lambda arrays, metadata: metadata.update(rows=json.dumps(rows)))
 
 
@@ -256,7 +256,9 @@ def test_a_damaged_state_is_refused_and_changes_nothing(tmp_path: Path) -> None:
         lanes.close()
 
 
-def test_from_a_damaged_state_it_begins_anew_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_state_is_removed_with_a_warning_and_training_starts_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def kill(description: str, done: int, total: int, figures: str = "") -> None:
         if done == 3:
             raise KeyboardInterrupt
@@ -273,7 +275,7 @@ def test_from_a_damaged_state_it_begins_anew_and_says_so(tmp_path: Path, caplog:
     assert str(tmp_path / "work" / STATE) in record.getMessage()
 
 
-def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
+def test_sigterm_saves_and_exits(tmp_path: Path) -> None:
     assert threading.current_thread() is threading.main_thread()
 
     def stop(description: str, done: int, total: int, figures: str = "") -> None:
@@ -288,7 +290,7 @@ def test_sigterm_saves_and_leaves(tmp_path: Path) -> None:
     assert seen == [2, 3, 4]
 
 
-def test_global_generators_are_given_back(tmp_path: Path) -> None:
+def test_global_generators_are_restored(tmp_path: Path) -> None:
     np.random.seed(5)  # noqa: NPY002
     wanted = np.random.random(3)  # noqa: NPY002
     np.random.seed(5)  # noqa: NPY002
@@ -301,13 +303,13 @@ def test_a_batch_that_does_not_divide_a_round_is_refused(tmp_path: Path) -> None
         trained(tmp_path / "work", batch=30)
 
 
-def test_a_training_of_one_round_is_refused(tmp_path: Path) -> None:
+def test_training_for_one_round_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"learning\.steps: 40 is one round of 4 x 10 steps"):
         trained(tmp_path / "work", steps=40)
 
 
 def test_ppo_learns_to_stand_still(tmp_path: Path) -> None:
-    """Acting costs something and nothing else is near: within seconds the noise of actions must shrink."""
+    """Acting is penalised and little else matters: within seconds the noise of actions must shrink."""
     rows = trained(tmp_path / "work", lanes=16, steps=16 * 10 * 40, batch=160, epochs=5, learning_rate=3e-3, width=32)
     first, last = (np.mean([row["return_mean"] for row in part]) for part in (rows[:8], rows[-8:]))
     assert last > first

@@ -10,14 +10,15 @@ from tests.dvc_project import call
 
 PARAMS = """\
 run: {families: [point_robot], seeds: [0], methods: [prompt_dt, noise_prompt]}
+machine: {device: cpu}
 families:
   point_robot:
     environment: {horizon: 6, tasks: 4, test_tasks: [1, 3]}
     trajectories: {workers: 1, episodes: {expert: {train: 3, test: 6}}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu}
+    plm: {steps: 4, batch_per_task: 2, width: 8, layers: 1, context: 4}
     tuned_noise_prompt: {prompts: 4}
-    evaluation: {workers: 1, device: cpu, bootstrap: 50}
+    evaluation: {workers: 1, bootstrap: 50}
 """
 
 

@@ -74,7 +74,7 @@ def test_the_prompts_that_are_evaluated_are_measured(out: Path, tuned_project: P
 
 
 def test_no_trajectory_left_to_measure_the_fit_with(project: Path) -> None:
-    set_params(project, "tuned_prompt_diffuser: {", "tuned_prompt_diffuser: {few_shot: 7, ")
+    set_params(project, "tuned_prompt_diffuser: {", "tuned_prompt_diffuser: {target: {few_shot: 7}, ")
     (project / "params.yaml").write_text(with_methods(project, "prompt_diffuser"))
     run_stages(project, "tuned_prompt_diffuser")
     with pytest.raises(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from pd_pipeline import graph
 from pd_pipeline.evaluation import prompt_fit
 from pd_pipeline.evaluation.fit import compare
 from pd_pipeline.models.diffuser import generate
@@ -16,38 +15,17 @@ from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.models.saved_diffuser import load_diffuser
 from pd_pipeline.models.saved_policy import load_policy
 from pd_pipeline.models.weights import load_weights
-from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Prompts, cut
-from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning.protocol import Pretrained, Target, prompt_losses
-
-SEED = 5
+from tests.evaluation.builders import SEED, stage_context
 
 
 def context(root: Path, out: Path, *methods: str, **changes: Any) -> StageContext:
-    """The stage with what another seed left as its inputs."""
-    project = graph.load(root)
-    out.mkdir(parents=True)
-    data = root / "data"
-    inputs = {name: data / name / "point_robot-0" for name in ("plm", "diffuser", *(f"tuned_{m}" for m in methods))}
-    inputs |= {name: data / name / "point_robot" for name in ("trajectories", "prompts")}
-    return StageContext(
-        root=root,
-        stage="prompt_fit",
-        key=Key("point_robot", None, SEED),
-        params=prompt_fit.Params.model_validate({"device": "cpu", **changes}),
-        module=prompt_fit.__name__,
-        modules=project.modules,
-        environment=project.params.block("point_robot", "environment"),
-        inputs=inputs,
-        out=out,
-        work=out.parent / "work",
-        logs=out.parent / "logs",
-        progress=silent,
-        params_file=project.params,
-    )
+    params = prompt_fit.Params.model_validate(changes)
+    return stage_context(root, out, prompt_fit, params, methods, shared=("trajectories", "prompts"))
 
 
 def fit_by_hand(given: StageContext, held_out: Prompts, most: int, unseen_prompts: dict[str, int]) -> dict[str, Any]:

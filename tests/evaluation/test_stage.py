@@ -10,7 +10,6 @@ import pytest
 
 from pd_pipeline import graph, records
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.scores import by_task, method_metrics
 from pd_pipeline.evaluation.stage import Params
 from pd_pipeline.storage import digest, load_arrays, read_json, write_json
 from pd_pipeline.trajectories.reading import read
@@ -113,7 +112,7 @@ def test_metrics_follow_from_the_scores(out: Path) -> None:
             assert part["target_return"] == of_task["target_return"][0]
 
 
-def test_one_score_a_method_task_and_prompt(out: Path, tuned_project: Path) -> None:
+def test_one_score_per_method_task_and_prompt(out: Path, tuned_project: Path) -> None:
     scores = pl.read_parquet(out / "scores.parquet")
     assert {"method", "task", "seed", "prompt", "episode", "return", "success", "target_return", "origin"} <= set(
         scores.columns
@@ -173,131 +172,6 @@ def test_equal_inputs_give_equal_bytes_whatever_the_workers(tuned_project: Path,
     assert digest(root / "data/evaluation") == before
 
 
-def scores_of(methods: dict[str, list[list[float]]], seed: int = 0) -> pl.DataFrame:
-    """Method -> returns by task."""
-    rows = [
-        {"method": method, "task": task, "seed": seed, "prompt": prompt, "return": value, "success": value > 5}
-        for method, tasks in methods.items()
-        for task, values in enumerate(tasks)
-        for prompt, value in enumerate(values)
-    ]
-    return pl.DataFrame(rows)
-
-
-def test_metrics_by_hand() -> None:
-    scores = scores_of(
-        {
-            "noise_prompt": [[0.0, 0.0], [2.0, 2.0]],
-            "full_finetune": [[10.0, 10.0], [12.0, 12.0]],
-            "prompt_diffuser": [[9.0, 9.0], [11.0, 11.0]],
-        }
-    )
-    costs = {"prompt_diffuser": [{"tuned_parameters": 7, "plm_passes": 3, "environment_episodes": 0}] * 2}
-    found = method_metrics(scores, costs, 0, 100)
-    assert found["prompt_diffuser"]["return_mean"] == 10
-    assert found["prompt_diffuser"]["normalized"] == pytest.approx(0.9)
-    assert found["prompt_diffuser"]["success_rate"] == 1
-    assert found["prompt_diffuser"]["tuned_parameters"] == 7, "of one target, not the sum"
-    assert found["prompt_diffuser"]["plm_passes"] == 6
-    certain = {"value": -9, "low": -9, "high": -9, "reference": "prompt_diffuser"}
-    assert found["noise_prompt"]["difference_to_prompt_diffuser"] == certain
-    assert found["full_finetune"]["tasks"]["1"] == {"return_mean": 12, "success_rate": 1, "target_return": None}
-
-
-def test_without_floor_or_ceiling_nothing_is_normalised() -> None:
-    found = method_metrics(scores_of({"prompt_dt": [[1.0, 2.0]]}), {}, 0, 10)
-    assert found["prompt_dt"]["normalized"] is found["prompt_dt"]["share"] is None
-    assert found["prompt_dt"]["difference_to_prompt_diffuser"] is None
-
-
-def told(method: str, quality: str = "expert", few_shot: int = 5, **rest: object) -> list[dict[str, object]]:
-    """Summaries of a method's two targets."""
-    costs = {"tuned_parameters": 0, "plm_passes": 0, "environment_episodes": 0}
-    return [{"method": method, "quality": quality, "few_shot": few_shot, "shown": "own", **costs, **rest}] * 2
-
-
-def test_methods_are_held_against_those_that_had_the_same_data() -> None:
-    means = {
-        "prompt_diffuser": 10.0,
-        "prompt_diffuser_medium_more": 3.0,
-        "prompt_diffuser_medium": 4.0,
-        "prompt_dt": 6.0,
-        "prompt_dt_medium": 5.0,
-        "prompt_dt_one": 2.0,
-        "full_finetune": 14.0,
-        "full_finetune_all": 15.0,
-    }
-    scores = scores_of({method: [[value, value], [value, value]] for method, value in means.items()})
-    summaries = {method: told(method) for method in ("prompt_diffuser", "prompt_dt", "full_finetune")}
-    summaries |= {
-        "prompt_diffuser_medium_more": told("prompt_diffuser", "medium"),
-        "prompt_diffuser_medium": told("prompt_diffuser", "medium"),
-        "prompt_dt_medium": told("prompt_dt", "medium"),
-        "prompt_dt_one": told("prompt_dt", few_shot=1),
-        "full_finetune_all": told("full_finetune", few_shot=40),
-    }
-    found = method_metrics(scores, summaries, 0, 10)
-    apart = {method: values["difference_to_prompt_diffuser"] for method, values in found.items()}
-    assert apart["prompt_dt"] == {"value": -4, "low": -4, "high": -4, "reference": "prompt_diffuser"}
-    assert apart["prompt_dt_medium"] == {"value": 1, "low": 1, "high": 1, "reference": "prompt_diffuser_medium"}
-    assert apart["prompt_diffuser_medium_more"]["reference"] == "prompt_diffuser_medium"
-    assert apart["prompt_dt_one"] is apart["full_finetune_all"] is None
-    assert found["prompt_dt"]["difference_to_full_finetune"]["value"] == -8
-    assert found["prompt_dt_medium"]["difference_to_full_finetune"] is None
-    share = {"value": 0.5, "low": 0.5, "high": 0.5, "start": "prompt_dt", "ceiling": "full_finetune"}
-    assert found["prompt_diffuser"]["share"] == share
-    assert found["prompt_diffuser_medium"]["share"] is None
-
-
-def test_what_was_shown_another_task_is_held_against_methods_but_is_none_of_them() -> None:
-    scores = scores_of({"prompt_dt_other": [[1.0], [1.0]], "prompt_dt": [[3.0], [3.0]]})
-    summaries = {"prompt_dt_other": told("prompt_dt", shown="other"), "prompt_dt": told("prompt_dt")}
-    found = method_metrics(scores, summaries, 0, 10)
-    assert found["prompt_dt_other"]["difference_to_prompt_dt"]["reference"] == "prompt_dt"
-    alone = method_metrics(scores.filter(pl.col("method") == "prompt_dt_other"), summaries, 0, 10)
-    assert alone["prompt_dt_other"]["difference_to_prompt_dt"] is None
-
-
-def test_there_is_no_share_where_full_fine_tuning_is_not_above_drawn_prompts() -> None:
-    scores = scores_of({name: [[value]] for name, value in (("prompt_dt", 5.0), ("full_finetune", 5.0), ("x", 9.0))})
-    assert method_metrics(scores, {}, 0, 10)["x"]["share"] is None
-
-
-def test_scores_by_task_pair_up_whatever_their_order() -> None:
-    scores = pl.concat([scores_of({"a": [[1.0, 2.0], [3.0, 4.0]]}, 2), scores_of({"a": [[5.0, 6.0], [7.0, 8.0]]}, 1)])
-    shuffled = by_task(scores.sample(fraction=1, shuffle=True, seed=1), "a")
-    np.testing.assert_array_equal(shuffled, [[[5.0, 6.0], [7.0, 8.0]], [[1.0, 2.0], [3.0, 4.0]]])
-
-
-def test_episodes_of_a_prompt_are_one_run() -> None:
-    first, second = scores_of({"a": [[1.0, 2.0], [3.0, 4.0]]}), scores_of({"a": [[3.0, 6.0], [5.0, 8.0]]})
-    np.testing.assert_array_equal(by_task(pl.concat([first, second]), "a"), [[[2.0, 4.0], [4.0, 6.0]]])
-
-
-def test_metrics_of_several_seeds_by_hand() -> None:
-    """Two seeds far apart, and a method that is 1 and 3 above the other: Student's interval of 1 and 3."""
-    given = [
-        scores_of({"prompt_diffuser": [[0.0, 4.0], [2.0, 2.0]], "prompt_dt": [[1.0, 5.0], [3.0, 3.0]]}, 0),
-        scores_of({"prompt_diffuser": [[90.0, 94.0], [92.0, 92.0]], "prompt_dt": [[93.0, 97.0], [95.0, 95.0]]}, 1),
-    ]
-    found = method_metrics(pl.concat(given), {}, 0, 10)["prompt_dt"]
-    half = 12.7062 * np.std([1.0, 3.0], ddof=1) / np.sqrt(2)  # t of one degree of freedom
-    difference = found["difference_to_prompt_diffuser"]
-    assert difference.pop("reference") == "prompt_diffuser"
-    assert difference == pytest.approx({"value": 2.0, "low": 2 - half, "high": 2 + half}, rel=1e-4)
-    assert found["return_mean"] == 49.0
-    assert found["return_mean_high"] == pytest.approx(49 + 12.7062 * np.std([3.0, 95.0], ddof=1) / np.sqrt(2), rel=1e-4)
-
-
-@pytest.mark.parametrize("drop", [{"seed": 1, "task": 0}, {"seed": 0, "task": 1}])
-def test_a_method_without_scores_of_a_seed_or_task_is_named(drop: dict[str, int]) -> None:
-    methods = {"a": [[1.0], [2.0]], "b": [[3.0], [4.0]]}
-    scores = pl.concat([scores_of(methods, 0), scores_of(methods, 1)])
-    gone = (pl.col("method") == "b") & pl.all_horizontal(*(pl.col(name) == value for name, value in drop.items()))
-    with pytest.raises(PipelineError, match=f"b has no scores of seed {drop['seed']}, task {drop['task']}"):
-        method_metrics(scores.filter(~gone), {}, 0, 10)
-
-
 def test_more_episodes_begin_elsewhere_and_leave_the_first_as_they_were(
     out: Path, tuned_project: Path, tmp_path: Path
 ) -> None:
@@ -314,14 +188,6 @@ def test_more_episodes_begin_elsewhere_and_leave_the_first_as_they_were(
     assert all((returns[0] != other).any() for other in returns[1:])
     assert (returns[1] != returns[2]).any()
     assert digest(root / "data/evaluation/point_robot-0/rollouts.safetensors") == digest(out / "rollouts.safetensors")
-
-
-def test_without_success_there_is_no_rate_of_it() -> None:
-    scores = scores_of({"prompt_dt": [[1.0, 2.0]]}).with_columns(pl.lit(None, pl.Boolean).alias("success"))
-    found = method_metrics(scores, {}, 0, 10)["prompt_dt"]
-    assert found["success_rate"] is found["success_low"] is found["success_high"] is None
-    assert all(task["success_rate"] is None for task in found["tasks"].values())
-    assert found["return_mean"] == 1.5
 
 
 def test_a_variant_has_its_scores_and_leaves_the_fit_of_its_method_alone(tuned_project: Path, tmp_path: Path) -> None:

@@ -8,45 +8,27 @@ import numpy as np
 import polars as pl
 import pytest
 
-from pd_pipeline import graph
 from pd_pipeline.acting.actors import prompted
 from pd_pipeline.acting.environments import LocalBatch, episode_seed
 from pd_pipeline.acting.rollouts import Group, Rollouts, rollout
-from pd_pipeline.evaluation import stage
-from pd_pipeline.evaluation.scores import method_metrics, summary_of
+from pd_pipeline.evaluation import results, stage
+from pd_pipeline.evaluation.results import Evaluation
+from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import Family
 from pd_pipeline.models.saved_policy import load_policy
 from pd_pipeline.models.weights import load_weights
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import load_arrays, read_json
+from pd_pipeline.tuning import summary
+from tests.evaluation.builders import SEED, stage_context
 
-SEED = 5
-PLAIN = {"workers": 1, "device": "cpu", "bootstrap": 200}
+PLAIN = {"workers": 1, "bootstrap": 200}
 
 
 def context(root: Path, out: Path, *methods: str, **changes: Any) -> StageContext:
-    """The stage with what another seed left as its inputs."""
-    project = graph.load(root)
-    out.mkdir(parents=True)
-    data = root / "data"
-    inputs = {name: data / name / "point_robot-0" for name in ("plm", "diffuser", *(f"tuned_{m}" for m in methods))}
-    return StageContext(
-        root=root,
-        stage="evaluation",
-        key=Key("point_robot", None, SEED),
-        params=stage.Params.model_validate(PLAIN | changes),
-        module=stage.__name__,
-        modules=project.modules,
-        environment=project.params.block("point_robot", "environment"),
-        inputs=inputs,
-        out=out,
-        work=out.parent / "work",
-        logs=out.parent / "logs",
-        progress=silent,
-        params_file=project.params,
-    )
+    return stage_context(root, out, stage, stage.Params.model_validate(PLAIN | changes), methods)
 
 
 def alone(given: StageContext, method: str, task: int, episode: int) -> Rollouts:
@@ -64,9 +46,9 @@ def alone(given: StageContext, method: str, task: int, episode: int) -> Rollouts
 
 
 def test_every_prompt_has_its_own_episode_in_every_round(tuned_project: Path, tmp_path: Path) -> None:
-    """Methods, targets and prompts acted together are what each is alone, and every row says what it is of."""
+    """Methods, targets and prompts acted together are what each is alone, and every row names what it is of."""
     given = context(tuned_project, tmp_path / "out", "prompt_diffuser", "full_finetune", "prompt_dt", episodes=2)
-    told = stage.run(given)
+    returned = stage.run(given)
     scores = pl.read_parquet(given.out / "scores.parquet")
     assert set(scores["seed"]) == {SEED}
     arrays, _ = load_arrays(given.out / "rollouts.safetensors")
@@ -93,26 +75,23 @@ def test_every_prompt_has_its_own_episode_in_every_round(tuned_project: Path, tm
     assert scores[arrays["rows"].tolist()].select("prompt", "episode").unique().rows() == [(0, 0)]
     for name in ("observations", "actions"):
         np.testing.assert_allclose(arrays[name], [getattr(one, name)[0] for one in kept], atol=1e-4)
-    summaries = {
-        method: [
-            summary_of(read_json(given.inputs[f"tuned_{method}"] / str(task) / "summary.json"), task) for task in (1, 4)
-        ]
+    outs = {
+        method: [tuned_of(summary.load(given.inputs[f"tuned_{method}"] / str(task)), task) for task in (1, 4)]
         for method in ("prompt_diffuser", "full_finetune", "prompt_dt")
     }
-    metrics = read_json(given.out / "metrics.json")
-    assert metrics["methods"] == method_metrics(scores, summaries, SEED, 200)
-    assert (metrics["seed"], metrics["family"]) == (SEED, "point_robot")
-    assert told == {f"return_mean_{method}": metrics["methods"][method]["return_mean"] for method in summaries}
+    metrics = method_metrics(scores, outs, SEED, 200)
+    assert results.load(given.out / "metrics.json") == Evaluation(metrics, "float32", "point_robot", SEED)
+    assert returned == {f"return_mean_{method}": result.mean.value for method, result in metrics.items()}
     assert given.facts == {"device": "cpu", "precision": "float32"}
 
 
 def test_costs_in_the_metrics_are_of_all_targets_of_the_method(tuned_project: Path, tmp_path: Path) -> None:
     given = context(tuned_project, tmp_path / "out", "prompt_diffuser", "full_finetune")
     stage.run(given)
-    metrics = read_json(given.out / "metrics.json")["methods"]
+    metrics = results.load(given.out / "metrics.json").methods
     guiding, training = 2 * 8 * 8 + 32 * 12, 2 * 8 * 8
-    assert metrics["prompt_diffuser"]["plm_passes"] == 2 * guiding
-    assert metrics["full_finetune"]["plm_passes"] == 2 * training
+    assert metrics["prompt_diffuser"].costs.plm_passes == 2 * guiding
+    assert metrics["full_finetune"].costs.plm_passes == 2 * training
 
 
 def test_environments_are_made_as_asked_for_and_closed(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import BUILT_IN, Family, entry_point, load_family, source_file
+from pd_pipeline.families.base import BUILT_IN, Family, entry_point, load_family, source_files
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.collection import TrajectoriesParams, collect
@@ -21,13 +21,13 @@ def custom(cls: str, **block: Any) -> dict[str, Any]:
     return {"entry_point": f"custom_family:{cls}", "horizon": 6} | block
 
 
-def test_every_built_in_family_is_here() -> None:
+def test_every_built_in_family_is_registered() -> None:
     assert BUILT_IN.keys() == {"reach", "pick_place", "cheetah_dir", "cheetah_vel", "ant_dir", "point_robot"}
 
 
 @pytest.mark.filterwarnings("ignore:Constant")
 @pytest.mark.parametrize("name", [pytest.param("reach", marks=pytest.mark.xdist_group("reach")), "point_robot"])
-def test_built_in_families_keep_the_protocol(name: str) -> None:
+def test_built_in_families_follow_the_protocol(name: str) -> None:
     family = reach() if name == "reach" else load_family(name, {}, HERE)
     assert family.name == name
     assert not set(family.train_tasks) & set(family.test_tasks)
@@ -55,7 +55,7 @@ def test_custom_family_by_entry_point() -> None:
     assert type(family).__name__ == "Line"
     assert family.train_tasks == (0, 2)
     assert family.action_size == 1
-    assert source_file("line", custom("Line"), HERE) == HERE / "custom_family.py"
+    assert source_files("line", custom("Line"), HERE) == [HERE / "custom_family.py"]
 
 
 def test_custom_family_is_collected_in_worker_processes(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_custom_family_is_collected_in_worker_processes(tmp_path: Path) -> None:
         (custom("Missing"), "module 'custom_family' has no 'Missing'"),
         ({"entry_point": "no_such_module:Line", "horizon": 6}, "cannot import 'no_such_module'"),
         ({"entry_point": "custom_family.Line", "horizon": 6}, "is not 'module:Class'"),
-        (custom("Unrelated"), "neither a Family nor a gymnasium.Env"),
+        (custom("Unrelated"), "neither a Family, a gymnasium.Env nor a function"),
         (custom("Overlapping"), r"tasks \[1\] are both training and test tasks"),
         (custom("NothingToTrain"), "at least one training and one test task"),
         (custom("Line", horizon=0), "environment.horizon: .*greater than 0"),
@@ -88,14 +88,27 @@ def test_mistakes_are_named(block: dict[str, Any], message: str) -> None:
         load_family("line", block, HERE)
 
 
-def test_unknown_family_names_the_built_in_ones_and_the_way_out() -> None:
+def test_an_unknown_family_names_the_built_in_ones_and_what_to_do() -> None:
     with pytest.raises(PipelineError, match=r"unknown family: built in are reach, pick_place, .*entry_point"):
         entry_point("cheetah", {})
 
 
 def test_source_file_of_a_missing_module() -> None:
     with pytest.raises(PipelineError, match="no module 'no_such_module'"):
-        source_file("line", {"entry_point": "no_such_module:Line"}, HERE)
+        source_files("line", {"entry_point": "no_such_module:Line"}, HERE)
+
+
+def test_every_entry_point_of_a_block_is_code_that_the_family_depends_on() -> None:
+    behaviors = {"expert": {"entry_point": "test_base:expert"}, "random": {"random": True}}
+    block = {"gymnasium": "Pendulum-v1", "behaviors": behaviors}
+    found = source_files("pendulum", block, HERE)
+    assert [file.name for file in found] == ["gymnasium_env.py", "test_base.py"]
+
+
+@pytest.mark.parametrize("other", [{"gymnasium": "Pendulum-v1"}, {"meta_world": "push-v3"}])
+def test_an_environment_named_twice_is_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match=rf"line\.environment: entry_point and {next(iter(other))}: give one"):
+        load_family("line", custom("Line") | other, HERE)
 
 
 def test_a_family_must_be_complete() -> None:

@@ -1,4 +1,4 @@
-"""What an environment or a policy of somebody else may do to the pipeline: one line, nothing stored."""
+"""Errors of foreign environments and policies: one line, nothing stored."""
 
 import time
 from typing import Any
@@ -13,7 +13,7 @@ from pd_pipeline.families.point_robot import PointRobot, PointRobotEnv
 
 
 class Odd(gymnasium.Wrapper):
-    """The plane with one answer replaced, or an error raised."""
+    """The plane with one result replaced, or an error raised."""
 
     def __init__(self, environment: gymnasium.Env, **answers: Any):
         super().__init__(environment)
@@ -42,7 +42,7 @@ def odd(family: PointRobot, **answers: Any) -> Odd:
     return Odd(family.make(0), **answers)
 
 
-def test_a_good_step_is_handed_on(point_robot: PointRobot) -> None:
+def test_a_valid_step_is_passed_on(point_robot: PointRobot) -> None:
     environment = point_robot.make(0)
     first = border.reset(point_robot, environment, seed=3)
     assert isinstance(environment, PointRobotEnv)
@@ -75,7 +75,7 @@ def test_an_observation_of_another_shape_or_type_is_refused(point_robot: PointRo
 
 
 @pytest.mark.parametrize("raised", [SystemExit(0), RuntimeError("joint 3"), ZeroDivisionError(), MemoryError()])
-def test_whatever_it_raises_becomes_one_line_with_its_place(point_robot: PointRobot, raised: BaseException) -> None:
+def test_every_error_becomes_one_line_with_its_place(point_robot: PointRobot, raised: BaseException) -> None:
     environment = odd(point_robot, raised=raised)
     for what, call in (
         ("reset", lambda: border.reset(point_robot, environment, seed=0)),
@@ -87,12 +87,12 @@ def test_whatever_it_raises_becomes_one_line_with_its_place(point_robot: PointRo
             call()
 
 
-def test_ctrl_c_is_not_the_environments(point_robot: PointRobot) -> None:
+def test_ctrl_c_is_not_an_error_of_the_environment(point_robot: PointRobot) -> None:
     with pytest.raises(KeyboardInterrupt):
         border.reset(point_robot, odd(point_robot, raised=KeyboardInterrupt()), seed=0)
 
 
-def test_a_reward_that_is_no_number_is_refused(point_robot: PointRobot) -> None:
+def test_a_reward_that_is_not_a_number_is_refused(point_robot: PointRobot) -> None:
     with pytest.raises(PipelineError, match="step of the environment raised"):
         border.step(point_robot, odd(point_robot, reward=np.zeros(2)), np.zeros(2, np.float32))
 
@@ -124,7 +124,7 @@ def test_an_environment_that_cannot_be_made_is_named(point_robot: PointRobot, mo
         border.make(point_robot, 4)
 
 
-def test_an_environment_that_hangs_while_it_is_made_is_ended(
+def test_an_environment_that_hangs_in_its_constructor_is_stopped(
     point_robot: PointRobot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pd_pipeline.foreign.PATIENCE", 0.3)

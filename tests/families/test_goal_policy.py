@@ -1,4 +1,4 @@
-"""A goal-conditioned policy's file: what is not one, or of other sizes, is refused in one line."""
+"""Files of goal-conditioned policies: invalid ones, or those of other sizes, are refused in one line."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +24,7 @@ def load(path: Path) -> goal_policy.GoalPolicy:
     return goal_policy.load(path, LOW, HIGH, 5, lambda environment: np.zeros(2), 0.0)
 
 
-def test_what_was_saved_is_read(tmp_path: Path) -> None:
+def test_a_saved_policy_is_read_back(tmp_path: Path) -> None:
     policy = load(saved(tmp_path / "p.safetensors"))
     assert [weight.shape for weight, _ in policy.layers] == [(8, 5), (2, 8)]
     assert policy.mu(np.zeros((3, 5), np.float32)).shape == (3, 2)
@@ -39,19 +39,22 @@ BROKEN: dict[str, tuple[Callable[[Arrays], object], str]] = {
     "a layer missing": (lambda a: [a.pop("layer0.weight"), a.pop("layer0.bias")], "lacks layer0"),
     "no bias": (lambda a: a.pop("layer1.bias"), "lacks layer1.bias"),
     "no deviation": (lambda a: a.pop("deviation"), "lacks deviation"),
-    "too much": (lambda a: a.update(more=np.zeros(1, np.float32)), "has more"),
+    "too much": (lambda a: a.update(more=np.zeros(1, np.float32)), "has unexpected more"),
     "not finite": (lambda a: a["layer1.bias"].fill(np.nan), "'layer1.bias' is not finite"),
     "another type": (lambda a: a.update({"mean": np.zeros(5)}), "'mean' is not float32"),
     "deviation of zero": (lambda a: a["deviation"].fill(0), "deviation 0 is not positive"),
-    "deviation of another width": (lambda a: a.update({"deviation": np.ones(4, np.float32)}), "'deviation' has the"),
+    "deviation of another width": (lambda a: a.update({"deviation": np.ones(4, np.float32)}), "'deviation' has shape"),
     "layers that do not meet": (lambda a: a.update({"layer1.weight": np.ones((2, 7), np.float32)}), "expected 2 x 8"),
     "first layer of another width": (
         lambda a: a.update({"layer0.weight": np.ones((8, 6), np.float32)}),
         "expected 8 x 5",
     ),
     "bias of another width": (lambda a: a.update({"layer1.bias": np.ones(3, np.float32)}), "expected 3 x 8"),
-    "a matrix for a bias": (lambda a: a.update({"layer0.bias": np.ones((8, 1), np.float32)}), "'layer0.bias' has the"),
-    "a number for a mean": (lambda a: a.update({"mean": np.zeros((), np.float32)}), "'mean' has the shape"),
+    "a matrix for a bias": (
+        lambda a: a.update({"layer0.bias": np.ones((8, 1), np.float32)}),
+        "'layer0.bias' has shape",
+    ),
+    "a number for a mean": (lambda a: a.update({"mean": np.zeros((), np.float32)}), "'mean' has shape"),
     "other inputs": (lambda a: a.update({"mean": np.zeros(4, np.float32)}), "made for 4 inputs and 2 actions"),
     "other actions": (lambda a: a.update({"log_std": np.zeros(3, np.float32)}), "made for 5 inputs and 3 actions"),
 }

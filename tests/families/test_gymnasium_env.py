@@ -7,6 +7,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from pd_pipeline import graph, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.gymnasium_env import GymnasiumFamily
@@ -128,7 +129,7 @@ families:
         ("ImageEnv", "observation space .* one-dimensional Box"),
     ],
 )
-def test_spaces_it_cannot_use_are_refused_before_collecting(cls: str, message: str) -> None:
+def test_unsupported_spaces_are_refused_before_collecting(cls: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         family(cls).default_behaviors()
 
@@ -162,15 +163,73 @@ def test_mistakes_in_behaviors_are_named(behavior: dict[str, Any], message: str)
         family(behaviors={"expert": behavior}).default_behaviors()
 
 
-def test_constructor_arguments_that_do_not_fit() -> None:
+def test_wrong_constructor_arguments_are_refused() -> None:
     with pytest.raises(PipelineError, match=r"tasks\.0: custom_family:LineEnv.*speed"):
         family(tasks=[{"speed": 1.0}, {"goal": 1.0}]).make(0)
 
 
-def test_pictures_only_where_the_environment_draws() -> None:
+def test_there_are_pictures_only_where_the_environment_renders() -> None:
     assert family().frame_pixels(family().make(0)) is None
     values = block(entry_point="gymnasium.envs.classic_control:PendulumEnv", options={"render_mode": "rgb_array"})
     values["tasks"] = [{"g": 9.0}, {"g": 10.0}]
     made = load_family("pendulum", values, HERE)
     assert made.observation_size == 3
     assert made.versions()["gymnasium"] == gymnasium.__version__
+
+
+def test_a_function_that_makes_the_environment() -> None:
+    made = load_family("line", block("make_line", options={"start": 0.25}), HERE)
+    environment = made.make(2)
+    assert environment.unwrapped.goal == 1.0
+    observation, _ = environment.reset(seed=0)
+    after, reward, *_ = environment.step(np.array([1.0], np.float32))
+    assert reward == pytest.approx(-2 * abs(after[0] - 1.0), abs=1e-6), "with what the function wrapped around it"
+    assert made.behavior(made.default_behaviors()["expert"])(environment, observation, np.random.default_rng()) > 0
+
+
+def test_a_function_that_makes_nothing_is_named() -> None:
+    with pytest.raises(PipelineError, match=r"custom_family:make_nothing.*: made NoneType, not a gymnasium\.Env"):
+        load_family("line", block("make_nothing"), HERE).make(0)
+
+
+def pendulum(**changes: Any) -> dict[str, Any]:
+    values = block(gymnasium="Pendulum-v1", tasks=[{"g": 1.0}, {"g": 9.0}], behaviors={"random": {"random": True}})
+    del values["entry_point"]
+    return values | changes
+
+
+def test_an_id_of_gymnasium() -> None:
+    made = load_family("pendulum", pendulum(horizon=300), HERE)
+    assert (made.observation_size, made.action_size, made.is_foreign) == (3, 1, True)
+    environment = made.make(1)
+    assert environment.unwrapped.g == 9.0
+    environment.reset(seed=0)
+    ended = [environment.step(np.zeros(1, np.float32))[3] for _ in range(300)]
+    assert not any(ended), "Gymnasium's own limit of 200 steps is not in force: the horizon is"
+    assert "mujoco" not in made.versions()
+
+
+def test_the_simulator_of_an_id_is_among_the_versions() -> None:
+    made = load_family("arm", pendulum(gymnasium="Reacher-v5", tasks=[{"frame_skip": 2}, {"frame_skip": 3}]), HERE)
+    assert (made.observation_size, made.action_size) == (10, 2)
+    assert {"gymnasium", "mujoco"} <= made.versions().keys()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("Pendulum-v999", "Pendulum-v999"), ("pendulum", "String should match"), ("Nothing-v0", "Nothing-v0")],
+)
+def test_an_id_that_is_none_is_named(name: str, message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        load_family("pendulum", pendulum(gymnasium=name), HERE).make(0)
+
+
+def test_a_change_of_a_behaviors_file_makes_trajectories_stale(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def act(environment, observation, rng): return [0.0]\n")
+    values = pendulum(behaviors={"expert": {"entry_point": "mine:act"}})
+    text = f"run: {{families: [pendulum], methods: [prompt_dt]}}\nfamilies: {{pendulum: {{environment: {values!r}}}}}\n"
+    (tmp_path / "params.yaml").write_text(text)
+    before = rendering.all_digests(graph.load(tmp_path))["trajectories"]["pendulum"]
+    (tmp_path / "mine.py").write_text("def act(environment, observation, rng): return [0.5]\n")
+    after = rendering.all_digests(graph.load(tmp_path))["trajectories"]["pendulum"]
+    assert (before["code"] != after["code"], before["parameters"] == after["parameters"]) == (True, True)

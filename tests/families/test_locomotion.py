@@ -27,7 +27,7 @@ def family(name: str, **block: Any) -> Locomotion:
 
 
 def by_hand(environment: Any, actions: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Position before, position after and velocities of each step, from a simulator of our own in the same state."""
+    """Position before, position after and velocities of each step, from a separate simulator in the same state."""
     model = environment.unwrapped.model
     data = mujoco.MjData(model)
     data.qpos[:], data.qvel[:] = environment.unwrapped.data.qpos, environment.unwrapped.data.qvel
@@ -36,7 +36,7 @@ def by_hand(environment: Any, actions: np.ndarray) -> list[tuple[np.ndarray, np.
     for action in actions:
         before = data.qpos.copy()
         data.ctrl[:] = action
-        for _ in range(5):  # frames of a step
+        for _ in range(5):  # frames per step
             mujoco.mj_step(model, data)
         rows.append((before, data.qpos.copy(), data.qvel.copy()))
     return rows
@@ -54,7 +54,7 @@ def cheetah_reward(task: int, name: str, speed: float) -> float:
 @pytest.mark.parametrize(
     ("name", "task"), [("cheetah_dir", 0), ("cheetah_dir", 1), ("cheetah_vel", 0), ("cheetah_vel", 26)]
 )
-def test_cheetah_steps_are_those_computed_by_hand(name: str, task: int) -> None:
+def test_cheetah_steps_by_hand(name: str, task: int) -> None:
     made = family(name)
     environment = made.make(task)
     observation, _ = environment.reset(seed=5)
@@ -82,7 +82,7 @@ def test_forward_cheetah_is_gymnasiums_own_with_half_its_control_cost() -> None:
 
 
 @pytest.mark.parametrize("task", [0, 17, 44])
-def test_ant_steps_are_those_computed_by_hand(task: int) -> None:
+def test_ant_steps_by_hand(task: int) -> None:
     made = family("ant_dir")
     environment = made.make(task)
     environment.reset(seed=2)
@@ -90,7 +90,7 @@ def test_ant_steps_are_those_computed_by_hand(task: int) -> None:
     for action, (before, after, velocity) in zip(actions, by_hand(environment, actions), strict=True):
         observation, reward, terminated, _, info = environment.step(action)
         vx, vy = info["x_velocity"], info["y_velocity"]
-        # Gymnasium's velocity is of the torso's frame, which lags the joint's by the last frame of the integrator
+        # Gymnasium uses the torso's velocity, which lags the joint's by the integrator's last frame
         assert np.abs([vx, vy] - (after[:2] - before[:2]) / DT).max() < 0.2
         forward = vx * np.cos(ANGLES[task]) + vy * np.sin(ANGLES[task])
         assert reward == pytest.approx(forward - 0.5 * float((action.astype(float) ** 2).sum()) + 1.0, abs=1e-5)
@@ -111,7 +111,7 @@ def test_ant_along_x_is_gymnasiums_own_without_contact_costs() -> None:
         np.testing.assert_allclose(mine, seen, atol=1e-6)
 
 
-def test_ant_ends_when_it_leaves_the_healthy_heights_and_is_paid_for_that_step() -> None:
+def test_ant_ends_outside_the_healthy_heights_and_is_rewarded_for_that_step() -> None:
     environment: Any = family("ant_dir").make(0)
     environment.reset(seed=0)
     qpos = environment.data.qpos.copy()
@@ -125,7 +125,7 @@ def test_ant_ends_when_it_leaves_the_healthy_heights_and_is_paid_for_that_step()
 
 @pytest.mark.parametrize("name", NAMES)
 def test_two_tasks_in_the_same_state_look_the_same(name: str) -> None:
-    """The goal decides the reward and nothing that a policy sees."""
+    """The goal sets the reward and nothing that a policy observes."""
     made = family(name)
     first, second = made.make(made.train_tasks[0]), made.make(made.train_tasks[1])
     np.testing.assert_array_equal(first.reset(seed=9)[0], second.reset(seed=9)[0])
@@ -181,7 +181,7 @@ def test_splits_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("name", ["cheetah_vel", "ant_dir"])
-def test_the_validation_split_never_meets_the_published_targets(name: str) -> None:
+def test_the_validation_split_excludes_the_published_targets(name: str) -> None:
     published, validation = family(name), family(name, split="validation")
     assert {*validation.train_tasks, *validation.test_tasks} == set(published.train_tasks)
 
@@ -221,7 +221,7 @@ def test_goals_are_drawn_from_the_range_of_the_tasks(name: str) -> None:
     assert np.abs(features).max() <= 3
 
 
-def test_expert_bars_hold_at_the_papers_horizon_only() -> None:
+def test_expert_bars_apply_only_at_the_papers_horizon() -> None:
     assert family("cheetah_vel").expert_bars == ExpertBars(return_mean=-20.0)
     assert family("ant_dir").expert_bars.early_ends == 0.05
     assert family("cheetah_vel", horizon=100).expert_bars == ExpertBars()
@@ -246,7 +246,7 @@ def weights(tmp_path: Path) -> Callable[[Locomotion], Path]:
     return save
 
 
-def test_a_learned_policy_acts_alike_alone_and_together(weights: Callable[[Locomotion], Path]) -> None:
+def test_a_learned_policy_acts_the_same_alone_and_in_a_batch(weights: Callable[[Locomotion], Path]) -> None:
     made = family("cheetah_vel")
     policy: Any = made.behavior({"weights": str(weights(made)), "noise": 1.0})
     environments = [made.make(task) for task in (0, 20, 39)]
@@ -268,7 +268,7 @@ def test_weights_of_another_width_or_none_are_refused(weights: Callable[[Locomot
         made.behavior({"weights": "nowhere.safetensors", "noise": 1.0})
 
 
-def test_a_body_that_changes_its_goal_is_as_good_as_a_new_one(weights: Callable[[Locomotion], Path]) -> None:
+def test_an_environment_with_a_changed_goal_equals_a_new_one(weights: Callable[[Locomotion], Path]) -> None:
     made = family("ant_dir", horizon=20)
     behavior = {"weights": str(weights(made)), "noise": 1.0}
     pool, shard = Pool(made), Shard("expert", 3, 5, 2)

@@ -12,7 +12,7 @@ from pd_pipeline.families.pick_place import PickPlace
 from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
 
 pytestmark = [
-    pytest.mark.xdist_group("pick_place"),  # one process builds the benchmark
+    pytest.mark.xdist_group("pick_place"),  # only one process builds the benchmark
     pytest.mark.filterwarnings("ignore:Constant"),
 ]
 
@@ -40,7 +40,7 @@ def test_the_split_is_that_of_the_papers(made: PickPlace) -> None:
 
 @pytest.mark.parametrize("target", [0, 3])
 def test_the_script_carries_the_puck_to_the_goal(made: PickPlace, target: int) -> None:
-    """Not the hand, as Meta-World's own: that left the puck 4 to 5 cm below."""
+    """Meta-World's own script moves the hand there, which leaves the puck 4 to 5 cm below."""
     task = made.test_tasks[target]
     arrays = collect_episodes(Pool(made), disturbed(made, push_chance=0.0), Shard("expert", task, 0, 2), 0)
     success = arrays["success"].reshape(2, 200)
@@ -85,6 +85,6 @@ def test_the_puck_is_seen_and_the_goal_is_not(made: PickPlace) -> None:
     np.testing.assert_allclose(observations[0][others], observations[1][others], atol=1e-6)
 
 
-def test_expert_data_is_held_to_ninety_five_percent_success(made: PickPlace) -> None:
+def test_expert_data_must_reach_95_percent_success(made: PickPlace) -> None:
     assert made.expert_bars.success_rate == 0.95
     assert made.expert_bars.return_mean is None

@@ -18,7 +18,7 @@ def family(**block) -> PointRobot:
 
 
 def test_reward_by_hand() -> None:
-    """Goal at (0, 1): from p, action (0, 1) moves 0.15 up, and the reward is what is left of the way."""
+    """Goal at (0, 1): from p, action (0, 1) moves 0.15 up, and the reward is minus the remaining distance."""
     dense, sparse = family(tasks=4, test_tasks=[3]).make(1), family(tasks=4, test_tasks=[3], reward="sparse").make(1)
     start, _ = dense.reset(seed=5)
     np.testing.assert_array_equal(start, sparse.reset(seed=5)[0])
@@ -32,7 +32,7 @@ def test_reward_by_hand() -> None:
     assert 0 < sum(rewards) < 12
 
 
-def test_actions_beyond_the_bounds_move_no_further() -> None:
+def test_actions_are_clipped_to_the_bounds() -> None:
     environment = family().make(0)
     start, _ = environment.reset(seed=0)
     after = environment.step(np.array([100.0, -100.0], np.float32))[0]
@@ -62,7 +62,7 @@ def test_goals_lie_on_the_circle_and_splits_partition_them() -> None:
     np.testing.assert_allclose(goals[2], [0, 3], atol=1e-12)
 
 
-def test_qualities_are_ordered_and_the_expert_arrives() -> None:
+def test_qualities_are_ordered_and_the_expert_reaches_the_goal() -> None:
     made = family()
     returns = {}
     for quality, description in made.default_behaviors().items():

@@ -1,4 +1,4 @@
-"""Meta-World's traps, one test each, and what the family makes of them."""
+"""Pitfalls of Meta-World, one test per pitfall, and how the family handles them."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from tests.builders import benchmark
 from tests.builders import reach as family
 
 pytestmark = [
-    pytest.mark.xdist_group("reach"),  # one process builds the benchmark
+    pytest.mark.xdist_group("reach"),  # only one process builds the benchmark
     pytest.mark.filterwarnings("ignore:Constant"),
 ]
 
@@ -59,7 +59,7 @@ def test_tasks_are_those_of_the_training_split() -> None:
 
 
 def test_test_tasks_of_a_seed_are_the_training_tasks_of_the_next() -> None:
-    """Why the targets come out of `train_tasks`: Meta-World's own test split is another seed's training split."""
+    """Why the targets come from `train_tasks`: Meta-World's own test split is another seed's training split."""
     this, following = benchmark(0), benchmark(1)
     assert [task.data for task in this.test_tasks] == [task.data for task in following.train_tasks]
 
@@ -74,12 +74,12 @@ def test_splits_are_those_of_the_papers(reach: Reach) -> None:
 
 def beyond_hull(point: np.ndarray, others: np.ndarray) -> float:
     """Distance from `point` (3,) to the convex hull of `others` (n, 3)."""
-    heavy = 1e3  # what makes the weights of the nearest point of the hull sum to one
+    heavy = 1e3  # makes the weights of the nearest point of the hull sum to one
     weights, _ = nnls(np.vstack([others.T, np.full(len(others), heavy)]), np.append(point, heavy))
     return float(np.linalg.norm(others.T @ weights - point))
 
 
-def test_the_validation_split_is_as_hard_as_the_published_one_and_never_meets_its_targets(reach: Reach) -> None:
+def test_the_validation_split_is_as_hard_as_the_published_one_without_its_targets(reach: Reach) -> None:
     validation = family(split="validation")
     assert set(validation.train_tasks) | set(validation.test_tasks) == set(reach.train_tasks)
 
@@ -101,7 +101,7 @@ def test_the_goal_of_the_metadata_is_that_of_the_environment(reach: Reach) -> No
     json.dumps(reach.goal(0))
 
 
-def test_the_benchmark_seed_decides_the_goals(reach: Reach) -> None:
+def test_goals_depend_on_the_benchmark_seed(reach: Reach) -> None:
     built = load_family("reach", {"benchmark_seed": 1}, Path.cwd())
     assert built.goal(0) == family(benchmark_seed=1).goal(0)
     assert built.goal(0) != reach.goal(0)
@@ -128,7 +128,7 @@ def test_the_goal_is_masked_from_the_first_reset_on(mask_object: bool) -> None:
             assert not observation[GOAL].any()
 
 
-def test_setting_partially_observable_by_hand_goes_half_way() -> None:
+def test_setting_partially_observable_by_hand_is_not_enough() -> None:
     """Set after construction it shows in resets but not in steps, whose bounds are cached: the wrapper must mask."""
     simulator = benchmark(0).train_classes["reach-v3"]()
     simulator.set_task(benchmark(0).train_tasks[5])
@@ -143,7 +143,7 @@ def test_setting_partially_observable_by_hand_goes_half_way() -> None:
 
 
 def test_two_tasks_in_the_same_state_look_the_same() -> None:
-    """Only the prompt may tell the task: with the puck masked nothing of it is left in the observation."""
+    """Only the prompt may reveal the task: with the puck masked the observation does not."""
     made = family(mask_object=True)
     actions = np.random.default_rng(0).uniform(-1, 1, (10, 4)).astype(np.float32)
     seen = []
@@ -191,8 +191,8 @@ def test_stored_observations_stay_masked_and_stored_actions_are_clipped(reach: R
     np.testing.assert_array_equal(replayed, arrays["observation"][1:21])
 
 
-def test_the_script_asks_for_more_than_the_bounds(reach: Reach) -> None:
-    """Its raw actions go beyond 1: stored unclipped they would be no actions of the environment."""
+def test_the_scripts_raw_actions_exceed_the_bounds(reach: Reach) -> None:
+    """Its raw actions go beyond 1: unclipped, they would not be valid actions."""
     from metaworld.policies import SawyerReachV3Policy
 
     environment = reach.make(5)
@@ -247,7 +247,7 @@ def test_pushes_move_the_arm_between_steps_and_are_not_steps() -> None:
         environment = made.make(5)
         observations = [environment.reset(seed=seed, options=options)[0]]
         rewards = []
-        for _ in range(500):  # as many as the simulator allows, pushes not counted
+        for _ in range(500):  # as many steps as the simulator allows, without pushes
             action = expert(made)(environment, observations[-1], np.random.default_rng(0))
             observation, reward, _, truncated, _ = environment.step(action)
             observations.append(observation)
@@ -281,7 +281,7 @@ def _still(made: Reach) -> np.ndarray:
     return environment.step(np.zeros(4, np.float32))[0]
 
 
-def test_dimensions_that_never_change_are_there(reach: Reach) -> None:
+def test_some_dimensions_never_change(reach: Reach) -> None:
     """Why the deviation is guarded when normalising."""
     observations = run(reach.make(0), expert(reach), 50)["observation"]
     constant = observations.std(0) < 1e-6
@@ -289,12 +289,12 @@ def test_dimensions_that_never_change_are_there(reach: Reach) -> None:
     assert constant.sum() > 10
 
 
-def test_the_second_half_is_the_step_before(reach: Reach) -> None:
+def test_the_second_half_is_the_previous_step(reach: Reach) -> None:
     observations = run(reach.make(0), expert(reach), 10)["observation"]
     np.testing.assert_allclose(observations[1:, 18:36], observations[:-1, :18], atol=1e-6)
 
 
-def test_horizons_beyond_500_are_refused_and_500_runs() -> None:
+def test_horizons_above_500_are_refused_and_500_works() -> None:
     with pytest.raises(PipelineError, match=r"families\.reach\.environment\.horizon.*500.*501"):
         family(horizon=501)
     made = family(horizon=500)

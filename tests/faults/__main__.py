@@ -1,4 +1,4 @@
-"""`make faults`: every attack in full; prints a table and exits 1 where something was lost."""
+"""`make faults`: every attack in full; prints a table and exits with 1 if anything was lost."""
 
 import argparse
 import os
@@ -6,12 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # before torch: equal bytes whatever the machine
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported: equal bytes on any machine
 RESULTS = Path(__file__).parents[2] / "results" / "faults.json"
 
 
 def main() -> None:
-    """Attack; `--only NAME` one kind of attack, `--share 0.1` a tenth of the tries, `--write` into results/."""
+    """Run the attacks; `--only NAME`: one kind, `--share 0.1`: a tenth of the tries, `--write`: save to results/."""
     from pd_pipeline.storage import write_json
     from tests.faults import files, kills, parameters, pool
     from tests.faults.report import Attack, table
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def made(root: Path) -> Path:
-    """A project with every piece made."""
+    """A finished project."""
     from pd_pipeline import graph
     from pd_pipeline.progress import silent
     from tests.conftest import TINY_PARAMS

@@ -1,4 +1,4 @@
-"""Damaged files: trajectories, outs and checkpoints, refused in one line or read as what they were."""
+"""Damaged files: trajectories, outs and checkpoints, refused in one line or read correctly."""
 
 import json
 import random
@@ -19,17 +19,17 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 from tests.faults.report import Attack, complaint
 
 SECONDS = 25
-SECONDS_OF_WORK = 120  # of a stage that has damaged input and may go on: it does all its work
+SECONDS_OF_WORK = 120  # for a stage with damaged input that may continue and do all its work
 Damage = Callable[[bytes, random.Random], bytes]
 
 
 class TooLong(BaseException):
-    """A try was not over in time."""
+    """A try did not end in time."""
 
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise TooLong in the main thread after so many seconds."""
+    """Raise TooLong in the main thread after `seconds`."""
 
     def over(number: int, frame: FrameType | None) -> None:
         raise TooLong
@@ -69,12 +69,12 @@ def noise(content: bytes, rng: random.Random) -> bytes:
 
 
 def extend(content: bytes, rng: random.Random) -> bytes:
-    """Something behind the end."""
+    """Extra bytes at the end."""
     return content + rng.randbytes(rng.randrange(1, 200))
 
 
 def replaced(content: bytes, rng: random.Random) -> bytes:
-    """Something else altogether."""
+    """Another file altogether."""
     return rng.choice(
         (b"", b"\xff\xfe\x00", b"[]", b"null", b"{}", b'{"a": 1}', b"[" * 100_000, b"PAR1" * 3, b"\n" * 9)
     )
@@ -86,7 +86,7 @@ STRUCTURE: tuple[Damage, ...] = (truncate, extend, replaced)
 
 
 def trajectories(file: Path, tries: int, folder: Path, seed: int = 0) -> Attack:
-    """Damage a trajectory file; it may be refused in one line, or read as exactly what it was."""
+    """Damage a trajectory file; it may be refused in one line, or read exactly as before."""
     found, rng = Attack("damaged trajectory files"), random.Random(seed)
     good, content, target = read(file), file.read_bytes(), folder / "damaged.parquet"
     for _ in range(tries):
@@ -105,7 +105,7 @@ def _same(one: Trajectories, other: Trajectories) -> str | None:
 
 
 def _problem(attempt: Callable[[], str | None], what: str, seconds: int = SECONDS) -> str | None:
-    """Try something with damaged input: fine are one-line refusals, and what `attempt` says is fine."""
+    """Run `attempt` on damaged input; a one-line refusal is fine, and so is what `attempt` accepts."""
     try:
         with time_limit(seconds):
             said = attempt()
@@ -121,7 +121,7 @@ def _problem(attempt: Callable[[], str | None], what: str, seconds: int = SECOND
 
 
 def outs(root: Path, tries: int, seed: int = 0) -> Attack:
-    """Damage a file of an out and run a stage that reads it; `root` is a project with everything made.
+    """Damage a file of an out and run a stage that reads it; `root` is a finished project.
 
     The stage may refuse in one line, or go on where the damage does not matter to it.
     """
@@ -157,7 +157,7 @@ def _made(project: Graph, stage: str, key: graph.Key) -> None:
 
 
 def _structure(file: Path) -> Damage:
-    """A damage that keeps the format of a file: a value of another type, a key less, a tensor of another shape."""
+    """Damage that keeps the format of a file: a value of another type, a missing key, a tensor of another shape."""
 
     def other_values(content: bytes, rng: random.Random) -> bytes:
         try:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: through every door the work ends with the same bytes as if nobody had disturbed it."""
+"""SIGKILL at random moments: started from any entry point, the work ends with the same bytes as without kills."""
 
 import os
 import random
@@ -17,18 +17,19 @@ from tests.faults.report import Attack
 
 PARAMS = """\
 run: {families: [point_robot], seeds: [0], methods: [prompt_dt, full_finetune]}
+machine: {device: cpu}
 families:
   point_robot:
     environment: {horizon: 8, tasks: 4, test_tasks: [1, 3]}
     behavior_policies: {}
-    trajectories: {workers: 2, episodes_a_shard: 3, episodes: {expert: {train: 6, test: 6}}}
+    trajectories: {workers: 2, episodes_per_shard: 3, episodes: {expert: {train: 6, test: 6}}}
     prompts: {length: 3, stride: 1}
-    plm: {steps: 60, batch_per_task: 2, width: 8, layers: 1, context: 4, device: cpu, checkpoint_seconds: 0}
+    plm: {steps: 60, batch_per_task: 2, width: 8, layers: 1, context: 4, checkpoint_seconds: 0}
     diffuser:
-      {steps: 60, batch: 8, device: cpu, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}, checkpoint_seconds: 0}
+      {steps: 60, batch: 8, diffusion: {steps: 4}, denoiser: {width: 8, blocks: 1}, checkpoint_seconds: 0}
     tuned_prompt_dt: {prompts: 4}
-    tuned_full_finetune: {prompts: 4, steps: 20, batch: 4, device: cpu, checkpoint_seconds: 0}
-    evaluation: {workers: 2, device: cpu, bootstrap: 50}
+    tuned_full_finetune: {prompts: 4, steps: 20, batch: 4, checkpoint_seconds: 0}
+    evaluation: {workers: 2, bootstrap: 50}
 """
 DOORS = {
     "pd-pipeline run all": ["pd-pipeline", "run", "all"],
@@ -45,20 +46,20 @@ def prepared(root: Path) -> Path:
 
 
 def undisturbed(root: Path) -> dict[str, str]:
-    """Digests of all outs of a run that nobody disturbs."""
+    """Digests of all outs of work that is not killed."""
     call(prepared(root), "pd-pipeline", "run", "all")
     return outs(root)
 
 
 def outs(root: Path) -> dict[str, str]:
-    """Digest of each out of a project; the report is left out, which names the folder's revision."""
+    """Digest of each out of a project, except the report, which names the folder's revision."""
     project = graph.load(root)
     pieces = [(stage, key) for stage in project.stages for key in project.keys(stage) if stage != "report"]
     return {f"{stage} {key}": digest(root / project.out(stage, key)) for stage, key in pieces}
 
 
 def attack(door: str, kills: int, folder: Path, expected: dict[str, str], seed: int = 0) -> Attack:
-    """Kill a door's process group `kills` times at random moments, trial after trial, each ended by a quiet run."""
+    """Kill a door's process group `kills` times at random moments, in each trial, then let it finish."""
     found, rng, trial = Attack(f"SIGKILL: {door}"), random.Random(seed), 0
     while found.tries < kills:
         root = prepared(folder / f"{door.split(maxsplit=1)[0]}-{trial}")
@@ -76,7 +77,7 @@ def attack(door: str, kills: int, folder: Path, expected: dict[str, str], seed: 
             if rng.random() < 0.5:
                 os.killpg(process.pid, signal.SIGKILL)
             else:
-                process.kill()  # the parent alone: its workers must notice
+                process.kill()  # only the parent: its workers must notice
             process.wait()
             found.survived(_after_a_kill(root, door, family))
         found.failures += _in_the_end(root, door, expected)
@@ -85,7 +86,7 @@ def attack(door: str, kills: int, folder: Path, expected: dict[str, str], seed: 
 
 
 def begin(root: Path, door: str) -> subprocess.Popen[bytes]:
-    """Start a door in a process group of its own."""
+    """Start an entry point in its own process group."""
     home = root / ".dagster"
     home.mkdir(exist_ok=True)
     command = [str(BIN / DOORS[door][0]), *DOORS[door][1:]]
@@ -95,13 +96,13 @@ def begin(root: Path, door: str) -> subprocess.Popen[bytes]:
 
 
 def _after_a_kill(root: Path, door: str, family: list[psutil.Process]) -> str | None:
-    """What is wrong right after a kill: processes that work on, outs that are not whole."""
+    """What is wrong right after a kill: processes that keep working, incomplete outs."""
     workers = [process for process in family if process.is_running() and "multiprocessing" in _command(process)]
-    # a step of Dagster that is only starting looks for its parent when it begins to work
+    # a Dagster step that is still starting checks for its parent when it begins to work
     _, alive = psutil.wait_procs(workers, timeout=15 if door.startswith("dagster") else 5)
     if alive:
         return f"{len(alive)} worker processes outlived their parent"
-    for process in family:  # what dvc or dagster had started: the next run would wait for it
+    for process in family:  # processes started by dvc or dagster: the next try would wait for them
         psutil.wait_procs([process], timeout=20)
     project = graph.load(root)
     for stage in project.stages:
@@ -120,7 +121,7 @@ def _command(process: psutil.Process) -> str:
 
 
 def _in_the_end(root: Path, door: str, expected: dict[str, str]) -> list[str]:
-    """What is wrong after a quiet run of the same door: other bytes, leftovers, an unclean status."""
+    """What is wrong after finishing through the same entry point: other bytes, leftovers, an unclean status."""
     if _empty(lock := root / ".dvc/tmp/rwlock"):
         lock.unlink()  # as `pd-pipeline doctor` does
     process = begin(root, door)
@@ -143,12 +144,12 @@ def _in_the_end(root: Path, door: str, expected: dict[str, str]) -> list[str]:
 
 
 def _told(root: Path, *command: str) -> str:
-    """What a command prints."""
+    """The output of a command."""
     environment = ENVIRONMENT | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
     return done.stdout + done.stderr
 
 
 def _empty(lock: Path) -> bool:
-    """Whether a kill left DVC's own lock file without content."""
+    """Whether a kill left DVC's own lock file empty."""
     return lock.is_file() and not lock.read_text().strip()

@@ -1,4 +1,4 @@
-"""Parameter files that nobody should write: refused in one line, before any work, in bounded time."""
+"""Hostile parameter files: refused in one line, before any work, in bounded time."""
 
 import copy
 import random

@@ -1,4 +1,4 @@
-"""A Dagster run that is killed gives its slot of the pool back: launched again, it goes on within a minute."""
+"""A killed Dagster run frees its slot in the pool: launched again, it continues within a minute."""
 
 import shutil
 import signal
@@ -82,7 +82,7 @@ def _within(seconds: float, met: Callable[[], bool]) -> bool:
 
 
 def _workers_of(daemon: int) -> list[psutil.Process]:
-    """The processes of runs and of their steps: what the servers of code that a daemon started have spawned."""
+    """The processes of runs and their steps: children of the code servers that a daemon started."""
     living = [process for process in psutil.Process(daemon).children(recursive=True) if _words(process)]
     servers = [process for process in living if "grpc" in _words(process)]
     spawned = {child for server in servers for child in server.children(recursive=True)} - set(servers)
@@ -90,7 +90,7 @@ def _workers_of(daemon: int) -> list[psutil.Process]:
 
 
 def _words(process: psutil.Process) -> list[str]:
-    """How a process was called; nothing once it is dead."""
+    """The command line of a process; empty once it is dead."""
     try:
         return process.cmdline()
     except psutil.Error:

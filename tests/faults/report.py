@@ -1,4 +1,4 @@
-"""What an attack found: how many tries, how many the pipeline survived, and what it did not."""
+"""The result of an attack: how many tries, how many the pipeline survived, and how it failed the others."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ class Attack:
     failures: list[str] = field(default_factory=list)
 
     def survived(self, problem: str | None) -> None:
-        """Count a try; `problem` says what went wrong, None that nothing did."""
+        """Count a try; `problem` says what went wrong, None if nothing did."""
         self.tries += 1
         if problem is not None:
             self.failures.append(problem)
@@ -30,7 +30,7 @@ def table(attacks: Iterable[Attack]) -> str:
 
 
 def complaint(message: str) -> str | None:
-    """What is wrong with the text of a refusal; None where it is one printable line under 1 kB."""
+    """What is wrong with an error message; None if it is one printable line under 1 kB."""
     if not message.strip():
         return "an empty refusal"
     if len(message.encode()) > 4096 or len(message) > 1000:

@@ -7,7 +7,7 @@ from tests.faults import files, kills, parameters
 from tests.faults.report import Attack, complaint, table
 
 
-def test_killed_at_random_moments_the_work_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_work_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:
     expected = kills.undisturbed(tmp_path / "quiet")
     found = kills.attack("pd-pipeline run all", 4, tmp_path, expected)
     assert not found.failures, table([found])
@@ -30,7 +30,7 @@ def test_hostile_parameters_are_refused_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_attacks_can_fail() -> None:
-    """What is counted as survived is looked at."""
+    """The counts come from real checks: a failure is noticed."""
     assert complaint("params.yaml: run.seeds: give at least one") is None
     assert complaint("") is not None
     assert complaint("a\nb") is not None

@@ -19,7 +19,7 @@ from tests.builders import D_A, D_S, fill, policy, steps
 
 
 def plain_forward(model: PromptingDecisionTransformer, prompt: Steps, window: Steps) -> Tensor:
-    """What the model is defined as: all tokens through all blocks, one head after another, nothing left out."""
+    """The model by definition: all tokens through all blocks, one head after another."""
 
     def embed(embedding: torch.nn.Module, part: Steps) -> Tensor:
         tokens = []
@@ -65,7 +65,7 @@ def test_heads_change_what_is_computed() -> None:
 
 
 def test_golden() -> None:
-    """Changes when the architecture does: then say so in the CHANGELOG, and store the new numbers."""
+    """Fails when the architecture changes: then say so in the CHANGELOG and store the new numbers."""
     model = policy(width=8, heads=2)
     fill(model)
     window = Steps(
@@ -86,7 +86,7 @@ GOLDEN = [[[0.650316, -0.40672], [-0.033948, -0.821001], [-0.544224, -0.898362]]
 @settings(max_examples=20)
 @given(st.integers(0, 3), st.integers(0, 1000))
 def test_later_steps_never_change_earlier_actions(step: int, seed: int) -> None:
-    """Neither does the action of the same step: it is what is predicted."""
+    """Nor does the action of the same step, which is predicted."""
     model, prompt, window = policy(heads=2), steps(2, 2), steps(2, 4, seed=1)
     other = steps(2, 4, seed=seed + 2)
     after = torch.arange(4) > step
@@ -99,7 +99,7 @@ def test_later_steps_never_change_earlier_actions(step: int, seed: int) -> None:
     torch.testing.assert_close(model(prompt, spoiled)[:, : step + 1], model(prompt, window)[:, : step + 1])
 
 
-def test_everything_earlier_is_looked_at() -> None:
+def test_actions_depend_on_everything_earlier() -> None:
     """The gradient of the last action reaches every number of the prompt and of the window up to its own state."""
     model, prompt, window = policy(), steps(1, 2), steps(1, 4, seed=1)
     numbers = [*prompt[:3], *window[:3]]
@@ -123,7 +123,7 @@ def test_padding_on_the_right_does_not_leak() -> None:
     torch.testing.assert_close(action_loss(model(prompt, window), window.actions, valid), expected)
 
 
-def test_the_prompt_tells_the_task() -> None:
+def test_actions_depend_on_the_prompt() -> None:
     model, window = policy(), steps(2, 4, seed=1)
     assert (model(steps(2, 2, seed=5), window) - model(steps(2, 2, seed=6), window)).abs().max() > 1e-2
 
@@ -136,7 +136,7 @@ def test_action_loss_by_hand() -> None:
     assert action_loss(predicted, target, torch.zeros(2, 2, dtype=torch.bool)) == 0, "no step, no division by zero"
 
 
-def test_the_loss_ignores_what_is_not_valid() -> None:
+def test_the_loss_ignores_invalid_steps() -> None:
     predicted = torch.tensor([[[1.0, 1.0], [float("1e30"), 0.0]]], requires_grad=True)
     loss = action_loss(predicted, torch.zeros(1, 2, 2), torch.tensor([[True, False]]))
     loss.backward()
@@ -154,7 +154,7 @@ def test_bf16_is_close_to_float32() -> None:
 def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="width 10 is not a multiple of heads 4"):
         PolicyConfig(observation_size=1, action_size=1, max_timestep=2, width=10, heads=4)
-    with pytest.raises(ValueError, match="acting_context 7 is above context 6"):
+    with pytest.raises(ValueError, match="acting_context 7 exceeds context 6"):
         PolicyShape(context=6, acting_context=7)
 
 
@@ -180,7 +180,7 @@ class TestDropout:
         first, second = (dropout(torch.ones(1000)) for _ in range(2))
         assert 0.3 < (first == second).float().mean() < 0.7
 
-    def test_a_pure_function_of_the_generator(self) -> None:
+    def test_dropout_is_a_pure_function_of_the_generator(self) -> None:
         one, same, other = (self.refreshed(0.5, seed)(torch.ones(1000)) for seed in (1, 1, 2))
         assert torch.equal(one, same)
         assert not torch.equal(one, other)

@@ -1,4 +1,4 @@
-"""The denoiser: stored outputs, and that it looks at all it is given."""
+"""The denoiser: stored outputs, and that they depend on every input."""
 
 import torch
 
@@ -21,7 +21,7 @@ def given() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def test_golden() -> None:
-    """Changes when the architecture does: then say so in the CHANGELOG, and store the new numbers."""
+    """Fails when the architecture changes: then say so in the CHANGELOG and store the new numbers."""
     model = tiny()
     fill(model)
     torch.testing.assert_close(model(*given()), torch.tensor(GOLDEN), atol=2e-5, rtol=1e-4)
@@ -33,7 +33,7 @@ GOLDEN = [
 ]
 
 
-def test_begins_at_zero() -> None:
+def test_output_starts_at_zero() -> None:
     assert (tiny()(*given()) == 0).all()
 
 
@@ -42,7 +42,7 @@ def test_shape_follows_the_prompt() -> None:
     assert model(torch.zeros(5, 4, 7), torch.zeros(5, 4, 2), torch.zeros(5)).shape == (5, 4, 7)
 
 
-def test_looks_at_everything() -> None:
+def test_output_depends_on_every_input() -> None:
     model = tiny()
     fill(model)
     x, y, n = (part.requires_grad_(True) for part in given())
@@ -62,8 +62,8 @@ def test_samples_of_a_batch_do_not_mix() -> None:
         torch.testing.assert_close(model(x[i : i + 1], y[i : i + 1], n[i : i + 1])[0], together[i])
 
 
-def test_neighbouring_timesteps_are_told_apart() -> None:
-    """What the Fourier features are for: a 200th of the horizon changes the condition by much."""
+def test_neighbouring_timesteps_are_distinguished() -> None:
+    """The purpose of the Fourier features: a 200th of the horizon changes the condition a lot."""
     model = tiny(frequencies=16)
     a, b = model._fourier(torch.tensor([0.5, 0.505]))
     assert (a - b).norm() > 0.5

@@ -34,7 +34,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("steps", [1, 5, 20, 100])
-def test_schedules_go_from_clean_to_noise(schedule: str, steps: int) -> None:
+def test_schedules_lead_from_clean_samples_to_noise(schedule: str, steps: int) -> None:
     found = betas(schedule, steps)
     assert found.shape == (steps,)
     assert ((found > 0) & (found < 1)).all()
@@ -74,7 +74,7 @@ def test_forward_process(schedule: str) -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("step", [0, 1, 9, 18])
 def test_ancestral_step(prediction: str, schedule: str, step: int) -> None:
-    """The same mean, and the same draw when given the same noise."""
+    """The same mean, and the same sample for the same noise."""
     ours = process(prediction, schedule)
     theirs = scheduler(DDPMScheduler, ours)
     x, output, n = draw(4, 5, 3), draw(4, 5, 3, seed=1), torch.full((4,), step)
@@ -100,7 +100,7 @@ def test_ddim_step(prediction: str, schedule: str, step: int, visited: int) -> N
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_predictions_mean_the_same_sample(schedule: str) -> None:
+def test_all_predictions_imply_the_same_sample(schedule: str) -> None:
     x0, noise = draw(20, 4), draw(20, 4, seed=1)
     n = torch.arange(18).repeat(2)[:20]
     for prediction in PREDICTIONS:
@@ -112,7 +112,7 @@ def test_predictions_mean_the_same_sample(schedule: str) -> None:
 @pytest.mark.parametrize("clip", [None, 5.0])
 @pytest.mark.parametrize("schedule", ["vp", "linear"])
 def test_the_loss_does_not_depend_on_what_is_predicted(schedule: str, clip: float | None) -> None:
-    """The same denoised sample, however expressed, costs the same."""
+    """The same denoised sample has the same loss, whatever the prediction."""
     x0, noise, guess = draw(20, 4), draw(20, 4, seed=1), draw(20, 4, seed=2)
     n = torch.arange(20)
     losses = []
@@ -147,7 +147,7 @@ def test_the_clip_is_min_snr() -> None:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 def test_a_known_gaussian_is_recovered(prediction: str, schedule: str, sampler: str) -> None:
-    """For x0 ~ N(m, s^2) the best denoiser is known in closed form; the chain must then lead from x_N to N(m, s^2)."""
+    """For x0 ~ N(m, s^2) the best denoiser is known; with it the chain must lead from x_N to N(m, s^2)."""
     ours = process(prediction, schedule, steps=60)
     mean, std = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 0.1])
 
@@ -158,7 +158,7 @@ def test_a_known_gaussian_is_recovered(prediction: str, schedule: str, sampler: 
         eps = (x - level.sqrt() * x0) / (1 - level).sqrt()
         return {"eps": eps, "x0": x0, "v": level.sqrt() * eps - (1 - level).sqrt() * x0}[prediction]
 
-    # from x_N itself rather than from N(0, I): a schedule that leaves some signal in x_N is not the chain's fault
+    # from x_N itself rather than from N(0, I): some schedules leave signal in x_N
     start = ours.add_noise(mean + std * draw(4000, 2), draw(4000, 2, seed=2), torch.full((4000,), 59))
     samples = ours.sample(denoise, start, sampler, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(samples.mean(0), mean, atol=0.06, rtol=0)
@@ -192,7 +192,7 @@ def test_clip_bounds_the_estimates() -> None:
 
 @pytest.mark.parametrize("sampler", ["ancestral", "ddim"])
 def test_the_gradient_flows_through_the_whole_chain(sampler: str) -> None:
-    """eq. 7 needs it: compare with finite differences of a weight used at every step."""
+    """eq. 7 needs it: compare with finite differences for a weight used at every step."""
     ours = process("v", steps=6)
     noise = draw(5, 2).double()
 

@@ -16,7 +16,7 @@ from tests.builders import D_A, D_S, trajectories
 
 
 def naive(data: Trajectories, length: int, stride: int) -> list[tuple[np.ndarray, np.ndarray, int, int, int]]:
-    """One segment after another, as the equations read."""
+    """One segment after another, as in the equations."""
     found = []
     for episode in range(len(data.task_id)):
         begin, end = data.starts[episode], data.starts[episode + 1]
@@ -47,7 +47,7 @@ def test_cut_equals_the_loop(lengths: list[int], length: int, stride: int, seed:
         assert (prompts.task_id[i], prompts.episode_id[i], prompts.start[i]) == (task, episode, start)
 
 
-def test_types_and_order_of_channels() -> None:
+def test_dtypes_and_order_of_channels() -> None:
     prompts = cut(trajectories((4,), (3,)), 2)
     assert prompts.x0.dtype == prompts.y.dtype == np.float32
     assert prompts.start.dtype == np.int32
@@ -119,7 +119,7 @@ def test_rewards_that_are_all_zero_give_a_scale() -> None:
     assert Normalization.of([data]).return_scale == 1.0
 
 
-def test_normalization_is_kept_exactly(tmp_path: Path) -> None:
+def test_normalization_is_saved_exactly(tmp_path: Path) -> None:
     normalization = Normalization.of([trajectories((9,), (0,))])
     normalization.save(tmp_path / "n.safetensors")
     loaded = Normalization.load(tmp_path / "n.safetensors")
@@ -131,14 +131,14 @@ def test_normalization_is_kept_exactly(tmp_path: Path) -> None:
 
 BROKEN_NORMALIZATIONS: list[tuple[dict[str, np.ndarray | None], str]] = [
     ({"std": None}, "lacks std"),
-    ({"more": np.zeros(1)}, "has more, which does not belong there"),
+    ({"more": np.zeros(1)}, "has unexpected more"),
     ({"mean": np.full(6, np.nan, np.float32)}, "'mean' is not finite"),
     ({"std": np.array([1, 1, 0, 1, 1, 1], np.float32)}, "std 0 is not positive"),
     ({"std": np.array([1, 1, -2, 1, 1, 1], np.float32)}, "std -2 is not positive"),
-    ({"std": np.ones((6, 1), np.float32)}, r"'std' has the shape \(6, 1\)"),
+    ({"std": np.ones((6, 1), np.float32)}, r"'std' has shape \(6, 1\)"),
     ({"std": np.ones(6)}, "'std' is float64, expected float32"),
     ({"mean": np.ones(5, np.float32)}, "mean and std of 5 and 6 channels, but sizes for 6"),
-    ({"numbers": np.array([1.0, 10.0, 3.0])}, r"'numbers' has the shape \(3,\)"),
+    ({"numbers": np.array([1.0, 10.0, 3.0])}, r"'numbers' has shape \(3,\)"),
     ({"numbers": np.array([0.0, 10.0, 3.0, 2.0])}, "return scale, horizon and sizes are"),
     ({"numbers": np.array([-1.0, 10.0, 3.0, 2.0])}, "return scale, horizon and sizes are"),
     ({"numbers": np.array([1.0, 0.0, 3.0, 2.0])}, "return scale, horizon and sizes are"),
@@ -167,10 +167,10 @@ BROKEN_PROMPTS: list[tuple[dict[str, np.ndarray | None], str]] = [
     ({"y": None}, "lacks y"),
     ({"x0": np.full((7, 3, 6), np.inf, np.float32)}, "'x0' is not finite"),
     ({"x0": np.zeros((7, 3, 6))}, "'x0' is float64, expected float32"),
-    ({"x0": np.zeros((7, 3), np.float32)}, r"'x0' has the shape \(7, 3\)"),
-    ({"x0": np.zeros((7, 2, 6), np.float32)}, "not of the same prompts"),
-    ({"y": np.zeros((7, 3, 3), np.float32)}, r"'y' has the shape \(7, 3, 3\), expected any x any x 2"),
-    ({"task_id": np.zeros(6, np.int32)}, "not of the same prompts"),
+    ({"x0": np.zeros((7, 3), np.float32)}, r"'x0' has shape \(7, 3\)"),
+    ({"x0": np.zeros((7, 2, 6), np.float32)}, "differ in number or length"),
+    ({"y": np.zeros((7, 3, 3), np.float32)}, r"'y' has shape \(7, 3, 3\), expected any x any x 2"),
+    ({"task_id": np.zeros(6, np.int32)}, "differ in number or length"),
     ({"task_id": np.zeros(7, np.int64)}, "'task_id' is int64, expected int32"),
 ]
 

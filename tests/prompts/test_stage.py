@@ -1,4 +1,4 @@
-"""The stage prompts: only training tasks, nothing of the held-out episodes among the others."""
+"""The stage prompts: only training tasks, and held-out episodes kept apart."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def test_prompts_come_from_training_tasks_only(trained_project: Path, point_robo
 
 
 def test_statistics_come_from_training_tasks_only(project: Path, point_robot: PointRobot) -> None:
-    """Statistics pooled over test tasks would tell of them: other test data must change nothing."""
+    """Statistics over test tasks would leak them: other test data must change nothing."""
     data = read(project / "data/trajectories/point_robot/expert.parquet", point_robot.train_tasks)
     found = Normalization.load(project / "data/prompts/point_robot/normalization.safetensors")
     np.testing.assert_allclose(found.mean[:2], data.observations.mean(0), atol=1e-6)

@@ -1,4 +1,4 @@
-"""Normalisation over several data sets, and the stage prompts computed a second time."""
+"""Normalisation over several data sets, and the stage prompts recomputed."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 from tests.builders import D_S, trajectories
 
 
-def test_statistics_are_of_all_data_sets_together() -> None:
+def test_statistics_are_computed_over_all_data_sets() -> None:
     parts = [trajectories((30, 20), (0, 1), seed=1), trajectories((10,), (0,), seed=2)]
     parts[1].observations[:] += 5
     parts[1].rewards[:] += 3
@@ -39,7 +39,7 @@ def test_statistics_are_of_all_data_sets_together() -> None:
 
 
 def observed(column: np.ndarray) -> Trajectories:
-    """An episode whose first observation is given."""
+    """An episode with a given first observation."""
     data = trajectories((len(column),), (0,), horizon=len(column))
     data.observations[:, 0] = column
     return data
@@ -56,7 +56,7 @@ def test_statistics_are_summed_in_float64() -> None:
 
 
 @pytest.mark.parametrize(("deviation", "divisor"), [(0.0015, 0.0015), (0.0005, 0.001)])
-def test_deviations_below_a_thousandth_are_not_divided_by(deviation: float, divisor: float) -> None:
+def test_deviations_are_at_least_a_thousandth(deviation: float, divisor: float) -> None:
     column = (deviation * np.tile([-1.0, 1.0], 50)).astype(np.float32)
     assert Normalization.of([observed(column)]).std[0] == pytest.approx(divisor, rel=1e-5)
 
@@ -70,8 +70,8 @@ def test_small_returns_have_a_small_scale() -> None:
 @pytest.mark.parametrize(
     ("share", "counts"), [(0.01, [1, 1, 1]), (0.25, [2, 1, 2]), (0.4, [2, 1, 4]), (0.99, [5, 1, 8])]
 )
-def test_the_share_held_out_is_of_each_tasks_episodes(share: float, counts: list[int]) -> None:
-    """Rounded, of 6, 2 and 9 episodes that stand in any order; the last ones of each."""
+def test_the_held_out_share_applies_per_task(share: float, counts: list[int]) -> None:
+    """The last of 6, 2 and 9 episodes in any order, with the share rounded."""
     tasks = np.random.default_rng(0).permutation(np.repeat([3, 5, 8], [6, 2, 9]))
     held_out = held_out_episodes(tasks, share)
     for task, count in zip((3, 5, 8), counts, strict=True):
@@ -80,7 +80,7 @@ def test_the_share_held_out_is_of_each_tasks_episodes(share: float, counts: list
 
 
 def context(root: Path, out: Path, **params: Any) -> StageContext:
-    """The stage of the trained project, with a folder of its own for what it leaves."""
+    """The stage of the trained project, with its own folder for outputs."""
     project = graph.load(root)
     return StageContext(
         root=root,

@@ -1,15 +1,19 @@
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
 
+from pd_pipeline import graph
+from pd_pipeline.evaluation.results import Given, MethodResult
+from pd_pipeline.evaluation.statistics import Estimate
 from pd_pipeline.reporting.canvas import CSS_VARIABLES, INK, PAPER, method_styles, svg
 from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean
-from pd_pipeline.reporting.plots import comparison, per_task, stage_plots
-from pd_pipeline.reporting.verdict import number
+from pd_pipeline.reporting.formatting import number
+from pd_pipeline.reporting.plots import comparison, per_task
+from pd_pipeline.reporting.stage_plots import drawn
+from tests.evaluation.builders import FREE
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -29,20 +33,22 @@ PNG = b"\x89PNG\r\n\x1a\n"
     ],
 )
 def test_stage_plots(reported_project: Path, stage: str, out: str, titles: set[str]) -> None:
-    plots = stage_plots(stage, reported_project / "data" / out)
-    assert set(plots) == titles
-    assert all(image.startswith(PNG) and len(image) > 3000 for image in plots.values())
+    plots = graph.load(reported_project).stages[stage].plots
+    found = {} if plots is None else drawn(plots, reported_project / "data" / out)
+    assert set(found) == titles
+    assert all(image.startswith(PNG) and len(image) > 3000 for image in found.values())
 
 
-def outcome(mean: float) -> dict[str, Any]:
-    around = {"return_mean_low": mean - 1, "return_mean_high": mean + 1, "ci_low": mean - 1, "ci_high": mean + 1}
-    return {"return_mean": mean, "return_iqm": mean, "success_rate": None} | around
+def outcome(mean: float, low: float | None = None, high: float | None = None) -> MethodResult:
+    """The result of a method whose mean and IQM have the same interval, by default one to either side."""
+    found = Estimate(mean, mean - 1 if low is None else low, mean + 1 if high is None else high)
+    return MethodResult(given=Given("x"), mean=found, iqm=found, episodes=1, costs=FREE, tasks={})
 
 
-def scores(metrics: dict[str, dict[str, Any]]) -> pl.DataFrame:
+def scores(metrics: dict[str, MethodResult]) -> pl.DataFrame:
     rows = [
-        {"method": method, "task": task, "seed": 0, "prompt": prompt, "return": values["return_mean"] + task}
-        for method, values in metrics.items()
+        {"method": method, "task": task, "seed": 0, "prompt": prompt, "return": result.mean.value + task}
+        for method, result in metrics.items()
         for task in (0, 1)
         for prompt in range(3)
     ]
@@ -53,8 +59,8 @@ def scores(metrics: dict[str, dict[str, Any]]) -> pl.DataFrame:
 def test_a_floor_far_below_does_not_take_the_scale(floor: float, beyond: bool) -> None:
     metrics = {"prompt_diffuser": outcome(-19.0), "prompt_dt": outcome(-24.0), "noise_prompt": outcome(floor)}
     axes = comparison(metrics).axes[0]
-    said = [text.get_text() for text in axes.texts]
-    assert said == ([f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {number(floor, 1)}, off the scale"] if beyond else [])
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ([f"\N{BLACK LEFT-POINTING SMALL TRIANGLE} {number(floor, 1)}, off the scale"] if beyond else [])
     assert -30.0 < axes.get_xlim()[0] < -25.0 < -18.0 < axes.get_xlim()[1]
     tasks = per_task(scores(metrics), list(metrics)).axes[0]
     assert tasks.get_ylim()[0] > -30
@@ -63,7 +69,7 @@ def test_a_floor_far_below_does_not_take_the_scale(floor: float, beyond: bool) -
 
 
 def test_a_floor_within_the_scale_stays_drawn_however_wide_its_interval() -> None:
-    wide = outcome(-20.0) | {"ci_low": -900.0, "return_mean_low": -900.0}
+    wide = outcome(-20.0, low=-900.0)
     axes = comparison({"prompt_diffuser": outcome(-19.0), "prompt_dt": outcome(-24.0), "noise_prompt": wide}).axes[0]
     assert not axes.texts
     assert axes.get_xlim()[0] > -30
@@ -71,10 +77,7 @@ def test_a_floor_within_the_scale_stays_drawn_however_wide_its_interval() -> Non
 
 @pytest.mark.filterwarnings("error")
 def test_equal_returns_have_a_scale() -> None:
-    metrics = {
-        name: {key: 5.0 if value is not None else None for key, value in outcome(5.0).items()}
-        for name in ("prompt_diffuser", "prompt_dt", "noise_prompt")
-    }
+    metrics = {name: outcome(5.0, 5.0, 5.0) for name in ("prompt_diffuser", "prompt_dt", "noise_prompt")}
     assert not comparison(metrics).axes[0].texts
     assert not comparison({"prompt_dt": metrics["prompt_dt"], "noise_prompt": outcome(0.0)}).axes[0].texts
 

@@ -2,16 +2,21 @@
 
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 import pytest
 
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation.results import Given, MethodResult, TaskResult
+from pd_pipeline.evaluation.statistics import Estimate
 from pd_pipeline.graph import load
 from pd_pipeline.reporting.costs import table
-from pd_pipeline.reporting.publish import metrics_of, publish, read_scores, recompute, tuned_how
+from pd_pipeline.reporting.publish import given_to, metrics_of, publish, read_scores, recompute
 from pd_pipeline.storage import digest, read_json, write_json
+from tests.evaluation.builders import FREE
 
 
 def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp_path: Path) -> None:
@@ -61,9 +66,10 @@ def test_metrics_follow_from_what_is_kept(reported_project: Path, tmp_path: Path
     assert {name: (folder / name).read_bytes() for name in before} == before
     scores = read_scores(folder).with_columns(pl.col("return") + 5)
     scores.write_csv(folder / "scores.csv")
-    earlier = read_json(folder / "metrics.json")["methods"]
-    moved = metrics_of(folder)["metrics.json"]["methods"]
-    assert all(abs(moved[m]["return_mean"] - earlier[m]["return_mean"] - 5) < 1e-9 for m in moved)
+    earlier = results.load(folder / "metrics.json").methods
+    moved = metrics_of(folder)["metrics.json"].methods
+    assert moved.keys() == earlier.keys()
+    assert all(abs(moved[m].mean.value - earlier[m].mean.value - 5) < 1e-9 for m in moved)
 
 
 def test_a_piece_without_a_record_has_no_seconds(reported_project: Path, tmp_path: Path) -> None:
@@ -96,19 +102,36 @@ def test_old_runs_are_told_from_their_parameters_and_nothing_is_invented(tmp_pat
     parameters = {"tuned_full_finetune_all": {"quality": "expert", "few_shot": None}}
     parameters["tuned_prompt_diffuser_medium"] = {"quality": "medium", "few_shot": 3, "candidates": 64, "chain": 3}
     write_json(tmp_path / "data.json", {"expert": {"tasks": {"1": {"episodes": 7}, "2": {"episodes": 7}}}})
-    values = {"tasks": {"1": {}, "2": {}}}
-    found = tuned_how(tmp_path, {"parameters": parameters}, "full_finetune_all", values)
-    assert found == {
-        "method": "full_finetune",
-        "frozen": False,
-        "quality": "expert",
-        "few_shot": 7,
-        "shown": None,
-        "candidates": None,
-        "chain": None,
-    }
-    found = tuned_how(tmp_path, {"parameters": parameters}, "prompt_diffuser_medium", values)
-    assert [found[name] for name in ("method", "frozen", "few_shot", "candidates", "chain")] == [
-        *("prompt_diffuser", True),
-        *(3, 64, 3),
-    ]
+    tasks = {1: TaskResult(0.0), 2: TaskResult(0.0)}
+    certain = Estimate(0.0, 0.0, 0.0)
+    old = MethodResult(given=Given("x"), mean=certain, iqm=certain, episodes=2, costs=FREE, tasks=tasks)
+    assert given_to(tmp_path, {"parameters": parameters}, "full_finetune_all", old) == Given(
+        "full_finetune", frozen=False, quality="expert", few_shot=7
+    )
+    assert given_to(tmp_path, {"parameters": parameters}, "prompt_diffuser_medium", old) == Given(
+        "prompt_diffuser", frozen=True, quality="medium", few_shot=3, candidates=64, chain=3
+    )
+    recorded = Given("x", quality="random")
+    assert given_to(tmp_path, {"parameters": {}}, "x", replace(old, given=recorded)) == recorded
+
+
+def test_metrics_that_record_less_are_made_again_from_the_parameters(reported_project: Path, tmp_path: Path) -> None:
+    """The oldest published files, and what their recomputation adds to them."""
+    folder = tmp_path / "point_robot"
+    publish(reported_project, "point_robot", folder)
+    today = metrics_of(folder)["metrics-0.json"]
+    file = read_json(folder / "metrics-0.json")
+    del file["precision"]
+    for values in file["methods"].values():
+        for name in ("method", "frozen", "quality", "few_shot", "shown", "candidates", "chain", "normalized_low"):
+            del values[name]
+        for name in ("normalized_high", "difference_to_full_finetune", "difference_to_prompt_dt", "share"):
+            del values[name]
+        del values["difference_to_prompt_diffuser"]["reference"]
+    write_json(folder / "metrics-0.json", file)
+    again = metrics_of(folder)["metrics-0.json"]
+    assert again.precision is None
+    assert again.methods.keys() == today.methods.keys()
+    for method, result in again.methods.items():
+        assert replace(result, given=today.methods[method].given) == today.methods[method]
+        assert (result.given.quality, result.given.few_shot) == ("expert", 5)

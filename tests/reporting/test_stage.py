@@ -1,5 +1,6 @@
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,14 +8,18 @@ import polars as pl
 import pytest
 
 from pd_pipeline import config, graph
+from pd_pipeline.evaluation.results import Given, MethodResult, load
+from pd_pipeline.evaluation.statistics import Estimate, Position
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting import provenance
+from pd_pipeline.reporting.formatting import decimals, number, percent
 from pd_pipeline.reporting.gather import gather
-from pd_pipeline.reporting.stage import templates
-from pd_pipeline.reporting.verdict import Check, Verdict, decimals, number, percent
+from pd_pipeline.reporting.stage import main_figures, templates
+from pd_pipeline.reporting.verdict import Check, Verdict
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json, write_json
 from tests.conftest import run_stages
+from tests.evaluation.builders import FREE
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +85,7 @@ def test_the_page_follows_the_one_reading_of_the_parameters(page: str, reported_
     assert (root / "data/reports/index.html").read_text() == page
 
 
-def test_the_return_asked_for_and_the_data_stand_beside_the_methods(page: str, reported_project: Path) -> None:
+def test_the_return_asked_for_and_the_data_are_shown_beside_the_methods(page: str, reported_project: Path) -> None:
     asked = re.search(r"<h4>The return asked for</h4>.*?</table>", page, re.DOTALL)
     assert asked
     summary = read_json(reported_project / "data/trajectories/point_robot/summary.json")
@@ -109,16 +114,21 @@ def test_every_family_asked_for_and_no_other(page: str) -> None:
     assert "forgotten" not in page
 
 
-def test_overview_has_a_column_a_family() -> None:
+def outcome(value: float, place: Position | None) -> MethodResult:
+    found = Estimate(value, value, value)
+    return MethodResult(Given("x"), mean=found, iqm=found, episodes=1, costs=FREE, tasks={}, normalized=place)
+
+
+def test_overview_has_one_column_per_family() -> None:
     met, missed, unknown = (Check("bar", "found", state) for state in (True, False, None))
     families = [
         {
             "name": name,
             "digits": 1,
-            "results": {"metrics": {"prompt_diffuser": {"return_mean": value, "normalized": share}}},
+            "results": {"metrics": {"prompt_diffuser": outcome(value, place)}},
             "verdict": Verdict("", [met, missed, unknown]),
         }
-        for name, value, share in (("reach", 1845.04, 1.003), ("cheetah_vel", -19.09, None))
+        for name, value, place in (("reach", 1845.04, Position(1.003)), ("cheetah_vel", -19.09, None))
     ]
     text = str(templates().get_template("parts.html").module.overview(families, ["prompt_diffuser"]))  # type: ignore[attr-defined]
     cells = re.findall(r"<td>(.*?)</td>", text.replace("\n", ""))
@@ -178,19 +188,25 @@ def test_seeds_are_pooled(project: Path, reported_project: Path) -> None:
     inputs = {name: project / "data" / name for name in ("trajectories", "plm", "diffuser", "evaluation")}
     inputs |= {f"tuned_{method}": project / f"data/tuned_{method}" for method in ("prompt_dt", "noise_prompt")}
     results = gather(inputs, config.load(project), "point_robot", project, draws=50)
-    alone = read_json(project / "data/evaluation/point_robot-0/metrics.json")["methods"]["prompt_dt"]
+    alone = load(project / "data/evaluation/point_robot-0/metrics.json").methods["prompt_dt"]
     assert list(results.metrics) == ["prompt_dt", "noise_prompt"]
-    assert results.metrics["prompt_dt"]["episodes"] == 2 * alone["episodes"]
     pooled = results.metrics["prompt_dt"]
-    assert abs(pooled["return_mean"] - alone["return_mean"] - 1) < 1e-6
-    assert abs(pooled["return_mean_high"] - pooled["return_mean"] - 12.7062) < 1e-3, "Student's of two seeds 2 apart"
+    assert pooled.episodes == 2 * alone.episodes
+    assert abs(pooled.mean.value - alone.mean.value - 1) < 1e-6
+    assert abs(pooled.mean.high - pooled.mean.value - 12.7062) < 1e-3, "Student's of two seeds 2 apart"
     assert {episode.method for episode in results.episodes} == {"prompt_dt", "noise_prompt"}
+
+
+def test_the_figures_for_dvc_have_fixed_names_and_leave_out_what_is_unknown() -> None:
+    found = replace(outcome(3.0, Position(0.5)), success=Estimate(0.75, 0.5, 1.0))
+    assert main_figures(found) == {"return_mean": 3.0, "success_rate": 0.75, "normalized": 0.5}
+    assert main_figures(outcome(3.0, None)) == {"return_mean": 3.0}
 
 
 @pytest.mark.parametrize(
     ("states", "shown"), [((True,), ""), ((True, None), "undecided"), ((False, None), "missed"), ((None,), "undecided")]
 )
 def test_the_verdict_is_coloured_by_its_worst_bar(states: tuple[bool | None, ...], shown: str) -> None:
-    verdict = Verdict("said", [Check("bar", "found", state) for state in states])
+    verdict = Verdict("a sentence", [Check("bar", "found", state) for state in states])
     card = templates().get_template("parts.html").module.verdict_card(verdict)  # type: ignore[attr-defined]
     assert re.search(r'class="card verdict (\w*)"', card).group(1) == shown  # type: ignore[union-attr]

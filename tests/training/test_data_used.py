@@ -1,4 +1,4 @@
-"""What pre-training learns from: training tasks, the quality asked for, every prompt under its own condition."""
+"""What pre-training uses: training tasks, the configured quality, every prompt with its own condition."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def test_the_data_of_target_tasks_changes_nothing_that_is_pretrained(project: Pa
     assert [digest(out) for out in outs] == before
 
 
-def test_the_data_of_training_tasks_does(project: Path) -> None:
+def test_the_data_of_training_tasks_changes_what_is_pretrained(project: Path) -> None:
     outs = [project / f"data/{stage}/point_robot-0" for stage in ("plm", "diffuser")]
     before = [digest(out) for out in outs]
     set_params(project, ("train: 6", "train: 5"))
@@ -67,7 +67,7 @@ def test_the_plm_learns_from_the_quality_asked_for(
 def test_the_diffuser_learns_each_prompt_of_its_quality_under_its_own_condition(
     project: Path, quality: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Return-to-go and timesteps of another prompt would be a condition that says nothing."""
+    """Return-to-go and timesteps of another prompt would be a meaningless condition."""
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
     loss = diffuser.diffusion_loss
 

@@ -1,4 +1,4 @@
-"""What the pre-trainings left, read back: anything wrong is one line that names the file, before memory is taken."""
+"""Loading pre-trained models: any defect gives one line that names the file, before memory is allocated."""
 
 import json
 import time
@@ -81,7 +81,7 @@ BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
             (content(b"\xff" * 100), "not a safetensors file"),
             (Path.unlink, "no such file"),
             (arrays(lambda a: next(iter(a.values())).fill(np.nan)), "is not finite"),
-            (arrays(lambda a: a.pop(next(iter(a)))), "lack"),
+            (arrays(lambda a: a.pop(next(iter(a)))), "lacks|missing"),
             (arrays(lambda a: a.update(more=np.zeros(1))), "more"),
             (arrays(lambda a: a.update({n: v[None] for n, v in a.items()})), "expected"),
             (arrays(lambda a: a.update({n: v.astype(np.int32) for n, v in a.items()})), "int32"),
@@ -106,7 +106,7 @@ BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
 
 
 @pytest.mark.parametrize(("out", "file", "damage", "message"), BROKEN)
-def test_what_is_broken_is_named_in_one_line(
+def test_broken_files_are_named_in_one_line(
     project: Path, out: str, file: str, damage: Callable[[Path], object], message: str
 ) -> None:
     path = project / out / file
@@ -124,8 +124,10 @@ def test_what_is_broken_is_named_in_one_line(
         (DIFFUSER, {"denoiser__width": 16_384, "denoiser__blocks": 200}, "denoiser.safetensors"),
     ],
 )
-def test_a_size_that_the_weights_do_not_have_takes_no_memory(project: Path, out: str, changes: dict, file: str) -> None:
-    """Two terabytes, were it built."""
+def test_a_configuration_larger_than_the_weights_takes_no_memory(
+    project: Path, out: str, changes: dict, file: str
+) -> None:
+    """The model would need two terabytes."""
     configured(**changes)(project / out / "config.json")
     began = time.monotonic()
     with pytest.raises(PipelineError, match=rf"{file}: these weights do not fit the config\.json beside them: "):

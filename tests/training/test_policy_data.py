@@ -8,7 +8,7 @@ import torch
 
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
-from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, between, policy_loss
+from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, interpolate, policy_loss
 from pd_pipeline.trajectories.reading import Trajectories
 from tests.builders import D_A, D_S, trajectories
 from tests.builders import policy as made_policy
@@ -29,7 +29,7 @@ def labelled() -> Trajectories:
 
 
 def plain() -> Normalization:
-    """Changes nothing."""
+    """A normalisation that changes nothing."""
     base = Normalization.of([trajectories(LENGTHS, TASKS)])
     return replace(base, mean=np.zeros(6, np.float32), std=np.ones(6, np.float32), return_scale=1.0)
 
@@ -39,8 +39,8 @@ def data() -> PolicyData:
     return PolicyData(labelled(), plain())
 
 
-def test_windows_are_what_acting_meets(data: PolicyData) -> None:
-    """A window begins at most K steps before the step it ends at, and never before the episode."""
+def test_windows_are_those_met_when_acting(data: PolicyData) -> None:
+    """A window starts at most K steps before its last step, and never before the episode."""
     source = labelled()
     rng = np.random.default_rng(0)
     ends = set()
@@ -63,8 +63,8 @@ def test_windows_are_what_acting_meets(data: PolicyData) -> None:
     assert ends == {(episode, end) for episode, length in enumerate(LENGTHS) for end in range(1, length + 1)}
 
 
-def test_padding_stays_inside_the_data(data: PolicyData) -> None:
-    """Short episodes at the very end must not be read beyond."""
+def test_padding_reads_nothing_beyond_the_data(data: PolicyData) -> None:
+    """Windows of short episodes at the end of the data must not read beyond it."""
     window, valid = data.windows(np.array([4, 3]), np.random.default_rng(0), 20)
     assert window.timesteps.max() < 10
     assert window.observations.isfinite().all()
@@ -90,7 +90,7 @@ def test_a_batch_is_balanced_over_tasks_and_prompts_are_of_the_same_task(data: P
     assert 0 < same_episode < 600
 
 
-def test_an_episode_as_long_as_a_prompt_is_one(data: PolicyData) -> None:
+def test_an_episode_as_long_as_a_prompt_gives_one_prompt(data: PolicyData) -> None:
     rng, drawn = np.random.default_rng(1), set()
     for _ in range(50):
         prompt = data.batch(rng, 3, 2, 4).prompt
@@ -98,7 +98,7 @@ def test_an_episode_as_long_as_a_prompt_is_one(data: PolicyData) -> None:
     assert drawn == {(e, s) for e, length in enumerate(LENGTHS) for s in range(length - 1)}, "episode 3 has one"
 
 
-def test_prompts_are_full_and_shapes_are_as_told(data: PolicyData) -> None:
+def test_prompts_are_full_and_shapes_are_as_documented(data: PolicyData) -> None:
     batch = data.batch(np.random.default_rng(0), 5, 2, 6)
     assert batch.prompt.observations.shape == (10, 2, D_S)
     assert batch.window.actions.shape == (10, 6, D_A)
@@ -142,9 +142,9 @@ def test_the_reward_row_is_not_read_and_timesteps_stay_embedded() -> None:
     assert timesteps.max() == 9
 
 
-def test_between_two_samples_lie_their_weighted_means(data: PolicyData) -> None:
+def test_interpolation_is_the_weighted_mean_of_two_samples(data: PolicyData) -> None:
     one, other = (data.batch(np.random.default_rng([0, step]), 3, 2, 4) for step in (5, 6))
-    mixed = between(one, other, torch.tensor([1.0, 0.0, 0.25, 0.5, 1.5, -0.5]))
+    mixed = interpolate(one, other, torch.tensor([1.0, 0.0, 0.25, 0.5, 1.5, -0.5]))
     for part in ("prompt", "window"):
         a, b, c = (getattr(batch, part) for batch in (one, other, mixed))
         torch.testing.assert_close(c.observations[0], a.observations[0])
@@ -171,7 +171,7 @@ def test_interpolated_samples_mix_two_episodes_at_the_same_steps(data: PolicyDat
     assert beyond > 0, "some lie beyond both tasks"
 
 
-def test_without_interpolation_nothing_else_is_drawn(data: PolicyData) -> None:
+def test_without_interpolation_no_extra_random_numbers_are_drawn(data: PolicyData) -> None:
     plain_batch = data.batch(np.random.default_rng(3), 3, 2, 4)
     off = data.batch(np.random.default_rng(3), 3, 2, 4, TaskInterpolation())
     torch.testing.assert_close(plain_batch.window.observations, off.window.observations)
@@ -194,7 +194,7 @@ def test_windows_of_a_batch_end_at_every_step(data: PolicyData) -> None:
 
 
 def test_interpolation_by_hand(data: PolicyData) -> None:
-    """A partner that is too short for window or prompt is none; of the others each has a weight of its own."""
+    """A partner too short for window or prompt is not used; each of the others has its own weight."""
     mixed, exact = 0, 0
     for seed in range(60):
         batch = data.batch(np.random.default_rng(seed), 3, 2, 4, TaskInterpolation(share=0.6, extrapolation=0.5))
@@ -223,7 +223,7 @@ def test_interpolation_by_hand(data: PolicyData) -> None:
 
 
 def test_only_valid_steps_are_in_the_loss() -> None:
-    """Beyond the end of an episode the last step repeats: what the PLM answers there is nobody's error."""
+    """Beyond the end of an episode the last step repeats: predictions there do not count."""
     model = made_policy()
     data = PolicyData(trajectories((6, 2), (0, 1)), Normalization.of([trajectories((6, 2), (0, 1))]))
     batch = data.batch(np.random.default_rng(0), 3, 2, 4)
@@ -234,8 +234,8 @@ def test_only_valid_steps_are_in_the_loss() -> None:
 
 
 @pytest.mark.parametrize("horizon", [150, 500])
-def test_every_timestep_comes_back_from_its_share_of_the_horizon(horizon: int) -> None:
-    """Some of the shares, times the horizon, are a little below the timestep."""
+def test_every_timestep_is_recovered_from_its_share_of_the_horizon(horizon: int) -> None:
+    """Some shares times the horizon are slightly below the timestep, by rounding."""
     normalization = replace(plain(), horizon=horizon)
     timesteps = np.arange(horizon, dtype=np.float32).reshape(1, -1)
     x0 = np.zeros((1, horizon, D_S + D_A + 1), np.float32)

@@ -1,4 +1,4 @@
-"""Both pre-trainings computed a second time, from the files of the stages before them to the weights they leave."""
+"""Both pre-training stages, recomputed from their input files to the weights they write."""
 
 import shutil
 from collections.abc import Iterator
@@ -31,11 +31,11 @@ from pd_pipeline.trajectories.reading import read
 
 SEED = 5
 PLAIN = {"schedule": "constant", "warmup": 0, "clip": None, "weight_decay": 0.01, "learning_rate": 1e-2}
-EXACT = {"precision": "float32", "device": "cpu", "log_every": 1}
+EXACT = {"precision": "float32", "log_every": 1}
 
 
 def context(root: Path, out: Path, stage: Any, **params: Any) -> StageContext:
-    """A pre-training under a seed of its own."""
+    """The context of a pre-training stage with its own seed."""
     project = graph.load(root)
     out.mkdir(parents=True)
     return StageContext(
@@ -128,7 +128,7 @@ def test_trajectories_of_another_family_are_refused(trained_project: Path, tmp_p
 
 
 def many_held_out(given: StageContext, folder: Path, count: int) -> None:
-    """The same prompts, with `count` others held out."""
+    """The same prompts, with `count` other prompts held out."""
     shutil.copytree(given.inputs["prompts"], folder)
     given.inputs["prompts"] = folder
     rng = np.random.default_rng(0)
@@ -140,7 +140,7 @@ def many_held_out(given: StageContext, folder: Path, count: int) -> None:
 @pytest.mark.parametrize("held_out", [40, 600])
 @pytest.mark.parametrize("ema", [None, 0.2])
 def test_the_diffuser_by_hand(ema: float | None, held_out: int, trained_project: Path, tmp_path: Path) -> None:
-    """The validation loss is of 512 held-out prompts at most; what is left are the averaged weights."""
+    """The validation loss is of 512 held-out prompts at most; the averaged weights are saved."""
     shape = {"width": 16, "blocks": 1, "frequencies": 4}
     params = {"steps": 4, "batch": 7, "ema": ema, "denoiser": shape, "diffusion": {"steps": 6}}
     given = context(trained_project, tmp_path / "out", diffuser, **params)

@@ -1,4 +1,4 @@
-"""The two pre-training stages on point_robot: what they leave, and that a kill changes none of its bytes."""
+"""The two pre-training stages on point_robot: what they write, and that a kill changes none of the bytes."""
 
 import random
 import signal
@@ -52,7 +52,7 @@ def set_params(root: Path, old: str, new: str) -> None:
 
 
 def kill_at(root: Path, stage: str, key: str, step: int, folder: str = "") -> None:
-    """Run a stage in a process of its own and kill it -9 once it has done `step` steps."""
+    """Run a stage in a separate process and kill it with SIGKILL once it has done `step` steps."""
     process = child(root, stage, key)
     deadline = time.monotonic() + 120
     while process.poll() is None and time.monotonic() < deadline:
@@ -78,13 +78,13 @@ def test_killed_at_a_random_step_and_run_again_the_bytes_are_the_same(
     kill_at(project, stage, "point_robot-0", step)
     assert (out.stat().st_ino, digest(out)) == (stood, reference), "the old out stays until the new one is whole"
     resumed: list[int] = []
-    take = loop.Trainer._take
+    take = loop.Trainer._restore
 
     def watched(self: loop.Trainer, found: loop.Checkpoint) -> None:
         resumed.append(found.step)
         take(self, found)
 
-    monkeypatch.setattr(loop.Trainer, "_take", watched)
+    monkeypatch.setattr(loop.Trainer, "_restore", watched)
     run_stages(project, stage)
     assert digest(out) == reference, f"killed at step {step}"
     assert out.stat().st_ino != stood
@@ -102,7 +102,7 @@ def test_sigterm_saves_once_and_exits_with_143(project: Path) -> None:
     assert len(checkpoints(project, "plm", "point_robot-0")) == 1
 
 
-def test_what_the_plm_stage_leaves(trained_project: Path) -> None:
+def test_files_written_by_the_plm_stage(trained_project: Path) -> None:
     out = trained_project / "data/plm/point_robot-0"
     names = {path.name for path in out.iterdir()}
     assert names == {"policy.safetensors", "config.json", "normalization.safetensors", "losses.csv"}
@@ -119,7 +119,7 @@ def test_what_the_plm_stage_leaves(trained_project: Path) -> None:
     assert list((trained_project / "data/tensorboard/plm/point_robot-0").iterdir())
 
 
-def test_what_the_diffuser_stage_leaves(trained_project: Path) -> None:
+def test_files_written_by_the_diffuser_stage(trained_project: Path) -> None:
     out = trained_project / "data/diffuser/point_robot-0"
     names = {path.name for path in out.iterdir()}
     assert names == {"denoiser.safetensors", "config.json", "losses.csv"}
@@ -129,7 +129,7 @@ def test_what_the_diffuser_stage_leaves(trained_project: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_the_record_says_what_it_was_computed_with(trained_project: Path) -> None:
+def test_the_record_names_device_and_precision(trained_project: Path) -> None:
     for stage in ("plm", "diffuser"):
         record = find(trained_project, stage, "point_robot-0")
         assert record is not None
@@ -143,7 +143,7 @@ def test_a_quality_without_prompts_is_refused(project: Path) -> None:
         run_stages(project, "diffuser")
 
 
-def test_seeds_decide_and_the_global_generators_stay_untouched(project: Path) -> None:
+def test_results_depend_on_the_seed_and_global_generators_are_untouched(project: Path) -> None:
     out = project / "data/plm/point_robot-0"
     reference = digest(out)
     torch.manual_seed(123)

@@ -1,4 +1,4 @@
-"""A file is accepted only when it is of a family that the project knows, and like it."""
+"""A file is accepted only if it is of a family that the project knows, and agrees with it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ def written(path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_good_file_is_summarised(tmp_path: Path, point_robot: PointRobot) -> None:
+def test_a_valid_file_is_summarised(tmp_path: Path, point_robot: PointRobot) -> None:
     about, episodes, steps = check_file(written(tmp_path / "a.parquet"), {"point_robot": point_robot})
     assert (about.family, episodes, steps) == ("point_robot", 4, 20)
 
@@ -45,7 +45,7 @@ def test_collected_files_are_accepted(trained_project: Path, point_robot: PointR
         ({"goals": {0: {}, 6: {}}}, "task 6 is not among the tasks of family 'point_robot'"),
     ],
 )
-def test_files_of_another_world_are_refused(
+def test_files_that_contradict_the_family_are_refused(
     tmp_path: Path, point_robot: PointRobot, changes: dict, message: str
 ) -> None:
     with pytest.raises(PipelineError, match=rf"a\.parquet: {message}"):
@@ -65,13 +65,13 @@ def test_files_of_another_world_are_refused(
 def test_stages_refuse_what_validate_refuses(
     tmp_path: Path, point_robot: PointRobot, reader: Callable[..., object], changes: dict, message: str
 ) -> None:
-    """One check, in opening."""
+    """The check is made on opening."""
     with pytest.raises(PipelineError, match=rf"a\.parquet: {message}"):
         reader(written(tmp_path / "a.parquet", **changes), family=point_robot)
     reader(written(tmp_path / "a.parquet"), family=point_robot)
 
 
-def test_stages_that_train_refuse_data_of_another_world(project: Path) -> None:
+def test_training_stages_refuse_data_that_contradicts_the_family(project: Path) -> None:
     data = project / "data/trajectories/point_robot/expert.parquet"
     written(data, family="cheetah")
     for stage in ("prompts", "plm"):

@@ -23,7 +23,7 @@ def collected(root: Path, work: Path, *, family: PointRobot, block: dict[str, An
     out = root / "out"
     out.mkdir(parents=True, exist_ok=True)
     write_json(root / "policies.json", family.default_behaviors())
-    params = TrajectoriesParams.model_validate({"workers": 1, "episodes_a_shard": 2, "episodes": EPISODES} | changes)
+    params = TrajectoriesParams.model_validate({"workers": 1, "episodes_per_shard": 2, "episodes": EPISODES} | changes)
     collect(family, block, root, root, params, out, work, silent)
     return out
 
@@ -36,21 +36,21 @@ def plane() -> PointRobot:
 
 
 def test_the_plan_covers_every_episode_once(plane: PointRobot) -> None:
-    params = TrajectoriesParams.model_validate({"episodes_a_shard": 2, "episodes": EPISODES})
+    params = TrajectoriesParams.model_validate({"episodes_per_shard": 2, "episodes": EPISODES})
     covered = [(s.quality, s.task, e) for s in plan(plane, params) for e in range(s.first, s.first + s.episodes)]
     assert len(covered) == len(set(covered))
     assert sum(quality == "expert" for quality, *_ in covered) == 3 * 5 + 3
     assert sum(quality == "random" and task == 2 for quality, task, _ in covered) == 2
 
 
-def test_files_do_not_depend_on_workers_or_shards(tmp_path: Path, plane: PointRobot) -> None:
+def test_files_do_not_depend_on_the_number_of_workers_or_shards(tmp_path: Path, plane: PointRobot) -> None:
     one = collected(tmp_path / "one", tmp_path / "one" / "work", family=plane)
-    two = collected(tmp_path / "two", tmp_path / "two" / "work", family=plane, workers=2, episodes_a_shard=3)
+    two = collected(tmp_path / "two", tmp_path / "two" / "work", family=plane, workers=2, episodes_per_shard=3)
     for quality in EPISODES:
         assert (one / f"{quality}.parquet").read_bytes() == (two / f"{quality}.parquet").read_bytes()
 
 
-def test_seeds_give_other_data(tmp_path: Path, plane: PointRobot) -> None:
+def test_other_seeds_give_other_data(tmp_path: Path, plane: PointRobot) -> None:
     one = read(collected(tmp_path / "one", tmp_path / "w1", family=plane) / "expert.parquet")
     two = read(collected(tmp_path / "two", tmp_path / "w2", family=plane, seed=1) / "expert.parquet")
     assert (one.observations != two.observations).any()
@@ -84,13 +84,13 @@ def test_finished_shards_are_not_collected_again(
     monkeypatch.setattr(collection, "collect_episodes", spy)
     again = collected(tmp_path / "again", tmp_path / "w2", family=plane)
     assert not set(first) & set(ran)
-    params = TrajectoriesParams.model_validate({"episodes_a_shard": 2, "episodes": EPISODES})
+    params = TrajectoriesParams.model_validate({"episodes_per_shard": 2, "episodes": EPISODES})
     assert sorted(first + ran) == sorted(plan(plane, params))
     for quality in EPISODES:
         assert (again / f"{quality}.parquet").read_bytes() == (whole / f"{quality}.parquet").read_bytes()
 
 
-def test_what_is_stored_is_what_happened(plane: PointRobot) -> None:
+def test_stored_steps_match_the_environment(plane: PointRobot) -> None:
     arrays = collect_episodes(Pool(plane), plane.default_behaviors()["medium"], Shard("medium", 1, 3, 2), seed=0)
     assert arrays["episode_id"].tolist() == [3] * 6 + [4] * 6
     assert arrays["step"].tolist() == [*range(6), *range(6)]
@@ -107,8 +107,8 @@ def test_what_is_stored_is_what_happened(plane: PointRobot) -> None:
     np.testing.assert_array_equal(arrays["return_to_go"][:6], return_to_go(arrays["reward"][:6]))
 
 
-def test_a_shard_is_a_pure_function(plane: PointRobot) -> None:
-    """Episode 4 is the same alone and among others."""
+def test_an_episode_does_not_depend_on_its_shard(plane: PointRobot) -> None:
+    """Episode 4 is the same alone and in a larger shard."""
     behavior = plane.default_behaviors()["expert"]
     alone = collect_episodes(Pool(plane), behavior, Shard("expert", 0, 4, 1), seed=7)
     among = collect_episodes(Pool(plane), behavior, Shard("expert", 0, 2, 3), seed=7)
@@ -116,7 +116,7 @@ def test_a_shard_is_a_pure_function(plane: PointRobot) -> None:
         np.testing.assert_array_equal(array, among[name][12:])
 
 
-def test_metadata_says_where_the_data_comes_from(tmp_path: Path, plane: PointRobot) -> None:
+def test_metadata_states_the_origin_of_the_data(tmp_path: Path, plane: PointRobot) -> None:
     about = read(collected(tmp_path, tmp_path / "work", family=plane, seed=5) / "random.parquet").metadata
     assert (about.family, about.quality, about.seed, about.horizon) == ("point_robot", "random", 5, 6)
     assert about.goals == {task: plane.goal(task) for task in range(4)}
@@ -129,7 +129,7 @@ def test_unknown_qualities_are_named(tmp_path: Path, plane: PointRobot) -> None:
         collected(tmp_path, tmp_path / "work", family=plane, episodes={"superb": {"train": 1, "test": 1}})
 
 
-def test_a_policy_that_leaves_the_bounds_is_refused(
+def test_a_policy_that_exceeds_the_bounds_is_refused(
     tmp_path: Path, plane: PointRobot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wild = lambda environment, observation, rng: np.full(2, 3.0, np.float32)  # noqa: E731
@@ -150,7 +150,7 @@ def test_summary(trained_project: Path) -> None:
     assert summary["expert"]["return_mean"] > summary["random"]["return_mean"]
 
 
-def test_shards_are_whole_files(tmp_path: Path, plane: PointRobot) -> None:
+def test_shards_are_complete_files(tmp_path: Path, plane: PointRobot) -> None:
     collected(tmp_path, tmp_path / "work", family=plane)
     names = [path.name for path in (tmp_path / "work").iterdir()]
     assert all(name.endswith(".safetensors") and not name.startswith(".") for name in names)

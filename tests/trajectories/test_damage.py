@@ -1,4 +1,4 @@
-"""Damaged trajectory files: refused in one line, in little time and memory, and none read as other values."""
+"""Damaged trajectory files: refused in one line, quickly and in little memory, and never read as other values."""
 
 import json
 import os
@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pd_pipeline.errors import LONGEST_MESSAGE, PipelineError
+from pd_pipeline.errors import MAX_MESSAGE, PipelineError
 from pd_pipeline.trajectories import seal
 from pd_pipeline.trajectories.reading import Trajectories, open_file, read, write
 from pd_pipeline.trajectories.schema import METADATA_KEY
@@ -24,7 +24,7 @@ from tests.builders import changed, columns, metadata, taken
 from tests.trajectories.test_reading import halves, raw
 
 FLIPS = 240
-ROWS = 1009  # of the file whose counts are falsified: a number that appears nowhere else in its footer
+ROWS = 1009  # rows of the file with falsified counts: a number that appears nowhere else in its footer
 MOST_SECONDS, MOST_MEGABYTES = 5.0, 300.0
 
 
@@ -42,7 +42,7 @@ def equal(one: Trajectories, other: Trajectories) -> bool:
 
 
 def refusal(path: Path, tasks: list[int] | None = None) -> str:
-    """How the file is refused: one printable line, soon, without taking memory."""
+    """The message that refuses a file: one printable line, quickly and in little memory."""
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(PipelineError) as caught:
         read(path, tasks)
@@ -50,7 +50,7 @@ def refusal(path: Path, tasks: list[int] | None = None) -> str:
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MOST_MEGABYTES
     text = str(caught.value)
     assert text.isprintable()
-    assert len(text) <= LONGEST_MESSAGE
+    assert len(text) <= MAX_MESSAGE
     assert path.name in text
     return text
 
@@ -77,7 +77,7 @@ def test_no_flipped_byte_is_read_as_another_value(good: Path) -> None:
 
 @pytest.mark.parametrize("part", ["pages", "footer"])
 def test_files_without_a_seal_are_refused_in_one_line_or_read(tmp_path: Path, part: str) -> None:
-    """Those of other programs: pyarrow must neither raise anything else nor end the process."""
+    """Files of other programs: pyarrow must not raise anything else or end the process."""
     path = raw(tmp_path / "raw.parquet", columns(episodes=6, length=8))
     content = path.read_bytes()
     footer = int.from_bytes(content[-8:-4], "little") + 8
@@ -88,8 +88,8 @@ def test_files_without_a_seal_are_refused_in_one_line_or_read(tmp_path: Path, pa
             read(path, [1] if index % 2 else None)
 
 
-def test_the_seal_lies_where_no_reader_looks(good: Path) -> None:
-    """Other programs read the file as ever, and what they write of it has no seal that could be wrong."""
+def test_other_readers_ignore_the_seal(good: Path) -> None:
+    """Other programs can read the file, and their copies have no seal that could be wrong."""
     whole, table = read(good), pq.read_table(good)
     assert open_file(good).seal is not None
     pq.write_table(table, good)
@@ -109,7 +109,7 @@ def test_page_checksums_are_written_and_verified(tmp_path: Path, monkeypatch: py
     assert "CRC checksum" in refusal(path)
 
 
-def test_a_damaged_part_of_a_sealed_file_does_not_keep_the_others_from_being_read(good: Path) -> None:
+def test_undamaged_row_groups_of_a_damaged_sealed_file_can_be_read(good: Path) -> None:
     about = pq.ParquetFile(good).metadata
     damaged = bytearray(good.read_bytes())
     damaged[seal.first_byte(about, 1) + 20] ^= 1
@@ -119,10 +119,10 @@ def test_a_damaged_part_of_a_sealed_file_does_not_keep_the_others_from_being_rea
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "dangling link"])
-def test_what_is_no_regular_file_is_refused_before_it_is_opened(tmp_path: Path, kind: str) -> None:
+def test_anything_but_a_regular_file_is_refused_before_it_is_opened(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "odd.parquet"
     if kind == "pipe":
-        os.mkfifo(path)  # to open it would wait for ever
+        os.mkfifo(path)  # opening it would wait forever
     elif kind == "folder":
         path.mkdir()
     else:
@@ -143,8 +143,8 @@ METADATA: dict[str, tuple[Callable[[dict], bytes], str]] = {
     "control characters": (falsified({"family": "a\x1b[2J\x07b"}), "metadata.family"),
     "long name": (falsified({"family": "f" * 1_000_000}), "metadata.family"),
     "longer than any": (falsified({"family": "f" * 5_000_000}), "more than 4,000,000"),
-    "a list": (lambda about: b"[1]", "is not an object of JSON but list"),
-    "a number": (lambda about: b"7", "is not an object of JSON but int"),
+    "a list": (lambda about: b"[1]", "is not a JSON object but list"),
+    "a number": (lambda about: b"7", "is not a JSON object but int"),
     "empty": (lambda about: b"", "is not JSON"),
     "not a number": (lambda about: json.dumps(about | {"goals": {"0": {"x": float("nan")}}}).encode(), "not a finite"),
     "beyond float": (lambda about: json.dumps(about).replace("10", "1e999").encode(), "1e999 is not a finite"),
@@ -155,7 +155,7 @@ METADATA: dict[str, tuple[Callable[[dict], bytes], str]] = {
     "horizon 0": (falsified({"horizon": 0}), "metadata.horizon"),
     "horizon 10^12": (falsified({"horizon": 10**12}), "metadata.horizon"),
     "no actions": (falsified({"action_low": [], "action_high": []}), "metadata.action_low"),
-    "bounds of two lengths": (falsified({"action_low": [-1.0]}), "action_low has 1 numbers, action_high 2"),
+    "bounds of two lengths": (falsified({"action_low": [-1.0]}), "action_low has 1 numbers, action_high has 2"),
     "bounds without a range": (falsified({"action_low": [-1.0, 2.0]}), "action_low 2.0 is not below action_high 2.0"),
     "bounds beyond float32": (falsified({"action_high": [1.0, 1e300]}), "metadata.action_high.1"),
     "quality is a path": (falsified({"quality": "../../x"}), "metadata.quality"),
@@ -170,7 +170,7 @@ METADATA: dict[str, tuple[Callable[[dict], bytes], str]] = {
 
 
 @pytest.mark.parametrize("case", METADATA)
-def test_metadata_that_cannot_be(tmp_path: Path, case: str) -> None:
+def test_impossible_metadata_is_refused(tmp_path: Path, case: str) -> None:
     change, message = METADATA[case]
     path = tmp_path / "odd.parquet"
     table = pa.Table.from_batches([pq.ParquetFile(raw(path, columns())).read().to_batches()[0]])
@@ -179,7 +179,7 @@ def test_metadata_that_cannot_be(tmp_path: Path, case: str) -> None:
     assert message in refusal(path)
 
 
-def test_a_name_is_not_printed_raw(tmp_path: Path) -> None:
+def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
     path = tmp_path / "odd\x1b[2J\nname.parquet"
     with pytest.raises(PipelineError) as caught:
         read(path)
@@ -194,7 +194,7 @@ COLUMNS: dict[str, tuple[Callable[[Columns], Columns], str]] = {
 
 
 @pytest.mark.parametrize("case", COLUMNS)
-def test_negative_numbers(tmp_path: Path, case: str) -> None:
+def test_negative_ids_and_steps_are_refused(tmp_path: Path, case: str) -> None:
     change, message = COLUMNS[case]
     assert message in refusal(raw(tmp_path / "odd.parquet", change(columns())))
     with pytest.raises(PipelineError, match=message):
@@ -209,7 +209,7 @@ def test_negative_numbers(tmp_path: Path, case: str) -> None:
         (["random"] * 20, "column 'quality' is not 'expert' throughout"),
     ],
 )
-def test_the_quality_is_the_one_of_the_metadata(tmp_path: Path, values: list, message: str) -> None:
+def test_the_quality_column_must_match_the_metadata(tmp_path: Path, values: list, message: str) -> None:
     path = raw(tmp_path / "odd.parquet", columns())
     table = pq.read_table(path)
     coded = pa.array(values).dictionary_encode()
@@ -218,7 +218,7 @@ def test_the_quality_is_the_one_of_the_metadata(tmp_path: Path, values: list, me
 
 
 def varint(value: int) -> bytes:
-    """An integer as Thrift's compact protocol writes it."""
+    """An integer in Thrift's compact protocol."""
     rest, written = ((value << 1) ^ (value >> 63)) & (2**64 - 1), b""
     while rest > 127:
         written, rest = written + bytes([rest & 127 | 128]), rest >> 7
@@ -226,8 +226,8 @@ def varint(value: int) -> bytes:
 
 
 @pytest.mark.parametrize("value", [10**12, -7, 2**31, 2**62, 0])
-def test_counts_of_the_footer_that_cannot_be(tmp_path: Path, value: int) -> None:
-    """Rows, values and sizes, one after another and all together."""
+def test_impossible_counts_in_the_footer_are_refused(tmp_path: Path, value: int) -> None:
+    """Rows, values and sizes, one at a time and all together."""
     path = raw(tmp_path / "odd.parquet", columns(tasks=(0,), episodes=1, length=ROWS), goals={0: {}}, horizon=ROWS)
     whole, content = read(path), path.read_bytes()
     begin = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
@@ -251,24 +251,24 @@ PAGE = re.compile(rb"\x15.\x15((?:[\x80-\xff])*.)\x15((?:[\x80-\xff])*.)", re.DO
 
 @pytest.mark.parametrize("which", [1, 2], ids=["uncompressed", "compressed"])
 @pytest.mark.parametrize("value", [10**12, -7, 2**31 - 1])
-def test_sizes_of_pages_that_cannot_be(tmp_path: Path, which: int, value: int) -> None:
+def test_impossible_page_sizes_are_refused(tmp_path: Path, which: int, value: int) -> None:
     path = raw(tmp_path / "odd.parquet", columns())
     content = path.read_bytes()
-    column = pq.ParquetFile(path).metadata.row_group(0).column(10)  # the last: nothing after it moves
+    column = pq.ParquetFile(path).metadata.row_group(0).column(10)  # the last page: nothing after it moves
     found = PAGE.match(content, column.data_page_offset)
     assert found
     path.write_bytes(content[: found.start(which)] + varint(value) + content[found.end(which) :])
     refusal(path)
 
 
-def test_a_footer_longer_than_the_file(good: Path) -> None:
+def test_a_footer_longer_than_the_file_is_refused(good: Path) -> None:
     for length in (2**31 - 1, 2**32 - 1, good.stat().st_size):
         good.write_bytes(good.read_bytes()[:-8] + length.to_bytes(4, "little") + b"PAR1")
-        assert "truncated perhaps" in refusal(good)
+        assert "perhaps truncated" in refusal(good)
 
 
-def test_a_part_of_one_file_in_another(tmp_path: Path, good: Path) -> None:
-    """Bytes that are good in themselves, at the place of others."""
+def test_parts_of_two_files_are_not_read_as_one(tmp_path: Path, good: Path) -> None:
+    """Bytes that are valid in themselves, in another file."""
     other = tmp_path / "other.parquet"
     write(other, metadata(), halves(columns(episodes=6, length=8, seed=1)))
     ours, theirs = good.read_bytes(), other.read_bytes()
@@ -281,8 +281,8 @@ def test_a_part_of_one_file_in_another(tmp_path: Path, good: Path) -> None:
     refusal(good)
 
 
-def test_rows_in_any_number_of_row_groups(tmp_path: Path) -> None:
-    """More than pyarrow puts into one row group by itself, and none at all between others."""
+def test_any_division_into_row_groups_is_read(tmp_path: Path) -> None:
+    """More rows than pyarrow puts into one row group by default, and empty row groups between others."""
     made = columns(episodes=4, length=5)
     path = tmp_path / "many.parquet"
     write(path, metadata(), [taken(made, rows) for rows in (np.arange(0), np.arange(3), np.arange(3, 40))])

@@ -1,4 +1,4 @@
-"""Figures of collected data on made-up episodes, and the bars that expert data is held to."""
+"""Statistics of collected data on synthetic episodes, and the bars that expert data must reach."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ def plane() -> Family:
     return load_family("point_robot", {"horizon": 5}, Path.cwd())
 
 
-def test_tasks_weigh_alike_whatever_their_number_of_episodes(plane: Family) -> None:
+def test_every_task_has_the_same_weight_whatever_its_number_of_episodes(plane: Family) -> None:
     data = trajectories((5, 5, 3, 5), (0, 0, 0, 1))
     found = summarise(plane, {"expert": data})["expert"]
     returns = data.episode_returns
@@ -59,7 +59,7 @@ def test_wider_data_covers_more(plane: Family) -> None:
 GOOD = {"expert": {"return_mean": 710.0, "success_rate": 0.97, "early_ends": 0.02}}
 
 
-def test_good_data_misses_nothing() -> None:
+def test_good_data_misses_no_bar() -> None:
     assert missed_bars(GOOD, ExpertBars(700.0, 0.95, 0.05)) == []
     assert missed_bars(GOOD, ExpertBars()) == []
     assert missed_bars({"medium": GOOD["expert"]}, ExpertBars(9000.0)) == [], "only experts are held to anything"
@@ -73,5 +73,5 @@ def test_good_data_misses_nothing() -> None:
         (ExpertBars(early_ends=0.01), "2.0% of episodes end early, above 1%"),
     ],
 )
-def test_each_miss_is_said(bars: ExpertBars, text: str) -> None:
+def test_every_missed_bar_is_reported(bars: ExpertBars, text: str) -> None:
     assert missed_bars(GOOD, bars) == [text]

@@ -1,4 +1,4 @@
-"""Trajectory files: round trip, streaming, and everything that is refused with its place named."""
+"""Trajectory files: round trip, streaming, and every refusal with the place of the error."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def halves(made: Columns) -> list[Columns]:
 
 
 def raw(path: Path, made: Columns, **meta: object) -> Path:
-    """Write without validation, as a program with a defect would."""
+    """Write without validation, as a faulty program would."""
     about = metadata(**meta)
     schema = arrow_schema(about)
     with pq.ParquetWriter(path, schema) as writer:
@@ -60,7 +60,7 @@ def test_round_trip(good: Path) -> None:
     np.testing.assert_array_equal(data.episode_success, made.success.reshape(4, 5).any(1))
 
 
-def test_the_columns_are_those_of_the_design(good: Path) -> None:
+def test_columns_and_their_types(good: Path) -> None:
     schema = pq.read_schema(good)
     assert [(f.name, str(f.type)) for f in schema] == [
         ("task_id", "int32"),
@@ -81,7 +81,7 @@ def test_the_columns_are_those_of_the_design(good: Path) -> None:
     assert pq.read_table(good)["quality"].to_pylist() == ["expert"] * 20
 
 
-def test_one_row_group_a_task_in_zstd(good: Path) -> None:
+def test_one_zstd_row_group_per_task(good: Path) -> None:
     about = pq.ParquetFile(good).metadata
     assert about.num_row_groups == 2
     assert about.row_group(0).column(3).compression == "ZSTD"
@@ -92,7 +92,7 @@ def test_equal_data_gives_equal_bytes(tmp_path: Path, good: Path) -> None:
     assert (tmp_path / "again.parquet").read_bytes() == good.read_bytes()
 
 
-def test_select_keeps_episodes_whole_and_in_the_asked_order(good: Path) -> None:
+def test_select_keeps_episodes_whole_and_in_the_given_order(good: Path) -> None:
     data = read(good)
     picked = data.select(np.array([3, 0]))
     assert picked.task_id.tolist() == [1, 0]
@@ -101,12 +101,12 @@ def test_select_keeps_episodes_whole_and_in_the_asked_order(good: Path) -> None:
     assert picked.starts.tolist() == [0, 5, 10]
 
 
-def test_streaming_equals_reading_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Batches cut through episodes."""
+def test_streaming_equals_reading_the_whole_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch boundaries lie inside episodes."""
     path = tmp_path / "many.parquet"
     write(path, metadata(), halves(columns(episodes=20, length=7)))
     data = read(path)
-    monkeypatch.setattr(reading, "ROWS_A_BATCH", 16)
+    monkeypatch.setattr(reading, "ROWS_PER_BATCH", 16)
     batches = list(stream(path))
     assert len(batches) > 15
     assert max(len(batch.step) for batch in batches) == 16
@@ -116,7 +116,7 @@ def test_streaming_equals_reading_whole(tmp_path: Path, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(again.starts, data.starts)
 
 
-def test_reading_some_tasks_touches_only_their_row_groups(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_some_tasks_reads_only_their_row_groups(good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     original = pq.ParquetFile.iter_batches
 
@@ -131,12 +131,12 @@ def test_reading_some_tasks_touches_only_their_row_groups(good: Path, monkeypatc
     np.testing.assert_array_equal(data.rewards, columns().reward[10:])
 
 
-def test_tasks_within_one_row_group_are_told_apart(tmp_path: Path) -> None:
+def test_tasks_within_one_row_group_are_separated(tmp_path: Path) -> None:
     write(tmp_path / "one.parquet", metadata(), [columns()])
     assert read(tmp_path / "one.parquet", [1]).task_id.tolist() == [1, 1]
 
 
-def test_a_task_that_is_not_there(good: Path) -> None:
+def test_an_absent_task_is_refused(good: Path) -> None:
     with pytest.raises(PipelineError, match=r"good\.parquet: task 7 is empty"):
         read(good, [0, 7])
 
@@ -145,7 +145,7 @@ rewards = hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-1e4, 1e
 
 
 @given(rewards)
-def test_return_to_go_is_the_sum_of_what_follows(reward: np.ndarray) -> None:
+def test_return_to_go_is_the_sum_of_the_remaining_rewards(reward: np.ndarray) -> None:
     expected = [reward[i:].astype(np.float64).sum() for i in range(len(reward))]
     found = return_to_go(reward)
     assert found.dtype == np.float32
@@ -162,7 +162,7 @@ def test_return_to_go_falls_by_the_reward(reward: np.ndarray) -> None:
 
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 10), min_size=1, max_size=8), st.integers(0, 2**16), st.floats(1e-3, 1e4))
-def test_whatever_is_computed_as_defined_is_accepted(lengths: list[int], seed: int, scale: float) -> None:
+def test_correct_returns_to_go_of_any_magnitude_are_accepted(lengths: list[int], seed: int, scale: float) -> None:
     """Long sums of any magnitude: rounding never looks like a wrong return-to-go."""
     import tempfile
 
@@ -217,15 +217,15 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
     ),
     "missing last step": (
         lambda c: taken(c, np.delete(np.arange(20), 9)),
-        "task 0, episode 1, step 3: return_to_go of the last step is off its reward",
+        "task 0, episode 1, step 3: return_to_go of the last step differs from its reward",
     ),
     "missing last step of the file": (
         lambda c: taken(c, np.arange(19)),
-        "task 1, episode 1, step 3: return_to_go of the last step is off its reward",
+        "task 1, episode 1, step 3: return_to_go of the last step differs from its reward",
     ),
     "wrong return-to-go": (
         lambda c: changed(c, "return_to_go", 7, c.return_to_go[7] + 0.01),
-        "task 0, episode 1, step 2: return_to_go .* is not the one before less its reward",
+        "task 0, episode 1, step 2: return_to_go .* is not the previous one minus its reward",
     ),
     "wrong return-to-go at the first step": (
         lambda c: changed(c, "return_to_go", 10, 99.0),
@@ -233,11 +233,11 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
     ),
     "return-to-go shifted as a whole": (
         lambda c: changed(c, "return_to_go", slice(10, 15), c.return_to_go[10:15] + 1),
-        "task 1, episode 0, step 4: return_to_go of the last step is off its reward by 1",
+        "task 1, episode 0, step 4: return_to_go of the last step differs from its reward by 1",
     ),
     "duplicate episode": (
         lambda c: taken(c, np.concatenate((np.arange(10), np.arange(5, 10), np.arange(10, 20)))),
-        "task 0, episode 1, step 0: the step is there already: duplicate episode",
+        "task 0, episode 1, step 0: the step already exists: duplicate episode",
     ),
     "duplicate episode later": (
         lambda c: taken(c, np.concatenate((np.arange(10), np.arange(5), np.arange(10, 20)))),
@@ -245,7 +245,7 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
     ),
     "duplicate step": (
         lambda c: taken(c, np.concatenate((np.arange(8), np.arange(7, 20)))),
-        "task 0, episode 1, step 2: the step is there already",
+        "task 0, episode 1, step 2: the step already exists",
     ),
     "unsorted tasks": (
         lambda c: taken(c, np.concatenate((np.arange(10, 20), np.arange(10)))),
@@ -255,7 +255,10 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
         lambda c: changed(c, "terminated", 6, True),
         "task 0, episode 1, step 2: the episode goes on after it terminated or was truncated",
     ),
-    "empty task": (lambda c: taken(c, np.arange(10)), "task 1 is empty: its goal is listed, but it has no episode"),
+    "empty task": (
+        lambda c: taken(c, np.arange(10)),
+        "task 1 is empty: its goal is listed, but the file has no episode",
+    ),
     "task without a goal": (
         lambda c: changed(c, "task_id", slice(15, 20), 5),
         "task 5, episode 1, step 0: the task has no goal in the file's metadata",
@@ -265,7 +268,7 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_data_is_refused_on_write_and_the_old_file_stays(good: Path, case: str) -> None:
+def test_bad_data_is_refused_on_writing_and_the_old_file_is_kept(good: Path, case: str) -> None:
     spoil, message = BAD[case]
     before = good.read_bytes()
     with pytest.raises(PipelineError, match=rf"good\.parquet: {message}"):
@@ -277,9 +280,9 @@ def test_bad_data_is_refused_on_write_and_the_old_file_stays(good: Path, case: s
 @pytest.mark.parametrize("case", BAD)
 @pytest.mark.parametrize("rows", [1 << 14, 3])
 def test_bad_data_is_refused_on_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str, rows: int) -> None:
-    """Whether it falls inside a batch or between two."""
+    """Inside a batch and at its boundary."""
     spoil, message = BAD[case]
-    monkeypatch.setattr(reading, "ROWS_A_BATCH", rows)
+    monkeypatch.setattr(reading, "ROWS_PER_BATCH", rows)
     message = message.split(r" \(3 such")[0]
     with pytest.raises(PipelineError, match=rf"bad\.parquet: {message}"):
         read(raw(tmp_path / "bad.parquet", spoil(columns())))
@@ -298,16 +301,16 @@ def test_discounted_returns_are_refused(tmp_path: Path) -> None:
         write(tmp_path / "x.parquet", metadata(), [made])
 
 
-def test_an_episode_beyond_the_horizon(tmp_path: Path) -> None:
+def test_an_episode_beyond_the_horizon_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="task 0, episode 0, step 4: beyond the horizon of 4"):
         write(tmp_path / "x.parquet", metadata(horizon=4), [columns()])
 
 
 @pytest.mark.parametrize("name", ["observation", "action"])
-def test_wrong_width_on_write(tmp_path: Path, name: str) -> None:
+def test_a_wrong_width_is_refused_on_writing(tmp_path: Path, name: str) -> None:
     made = columns()
     wide = np.concatenate([getattr(made, name)] * 2, axis=1)
-    with pytest.raises(PipelineError, match=rf"x\.parquet: {name} has the shape"):
+    with pytest.raises(PipelineError, match=rf"x\.parquet: {name} has shape"):
         write(tmp_path / "x.parquet", metadata(), [replace(made, **{name: wide})])
     assert not (tmp_path / "x.parquet").exists()
 
@@ -359,7 +362,7 @@ def test_wrong_schemas_are_refused(good: Path, case: str) -> None:
 @pytest.mark.parametrize("keep", [0, 3, 100, -1, -9])
 def test_truncated_files_are_refused(good: Path, keep: int) -> None:
     good.write_bytes(good.read_bytes()[:keep])
-    with pytest.raises(PipelineError, match=r"good\.parquet: not a readable Parquet file, truncated perhaps"):
+    with pytest.raises(PipelineError, match=r"good\.parquet: not a readable Parquet file, perhaps truncated"):
         read(good)
 
 
@@ -373,7 +376,7 @@ def test_damaged_pages_are_refused(tmp_path: Path) -> None:
         read(path)
 
 
-def test_missing_files_and_foreign_files(tmp_path: Path) -> None:
+def test_missing_files_and_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="no such file"):
         read(tmp_path / "none.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "foreign.parquet")
@@ -387,7 +390,7 @@ def test_missing_files_and_foreign_files(tmp_path: Path) -> None:
         ("{", "metadata 'pd_pipeline' is not JSON"),
         ("{}", r"metadata\.family"),
         (metadata().model_dump_json().replace('"horizon":10', '"horizon":"long"'), r"metadata\.horizon: .*'long'"),
-        (metadata(schema_version=99).model_dump_json(), "schema version 99, this program reads 1"),
+        (metadata(schema_version=99).model_dump_json(), "schema version 99, but this program reads 1"),
     ],
 )
 def test_bad_metadata_is_refused(good: Path, text: str, message: str) -> None:

@@ -1,6 +1,6 @@
 """A method as a user would write one beside params.yaml: embeddings in front of the window, tried in the environment.
 
-It leaves no prompt but tokens, so that it proves what a method may be; a few random ones are tried and the best kept.
+It returns tokens instead of a prompt, as an example of an unusual method; it tries a few random ones, keeps the best.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ ONLINE = True
 
 
 class Params(TuningParams):
-    """How many embeddings, and how many draws of them are tried."""
+    """How many embeddings, and how many random draws of them to try."""
 
     tokens: int = Field(default=4, gt=0)
     tries: int = Field(default=6, gt=0)
@@ -42,12 +42,12 @@ def read_tokens(policy: PromptingDecisionTransformer, tokens: Tensor) -> KeysVal
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPrompt(Adaptation):
-    """Embeddings in front of the window, of each actor."""
+    """Embeddings in front of each actor's window."""
 
     tokens: Tensor  # (n, tokens, width)
 
     def actors(self, plm: Pretrained) -> Actors:
-        """One per row."""
+        """One actor per row."""
         return Actors(plm.policy, read_tokens, (self.tokens,), (Origin("generated", 0),) * len(self.tokens))
 
     def save(self, directory: Path) -> None:
@@ -56,7 +56,7 @@ class SoftPrompt(Adaptation):
 
     @classmethod
     def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """What `save` wrote."""
+        """Load what `save` wrote."""
         return cls(tokens=torch.from_numpy(load_arrays(directory / "tokens.safetensors")[0]["tokens"]))
 
 
@@ -64,7 +64,7 @@ load = SoftPrompt.load
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> SoftPrompt:
-    """Draw, try each for an episode, keep the best."""
+    """Draw embeddings, try each for an episode and keep the best."""
     shape = params.tries, params.tokens, plm.policy.config.width
     drawn = torch.randn(shape, generator=generator_of(run.seed, 0))
     with run.simulation(params.tries) as simulation:

@@ -57,7 +57,7 @@ def test_it_is_tuned_evaluated_and_reported(extended: Path) -> None:
     assert not {"diffuser", "prompt_fit"} & set(graph.load(extended).stages)
 
 
-def test_its_file_is_code_of_what_reads_it_and_of_nothing_else(extended: Path) -> None:
+def test_its_file_is_a_dependency_only_of_stages_that_use_it(extended: Path) -> None:
     project = graph.load(extended)
     reading = {stage for stage in project.stages if "my_method.py" in code(project, stage)}
     assert reading == {"tuned_mine", "tuned_mine_longer", "evaluation", "report"}
@@ -96,7 +96,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_what_goes_wrong_in_it_is_one_line(wrong: str, extended: Path) -> None:
+def test_errors_in_it_become_one_line(wrong: str, extended: Path) -> None:
     old, new, message = WRONG[wrong]
     text = SOURCE.read_text()
     assert old in text

@@ -30,7 +30,7 @@ shapes = st.lists(
 
 @st.composite
 def gradients(draw: st.DrawFn) -> tuple[list[Tensor], list[Tensor]]:
-    """Two gradients over the same layers, float64; a layer of either may vanish."""
+    """Two gradients over the same layers, float64; a layer of either may be zero."""
     layers = draw(shapes)
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scales = st.sampled_from([0.0, 1e-3, 1.0, 1e3])
@@ -43,7 +43,7 @@ def close(a: Tensor | float, b: Tensor | float, scale: Tensor | float = 1.0) -> 
 
 
 @given(gradients())
-def test_inner_norm_and_cosine(pair: tuple[list[Tensor], list[Tensor]]) -> None:
+def test_inner_product_norm_and_cosine(pair: tuple[list[Tensor], list[Tensor]]) -> None:
     a, b = (torch.cat([x.reshape(-1) for x in g]) for g in pair)
     assert close(inner(*pair), a @ b, a.norm() * b.norm())
     assert close(norm(pair[0]), a.norm(), a.norm())
@@ -106,7 +106,7 @@ def test_layer_svd_removes_the_leading_subspace_and_nothing_else(
 
 
 @given(gradients(), st.sampled_from(READINGS))
-def test_nothing_is_removed_where_the_other_gradient_vanishes(
+def test_nothing_is_removed_where_the_other_gradient_is_zero(
     pair: tuple[list[Tensor], list[Tensor]], reading: Reading
 ) -> None:
     g, _ = pair
@@ -115,7 +115,7 @@ def test_nothing_is_removed_where_the_other_gradient_vanishes(
 
 
 @given(gradients(), st.sampled_from(READINGS), st.sampled_from(["global", "layer"]), st.floats(0, 10))
-def test_gradients_that_agree_are_added_as_they_are(
+def test_gradients_that_agree_are_added_unchanged(
     pair: tuple[list[Tensor], list[Tensor]], reading: Reading, test: str, weight: float
 ) -> None:
     g_dm, g_dt = pair
@@ -127,8 +127,8 @@ def test_gradients_that_agree_are_added_as_they_are(
 
 
 @given(gradients(), st.floats(0, 10))
-def test_the_update_never_climbs_l_dm(pair: tuple[list[Tensor], list[Tensor]], weight: float) -> None:
-    """What eq. 9 is for: along g_DM the update is at least g_DM itself."""
+def test_the_update_never_increases_l_dm(pair: tuple[list[Tensor], list[Tensor]], weight: float) -> None:
+    """The purpose of eq. 9: along g_DM the update is at least g_DM itself."""
     g_dm, g_dt = pair
     update, share = combine(g_dm, g_dt, weight)
     along, square = inner(update, g_dm), inner(g_dm, g_dm)
@@ -168,7 +168,7 @@ def test_flat_by_hand() -> None:
 
 
 def test_rows_by_hand() -> None:
-    """`off` spans the first axis alone: the first column goes, whatever it holds."""
+    """`off` spans only the first axis: the first column is removed, whatever its values."""
     found = project_rows(*tensors([[1.0, 2.0], [3.0, 4.0]], [[5.0, 0.0], [-7.0, 0.0]]), energy=1.0)
     same([found], [[0.0, 2.0], [0.0, 4.0]])
 
@@ -212,7 +212,7 @@ def test_the_readings_differ_by_hand() -> None:
     same(project(g_dt, g_dm, "layer_flat", 1.0), [0.0, 1.0], [1.0, 0.0])
 
 
-def test_the_arguments_are_left_alone() -> None:
+def test_the_arguments_are_not_modified() -> None:
     g_dm, g_dt = tensors([1.0, 0.0], [[1.0, 2.0]]), tensors([-1.0, 1.0], [[-3.0, 0.0]])
     kept = [x.clone() for x in (*g_dm, *g_dt)]
     for mode in MODES:
@@ -229,7 +229,7 @@ def test_float32_of_real_size_is_orthogonal_to_rounding() -> None:
 
 
 def test_flat_is_flat_within_each_layer_under_a_test_per_layer() -> None:
-    """Layers (1) and (1) against (-1) and (3): the first conflicts, and the part of a whole would be -2."""
+    """Layers (1) and (1) against (-1) and (3): the first conflicts, and a projection of the whole would give -2."""
     found, share = combine(tensors([1.0], [1.0]), tensors([-1.0], [3.0]), 1.0, "projection", "flat", "layer")
     same(found, [1.0], [4.0])
     assert share == 0.5
@@ -245,8 +245,8 @@ def test_what_holds_95_percent_of_the_energy_is_removed_by_default(value: float,
     assert share == 1.0
 
 
-def test_no_more_directions_are_removed_than_hold_the_energy() -> None:
-    """Two equal singular values: either direction holds half of the energy, exactly."""
+def test_only_as_many_directions_are_removed_as_the_energy_requires() -> None:
+    """Two equal singular values: either direction holds exactly half of the energy."""
     g, off = tensors([[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 1.0]])
     assert torch.linalg.matrix_rank(g - project_rows(g, off, 0.5)) == 1
 

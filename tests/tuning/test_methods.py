@@ -1,4 +1,4 @@
-"""Every method: what it leaves, what it must not touch, and the selection that all share."""
+"""Every method: its results, what it must not modify, and the selection that all share."""
 
 import copy
 from pathlib import Path
@@ -41,7 +41,7 @@ def state(plm: Pretrained) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_leaves_valid_prompts_and_the_pretrained_models_alone(
+def test_prompts_are_valid_and_pretrained_models_unchanged(
     name: str, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     before = state(plm)
@@ -68,7 +68,7 @@ def test_leaves_valid_prompts_and_the_pretrained_models_alone(
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_seeds_decide(name: str, plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_results_depend_on_the_seed(name: str, plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     one, again, other = (tuned(name, plm, few_shot, tmp_path / str(i), seed) for i, seed in enumerate((1, 1, 2)))
     same(again, one)
     if name != "no_prompt":
@@ -78,7 +78,7 @@ def test_seeds_decide(name: str, plm: Pretrained, few_shot: Target, tmp_path: Pa
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_mode_of_the_plm_neither_matters_nor_changes(
+def test_the_training_mode_of_the_plm_has_no_effect_and_stays(
     name: str, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     changes: dict[str, Any] = {} if name == "no_prompt" else {"candidates": 6}
@@ -90,10 +90,10 @@ def test_the_mode_of_the_plm_neither_matters_nor_changes(
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_resumed_anywhere_gives_the_same(
+def test_resuming_at_any_step_gives_the_same_result(
     name: str, plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed after every number of updates in turn, until one run gets through."""
+    """Killed after 1, 2, ... updates, until a try finishes."""
     whole = tuned(name, plm, few_shot, tmp_path / "whole", candidates=6)
     changes: dict[str, Any] = {"checkpoint_seconds": 0.0, "candidates": 6}
     if name == "prompt_diffuser":
@@ -122,8 +122,8 @@ def test_resumed_anywhere_gives_the_same(
 
 
 @pytest.mark.parametrize("name", DRAWING)
-def test_the_candidates_of_least_few_shot_loss_are_kept(name: str, few_shot: Target, tmp_path: Path) -> None:
-    """By every method alike, best first; the loss is that of the policy that will act."""
+def test_the_candidates_with_the_lowest_few_shot_loss_are_kept(name: str, few_shot: Target, tmp_path: Path) -> None:
+    """The same for every method, best first; the loss is that of the policy that will act."""
     plm = pretrained()
     everything = tuned(name, plm, few_shot, tmp_path / "all", seed=5, prompts=11, candidates=None)
     best = tuned(name, plm, few_shot, tmp_path / "best", seed=5, prompts=6, candidates=11)
@@ -150,7 +150,7 @@ def test_full_finetune_selects_by_the_tuned_policy(plm: Pretrained, few_shot: Ta
     same_prompts(best.prompts, everything.prompts.select(orders[0]))
 
 
-def test_what_a_method_costs(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_costs_of_the_methods(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     """Passes: forward and backward of every sequence in training, forward in selection."""
     assert plm.diffuser is not None
     sizes = [sum(p.numel() for p in model.parameters()) for model in (plm.diffuser[0], plm.policy)]
@@ -175,7 +175,7 @@ def test_what_a_method_costs(plm: Pretrained, few_shot: Target, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_passes_a_method_states_are_those_it_makes(
+def test_the_stated_passes_are_those_counted(
     name: str, plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = {"forward": 0, "backward": 0}
@@ -194,10 +194,10 @@ def test_the_passes_a_method_states_are_those_it_makes(
     assert {"forward": cost.plm_forward, "backward": cost.plm_backward} == made
 
 
-def test_every_method_leaves_eight_prompts_and_one_selects_by_default() -> None:
+def test_every_method_returns_eight_prompts_and_only_one_selects_by_default() -> None:
     defaults = {name: module.Params() for name, (module, _) in METHODS.items()}
     assert {params.prompts for params in defaults.values()} == {8}
-    assert {params.few_shot for params in defaults.values()} == {5}
+    assert {params.target.few_shot for params in defaults.values()} == {5}
     assert {params.shown for params in defaults.values()} == {"own"}
     chosen = {name: params.candidates for name, params in defaults.items() if params.candidates is not None}
     assert chosen == {"prompt_diffuser": 64}
@@ -212,26 +212,26 @@ def test_every_method_leaves_eight_prompts_and_one_selects_by_default() -> None:
         {"prompts": 10_001},
         {"candidates": 0},
         {"candidates": 100_001},
-        {"few_shot": 0},
-        {"few_shot": 1_000_001},
-        {"quality": "../expert"},
+        {"target": {"few_shot": 0}},
+        {"target": {"few_shot": 1_000_001}},
+        {"target": {"quality": "../expert"}},
         {"shown": "none"},
     ],
 )
-def test_what_is_refused(name: str, block: dict[str, Any]) -> None:
-    """Fewer candidates than prompts among it: evaluation would silently get fewer prompts than from other methods."""
+def test_invalid_parameters_are_refused(name: str, block: dict[str, Any]) -> None:
+    """Including fewer candidates than prompts: evaluation would silently get fewer prompts than from other methods."""
     with pytest.raises(PipelineError, match=f"^tuned_{name}"):
         parse(METHODS[name][0].Params, block, f"tuned_{name}")
 
 
 @pytest.mark.parametrize("name", TRAINING)
 @pytest.mark.parametrize("block", [{"steps": 10**10}, {"learning_rate": 1e6}, {"batch": 10**7}, {"windows": 10**7}])
-def test_no_training_without_end(name: str, block: dict[str, Any]) -> None:
+def test_training_steps_are_bounded(name: str, block: dict[str, Any]) -> None:
     with pytest.raises(PipelineError):
         parse(METHODS[name][0].Params, block, "x")
 
 
-def test_candidates_below_prompts_are_told_with_both_numbers() -> None:
+def test_too_few_candidates_are_reported_with_both_numbers() -> None:
     for values in ({"prompts": 80}, {"prompts": 5, "candidates": 4}):
         numbers = rf"candidates \({values.get('candidates', 64)}\) must be at least prompts \({values['prompts']}\)"
         with pytest.raises(PipelineError, match=numbers):
@@ -240,12 +240,12 @@ def test_candidates_below_prompts_are_told_with_both_numbers() -> None:
 
 
 @pytest.mark.parametrize("block", [{"candidates": 8}, {"shown": "other"}])
-def test_no_prompt_has_nothing_to_choose(block: dict[str, Any]) -> None:
-    with pytest.raises(PipelineError, match="no_prompt shows the policy nothing"):
+def test_no_prompt_refuses_candidates_and_shown(block: dict[str, Any]) -> None:
+    with pytest.raises(PipelineError, match="no_prompt gives the policy no prompt"):
         parse(METHODS["no_prompt"][0].Params, block, "tuned_no_prompt")
 
 
-def test_prompts_of_no_steps_are_kept(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_prompts_of_zero_steps_are_saved_and_loaded(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     prompts = tuned("no_prompt", plm, few_shot, tmp_path, prompts=3).prompts
     prompts.save(tmp_path / "prompts.safetensors")
     back = Prompts.load(tmp_path / "prompts.safetensors")
@@ -255,8 +255,8 @@ def test_prompts_of_no_steps_are_kept(plm: Pretrained, few_shot: Target, tmp_pat
     assert back.episode_id.tolist() == [-1] * 3
 
 
-def test_copies_of_the_pretrained_are_equal(plm: Pretrained) -> None:
-    """deepcopy is what methods rely on: it must carry the dropout of the model with it, not share it."""
+def test_copies_of_pretrained_models_are_equal(plm: Pretrained) -> None:
+    """Methods rely on deepcopy: it must copy the model's dropout, not share it."""
     twin = copy.deepcopy(plm.policy).train()
     twin.dropout.refresh(torch.empty(1), 100, 2, torch.Generator().manual_seed(0))
     assert twin.dropout.pool.numel() > 0
@@ -264,5 +264,5 @@ def test_copies_of_the_pretrained_are_equal(plm: Pretrained) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_prompts_tell_the_task_they_come_from(name: str, plm: Pretrained, tmp_path: Path) -> None:
+def test_prompts_name_the_task_they_come_from(name: str, plm: Pretrained, tmp_path: Path) -> None:
     assert tuned(name, plm, few_shot_of(plm, task=2), tmp_path).prompts.task_id.tolist() == [2] * 4

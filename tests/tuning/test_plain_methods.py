@@ -1,4 +1,4 @@
-"""The methods without a generator, each computed a second time from its description."""
+"""The methods without a generator, each recomputed from its description."""
 
 import copy
 from pathlib import Path
@@ -21,7 +21,7 @@ def drawn(few_shot: Target, count: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).choice(len(few_shot.prompts), count, replace=False)
 
 
-def test_prompt_dt_leaves_segments(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_prompt_dt_returns_segments(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     found = tuned("prompt_dt", plm, few_shot, tmp_path, seed=3, prompts=9).prompts
     same_prompts(found, few_shot.prompts.select(drawn(few_shot, 9, 3)))
     for i in range(9):
@@ -34,7 +34,7 @@ def test_prompt_dt_leaves_segments(plm: Pretrained, few_shot: Target, tmp_path: 
     assert len(tuned("prompt_dt", plm, few_shot, tmp_path, prompts=total + 5).prompts) == total + 5
 
 
-def test_noise_prompts_are_standard_noise_under_real_conditions(
+def test_noise_prompts_are_standard_noise_with_real_conditions(
     plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     found = tuned("noise_prompt", plm, few_shot, tmp_path, seed=2, prompts=6000).prompts
@@ -46,10 +46,10 @@ def test_noise_prompts_are_standard_noise_under_real_conditions(
     assert set(rows) == set(range(len(few_shot.prompts)))
 
 
-def test_the_condition_of_every_noise_prompt_is_drawn_by_itself(
+def test_the_condition_of_every_noise_prompt_is_drawn_independently(
     plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
-    """From all of them, also where there are more than prompts."""
+    """From all conditions, even where there are more of them than prompts."""
     found = tuned("noise_prompt", plm, few_shot, tmp_path, seed=2, prompts=12).prompts
     rows = np.random.default_rng(2).choice(len(few_shot.prompts), 12)
     assert len(set(rows)) < 12 < len(few_shot.prompts)
@@ -96,7 +96,7 @@ def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(
     assert seen == [((7, PROMPT), (7, 5), True)]
 
 
-def test_dropout_is_of_the_type_that_the_plm_is_trained_in(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_dropout_uses_the_precision_of_training(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
         result = tuned("full_finetune", plm, few_shot, tmp_path / precision, precision=precision)
         assert result.policy.dropout.pool.dtype == dtype

@@ -1,4 +1,4 @@
-"""The bandit: that it finds the best arm, keeps to its budget, and explores as its strategy says."""
+"""The bandit: it finds the best arm, keeps to its budget, and explores by its strategy."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import cut
 from pd_pipeline.tuning import prompt_bandit
-from pd_pipeline.tuning.prompt_bandit import Params, RewardModels, assembled, last_hidden_state
+from pd_pipeline.tuning.prompt_bandit import Params, RewardModels, assemble, last_hidden_state
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from tests.tuning.tiny import PROMPT, TASK, same_prompts
 
@@ -23,7 +23,7 @@ QUICK = {"networks": 4, "fit_steps": 20}
 
 
 class Scripted:
-    """A simulation in which an episode returns what its first prompt step was observed at."""
+    """A simulation in which an episode's return is the first observation of its prompt."""
 
     def __init__(self, budget: int):
         self.budget, self.episodes, self.asked = budget, 0, []  # type: ignore[var-annotated]
@@ -59,7 +59,7 @@ def played(plm: Pretrained, target: Target, tmp_path: Path, seed: int = 0, **cha
 
 @pytest.mark.parametrize("strategy", ["thompson", "ucb", "epsilon_greedy"])
 @pytest.mark.parametrize("features", ["segment", "hidden"])
-def test_the_best_arm_is_found_and_left_for_every_episode(
+def test_the_best_arm_is_found_and_used_for_every_episode(
     strategy: str, features: str, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     left, simulation = played(plm, few_shot, tmp_path, strategy=strategy, features=features)
@@ -76,12 +76,12 @@ def test_the_best_arm_is_found_and_left_for_every_episode(
     assert [row["step"] for row in left.history.rows] == [10, *range(11, 61)]
 
 
-def test_the_seed_decides(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_results_depend_on_the_seed(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     rows = [played(plm, few_shot, tmp_path, seed)[0].history.rows for seed in (1, 1, 2)]
     assert rows[0] == rows[1] != rows[2]
 
 
-def test_episodes_run_side_by_side_and_never_beyond_the_budget(
+def test_episodes_run_in_parallel_and_never_beyond_the_budget(
     plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     _, simulation = played(plm, few_shot, tmp_path, episodes=23, first=7, together=5)
@@ -102,7 +102,7 @@ def test_epsilon_falls_to_zero_over_its_share() -> None:
     np.testing.assert_allclose(shares, [0.98 * 22 / 23, 0.5 * 22 / 23, 0, 0], atol=0.08)
 
 
-def test_ucb_prefers_what_is_little_known_and_thompson_what_one_network_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ucb_prefers_uncertain_arms_and_thompson_those_of_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
     params = Params.model_validate({"strategy": "ucb", "confidence": 2.0, "first": 1} | QUICK | {"networks": 3})
     models = RewardModels(torch.randn(4, 5), params, 0)
     said = torch.tensor([[[5.0, 3.0, 0.0, 1.0], [5.0, 6.0, 0.0, 1.0], [5.0, 3.0, 0.0, 9.0]]])  # (slot, network, arm)
@@ -118,13 +118,13 @@ def test_ucb_prefers_what_is_little_known_and_thompson_what_one_network_says(mon
     assert chosen(strategy="thompson") == {0, 1, 3}, "the best of each network"
 
 
-def test_a_prompt_of_slots_is_its_segments_one_after_another(few_shot: Target) -> None:
+def test_a_prompt_of_slots_is_its_segments_concatenated(few_shot: Target) -> None:
     arms = cut(few_shot.data, 2)
-    made = assembled(arms, np.array([[4, 0, 7], [1, 1, 3]]))
+    made = assemble(arms, np.array([[4, 0, 7], [1, 1, 3]]))
     np.testing.assert_array_equal(made.x0[0], np.concatenate([arms.x0[4], arms.x0[0], arms.x0[7]]))
     np.testing.assert_array_equal(made.y[1], np.concatenate([arms.y[1], arms.y[1], arms.y[3]]))
     assert (made.task_id == TASK).all()
-    same_prompts(assembled(arms, np.array([[5], [2]])), arms.select(np.array([5, 2])))
+    same_prompts(assemble(arms, np.array([[5], [2]])), arms.select(np.array([5, 2])))
 
 
 def test_every_slot_gets_its_best_arm(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
@@ -136,8 +136,8 @@ def test_every_slot_gets_its_best_arm(plm: Pretrained, few_shot: Target, tmp_pat
     assert float(first[0, 0, 0]) >= float(arms[:, 0, 0].sort(descending=True).values[4]), "the slot that decides"
 
 
-def test_slots_that_do_not_divide_the_prompt(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match="a prompt of 3 steps has no 2 equal parts"):
+def test_slots_that_do_not_divide_the_prompt_are_refused(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="a prompt of 3 steps cannot be split into 2 equal parts"):
         played(plm, few_shot, tmp_path, slots=2)
 
 
@@ -158,6 +158,6 @@ def test_an_offline_run_has_no_simulation(plm: Pretrained, few_shot: Target, tmp
         prompt_bandit.tune(plm, few_shot, Params(), run)
 
 
-def test_candidates_mean_nothing_to_it() -> None:
+def test_candidates_are_refused() -> None:
     with pytest.raises(PipelineError, match="leave out candidates"):
         parse(Params, {"candidates": 64}, "tuned_prompt_bandit")

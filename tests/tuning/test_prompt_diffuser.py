@@ -1,4 +1,4 @@
-"""Prompt Diffuser, computed a second time from eq. 6 to 9, and under every choice it offers."""
+"""Prompt Diffuser, recomputed from eq. 6 to 9 in every configuration."""
 
 import copy
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def parts(plm: Pretrained) -> tuple[Denoiser, Diffusion]:
 
 
 def l_dm(plm: Pretrained, denoiser: Denoiser, x0: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-    """Eq. 6 with a step and noise of each prompt."""
+    """Eq. 6 with a step and noise per prompt."""
     diffusion = parts(plm)[1]
     n = torch.randint(0, 8, (len(x0),), generator=generator)
     noise = torch.randn(x0.shape, generator=generator)
@@ -53,7 +53,7 @@ def l_dm(plm: Pretrained, denoiser: Denoiser, x0: Tensor, y: Tensor, generator: 
 
 
 def chain_of(plm: Pretrained, denoiser: Denoiser, noise: Tensor, y: Tensor, steps: int) -> Tensor:
-    """DDIM over `steps` of the 8 steps."""
+    """DDIM with `steps` of the 8 steps."""
     diffusion, x = parts(plm)[1], noise
     visited = [*torch.linspace(7, 0, steps).round().long().tolist(), -1]
     for before, after in pairwise(visited):
@@ -120,7 +120,7 @@ def guided_by_hand(
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids=str)
-def test_guidance_is_eq_9_in_every_choice(
+def test_guidance_is_eq_9_in_every_configuration(
     choice: dict[str, Any], plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
     settings = {"steps": 3, "batch": 7, "guidance": 20.0, **PLAIN}
@@ -137,8 +137,8 @@ def test_guidance_is_eq_9_in_every_choice(
     assert result.chain == min(params.chain, 8)
 
 
-def test_no_choice_is_ignored(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
-    """Every choice leads to another denoiser, and some gradients conflict."""
+def test_no_parameter_is_ignored(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    """Every configuration gives another denoiser, and some gradients conflict."""
     found = []
     for i, choice in enumerate(CHOICES):
         settings = {"adapt": None, "steps": 3, "batch": 7, "guidance": 20.0, **PLAIN}
@@ -150,7 +150,7 @@ def test_no_choice_is_ignored(plm: Pretrained, few_shot: Target, tmp_path: Path)
     assert distances.min() > 1e-3, "by more than rounding"
 
 
-def test_the_phases_follow_each_other(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_the_second_phase_starts_from_the_first(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     adapt = {"steps": 3, "batch": 7, "log_every": 1, **PLAIN, **EXACT}
     settings = {"steps": 2, "batch": 5, **PLAIN}
     result = tuned("prompt_diffuser", plm, few_shot, tmp_path, seed=3, adapt=adapt, **settings)
@@ -168,10 +168,10 @@ def test_adaptation_can_be_left_out(plm: Pretrained, few_shot: Target, tmp_path:
     same_weights(result.denoisers["adapted"], parts(plm)[0])
 
 
-def test_every_prompt_is_seen_with_its_own_condition(
+def test_every_prompt_is_used_with_its_own_condition(
     plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In both phases L_DM gets pairs that belong together, the PLM the condition a prompt was sampled under."""
+    """In both phases L_DM gets pairs that belong together, the PLM the condition that a prompt was sampled from."""
     x0, y = few_shot.tensors(plm)
     pairs = {(a.numpy().tobytes(), b.numpy().tobytes()) for a, b in zip(x0, y, strict=True)}
     seen: set[tuple[bytes, bytes]] = set()
@@ -201,7 +201,7 @@ def test_every_prompt_is_seen_with_its_own_condition(
     assert len({condition for _, condition in seen}) > 10
 
 
-def test_each_prompt_is_generated_under_a_condition_of_its_own(plm: Pretrained, few_shot: Target) -> None:
+def test_each_prompt_is_generated_from_its_own_condition(plm: Pretrained, few_shot: Target) -> None:
     denoiser, diffusion = parts(plm)
     _, y = few_shot.tensors(plm)
     made, conditions = generate(denoiser, diffusion, y, len(y), 3, 7)
@@ -219,10 +219,10 @@ def test_each_prompt_is_generated_under_a_condition_of_its_own(plm: Pretrained, 
 
 
 @pytest.mark.parametrize("chain", [1, 3, 8])
-def test_the_prompts_left_are_those_generated_by_the_guided_denoiser(
+def test_the_returned_prompts_come_from_the_guided_denoiser(
     chain: int, plm: Pretrained, few_shot: Target, tmp_path: Path
 ) -> None:
-    """The best of the candidates by the few-shot loss; without a selection the first."""
+    """The best candidates by the few-shot loss; without a selection the first ones."""
     denoiser, diffusion = parts(plm)
     _, y = few_shot.tensors(plm)
     for candidates in (12, None):

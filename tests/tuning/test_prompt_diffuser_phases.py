@@ -1,4 +1,4 @@
-"""The two phases of Prompt Diffuser: where each keeps its state and logs, and what it computes in."""
+"""The two phases of Prompt Diffuser: where each keeps its state and logs, and its precision."""
 
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,16 @@ def precise(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[bool]]:
 
 @pytest.mark.parametrize("guiding", ["float32", "bf16"])
 @pytest.mark.parametrize("adapting", ["float32", "bf16"])
-def test_each_phase_computes_in_its_precision_and_guidance_autocasts_the_plm_alone(
+def test_each_phase_uses_its_precision_and_guidance_autocasts_only_the_plm(
     adapting: str, guiding: str, plm: Pretrained, few_shot: Target, tmp_path: Path, precise: dict[str, list[bool]]
 ) -> None:
-    adapt = {"steps": 2, "batch": 6, "precision": adapting, "device": "cpu"}
+    adapt = {"steps": 2, "batch": 6, "precision": adapting}
     tuned("prompt_diffuser", plm, few_shot, tmp_path, adapt=adapt, steps=3, precision=guiding)
     assert precise["diffusion_loss"] == [adapting == "bf16"] * 2 + [False] * 3
     assert precise["guidance_loss"] == [guiding == "bf16"] * 3
 
 
-def test_the_phases_keep_their_state_and_logs_apart(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_the_phases_have_separate_state_and_logs(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     module, defaults = METHODS["prompt_diffuser"]
     often = {"checkpoint_seconds": 0.0}
     params = module.Params.model_validate({"prompts": 4} | defaults | often | {"adapt": defaults["adapt"] | often})

@@ -1,4 +1,4 @@
-"""What every method is given and measured by."""
+"""What every method is given, and how it is measured."""
 
 from dataclasses import replace
 
@@ -14,6 +14,7 @@ from pd_pipeline.tuning.protocol import (
     SELECTION_WINDOWS,
     Pretrained,
     Target,
+    TargetParams,
     TuningParams,
     draw_few_shot,
     evaluating,
@@ -27,7 +28,7 @@ from tests.tuning.tiny import ACTING, PROMPT, TASK, few_shot_of, pretrained
 
 def test_the_few_shot_draw_is_a_function_of_seed_and_task() -> None:
     target = trajectories((3,) * 7, (TASK,) * 7)
-    params = TuningParams(few_shot=3)
+    params = TuningParams(target=TargetParams(few_shot=3))
     for seed in range(4):
         order = np.random.default_rng([seed, TASK]).permutation(7)
         chosen, rest = draw_few_shot(target, params, seed)
@@ -38,13 +39,13 @@ def test_the_few_shot_draw_is_a_function_of_seed_and_task() -> None:
     assert {tuple(draw_few_shot(other, params, seed)[0]) for seed in range(8)} != draws
 
 
-def test_all_there_are_and_more_than_there_are() -> None:
+def test_few_shot_draws_of_all_and_of_too_many_episodes() -> None:
     target = trajectories((3,) * 7, (TASK,) * 7)
-    chosen, rest = draw_few_shot(target, TuningParams(few_shot=None), 0)
+    chosen, rest = draw_few_shot(target, TuningParams(target=TargetParams(few_shot=None)), 0)
     assert (chosen.tolist(), rest.tolist()) == (list(range(7)), [])
-    assert draw_few_shot(target, TuningParams(few_shot=7), 0)[0].tolist() == list(range(7))
+    assert draw_few_shot(target, TuningParams(target=TargetParams(few_shot=7)), 0)[0].tolist() == list(range(7))
     with pytest.raises(PipelineError, match="task 4: 8 few-shot trajectories are asked for, 7 are there"):
-        draw_few_shot(target, TuningParams(few_shot=8), 0)
+        draw_few_shot(target, TuningParams(target=TargetParams(few_shot=8)), 0)
 
 
 def test_few_shot_holds_every_segment_and_the_windows_of_the_same_episodes(plm: Pretrained) -> None:
@@ -61,7 +62,7 @@ def test_few_shot_holds_every_segment_and_the_windows_of_the_same_episodes(plm: 
     np.testing.assert_allclose(few_shot.windows.observations, normal.observations(data.observations), rtol=1e-6)
 
 
-def test_draws_repeat_nothing_while_there_is_enough(few_shot: Target) -> None:
+def test_draws_do_not_repeat_while_there_are_enough(few_shot: Target) -> None:
     total = len(few_shot.prompts)
     drawn = few_shot.draw(np.random.default_rng(0), total)
     pairs = sorted(zip(drawn.episode_id.tolist(), drawn.start.tolist(), strict=True))
@@ -70,7 +71,7 @@ def test_draws_repeat_nothing_while_there_is_enough(few_shot: Target) -> None:
 
 
 def by_hand(plm: Pretrained, few_shot: Target, x0: torch.Tensor, y: torch.Tensor, seed: int) -> torch.Tensor:
-    """Action loss of each prompt alone, over the windows that acting reads."""
+    """Action loss of each prompt alone, over windows of the acting length."""
     window, valid = few_shot.windows.any_windows(np.random.default_rng(seed), 32, ACTING)
     assert window.timesteps.shape == (32, ACTING)
     losses = []
@@ -89,7 +90,7 @@ def test_prompt_losses_are_those_of_each_prompt_alone(plm: Pretrained, few_shot:
     assert not found.requires_grad
 
 
-def test_acting_windows_are_those_of_training_where_nothing_else_is_said() -> None:
+def test_acting_windows_default_to_those_of_training() -> None:
     plm = pretrained(acting_context=None)
     few_shot = few_shot_of(plm)
     seen = []
@@ -98,7 +99,7 @@ def test_acting_windows_are_those_of_training_where_nothing_else_is_said() -> No
     assert seen == [(32, 5)]
 
 
-def test_the_best_are_selected_and_nothing_without_candidates(plm: Pretrained, few_shot: Target) -> None:
+def test_the_best_candidates_are_selected_and_nothing_without_candidates(plm: Pretrained, few_shot: Target) -> None:
     x0, y = few_shot.tensors(plm)
     made = x0[:9], y[:9]
     kept, passes = select(plm, few_shot, *made, TuningParams(prompts=4, candidates=9), 3)
@@ -110,7 +111,7 @@ def test_the_best_are_selected_and_nothing_without_candidates(plm: Pretrained, f
     assert (kept.tolist(), passes) == (list(range(9)), 0)
 
 
-def test_the_number_made() -> None:
+def test_the_number_of_prompts_made() -> None:
     assert TuningParams(prompts=3).made == 3
     assert TuningParams(prompts=3, candidates=7).made == 7
 
@@ -127,7 +128,7 @@ def test_the_guidance_loss_reaches_the_prompt_but_not_its_reward(plm: Pretrained
     assert (gradient[..., -1] == 0).all()
 
 
-def test_evaluating_gives_every_module_its_mode_back(plm: Pretrained) -> None:
+def test_evaluating_restores_the_mode_of_every_module(plm: Pretrained) -> None:
     plm.policy.train()
     plm.policy.dropout.eval()
     before = [module.training for module in plm.policy.modules()]

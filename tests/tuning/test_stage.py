@@ -1,4 +1,4 @@
-"""The stages tuned_<method>: what a method is given and what is recorded of it, unchanged by a kill."""
+"""The stages tuned_<method>: what a method is given and what is recorded, unchanged by a kill."""
 
 import importlib
 from pathlib import Path
@@ -32,7 +32,7 @@ from tests.training.test_stages import kill_at, set_params
 from tests.tuning.tiny import models, same_prompts, same_weights
 
 TASKS = (1, 4)
-EXACT = {"device": "cpu", "precision": "float32"}
+EXACT = {"precision": "float32"}
 SMALL: dict[str, dict[str, Any]] = {
     "prompt_dt": {},
     "prompt_diffuser": {"steps": 2, "batch": 4, "adapt": None, "chain": 3, "candidates": 9, **EXACT},
@@ -44,14 +44,14 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def context(root: Path, out: Path, method: str, task: int = 4, seed: int = 0, **changes: Any) -> StageContext:
-    """A stage of the trained project, with a folder of its own for what it leaves."""
+    """A stage of the trained project, with its own folder for outputs."""
     project = graph.load(root)
     module = importlib.import_module(f"pd_pipeline.tuning.{method}")
     run = project.params.run.model_copy(update={"variants": {"named_otherwise": method}})
     out.mkdir(parents=True)
     return StageContext(
         root=root,
-        stage="tuned_named_otherwise",  # as a variant is
+        stage="tuned_named_otherwise",  # like a variant
         key=Key("point_robot", task, seed),
         params=module.Params.model_validate(SMALL[method] | changes),
         module=module.__name__,
@@ -71,7 +71,7 @@ def context(root: Path, out: Path, method: str, task: int = 4, seed: int = 0, **
 
 
 def made(root: Path, out: Path, method: str, **changes: Any) -> tuple[Prompts, dict[str, Any]]:
-    """Run a method's stage: the prompts and the summary it leaves."""
+    """Run a method's stage; returns the prompts and the summary it writes."""
     stage.run(context(root, out, method, **changes))
     return Prompts.load(out / "prompts.safetensors"), read_json(out / "summary.json")
 
@@ -81,15 +81,15 @@ def trajectories(root: Path, task: int, quality: str = "expert") -> Trajectories
 
 
 def few_shot(root: Path, task: int, count: int, seed: int = 0, quality: str = "expert") -> Trajectories:
-    """The few-shot draw, computed a second time."""
+    """The few-shot draw, recomputed."""
     data = trajectories(root, task, quality)
     order = np.random.default_rng([seed, task]).permutation(len(data.task_id))
     return data.select(np.sort(order[:count]))
 
 
 @pytest.mark.parametrize("method", SMALL)
-def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_path: Path) -> None:
-    prompts, summary = made(trained_project, tmp_path / "out", method, few_shot=3)
+def test_contents_of_the_summary(method: str, trained_project: Path, tmp_path: Path) -> None:
+    prompts, summary = made(trained_project, tmp_path / "out", method, target={"few_shot": 3})
     drawn = few_shot(trained_project, 4, 3)
     policy, _ = load_policy(trained_project / "data/plm/point_robot-0")
     denoiser, _ = load_diffuser(trained_project / "data/diffuser/point_robot-0")
@@ -123,9 +123,9 @@ def test_the_summary_says_what_was_done(method: str, trained_project: Path, tmp_
 
 
 @pytest.mark.parametrize("method", SMALL)
-def test_what_is_left_is_what_the_method_made(method: str, trained_project: Path, tmp_path: Path) -> None:
-    """Its prompts, weights and log, from a seed that is another for every task."""
-    given = context(trained_project, tmp_path / "out", method, task=1, seed=3, few_shot=3)
+def test_the_saved_files_are_what_the_method_made(method: str, trained_project: Path, tmp_path: Path) -> None:
+    """Its prompts, weights and log, from a seed that differs by task."""
+    given = context(trained_project, tmp_path / "out", method, task=1, seed=3, target={"few_shot": 3})
     stage.run(given)
     policy, normalization = load_policy(trained_project / "data/plm/point_robot-0")
     diffuser = load_diffuser(trained_project / "data/diffuser/point_robot-0")
@@ -145,12 +145,14 @@ def test_what_is_left_is_what_the_method_made(method: str, trained_project: Path
         assert [{k: v for k, v in row.items() if v is not None} for row in rows] == expected.history.rows
 
 
-def test_quality_says_which_trajectories(trained_project: Path, tmp_path: Path) -> None:
-    """Prompts, few-shot episodes and the return asked for are those of its file."""
+def test_quality_selects_the_trajectories(trained_project: Path, tmp_path: Path) -> None:
+    """Prompts, few-shot episodes and the target return come from its file."""
     found = {}
     for quality in ("expert", "random"):
         drawn = few_shot(trained_project, 4, 2, quality=quality)
-        prompts, summary = made(trained_project, tmp_path / quality, "prompt_dt", few_shot=2, quality=quality)
+        prompts, summary = made(
+            trained_project, tmp_path / quality, "prompt_dt", target={"few_shot": 2, "quality": quality}
+        )
         real = cut(drawn, 3)
         rows = [real.x0[(real.episode_id == e) & (real.start == s)][0] for e, s in origins(prompts)]
         np.testing.assert_array_equal(prompts.x0, rows)
@@ -166,9 +168,9 @@ def origins(prompts: Prompts) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("method", [name for name in SMALL if name != "no_prompt"])
 def test_another_tasks_trajectories_can_be_shown(method: str, trained_project: Path, tmp_path: Path) -> None:
-    """The return asked for stays the target's own; what is shown is drawn as the other target draws it."""
-    _, own = made(trained_project, tmp_path / "own", method, few_shot=3)
-    prompts, other = made(trained_project, tmp_path / "other", method, few_shot=3, shown="other")
+    """The target return stays the target's own; prompts are drawn as for the other target."""
+    _, own = made(trained_project, tmp_path / "own", method, target={"few_shot": 3})
+    prompts, other = made(trained_project, tmp_path / "other", method, target={"few_shot": 3}, shown="other")
     drawn = few_shot(trained_project, 1, 3)
     assert (prompts.task_id == 1).all()
     assert (other["shown_task"], other["shown_episodes"]) == (1, drawn.episode_id.tolist())
@@ -203,7 +205,7 @@ def test_the_other_task_is_the_next_target() -> None:
         ("prompt_gradient", {"precision": "bf16"}, "bf16"),
     ],
 )
-def test_the_facts_for_the_record(
+def test_the_record_names_device_and_precision(
     method: str, changes: dict[str, Any], precision: str, trained_project: Path, tmp_path: Path
 ) -> None:
     given = context(trained_project, tmp_path / "out", method, **changes)
@@ -227,7 +229,7 @@ def scored(root: Path, method: str, task: int) -> np.ndarray:
 
 
 def rolled(root: Path, method: str, task: int, policy: PromptingDecisionTransformer) -> np.ndarray:
-    """Returns of the prompts that a method left, under `policy`, computed a second time."""
+    """Returns of a method's prompts with `policy`, recomputed."""
     prompts = Prompts.load(out(root, method, task) / "prompts.safetensors")
     family = graph.load(root).family("point_robot")
     _, normalization = load_policy(root / "data/plm/point_robot-0")
@@ -272,7 +274,7 @@ def test_all_methods_of_a_seed_get_the_same_few_shot_trajectories(tuned_project:
             assert summary["target_return"] == float(drawn.episode_returns.mean())
 
 
-def test_the_log_of_the_guidance(tuned_project: Path) -> None:
+def test_columns_of_the_guidance_log(tuned_project: Path) -> None:
     log = pl.read_csv(out(tuned_project, "prompt_diffuser", 4) / "log.csv")
     guided = log.filter(pl.col("phase") == 2)
     assert guided["step"].to_list() == list(range(1, 9))
@@ -280,14 +282,14 @@ def test_the_log_of_the_guidance(tuned_project: Path) -> None:
         assert guided[name].null_count() == 0
 
 
-def test_tuning_leaves_the_pretrained_models_alone(tuned_project: Path, trained_project: Path) -> None:
+def test_tuning_does_not_change_the_pretrained_models(tuned_project: Path, trained_project: Path) -> None:
     assert digest(tuned_project / "data/plm") == digest(trained_project / "data/plm")
     assert digest(tuned_project / "data/diffuser") == digest(trained_project / "data/diffuser")
 
 
-def test_prompt_diffuser_killed_while_guiding_leaves_the_same_bytes(tuned_project: Path, project: Path) -> None:
-    old, new = "tuned_prompt_diffuser: {device: cpu, adapt: {", "checkpoint_seconds: 0, "
-    set_params(project, old, f"tuned_prompt_diffuser: {{device: cpu, {new}adapt: {{{new}")
+def test_prompt_diffuser_killed_while_guiding_writes_the_same_bytes(tuned_project: Path, project: Path) -> None:
+    old, new = "tuned_prompt_diffuser: {adapt: {", "checkpoint_seconds: 0, "
+    set_params(project, old, f"tuned_prompt_diffuser: {{{new}adapt: {{{new}")
     kill_at(project, "tuned_prompt_diffuser", "point_robot-4-0", step=3, folder="guide")
     assert not out(project, "prompt_diffuser", 4).exists()
     run_stages(project, "tuned_prompt_diffuser")

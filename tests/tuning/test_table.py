@@ -1,4 +1,4 @@
-"""The table of methods: read off their files, extended by a user's own modules."""
+"""The table of methods: read from their files, extended by a user's own modules."""
 
 import subprocess
 import sys
@@ -50,12 +50,12 @@ def test_a_module_of_the_user_is_a_method(tmp_path: Path) -> None:
         ("mine", "x = 1\n", "defines no function `tune`"),
         ("mine", "def tune(:\n", "not valid Python"),
         ("mine", "NEEDS = ('everything',)\ndef tune(): ...\n", "NEEDS is .*stages among diffuser"),
-        ("mine", "ONLINE = 1\ndef tune(): ...\n", "ONLINE is 1: True or False"),
+        ("mine", "ONLINE = 1\ndef tune(): ...\n", "ONLINE is 1, not True or False"),
         ("mine", "NEEDS = tuple(x for x in ())\ndef tune(): ...\n", "NEEDS must be a plain literal"),
         ("prompt_dt", "def tune(): ...\n", "'prompt_dt' is a method of the package"),
     ],
 )
-def test_what_is_no_method_is_refused(name: str, text: str | None, message: str, tmp_path: Path) -> None:
+def test_invalid_method_modules_are_refused(name: str, text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "odd_method.py").write_text(text)
     with pytest.raises(PipelineError, match=message):
@@ -63,16 +63,16 @@ def test_what_is_no_method_is_refused(name: str, text: str | None, message: str,
 
 
 @pytest.mark.parametrize("module", ["../odd", "a b", "", "a:b", "a..b", 5])
-def test_what_names_no_module_is_refused(module: object) -> None:
+def test_unknown_modules_are_refused(module: object) -> None:
     with pytest.raises(ValueError, match="extensions"):
         asked(extensions={"mine": module})
 
 
-def test_what_runs() -> None:
+def test_configured_methods_and_variants() -> None:
     table = built_in()
     run = asked(methods=["prompt_dt", "again"], variants={"again": "prompt_dt", "unused": "full_finetune"})
     assert chosen(run, table) == {"prompt_dt": table["prompt_dt"], "again": table["prompt_dt"]}
-    with pytest.raises(PipelineError, match="'promt_dt' is no method: did you mean 'prompt_dt'"):
+    with pytest.raises(PipelineError, match="'promt_dt' is not a method: did you mean 'prompt_dt'"):
         chosen(asked(methods=["promt_dt"]), table)
-    with pytest.raises(PipelineError, match=r"\['prompt_dt'\] are methods already"):
+    with pytest.raises(PipelineError, match=r"\['prompt_dt'\] are already methods"):
         chosen(asked(variants={"prompt_dt": "full_finetune"}), table)

@@ -1,4 +1,4 @@
-"""A made-up PLM, diffuser and few-shot trajectories, so small that a method can be computed a second time by hand."""
+"""A tiny PLM, diffuser and few-shot trajectories, for which a method can be recomputed by hand."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -20,7 +20,7 @@ from tests.builders import policy as made_policy
 TASK = 4
 CHANNELS = D_S + D_A + 1
 PROMPT, CONTEXT, ACTING = 3, 5, 2  # steps of a prompt, of a window in training, of a window in acting
-EXACT = {"precision": "float32", "device": "cpu"}
+EXACT = {"precision": "float32"}
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "prompt_dt": (prompt_dt, {}),
     "prompt_diffuser": (
@@ -57,7 +57,7 @@ def few_shot_of(plm: Pretrained, task: int = TASK) -> Target:
 
 
 def tuned(name: str, plm: Pretrained, few_shot: Target, work: Path, seed: int = 0, **changes: Any) -> Any:
-    """What a method leaves with small parameters, 4 prompts where nothing else is said."""
+    """The result of a method with small parameters; 4 prompts by default."""
     module, defaults = METHODS[name]
     params = module.Params.model_validate({"prompts": 4} | defaults | changes)
     return module.tune(plm, few_shot, params, Run(work / "work", work / "logs", name, silent, seed))
@@ -76,18 +76,18 @@ def same_weights(found: torch.nn.Module, expected: torch.nn.Module, exactly: boo
 
 
 def models(left: Adaptation) -> dict[str, torch.nn.Module]:
-    """Every model that an adaptation brings."""
+    """Every model of an adaptation."""
     found = {name: denoiser for name, (denoiser, _) in left.generators().items()}
     return found | ({"policy": left.policy} if isinstance(left, Reweighted) else {})
 
 
 def passes(left: Adaptation) -> int:
-    """Through the PLM, forward and backward."""
+    """Passes through the PLM, forward and backward."""
     return left.cost.plm_forward + left.cost.plm_backward
 
 
 def same(found: Any, expected: Any) -> None:
-    """Equal in everything a method leaves, bit by bit."""
+    """Assert that two results of a method are equal, bit by bit."""
     assert type(found) is type(expected)
     same_prompts(found.prompts, expected.prompts)
     assert found.history.rows == expected.history.rows

@@ -1,0 +1,195 @@
+"""The table of stages: each kind of work once, with all that is known of it.
+
+To add a stage, write its module, with `Params` and `run(context) -> metrics`, and its line in `stages`.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pd_pipeline.config import TUNED, Parameters, RunParams
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.foreign import said
+from pd_pipeline.sources import PACKAGE
+from pd_pipeline.tuning.methods import DIFFUSER_MODULE, Method
+from pd_pipeline.tuning.methods import chosen as methods_chosen
+
+FAMILY, TASK, SEED = AXES = "family", "task", "seed"
+DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results"
+REPORT = "report"
+ACROSS = (REPORT,)
+"""Stages that work on all families at once: their blocks stand at the top of params.yaml."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What must hold of an out of a stage."""
+
+    name: str
+    function: str
+    """`module:function`, called as function(out, params, root): figures, or PipelineError where it does not hold."""
+    description: str
+    blocking: bool = False
+    """Whether what reads the out must not run where it fails."""
+
+
+VALID = Check(
+    "valid", "pd_pipeline.trajectories.checking:valid", "Every file passes `pd-pipeline validate`.", blocking=True
+)
+EXPERT_QUALITY = Check(
+    "expert_quality",
+    "pd_pipeline.trajectories.checking:expert_quality",
+    "Expert data reaches the family's bars of return, success and early ends.",
+)
+LOSSES_FINITE = Check(
+    "losses_finite",
+    "pd_pipeline.training.checking:losses_finite",
+    "No loss is infinite or not a number.",
+    blocking=True,
+)
+METRICS_COMPLETE = Check(
+    "metrics_complete",
+    "pd_pipeline.evaluation.checking:metrics_complete",
+    "Every method of params.yaml has its metrics.",
+    blocking=True,
+)
+PLOTS = "pd_pipeline.reporting.stage_plots"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of work: what runs it, over which axes, after which stages."""
+
+    name: str
+    module: str
+    """Module with `run(context) -> metrics`."""
+    params_module: str
+    """Module with `Params`."""
+    axes: tuple[str, ...]
+    needs: tuple[str, ...]
+    group: str
+    """What it is shown with: data, pre_training, tuning or results."""
+    uses: tuple[str, ...] = ()
+    """Modules that it imports by name when it runs."""
+    checks: tuple[Check, ...] = ()
+    plots: str | None = None
+    """`module:function` that draws an out, called as function(out): figures by title."""
+    folder: str = ""
+    """Of its outs below data/, where that is not its name."""
+    source: Path | None = None
+    """File of `params_module` where that is not of this package."""
+
+    @property
+    def computes(self) -> bool:
+        """Whether it computes with the models, on a GPU where there is one."""
+        return self.group != DATA
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """Modules whose code, with all they import of this package, makes the out."""
+        return tuple(dict.fromkeys((self.module, self.params_module, *self.uses)))
+
+    def params_class(self) -> type[Parameters]:
+        """The stage's Params. Raises PipelineError where a module of the user's does not give them."""
+        try:
+            found = importlib.import_module(self.params_module).Params
+        except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
+            if self.source is None or isinstance(error, PipelineError):
+                raise
+            raise PipelineError(f"{self.source}: cannot be used as a method: {said(error)}") from error
+        if not (isinstance(found, type) and issubclass(found, Parameters)):
+            raise PipelineError(f"{self.source}: Params is {found!r}, not a subclass of TuningParams")
+        return found
+
+
+def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = False) -> dict[str, Stage]:
+    """All stages in an order that respects their needs. `methods` are those known to the project, by name.
+
+    `diffuser` and `prompt_fit` are there where a method generates prompts, or with `everything`.
+    """
+    chosen = methods_chosen(asked, methods)
+    tuned = tuple(f"{TUNED}{name}" for name in chosen)
+    tuners = tuple(dict.fromkeys(method.module for method in chosen.values()))
+    generating = {name: method for name, method in chosen.items() if "diffuser" in method.needs}
+    measured = tuple(f"{TUNED}{name}" for name in generating if name in methods)  # of variants the fit is not measured
+    diffuser = ("diffuser",) if generating or everything else ()
+    fit = ("prompt_fit",) if measured or everything else ()
+
+    def stage(group: str, name: str, module: str, axes: tuple[str, ...], *needs: str, **rest: Any) -> Stage:
+        uses = (*rest.pop("uses", ()), *((DIFFUSER_MODULE,) if "diffuser" in needs else ()))
+        return Stage(name, f"pd_pipeline.{module}", f"pd_pipeline.{module}", axes, needs, group, uses, **rest)
+
+    made = [
+        stage(DATA, "behavior_policies", "behavior.policies", (FAMILY,)),
+        stage(
+            DATA,
+            "trajectories",
+            "trajectories.stage",
+            (FAMILY,),
+            "behavior_policies",
+            checks=(VALID, EXPERT_QUALITY),
+            plots=f"{PLOTS}:trajectories",
+        ),
+        stage(DATA, "prompts", "prompts.stage", (FAMILY,), "trajectories"),
+        stage(
+            PRE_TRAINING,
+            "plm",
+            "training.plm",
+            (FAMILY, SEED),
+            "trajectories",
+            "prompts",
+            checks=(LOSSES_FINITE,),
+            plots=f"{PLOTS}:training",
+        ),
+        stage(
+            PRE_TRAINING,
+            "diffuser",
+            "training.diffuser",
+            (FAMILY, SEED),
+            "prompts",
+            checks=(LOSSES_FINITE,),
+            plots=f"{PLOTS}:training",
+        ),
+        *(
+            replace(
+                stage(TUNING, f"{TUNED}{name}", "tuning.stage", AXES, *method.needs, plots=f"{PLOTS}:tuning"),
+                params_module=method.module,
+                source=None if PACKAGE in method.source.parents else method.source,
+            )
+            for name, method in chosen.items()
+        ),
+        stage(
+            RESULTS,
+            "evaluation",
+            "evaluation.stage",
+            (FAMILY, SEED),
+            "plm",
+            *diffuser,
+            *tuned,
+            uses=tuners,
+            checks=(METRICS_COMPLETE,),
+            plots=f"{PLOTS}:evaluation",
+        ),
+        stage(
+            RESULTS,
+            "prompt_fit",
+            "evaluation.prompt_fit",
+            (FAMILY, SEED),
+            *("trajectories", "prompts", "plm", "diffuser", *measured),
+            uses=tuple(method.module for name, method in generating.items() if name in methods),
+            plots=f"{PLOTS}:prompt_fit",
+        ),
+        stage(
+            RESULTS,
+            REPORT,
+            "reporting.stage",
+            (),
+            *("trajectories", "plm", *diffuser, *tuned, "evaluation", *fit),
+            uses=tuners,
+            folder="reports",
+        ),
+    ]
+    absent = {"diffuser", "prompt_fit"} - {*diffuser, *fit}
+    return {found.name: found for found in made if found.name not in absent}

@@ -1,0 +1,69 @@
+"""Any task of Meta-World's ML1, by its name."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import load_family
+from pd_pipeline.families.meta_world import GOAL
+from pd_pipeline.families.ml1 import ML1
+from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
+
+HERE = Path(__file__).parent
+
+
+def family(task: str = "push-v3", **changes: Any) -> ML1:
+    made = load_family("mine", {"meta_world": task, **changes}, HERE)
+    assert isinstance(made, ML1)
+    return made
+
+
+def test_the_name_alone_makes_a_family() -> None:
+    made = family()
+    assert (made.observation_size, made.action_size, made.horizon, made.is_foreign) == (39, 4, 500, False)
+    assert made.test_tasks == (10, 16, 24, 35, 40)
+    assert len(made.train_tasks) == 45
+    assert not set(made.train_tasks) & set(made.test_tasks)
+    assert {"metaworld", "mujoco"} <= made.versions().keys()
+
+
+def test_validation_leaves_the_targets_out_altogether() -> None:
+    made = family(split="validation")
+    assert made.test_tasks == (3, 12, 21, 30, 44)
+    assert not set(made.train_tasks) & {*made.test_tasks, 10, 16, 24, 35, 40}
+
+
+@pytest.mark.parametrize("task", ["push-v3", "drawer-close-v3"])
+def test_the_script_solves_it_without_the_goal_in_the_observations(task: str) -> None:
+    made = family(task, benchmark_seed=3)
+    arrays = collect_episodes(Pool(made), made.default_behaviors()["expert"], Shard("expert", 10, 0, 1), seed=0)
+    assert arrays["success"].any()
+    assert not arrays["observation"][:, GOAL].any()
+    assert made.goal(10) != made.goal(11), "tasks differ"
+
+
+def test_weaker_behavior_is_worse() -> None:
+    made, returns = family(horizon=150), {}
+    for quality, description in made.default_behaviors().items():
+        arrays = collect_episodes(Pool(made), description, Shard(quality, 10, 0, 1), seed=0)
+        returns[quality] = float(np.sum(arrays["reward"]))
+    assert returns["expert"] > returns["medium"] > returns["random"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "psuh-v3"}, r"meta_world: 'psuh-v3' is no task of Meta-World: known are assembly-v3, "),
+        ({"task": "../push"}, r"meta_world: String should match"),
+        ({"horizon": 501}, r"horizon: .*less than or equal to 500"),
+        ({"tasks": 20}, r"environment\.test_tasks: \[24, 35, 40\] are not among tasks 0 to 19"),
+        ({"tasks": 41}, r"environment\.validation_tasks: \[44\] are not among tasks 0 to 40"),
+        ({"gain": 0}, r"gain"),
+    ],
+)
+def test_mistakes_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PipelineError, match=message):
+        family(**changes)
