@@ -19,10 +19,10 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from pd_pipeline import families, graph
-from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
+from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, ParamsFile
 from pd_pipeline.families.base import Family
 from pd_pipeline.families.registry import BUILT_IN
-from pd_pipeline.graph import Stage
+from pd_pipeline.stages import Stage
 from pd_pipeline.tuning.methods import built_in
 
 MEANINGS = {
@@ -37,7 +37,7 @@ MEANINGS = {
     "dropout": "share of activations set to zero in training",
     "entry_point": "`module:Class` or `module:function`, in a file beside params.yaml or installed",
     "episodes": "quality -> number of episodes per training task and per target",
-    "episodes_a_shard": "episodes that a worker collects before it saves them",
+    "episodes_per_shard": "episodes that a worker collects before it saves them",
     "families": "names of the families to run",
     "heads": "attention heads; the width must be a multiple of it",
     "horizon": "steps after which an episode is cut off",
@@ -134,12 +134,15 @@ def type_name(field: FieldInfo) -> str:
 
 def blocks() -> list[Block]:
     """Every block that params.yaml may have: what the file itself has, environments, and all stages of all methods."""
+    from pd_pipeline.tuning.protocol import TargetParams  # imports torch
+
     found = [
         Block(name, _summary(inner), tuple(parameters(inner)))
         for name, field in ParamsFile.model_fields.items()
         for inner in _parts(field.annotation)
         if _is_block(inner)
     ]
+    found.append(Block(TARGET, _summary(TargetParams), tuple(parameters(TargetParams))))
     for name, family in environments().items():
         found.append(Block(f"environment of {name}", _summary(family), tuple(parameters(family.Params))))
     for name, stage in stages().items():

@@ -70,10 +70,10 @@ def test_a_meaning_is_inherited() -> None:
 def test_it_has_every_stage_method_and_family() -> None:
     names = [block.name for block in reference.blocks()]
     stages = ("behavior_policies", "trajectories", "prompts", "plm", "diffuser", "evaluation", "prompt_fit")
-    assert {"run", *stages} <= set(names)
+    assert {"run", "machine", "target", "report", *stages} <= set(names)
     assert {f"tuned_{method}" for method in built_in()} <= set(names)
     assert {f"environment of {family}" for family in BUILT_IN} <= set(names)
-    assert "environment of your own (GymnasiumFamily)" in names
+    assert {"environment of your own (GymnasiumFamily)", "environment of your own (ML1)"} <= set(names)
     assert len(set(names)) == len(names)
     assert all(block.title for block in reference.blocks())
 
