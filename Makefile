@@ -1,4 +1,4 @@
-# setup  run  published  test  check  ui  bench  faults  clean: see README.md
+# setup  run  published  test  check  docs  ui  bench  faults  clean: see README.md
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 MARK := $(VENV).installing
@@ -9,7 +9,7 @@ export DAGSTER_DISABLE_TELEMETRY := yes
 export DAGSTER_HOME := $(abspath .dagster)
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup run published test check ui bench faults clean
+.PHONY: setup run published test check docs ui bench faults clean
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(call install,[test])
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(call install,[docs])
+
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(call install,[bench])
 
@@ -47,12 +50,21 @@ published: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
-check: $(VENV)/.installed-test
+# A link or an anchor that leads nowhere is an error, and so is a page that would load something from the network.
+# Not --quiet: what is not said is not counted by --strict either.
+SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: $(VENV)/.installed-test $(VENV)/.installed-docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pd-pipeline graph --check
 	cd published && $(BIN)/pd-pipeline graph --check
+	$(SITE)
+
+docs: $(VENV)/.installed-docs
+	$(SITE)
+	@echo "documentation: $(abspath site/index.html)"
 
 ui: $(VENV)/.installed
 	@mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $(DAGSTER_HOME)/dagster.yaml
@@ -69,4 +81,4 @@ faults: $(VENV)/.installed-test
 clean:
 	@$(PYTHON) -m pd_pipeline.clean .
 	@$(PYTHON) -m pd_pipeline.clean published
-	rm -rf $(VENV) $(MARK) pd_pipeline.egg-info
+	rm -rf $(VENV) $(MARK) pd_pipeline.egg-info site

@@ -217,10 +217,11 @@ def _show(values: "Parameters", depth: int) -> None:
     import json
 
     from pd_pipeline.config import Parameters
+    from pd_pipeline.reference import meaning
 
     plain = values.model_dump(mode="json")
-    for name, field in type(values).model_fields.items():
-        comment = f"  # {field.description}" if field.description else ""
+    for name in type(values).model_fields:
+        comment = f"  # {said}" if (said := meaning(type(values), name)) else ""
         if isinstance(inner := getattr(values, name), Parameters):
             typer.echo("  " * depth + f"{name}:{comment}")
             _show(inner, depth + 1)
