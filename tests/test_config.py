@@ -126,7 +126,7 @@ def test_overrides_replace_values_of_the_file() -> None:
     assert found["run"]["seeds"] == [1, 2]
     assert found["families"]["a"]["plm"] == {"steps": 100, "width": 8}
     assert found["families"]["b"]["plm"] == {"steps": 100, "learning_rate": 0.001}
-    assert values["families"] == {"a": {"plm": {"steps": 5, "width": 8}}}, "the file's are as they were"
+    assert values["families"] == {"a": {"plm": {"steps": 5, "width": 8}}}, "those of the file are unchanged"
 
 
 @pytest.mark.parametrize("override", ["plm.steps", "=5", "steps=5", "plm..steps=5", "plm.steps=["])

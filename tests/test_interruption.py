@@ -101,7 +101,7 @@ def test_training_saves_and_exits(project: Path, name: str) -> None:
     assert process.returncode == 128 + getattr(signal, name)
     assert "Traceback" not in output
     assert len(list((project / ".work/plm").rglob("step-*.safetensors"))) == 1
-    assert (project / "data/plm/point_robot-0/policy.safetensors").is_file(), "the old out stands"
+    assert (project / "data/plm/point_robot-0/policy.safetensors").is_file(), "the old out is kept"
 
 
 ENDLESS = 100_000_000
@@ -179,7 +179,7 @@ def test_every_stage_ends_within_seconds_and_leaves_no_process(
     assert not alive
     assert process.returncode == 128 + getattr(signal, name), output
     assert "Traceback" not in output
-    assert {path: path.read_bytes() for path in before} == before, "the old out stands"
+    assert {path: path.read_bytes() for path in before} == before, "the old out is kept"
 
 
 def test_a_signal_while_modules_are_imported_gives_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

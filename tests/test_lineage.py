@@ -323,7 +323,7 @@ def test_two_commands_at_once_make_every_piece_once(root: Path) -> None:
     lines = [line.split(": ", 1) for output in outputs for line in output.splitlines() if ": " in line]
     ends = [(name, said) for name, said in lines if name in pieces and not re.search(r"\d of \d|waiting for", said)]
     assert sorted(name for name, said in ends if said != "up to date") == sorted(pieces), "each is made once"
-    assert sorted(name for name, _ in ends) == sorted(2 * pieces), "and seen by both"
+    assert sorted(name for name, _ in ends) == sorted(2 * pieces), "and both processes report it"
     assert "up to date" in call(root, "dvc", "status")
 
 

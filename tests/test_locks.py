@@ -43,7 +43,7 @@ def test_a_second_process_waits_logs_for_whom_and_continues(
     with locks.held(tmp_path, "plm", "x-0") as lock:
         assert lock.waited
     assert f"plm x-0: waiting for process {holder.pid} (" in caplog.text
-    assert len(caplog.records) == 1, "it is said once a minute"
+    assert len(caplog.records) == 1, "logged once a minute"
 
 
 def test_other_pieces_are_not_waited_for(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
@@ -71,7 +71,7 @@ def written(root: Path, pid: int, command: str) -> None:
 def test_dvc_locks_of_living_dead_and_other_processes(tmp_path: Path) -> None:
     assert dvc_locks.holders(tmp_path) == []
     written(tmp_path, 2**22 + 1, "/bin/dvc repro")
-    assert dvc_locks.holders(tmp_path) == [], "DVC itself forgets the dead"
+    assert dvc_locks.holders(tmp_path) == [], "DVC itself ignores dead processes"
     own = f"{Path(sys.executable).name} -m pytest"
     written(tmp_path, os.getpid(), own)
     assert [holder.plausible for holder in dvc_locks.holders(tmp_path)] == [True]

@@ -32,7 +32,7 @@ def test_a_record_distinguishes_its_files_from_others(tmp_path: Path, out: Path)
     (out / "a").write_text("changed")
     (out / "inner/link").symlink_to(tmp_path)
     assert records.foreign(out, record) == ["a", "inner/link", "mine"]
-    assert records.foreign(out, None) == ["a", "inner/b", "inner/link", "mine"], "without a record all are"
+    assert records.foreign(out, None) == ["a", "inner/b", "inner/link", "mine"], "without a record all are foreign"
     assert records.foreign(tmp_path / "none", None) == []
 
 

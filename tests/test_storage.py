@@ -221,4 +221,4 @@ def test_digests_depend_on_names_and_contents_but_not_on_times(tmp_path: Path) -
     (base / "sub" / "a").write_text("a")
     (base / "sub" / "a").rename(base / "sub" / "b")
     assert digest(base, "text") != first
-    assert digest("ab", "c") != digest("a", "bc"), "parts are kept apart"
+    assert digest("ab", "c") != digest("a", "bc"), "parts are delimited"

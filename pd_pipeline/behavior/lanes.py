@@ -38,9 +38,9 @@ class Lanes:
         environment, rng = self.environments[i], self._rngs[i]
         environment.goal = self.family.draw_goal(rng)
         self._steps[i], self._returns[i] = 0, 0.0
-        return self._with_goal(environment, environment.reset(seed=int(rng.integers(2**31)))[0])
+        return self._append_goal(environment, environment.reset(seed=int(rng.integers(2**31)))[0])
 
-    def _with_goal(self, environment: gymnasium.Env, observation: np.ndarray) -> np.ndarray:
+    def _append_goal(self, environment: gymnasium.Env, observation: np.ndarray) -> np.ndarray:
         return np.concatenate([observation, self.family.goal_features(environment)])
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
@@ -54,7 +54,7 @@ class Lanes:
             rewards[i] = reward
             self._steps[i] += 1
             self._returns[i] += reward
-            shown = self._with_goal(environment, observation)
+            shown = self._append_goal(environment, observation)
             done[i] = terminated or self._steps[i] == self.family.horizon
             if done[i]:
                 infos[i] = {  # the keys that SB3 uses to bootstrap at a time limit and to average episodes

@@ -59,7 +59,7 @@ def test_prompts_and_windows_are_read_in_the_same_precision(bf16: bool, monkeypa
     assert autocast == {"prompt": {bf16}, "window": {bf16}}
 
 
-class Paying:
+class Rewarding:
     """Two environments that stand still; the first reward is 2 to the 24, then 1 per step."""
 
     def __init__(self) -> None:
@@ -76,10 +76,12 @@ class Paying:
 def test_progress_and_rewards_are_counted_step_by_step() -> None:
     """Added to 2 to the 24, a reward of 1 would be lost in float32."""
     of, _ = family("point_robot")
-    told: list[tuple[Any, ...]] = []
+    reported: list[tuple[Any, ...]] = []
     group = Group(np.arange(2), prompted(policy(of), prompts(of, 2), normalization(of)))
-    found = rollout([group], np.zeros(2), normalization(of), Paying(), lambda *given: told.append(given), "title")
-    assert told == [("title", step, 9) for step in range(1, 10)]
+    found = rollout(
+        [group], np.zeros(2), normalization(of), Rewarding(), lambda *given: reported.append(given), "title"
+    )
+    assert reported == [("title", step, 9) for step in range(1, 10)]
     assert found.returns.tolist() == [2**24 + 8] * 2
     assert found.lengths.tolist() == [9, 9]
 

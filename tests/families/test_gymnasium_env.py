@@ -61,7 +61,7 @@ def test_environment_takes_its_task_and_the_shared_options() -> None:
     assert after[0] == pytest.approx(observation[0] + 0.75, abs=1e-6)
     assert reward == pytest.approx(-abs(after[0] - 1.0), abs=1e-6)
     assert not terminated
-    assert info["success"] is True, "is_success is understood too"
+    assert info["success"] is True, "is_success is recognised too"
 
 
 def test_stored_actions_are_the_clipped_ones() -> None:

@@ -134,7 +134,7 @@ def test_two_tasks_in_the_same_state_look_the_same(name: str) -> None:
         one, other = first.step(action), second.step(action)
         np.testing.assert_array_equal(one[0], other[0])
         rewards.append(one[1] != other[1])
-    assert any(rewards), "while they are paid differently"
+    assert any(rewards), "although their rewards differ"
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_the_validation_split_excludes_the_published_targets(name: str) -> None:
         known = np.array([made.goal_of(task) for task in made.train_tasks])
         return max(float(np.abs(known - made.goal_of(task)).min()) for task in made.test_tasks)
 
-    assert nearest(validation) == pytest.approx(nearest(published), abs=0.05), "as far from what is trained on"
+    assert nearest(validation) == pytest.approx(nearest(published), abs=0.05), "as far from the training tasks"
 
 
 def test_the_sector_split_holds_out_every_direction_of_its_sector() -> None:
@@ -275,6 +275,6 @@ def test_an_environment_with_a_changed_goal_equals_a_new_one(weights: Callable[[
     collect_episodes(pool, behavior, Shard("expert", 0, 0, 3), seed=1)
     kept = pool.of(3, 3)
     used = collect_episodes(pool, behavior, shard, seed=1)
-    assert pool.of(3, 3) == kept, "no body is built twice"
+    assert pool.of(3, 3) == kept, "no simulator is built twice"
     for name, array in collect_episodes(Pool(made), behavior, shard, seed=1).items():
         np.testing.assert_array_equal(used[name], array)

@@ -51,7 +51,7 @@ def test_the_script_carries_the_puck_to_the_goal(made: PickPlace, target: int) -
     puck, hand = observations[..., 4:7] - goal, observations[..., :3] - goal
     apart = np.linalg.norm(puck[:, 1:], axis=2)  # the observation after a step
     assert apart[success[:, :-1]].max() <= 0.07 + 1e-3
-    assert np.linalg.norm(puck[0, 0]) > 0.07, "it does not begin there"
+    assert np.linalg.norm(puck[0, 0]) > 0.07, "it does not start there"
     assert np.linalg.norm(puck[:, -50:].mean(1), axis=1).max() < 0.008
     assert hand[:, -50:, 2].mean() > 0.03, "above it"
 

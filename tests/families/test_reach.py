@@ -209,7 +209,7 @@ def test_the_expert_succeeds_and_without_the_goal_it_fails(reach: Reach, task: i
     episode = run(environment, expert(reach), 200)
     assert episode["success"].any()
     assert np.argmax(episode["success"]) < 100
-    assert 1600 < episode["reward"].sum() < 2000, "10 a step at the goal"
+    assert 1600 < episode["reward"].sum() < 2000, "10 per step at the goal"
 
     def blind(environment: MetaWorldEnv, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         from metaworld.policies import SawyerReachV3Policy
@@ -266,7 +266,7 @@ def test_pushes_move_the_arm_between_steps_and_are_not_steps() -> None:
         return np.linalg.norm(np.diff(observations[100:, :3], axis=0), axis=1)
 
     assert jumps(calm[0]).max() < 0.002
-    assert 0.05 < (jumps(first) > 0.01).mean() < 0.25, "about as often as asked for, unless a push is short"
+    assert 0.05 < (jumps(first) > 0.01).mean() < 0.25, "about as often as configured, unless a push is short"
     assert 0.5 * calm[1].sum() < rewards.sum() < calm[1].sum()
     after = made.make(5)
     after.reset(seed=1, options=pushed)

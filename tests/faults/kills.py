@@ -131,19 +131,19 @@ def _in_the_end(root: Path, door: str, expected: dict[str, str]) -> list[str]:
         os.killpg(process.pid, signal.SIGKILL)
         return [f"{door}: a quiet run after kills does not end"]
     if process.returncode != 0:
-        again = _told(root, "pd-pipeline", "run", "all")
+        again = _output(root, "pd-pipeline", "run", "all")
         return [f"{door}: a quiet run after kills ends with {process.returncode}: {again[-400:]}"]
     problems = []
     if (found := outs(root)) != expected:
         problems.append(f"{door}: other bytes in {sorted(name for name in expected if found[name] != expected[name])}")
     if left := [str(path.relative_to(root)) for path in (root / "data").rglob(".*.tmp")]:
         problems.append(f"{door}: left behind: {left}")
-    if "up to date" not in (status := _told(root, "dvc", "status")):
+    if "up to date" not in (status := _output(root, "dvc", "status")):
         problems.append(f"{door}: dvc status: {status[:300]}")
     return problems
 
 
-def _told(root: Path, *command: str) -> str:
+def _output(root: Path, *command: str) -> str:
     """The output of a command."""
     environment = ENVIRONMENT | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)

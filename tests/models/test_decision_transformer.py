@@ -212,7 +212,7 @@ def test_training_drops_and_evaluation_does_not() -> None:
         outputs.append(model(prompt, window, torch.Generator().manual_seed(seed)))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
-    assert not torch.equal(model(prompt, window), model(prompt, window)), "without a generator it drops as well"
+    assert not torch.equal(model(prompt, window), model(prompt, window)), "dropout works without a generator too"
     model.eval()
     assert torch.equal(model(prompt, window), model(prompt, window))
 

@@ -102,10 +102,10 @@ def context(root: Path, out: Path, **params: Any) -> StageContext:
 @pytest.mark.parametrize(("share", "count"), [(0.1, 1), (0.4, 2)])
 def test_the_stage_by_hand(share: float, count: int, trained_project: Path, tmp_path: Path) -> None:
     """Of 6 expert and 2 random episodes of each task, every fourth segment."""
-    told: list[tuple[Any, ...]] = []
+    reported: list[tuple[Any, ...]] = []
     block = {"length": 3, "stride": 4, "qualities": ["expert", "random"], "held_out": share}
     given = context(trained_project, tmp_path, **block)
-    found = stage.run(replace(given, progress=lambda *figures: told.append(figures)))
+    found = stage.run(replace(given, progress=lambda *figures: reported.append(figures)))
     folder, tasks, rows, parts = given.inputs["trajectories"], given.family.train_tasks, 0, []
     for quality, last in (("expert", count), ("random", 1)):
         data = read(folder / f"{quality}.parquet", tasks)
@@ -126,7 +126,7 @@ def test_the_stage_by_hand(share: float, count: int, trained_project: Path, tmp_
     assert found == {"row_count": rows, "return_scale": expected_normalization.return_scale}
     assert rows == 4 * (6 + 2) * 3
     assert read_json(tmp_path / "config.json") == block
-    assert told == [("prompts point_robot", 1, 2), ("prompts point_robot", 2, 2)]
+    assert reported == [("prompts point_robot", 1, 2), ("prompts point_robot", 2, 2)]
 
 
 def test_trajectories_of_another_family_are_refused(trained_project: Path, tmp_path: Path) -> None:

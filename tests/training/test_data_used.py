@@ -60,7 +60,7 @@ def test_the_plm_learns_from_the_quality_asked_for(
     assert {tuple(row) for part in seen for row in part.observations.tolist()} == rows
     assert set(trained.task_id.tolist()) == set(held_out.task_id.tolist()) == set(point_robot.train_tasks)
     of = [{*zip(part.task_id.tolist(), part.episode_id.tolist(), strict=True)} for part in seen]
-    assert not of[0] & of[1], "the validation loss is of episodes that were not learned from"
+    assert not of[0] & of[1], "the validation loss uses episodes not trained on"
 
 
 @pytest.mark.parametrize("quality", ["expert", "random"])
@@ -93,4 +93,4 @@ def test_the_diffuser_learns_each_prompt_of_its_quality_under_its_own_condition(
         assert used <= (pairs[""] if len(x0) == 32 else pairs["-held_out"])
     assert sum(len(x0) == 32 for x0, _ in given) == 20
     drawn = np.concatenate([x0.numpy().reshape(len(x0), -1) for x0, _ in given if len(x0) == 32])
-    assert len(np.unique(drawn, axis=0)) > len(pairs[""]) / 2, "all of them are drawn from"
+    assert len(np.unique(drawn, axis=0)) > len(pairs[""]) / 2, "all of them are drawn"

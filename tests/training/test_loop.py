@@ -231,7 +231,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "of another step": rewritten(lambda a, m: m.update(step="7")),
     "beyond the last step": rewritten(lambda a, m: m.update(step="999999")),
     "negative step": rewritten(lambda a, m: m.update(step="-8")),
-    "step is no number": rewritten(lambda a, m: m.update(step="eight")),
+    "step is not a number": rewritten(lambda a, m: m.update(step="eight")),
     "no step": rewritten(lambda a, m: m.pop("step")),
     "log is not JSON": logged("["),
     "log is nested": logged("[" * 100_000),
@@ -355,7 +355,7 @@ def test_diverging_again_from_a_checkpoint_gives_the_same_message(tmp_path: Path
 
         with pytest.raises(Diverged, match="before step 8"):
             trainer.fit(compute, silent)
-    assert trainer.resumed_at == 0, "checkpoints that are not finite are no good"
+    assert trainer.resumed_at == 0, "checkpoints with values that are not finite are not used"
 
 
 def test_learning_rate() -> None:

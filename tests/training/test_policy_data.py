@@ -95,7 +95,7 @@ def test_an_episode_as_long_as_a_prompt_gives_one_prompt(data: PolicyData) -> No
     for _ in range(50):
         prompt = data.batch(rng, 3, 2, 4).prompt
         drawn |= {(int(e), int(s)) for e, s in prompt.observations[:, 0, 1:]}
-    assert drawn == {(e, s) for e, length in enumerate(LENGTHS) for s in range(length - 1)}, "episode 3 has one"
+    assert drawn == {(e, s) for e, length in enumerate(LENGTHS) for s in range(length - 1)}, "episode 3 gives one"
 
 
 def test_prompts_are_full_and_shapes_are_as_documented(data: PolicyData) -> None:

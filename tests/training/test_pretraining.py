@@ -107,10 +107,10 @@ def test_the_plm_by_hand(share: float, held_out: int, trained_project: Path, tmp
     mixing = {"share": 0.5, "extrapolation": 0.2}
     params = {"steps": 3, "batch_per_task": 5, "interpolation": mixing, "held_out": share, **SHAPE}
     given = context(trained_project, tmp_path / "out", plm, **params)
-    told = plm.run(given)
+    metrics = plm.run(given)
     *losses, policies = zip(*plm_by_hand(given, held_out, 3), strict=True)
     np.testing.assert_allclose(logged(given), losses, rtol=1e-5)
-    assert told == pytest.approx({"loss": losses[0][-1], "validation_loss": losses[1][-1]}, rel=1e-5)
+    assert metrics == pytest.approx({"loss": losses[0][-1], "validation_loss": losses[1][-1]}, rel=1e-5)
     found, normalization = load_policy(given.out)
     expected = policies[-1].state_dict()
     for name, tensor in found.state_dict().items():
@@ -145,7 +145,7 @@ def test_the_diffuser_by_hand(ema: float | None, held_out: int, trained_project:
     params = {"steps": 4, "batch": 7, "ema": ema, "denoiser": shape, "diffusion": {"steps": 6}}
     given = context(trained_project, tmp_path / "out", diffuser, **params)
     many_held_out(given, tmp_path / "prompts", held_out)
-    told = diffuser.run(given)
+    metrics = diffuser.run(given)
     normalization = Normalization.load(given.inputs["prompts"] / "normalization.safetensors")
     x0, y, held_x0, held_y = (
         part
@@ -175,7 +175,7 @@ def test_the_diffuser_by_hand(ema: float | None, held_out: int, trained_project:
         with torch.no_grad():
             losses.append((loss.item(), l_dm(held_x0[fixed], held_y[fixed], generator_of(0, 0)).item()))
     np.testing.assert_allclose(logged(given), list(zip(*losses, strict=True)), rtol=1e-5)
-    assert told == pytest.approx(dict(zip(("loss", "validation_loss"), losses[-1], strict=True)), rel=1e-5)
+    assert metrics == pytest.approx(dict(zip(("loss", "validation_loss"), losses[-1], strict=True)), rel=1e-5)
     found, process = load_diffuser(given.out)
     for name, tensor in found.state_dict().items():
         torch.testing.assert_close(tensor, average[name], atol=1e-5, rtol=1e-4)

@@ -76,7 +76,7 @@ def test_killed_at_a_random_step_and_run_again_the_bytes_are_the_same(
     stood = out.stat().st_ino
     step = random.randint(1, 40)
     kill_at(project, stage, "point_robot-0", step)
-    assert (out.stat().st_ino, digest(out)) == (stood, reference), "the old out stays until the new one is whole"
+    assert (out.stat().st_ino, digest(out)) == (stood, reference), "the old out stays until the new one is complete"
     resumed: list[int] = []
     take = loop.Trainer._restore
 
@@ -88,7 +88,7 @@ def test_killed_at_a_random_step_and_run_again_the_bytes_are_the_same(
     run_stages(project, stage)
     assert digest(out) == reference, f"killed at step {step}"
     assert out.stat().st_ino != stood
-    assert resumed[0] >= step, "it went on where it had stopped"
+    assert resumed[0] >= step, "it resumed where it had stopped"
     assert not (project / ".work" / stage / "point_robot-0").exists()
 
 

@@ -136,7 +136,7 @@ def test_a_policy_that_exceeds_the_bounds_is_refused(
     monkeypatch.setattr(PointRobot, "behavior", lambda self, description: wild)
     with pytest.raises(PipelineError, match=r"policy 'expert': task 0, episode 0, step 0: action \[3\. 3\.\]"):
         collected(tmp_path, tmp_path / "work", family=plane)
-    assert not list((tmp_path / "work").iterdir()), "a bad shard is not kept"
+    assert not list((tmp_path / "work").iterdir()), "a bad shard is not saved"
 
 
 def test_summary(trained_project: Path) -> None:

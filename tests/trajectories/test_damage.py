@@ -239,7 +239,7 @@ def test_impossible_counts_in_the_footer_are_refused(tmp_path: Path, value: int)
     for damaged in (*changes, footer.replace(varint(ROWS), varint(value))):
         path.write_bytes(content[:begin] + damaged + len(damaged).to_bytes(4, "little") + b"PAR1")
         try:
-            assert equal(read(path), whole), "what pyarrow need not know"
+            assert equal(read(path), whole), "pyarrow does not need these counts"
         except PipelineError:
             refusal(path)
             refused += 1

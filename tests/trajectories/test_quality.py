@@ -62,7 +62,7 @@ GOOD = {"expert": {"return_mean": 710.0, "success_rate": 0.97, "early_ends": 0.0
 def test_good_data_misses_no_bar() -> None:
     assert missed_bars(GOOD, ExpertBars(700.0, 0.95, 0.05)) == []
     assert missed_bars(GOOD, ExpertBars()) == []
-    assert missed_bars({"medium": GOOD["expert"]}, ExpertBars(9000.0)) == [], "only experts are held to anything"
+    assert missed_bars({"medium": GOOD["expert"]}, ExpertBars(9000.0)) == [], "bars apply only to expert data"
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_every_prompt_is_used_with_its_own_condition(
 
     def acting(plm: Pretrained, x0: Tensor, y: Tensor, window: Steps, valid: Tensor) -> Tensor:
         assert torch.equal(y, conditions[-1])
-        assert window.timesteps.shape == valid.shape == (6, ACTING), "as long as acting reads them"
+        assert window.timesteps.shape == valid.shape == (6, ACTING), "as long as when acting"
         return original[2](plm, x0, y, window, valid)
 
     for name, spy in (("diffusion_loss", diffusing), ("sample", sampling), ("guidance_loss", acting)):
@@ -212,7 +212,7 @@ def test_each_prompt_is_generated_from_its_own_condition(plm: Pretrained, few_sh
         alone = chain_of(plm, denoiser, noise[i : i + 1], y[rows[i]].unsqueeze(0), 3)
         torch.testing.assert_close(made[i], alone[0], atol=1e-5, rtol=1e-4)
         another = chain_of(plm, denoiser, noise[i : i + 1], y[rows[i - 1]].unsqueeze(0), 3)
-        assert (made[i] - another[0]).abs().max() > 1e-3, "the condition decides"
+        assert (made[i] - another[0]).abs().max() > 1e-3, "the condition matters"
     more, _ = generate(denoiser, diffusion, y, len(y) + 4, 3, 7)
     assert len(more) == len(y) + 4
     assert not made.requires_grad

@@ -42,10 +42,10 @@ def test_the_phases_have_separate_state_and_logs(plm: Pretrained, few_shot: Targ
     module, defaults = METHODS["prompt_diffuser"]
     often = {"checkpoint_seconds": 0.0}
     params = module.Params.model_validate({"prompts": 4} | defaults | often | {"adapt": defaults["adapt"] | often})
-    told: list[tuple[Any, ...]] = []
-    run = Run(tmp_path / "work", tmp_path / "logs", "a title", lambda *given: told.append(given[:3]), 0)
+    reported: list[tuple[Any, ...]] = []
+    run = Run(tmp_path / "work", tmp_path / "logs", "a title", lambda *given: reported.append(given[:3]), 0)
     module.tune(plm, few_shot, params, run)
-    assert told == [("a title adapt", 6, 6), *(("a title guide", step, 5) for step in range(1, 6))]
+    assert reported == [("a title adapt", 6, 6), *(("a title guide", step, 5) for step in range(1, 6))]
     kept = sorted(str(path.relative_to(tmp_path / "work")) for path in (tmp_path / "work").glob("*/*"))
     assert kept == [
         *(f"adapt/step-0000000{step}.safetensors" for step in (5, 6)),

@@ -105,7 +105,7 @@ def test_the_best_candidates_are_selected_and_nothing_without_candidates(plm: Pr
     kept, passes = select(plm, few_shot, *made, TuningParams(prompts=4, candidates=9), 3)
     losses = by_hand(plm, few_shot, *made, 3)
     assert kept.tolist() == losses.argsort()[:4].tolist()
-    assert kept.tolist() != sorted(kept.tolist()), "best first, and not by chance the first"
+    assert kept.tolist() != sorted(kept.tolist()), "best first, and not simply the first ones"
     assert passes == SELECTION_WINDOWS * 9 == 288
     kept, passes = select(plm, few_shot, *made, TuningParams(prompts=9), 3)
     assert (kept.tolist(), passes) == (list(range(9)), 0)
