@@ -423,9 +423,9 @@ def test_devices_and_precision() -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        ("cuda", "device: cuda, but no CUDA device is here: use auto or cpu"),
-        ("cuda:1", "device: cuda:1, but no CUDA device is here"),
-        ("mps", "device: mps, but no MPS device is here"),
+        ("cuda", "device: cuda, but there is no CUDA device: use auto or cpu"),
+        ("cuda:1", "device: cuda:1, but there is no CUDA device"),
+        ("mps", "device: mps, but there is no MPS device"),
     ],
 )
 def test_an_unavailable_device_is_refused(monkeypatch: pytest.MonkeyPatch, wanted: str, message: str) -> None:
@@ -439,7 +439,7 @@ def test_an_unavailable_cuda_index_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert pick_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(PipelineError, match="device: cuda:2, but the last one here is cuda:1"):
+    with pytest.raises(PipelineError, match="device: cuda:2, but the last device is cuda:1"):
         pick_device("cuda:2")
 
 
