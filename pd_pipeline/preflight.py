@@ -13,8 +13,8 @@ from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import ACROSS, Stage, stages
 from pd_pipeline.storage import atomic_file
-from pd_pipeline.studies.definition import path, read
-from pd_pipeline.studies.points import point_graphs
+from pd_pipeline.studies.definition import label, path, read
+from pd_pipeline.studies.points import named, point_graphs
 
 MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
 
@@ -26,10 +26,16 @@ def check(graph: Graph) -> None:
         return
     check_blocks(graph)
     for name in graph.params.run.studies:
-        for point in point_graphs(graph, read(graph.root, name)):
-            check_blocks(point)
+        check_points(graph, name)
     with atomic_file(mark) as temporary:
         temporary.write_bytes(state)
+
+
+def check_points(graph: Graph, name: str) -> None:
+    """Raise PipelineError, which names the point, where a point of a study is wrong."""
+    for point, of_point in zip(read(graph.root, name).points, point_graphs(graph, name), strict=True):
+        with named(name, label(point)):
+            check_blocks(of_point)
 
 
 def check_blocks(graph: Graph) -> None:

@@ -161,7 +161,11 @@ def section(out: Path) -> list[dict[str, Any]]:
             "results": results,
             "rows": rows(results),
             "digits": decimals(point.metrics[m].mean.value for point in results.points for m in point.metrics),
-            "image": svg(figure(results), f"{results.title} ({results.family})"),
+            "figure": {
+                "title": "Return at the points",
+                "sentence": "Mean over targets, seeds and prompts, with its 95 % interval.",
+                "image": svg(figure(results), f"{results.title} ({results.family})"),
+            },
         }
         for results in load(out)
     ]

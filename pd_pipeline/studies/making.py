@@ -6,7 +6,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.lineage import Outcome
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key
-from pd_pipeline.studies.definition import PREFIX, read
+from pd_pipeline.studies.definition import PREFIX
 from pd_pipeline.studies.points import is_shared, pieces, point_graphs
 
 
@@ -22,11 +22,8 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
 
 def make_points(project: Graph, name: str, progress: Progress, *, record: bool = True) -> None:
     """Make every piece of every point of a study that is not there yet."""
-    study = read(project.root, name)
-    every = point_graphs(project, study)
-    for graph in every:
-        preflight.check_blocks(graph)
-    for graph in every:
+    preflight.check_points(project, name)
+    for graph in point_graphs(project, name):
         for stage, key in pieces(graph):
             if is_shared(graph, stage, key):
                 if not graphs.made_already(project, stage, key):

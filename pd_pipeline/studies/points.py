@@ -7,15 +7,18 @@ studies with this recipe share. So a PLM that a grid does not change is trained 
 on where it stopped.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from pd_pipeline import rendering
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import REPORT, RESULTS, SEED, Stage
 from pd_pipeline.storage import digest
-from pd_pipeline.studies.definition import PREFIX, Study, label, path, read
+from pd_pipeline.studies.definition import FOLDER, PREFIX, Study, label, path, read
 from pd_pipeline.studies.plan import Plan, PlannedPoint
 
 POINTS = Path("data/points")
@@ -34,22 +37,35 @@ def recipes(graph: Graph) -> Recipes:
     return found
 
 
-def point_graphs(project: Graph, study: Study) -> list[Graph]:
-    """One graph per point, in the order of the grid; each knows which of its pieces are the project's own."""
-    own = recipes(project)
+def point_graphs(project: Graph, name: str) -> list[Graph]:
+    """One graph per point of a study, in the order of the grid; each knows which of its pieces are the project's own.
+
+    Raises PipelineError, which names study and point, where one asks for what there is not.
+    """
+    study, own = read(project.root, name), recipes(project)
     graphs = []
     for point in study.points:
-        graph = load(project.root, (*project.overrides, *study.overrides(point)), study.base)
+        with named(name, label(point)):
+            graph = load(project.root, (*project.overrides, *study.overrides(point)), study.base)
         made = recipes(graph)
         homes: dict[tuple[str, str | None, int | None], Path] = {}
-        for (name, family), recipe in made.items():
-            seeds = graph.params.run.seeds if SEED in graph.stages[name].axes else (None,)
-            shared = own.get((name, family)) == recipe
+        for (stage, family), recipe in made.items():
+            seeds = graph.params.run.seeds if SEED in graph.stages[stage].axes else (None,)
+            shared = own.get((stage, family)) == recipe
             for seed in seeds:
                 if not (shared and (seed is None or seed in project.params.run.seeds)):
-                    homes[name, family, seed] = project.root / POINTS / recipe[:16]
+                    homes[stage, family, seed] = project.root / POINTS / recipe[:16]
         graphs.append(replace(graph, homes=homes))
     return graphs
+
+
+@contextmanager
+def named(study: str, point: str) -> Iterator[None]:
+    """Name study and point in the errors of what is done."""
+    try:
+        yield
+    except PipelineError as error:
+        raise PipelineError(f"{FOLDER}/{study}.yaml, point {point}: {error}") from error
 
 
 def pieces(graph: Graph) -> list[tuple[str, Key]]:
@@ -59,8 +75,7 @@ def pieces(graph: Graph) -> list[tuple[str, Key]]:
 
 def study_stage(project: Graph, name: str) -> Stage:
     """The stage that gathers a study. It needs what its points read of the project's own outs."""
-    study = read(project.root, name)
-    graphs = point_graphs(project, study)
+    study, graphs = read(project.root, name), point_graphs(project, name)
     needs = [
         stage
         for stage in project.stages

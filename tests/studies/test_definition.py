@@ -1,0 +1,86 @@
+"""A study's file: its points, and that every mistake is named with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from pd_pipeline import config
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.studies.definition import label, names, read
+
+GOOD = """\
+title: Does it matter?
+base: {run: {methods: [prompt_dt]}}
+grid:
+  target.few_shot: [1, 2]
+  tuned_prompt_diffuser.mode: [project, dm_only]
+seeds: [3, 4]
+"""
+
+
+def written(root: Path, text: str) -> Path:
+    (root / "studies").mkdir(exist_ok=True)
+    (root / "studies/mine.yaml").write_text(text)
+    return root
+
+
+def test_points_are_every_combination(tmp_path: Path) -> None:
+    study = read(written(tmp_path, GOOD), "mine")
+    few_shot, mode = "target.few_shot", "tuned_prompt_diffuser.mode"
+    assert study.points == [
+        {few_shot: 1, mode: "project"},
+        {few_shot: 1, mode: "dm_only"},
+        {few_shot: 2, mode: "project"},
+        {few_shot: 2, mode: "dm_only"},
+    ]
+    assert label(study.points[1]) == "few_shot 1, mode dm_only"
+    assert names(tmp_path) == ["mine"]
+
+
+def test_overrides_are_read_back_as_the_values_of_the_point(tmp_path: Path) -> None:
+    text = GOOD.replace("[1, 2]", "[null, 2]").replace("[project, dm_only]", "['1e3', {a: [1.5]}]")
+    study = read(written(tmp_path, text), "mine")
+    values = {"run": {"families": ["plane"], "studies": ["mine"]}, "families": {}}
+    found = config.overridden(values, study.overrides(study.points[1]))
+    assert found["run"] == {"families": ["plane"], "studies": [], "seeds": [3, 4]}
+    assert found["families"]["plane"] == {
+        "target": {"few_shot": None},
+        "tuned_prompt_diffuser": {"mode": {"a": [1.5]}},
+    }
+    again = config.overridden(values, study.overrides(study.points[0]))
+    assert again["families"]["plane"]["tuned_prompt_diffuser"]["mode"] == "1e3", "a string stays one"
+
+
+def test_base_takes_the_place_of_values_block_by_block() -> None:
+    values = {"run": {"seeds": [0], "methods": ["a"]}, "families": {"x": {"plm": {"steps": 5, "width": 8}}, "y": None}}
+    base = {"run": {"methods": ["b"]}, "families": {"x": {"plm": {"steps": 7}, "diffuser": {"steps": 1}}, "y": {}}}
+    found = config.merged(values, base)
+    assert found == {
+        "run": {"seeds": [0], "methods": ["b"]},
+        "families": {"x": {"plm": {"steps": 7, "width": 8}, "diffuser": {"steps": 1}}, "y": {}},
+    }
+    assert values["families"]["x"] == {"plm": {"steps": 5, "width": 8}}, "the values themselves stay as they were"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("title: Does it matter?", "", r"studies/mine\.yaml\.title: Field required"),
+        ("grid:", "gird:", r"studies/mine\.yaml\.gird: no such parameter: did you mean 'grid'"),
+        ("[1, 2]", "[]", r"mine\.yaml\.grid\.target\.few_shot"),
+        ("target.few_shot: [1, 2]", "run.seeds: [[1], [2]]", r"grid\.run\.seeds: set it in `seeds` or `base\.run`"),
+        ("target.few_shot: [1, 2]", "machine.device: [cpu]", r"grid\.machine\.device: set it in"),
+        ("[1, 2]", f"{list(range(600))}", r"1,200 points: more than 1,000"),
+        ("seeds: [3, 4]", "seeds: []", r"mine\.yaml\.seeds"),
+        ("title:", "title: [", "not valid YAML"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in GOOD
+    with pytest.raises(PipelineError, match=message):
+        read(written(tmp_path, GOOD.replace(old, new)), "mine")
+
+
+def test_a_study_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"studies/other\.yaml: no such study: known are mine"):
+        read(written(tmp_path, GOOD), "other")

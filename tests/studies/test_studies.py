@@ -1,0 +1,231 @@
+"""Studies on a tiny project: what points share is made once, a stopped study goes on, and every door knows it."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from pd_pipeline import graph, lineage, rendering
+from pd_pipeline.clean import clean
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.results import from_json
+from pd_pipeline.graph import Graph
+from pd_pipeline.progress import silent
+from pd_pipeline.reporting import study as shown
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import read_json
+from pd_pipeline.studies import making
+from pd_pipeline.studies.points import is_shared, point_graphs
+from tests.dvc_project import SMALL_PARAMS, call, make_project
+
+PARAMS = (
+    SMALL_PARAMS.replace("families: [point_robot, other]", "families: [point_robot]")
+    .replace("  other:\n    <<: *tiny\n", "")
+    .replace("run: {", "run: {studies: [few_shot], ")
+)
+STUDY = """\
+title: How many trajectories are enough?
+note: Nobody knows.
+base: {run: {methods: [prompt_dt]}}
+grid: {target.few_shot: [1, 2, 5]}
+"""
+STAGE = "study_few_shot"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    made = make_project(tmp_path / "project", PARAMS)
+    (made / "studies").mkdir()
+    (made / "studies/few_shot.yaml").write_text(STUDY)
+    return made
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stage and key of every piece of work that is really done."""
+    done: list[str] = []
+    real = graph.run
+
+    def count(project: Graph, stage: str, key: Key, *rest: Any) -> dict[str, Any]:
+        done.append(f"{stage} {key}".strip())
+        return real(project, stage, key, *rest)
+
+    monkeypatch.setattr(graph, "run", count)
+    return done
+
+
+def study(root: Path) -> Path:
+    """Make the study; its out."""
+    making.run(graph.load(root), STAGE, Key(), silent)
+    return root / "data" / STAGE
+
+
+def test_points_read_the_projects_own_outs_where_the_grid_changes_nothing(root: Path) -> None:
+    project = graph.load(root)
+    first, second, _ = point_graphs(project, "few_shot")
+    key = Key("point_robot", None, 0)
+    assert is_shared(first, "plm", key)
+    assert first.out("plm", key) == project.out("plm", key)
+    outs = [each.out("evaluation", key) for each in (project, first, second)]
+    assert len(set(outs)) == 3
+    tuned = Key("point_robot", 1, 0)
+    assert not is_shared(first, "tuned_prompt_dt", tuned)
+    assert first.input("evaluation", key, "tuned_prompt_dt") == first.out("tuned_prompt_dt", tuned).parent
+    assert project.stages[STAGE].needs == ("behavior_policies", "trajectories", "prompts", "plm")
+    assert STAGE in project.stages["report"].needs
+
+
+def test_seeds_that_the_project_does_not_run_are_the_studys_own(root: Path) -> None:
+    (root / "studies/few_shot.yaml").write_text(STUDY + "seeds: [0, 7]\n")
+    project = graph.load(root)
+    point = point_graphs(project, "few_shot")[0]
+    assert is_shared(point, "plm", Key("point_robot", None, 0))
+    assert not is_shared(point, "plm", Key("point_robot", None, 7))
+
+
+def test_a_study_makes_what_points_share_once(root: Path, counted: list[str]) -> None:
+    out = study(root)
+    assert len(set(counted)) < len(counted), "the points have pieces of the same key"
+    assert counted.count("plm point_robot-0") == counted.count("trajectories point_robot") == 1
+    assert counted.count("tuned_prompt_dt point_robot-1-0") == counted.count("evaluation point_robot-0") == 3
+    assert not [name for name in counted if "noise_prompt" in name], "base names the methods"
+    content = read_json(out / "study.json")
+    assert (content["title"], content["note"], content["names"]) == (
+        "How many trajectories are enough?",
+        "Nobody knows.",
+        ["target.few_shot"],
+    )
+    assert [point["values"] for point in content["points"]] == [{"target.few_shot": n} for n in (1, 2, 5)]
+    scores = pl.read_parquet(out / "scores.parquet")
+    assert scores.group_by("point", maintain_order=True).len()["len"].to_list() == [16, 16, 16]
+    for number, point in enumerate(content["points"]):
+        family = point["families"]["point_robot"]
+        result = from_json({"methods": family["methods"]}, "study.json").methods["prompt_dt"]
+        assert result.given.few_shot == (1, 2, 5)[number]
+        mean = scores.filter(pl.col("point") == number)["return"].mean()
+        assert result.mean.value == pytest.approx(mean)
+        gap = family["to_first"]["prompt_dt"]["value"]
+        assert gap == pytest.approx(mean - scores.filter(pl.col("point") == 0)["return"].mean())
+    before = list(counted)
+    assert making.run(graph.load(root), STAGE, Key(), silent).skipped
+    assert counted == before
+
+
+def test_a_stopped_study_goes_on_where_it_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, done = graph.run, []
+
+    def stop(project: Graph, stage: str, key: Key, *rest: Any) -> dict[str, Any]:
+        if stage == "evaluation" and len(done) > 8:
+            raise KeyboardInterrupt
+        done.append((stage, key))
+        return real(project, stage, key, *rest)
+
+    monkeypatch.setattr(graph, "run", stop)
+    with pytest.raises(KeyboardInterrupt):
+        study(root)
+    before = list(done)
+    assert [stage for stage, _ in before].count("evaluation") == 1, "stopped at the second point"
+    monkeypatch.setattr(graph, "run", lambda *given: (done.append(given[1:3]), real(*given))[1])
+    study(root)
+    after = done[len(before) :]
+    assert [stage for stage, _ in after].count("evaluation") == 2
+    assert not [stage for stage, _ in after if stage in ("trajectories", "prompts", "plm")]
+
+
+def test_an_edit_of_the_study_makes_only_what_is_new(root: Path, counted: list[str]) -> None:
+    study(root)
+    counted.clear()
+    path = root / "studies/few_shot.yaml"
+    path.write_text(STUDY.replace("[1, 2, 5]", "[1, 2, 3]"))
+    assert lineage.up_to_date(graph.load(root), STAGE, Key()) is None
+    study(root)
+    assert sorted(counted) == [
+        "evaluation point_robot-0",
+        STAGE,
+        "tuned_prompt_dt point_robot-1-0",
+        "tuned_prompt_dt point_robot-3-0",
+    ]
+
+
+def test_dvc_repro_makes_it_and_the_report_shows_it(root: Path) -> None:
+    call(root, "pd-pipeline", "graph", "--write")
+    call(root, "dvc", "repro", "--quiet")
+    assert "up to date" in call(root, "dvc", "status")
+    page = (root / "data/reports/index.html").read_text()
+    assert "How many trajectories are enough?" in page
+    assert "few_shot 5" in page
+    assert "study_few_shot: up to date" in call(root, "pd-pipeline", "run", STAGE)
+    (root / "studies/few_shot.yaml").write_text(STUDY.replace("5]", "3]"))
+    assert "digests" in call(root, "dvc", "status")
+
+
+def test_the_command_needs_no_entry_in_run_studies(root: Path) -> None:
+    (root / "params.yaml").write_text(PARAMS.replace("studies: [few_shot], ", ""))
+    assert "few_shot: How many" in call(root, "pd-pipeline", "study")
+    text = call(root, "pd-pipeline", "study", "few_shot")
+    lines = [line.split() for line in text.splitlines() if line.startswith("few_shot ")]
+    assert [line[:3] for line in lines] == [["few_shot", n, "prompt_dt"] for n in "125"]
+    assert "study" not in rendering.render(graph.load(root))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("target.few_shot: [1, 2, 5]", "plm.stepz: [1]", r"plm\.stepz: no such parameter: did you mean 'steps'"),
+        (
+            "target.few_shot: [1, 2, 5]",
+            "pml.steps: [1]",
+            r"families\.point_robot\.pml: no such block: did you mean 'plm'",
+        ),
+        (
+            "[1, 2, 5]",
+            "[1, 99]",
+            r"few_shot: 99 trajectories of quality 'expert', but trajectories\.episodes collects 6",
+        ),
+        ("[prompt_dt]", "[prompt_td]", r"run\.methods: 'prompt_td' is not a method"),
+    ],
+)
+def test_a_wrong_point_is_named_before_any_work(
+    root: Path, old: str, new: str, message: str, counted: list[str]
+) -> None:
+    (root / "studies/few_shot.yaml").write_text(STUDY.replace(old, new))
+    with pytest.raises(PipelineError, match=rf"^studies/few_shot\.yaml, point [a-z_]+ \w+: .*{message}"):
+        study(root)
+    assert counted == []
+
+
+def test_clean_removes_the_points_and_leaves_what_is_yours(root: Path) -> None:
+    study(root)
+    homes = sorted((root / "data/points").iterdir())
+    mine = homes[0] / "data/notes.txt"
+    mine.write_text("mine")
+    said = list(clean(root))
+    assert [path for path in (root / "data/points").rglob("*") if path.is_file()] == [mine]
+    assert any(str(mine) in line for line in said)
+    shutil.rmtree(root / "data/points")
+    assert not (root / "data" / STAGE).exists()
+
+
+def results(names: tuple[str, ...], values: list[dict[str, Any]], out: Path) -> shown.StudyResults:
+    (found,) = shown.load(out)
+    points = tuple(
+        shown.PointResults(str(v), v, p.metrics, p.to_first, p.fit) for v, p in zip(values, found.points, strict=True)
+    )
+    return shown.StudyResults(found.title, found.note, names, found.family, found.seeds, points)
+
+
+def test_figures_are_curves_over_numbers_and_intervals_otherwise(root: Path) -> None:
+    out = study(root)
+    (found,) = shown.load(out)
+    axes = shown.figure(found).axes[0]
+    assert axes.get_xlabel() == "target.few_shot"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "2", "5"]
+    wide = results(("a",), [{"a": 1}, {"a": 10}, {"a": 100}], out)
+    assert shown.figure(wide).axes[0].get_xscale() == "log"
+    for values in ([{"a": "x"}, {"a": "y"}, {"a": "z"}], [{"a": True}, {"a": False}, {"a": True}]):
+        plain = shown.figure(results(("a",), values, out)).axes[0]
+        assert [label.get_text() for label in plain.get_yticklabels()] == [str(v) for v in values]
+    rows = shown.rows(found)
+    assert [row.to_first is None for row in rows] == [True, False, False]
