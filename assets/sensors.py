@@ -8,7 +8,7 @@ import dagster as dg
 from assets.reporting_back import report
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.lineage import LOCK_FILE
+from pd_pipeline.lockfile import LOCK_FILE
 
 
 def dvc_lock_sensor(root: Path) -> dg.SensorDefinition:

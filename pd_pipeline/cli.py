@@ -231,13 +231,13 @@ def _show(values: "Parameters", depth: int) -> None:
 
 @app.command()
 def publish(
-    family: Annotated[str, typer.Argument(help="Family of params.yaml.")],
-    to: Annotated[Path, typer.Option(help="Folder that gets a folder of the family's name.")] = Path("results"),
+    name: Annotated[str, typer.Argument(help="Family or study that params.yaml runs.")],
+    to: Annotated[Path, typer.Option(help="Gets a folder of this name; of a study below studies/.")] = Path("results"),
 ) -> None:
-    """Copy the numbers of this run, small and with what made them, to results/<family>/."""
+    """Copy the numbers of this run, small and with what made them, to results/."""
     from pd_pipeline.reporting.publish import publish as copy
 
-    for file in copy(Path.cwd(), family, to / family):
+    for file in copy(Path.cwd(), name, to):
         typer.echo(str(file))
 
 

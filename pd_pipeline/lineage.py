@@ -24,14 +24,13 @@ from pd_pipeline import graph as graphs
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.lockfile import with_entry
+from pd_pipeline.lockfile import LOCK_FILE, with_entry
 from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address, relative
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_file, digest
 
-LOCK_FILE = "dvc.lock"
 STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the commands it runs
 _BUSY_SECONDS = 0.5
 T = TypeVar("T")

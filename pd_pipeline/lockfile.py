@@ -1,4 +1,4 @@
-"""dvc.lock as text: replaces one entry without parsing the others.
+"""dvc.lock as text: replaces or picks entries without parsing the others.
 
 DVC rewrites the whole file with a YAML parser that keeps comments, in pure Python: recording one of the seven hundred
 pieces of the published benchmark took 19 seconds that way, and takes 3 this way. Entries are blocks of lines, so
@@ -6,8 +6,18 @@ replacing one needs no parser.
 """
 
 import re
+from collections.abc import Collection
 
+LOCK_FILE = "dvc.lock"
 HEAD = "schema: '2.0'\nstages:\n"
+
+
+def only(text: str, names: Collection[str]) -> str:
+    """The text of dvc.lock with the entries of `names` alone; all of it where it has an unexpected layout."""
+    if not text.startswith(HEAD):
+        return text
+    blocks = re.split(r"^(?=  \S)", text[len(HEAD) :], flags=re.MULTILINE)
+    return HEAD + "".join(block for block in blocks if block.split(":\n", 1)[0].strip(" '\"") in names)
 
 
 def with_entry(text: str, entry: str) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from dvc.utils.serialize import dumps_yaml, loads_yaml
 
-from pd_pipeline.lockfile import HEAD, with_entry
+from pd_pipeline.lockfile import HEAD, only, with_entry
 
 
 def entry(name: str, md5: str) -> dict[str, Any]:
@@ -63,3 +63,10 @@ def test_the_first_entry_makes_the_file() -> None:
 )
 def test_a_file_with_another_layout_is_left_to_dvc(text: str) -> None:
     assert with_entry(text, lock(SECOND)) is None
+
+
+def test_entries_are_picked_by_name() -> None:
+    assert only(lock(FIRST, SECOND, THIRD), {"plm@reach-1", "report"}) == lock(SECOND, THIRD)
+    assert only(lock(FIRST, SECOND), {"plm@reach-0", "plm@reach-1"}) == lock(FIRST, SECOND)
+    assert only(lock(FIRST), set()) == HEAD
+    assert only("schema: '3.0'\n", set()) == "schema: '3.0'\n", "of another layout nothing is left out"

@@ -80,7 +80,7 @@ def git_revision(root: Path) -> str:
     revision = _git(root, "rev-parse", "HEAD")
     if not revision:
         return "unknown"
-    changed = _git(root, "status", "--porcelain", "--", "*.py", "params.yaml")
+    changed = _git(root, "status", "--porcelain", "--", "*.py", "params.yaml", "studies/*.yaml")
     return f"{revision.strip()}{UNCOMMITTED if changed else ''}"
 
 

@@ -13,28 +13,70 @@ from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.results import Evaluation, Given, MethodResult, Tuned
 from pd_pipeline.evaluation.scores import CEILING, method_metrics
 from pd_pipeline.graph import Graph, load
+from pd_pipeline.lockfile import LOCK_FILE, only
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task
 from pd_pipeline.reporting.provenance import UNCOMMITTED, effective_parameters, git_revision, machine, versions
 from pd_pipeline.reporting.stage_plots import drawn
+from pd_pipeline.reporting.study import figure
+from pd_pipeline.reporting.study import load as load_study
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
+from pd_pipeline.studies.definition import PREFIX, path
 from pd_pipeline.tuning.methods import built_in
 
 
-def publish(root: Path, family: str, destination: Path) -> list[Path]:
-    """Write metrics, scores, fit, data quality, plots and what made them into `destination`; returns the files."""
+def publish(root: Path, name: str, destination: Path) -> list[Path]:
+    """Publish a family that runs, or a study: small files, with what made them, in a folder below `destination`.
+
+    Returns the files. Raises PipelineError where there is no such family or study here, or code is not committed.
+    """
     graph = load(root)
-    params = graph.params
-    if family not in params.run.families:
-        asked = ", ".join(params.run.families)
-        raise PipelineError(f"publish: family '{family}' is not run here: {PARAMS_FILE} asks for {asked}")
+    if name in graph.params.run.families:
+        return _publish_family(graph, name, destination / name)
+    if name in graph.params.run.studies:
+        return _publish_study(graph, name, destination / "studies" / name)
+    asked = ", ".join((*graph.params.run.families, *graph.params.run.studies))
+    raise PipelineError(f"publish: '{name}' is no family or study that runs here: {PARAMS_FILE} asks for {asked}")
+
+
+def _refuse_uncommitted(root: Path) -> None:
     if git_revision(root).endswith(UNCOMMITTED):
         raise PipelineError(
             f"publish: code or parameters of {root} are not committed, so that nobody could make these numbers again: "
             "commit, run again, and publish then"
         )
+
+
+def _exactly(graph: Graph, folder: Path, pieces: list[tuple[str, Key]]) -> None:
+    """Copy the parameters as they are written, and what DVC has on record of the pieces."""
+    (folder / PARAMS_FILE).write_text(graph.text)
+    if (graph.root / LOCK_FILE).is_file():
+        names = {address(stage, key) for stage, key in pieces}
+        (folder / LOCK_FILE).write_text(only((graph.root / LOCK_FILE).read_text(), names))
+
+
+def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
+    """The study's file, its results, scores and plots."""
+    _refuse_uncommitted(graph.root)
+    stage = PREFIX + name
+    out = graph.root / graph.out(stage, Key())
+    with atomic_directory(destination) as folder:
+        _draw(folder, {found.family: png(figure(found)) for found in load_study(out)})
+        write_json(folder / "study.json", read_json(out / "study.json"))
+        with atomic_file(folder / "scores.csv") as file:
+            pl.read_parquet(out / "scores.parquet").write_csv(file)
+        (folder / f"{name}.yaml").write_text(path(graph.root, name).read_text())
+        _exactly(graph, folder, [(stage, Key())])
+        write_json(folder / "provenance.json", _made_by(graph))
+    return sorted(destination.iterdir())
+
+
+def _publish_family(graph: Graph, family: str, destination: Path) -> list[Path]:
+    """Metrics, scores, fit, data quality and plots."""
+    params = graph.params
+    _refuse_uncommitted(graph.root)
     with atomic_directory(destination) as folder:
         tables: list[pl.DataFrame] = []
         for seed in params.run.seeds:
@@ -51,7 +93,9 @@ def publish(root: Path, family: str, destination: Path) -> list[Path]:
         data = graph.root / graph.out("trajectories", Key(family))
         write_json(folder / "data.json", read_json(data / "summary.json"))
         _draw(folder, {f"data {title}": image for title, image in _plots(graph, "trajectories", data).items()})
-        write_json(folder / "provenance.json", _provenance(graph, family))
+        pieces = [(stage, key) for stage in graph.stages for key in graph.keys(stage) if key.family == family]
+        _exactly(graph, folder, pieces)
+        write_json(folder / "provenance.json", _provenance(graph, family, pieces))
         recompute(folder)
         pooled = results.load(folder / "metrics.json").methods
         scores = read_scores(folder)
@@ -135,16 +179,21 @@ def _draw(folder: Path, plots: dict[str, bytes], suffix: str = "") -> None:
             file.write_bytes(image)
 
 
-def _provenance(graph: Graph, family: str) -> dict[str, Any]:
-    pieces = [(stage, key) for stage in graph.stages for key in graph.keys(stage) if key.family == family]
-    made = {address(stage, key): records.find(graph.root, stage, key) for stage, key in pieces}
+def _made_by(graph: Graph) -> dict[str, Any]:
     return {
-        "seeds": list(graph.params.run.seeds),
-        "parameters": effective_parameters(graph.params, family, graph.root, graph.modules),
         "versions": versions(),
         "revision": git_revision(graph.root),
         "published_with": git_revision(Path(__file__).parents[2]),  # pools seeds and draws
         "machine": machine(),
+    }
+
+
+def _provenance(graph: Graph, family: str, pieces: list[tuple[str, Key]]) -> dict[str, Any]:
+    made = {address(stage, key): records.find(graph.root, stage, key) for stage, key in pieces}
+    return {
+        "seeds": list(graph.params.run.seeds),
+        "parameters": effective_parameters(graph.params, family, graph.root, graph.modules),
+        **_made_by(graph),
         # null: made elsewhere, and what it took there is not known here
         "seconds": {name: record.seconds if record else None for name, record in made.items()},
         "device": {name: record.device if record else None for name, record in made.items()},

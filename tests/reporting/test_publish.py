@@ -20,7 +20,7 @@ from tests.evaluation.builders import FREE
 
 
 def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp_path: Path) -> None:
-    files = publish(reported_project, "point_robot", tmp_path / "results" / "point_robot")
+    files = publish(reported_project, "point_robot", tmp_path / "results")
     names = {file.name for file in files}
     assert {"metrics.json", "metrics-0.json", "fit-0.json", "scores.csv", "provenance.json"} <= names
     assert {"comparison-0.png", "per-task-0.png", "fit-of-generated-prompts-0.png"} <= names
@@ -30,6 +30,7 @@ def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp
     ours, theirs = (read_json(file)["methods"] for file in (folder / "metrics.json", evaluation / "metrics.json"))
     assert ours == theirs, "one seed, the same draws"
     assert read_json(folder / "metrics.json")["precision"] == "float32"
+    assert (folder / "params.yaml").read_text() == (reported_project / "params.yaml").read_text()
     made = read_json(folder / "provenance.json")
     trajectories = reported_project / "data/trajectories/point_robot"
     assert made["digests"]["evaluation@point_robot-0"] == digest(evaluation)
@@ -57,8 +58,13 @@ def test_uncommitted_code_or_parameters_are_not_published(reported_project: Path
     assert not (tmp_path / "bad").exists()
 
 
+def test_what_runs_nowhere_is_not_published(reported_project: Path, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"'reach' is no family or study that runs here: .* asks for point_robot"):
+        publish(reported_project, "reach", tmp_path)
+
+
 def test_metrics_follow_from_what_is_kept(reported_project: Path, tmp_path: Path) -> None:
-    publish(reported_project, "point_robot", tmp_path / "point_robot")
+    publish(reported_project, "point_robot", tmp_path)
     folder = tmp_path / "point_robot"
     before = {name: (folder / name).read_bytes() for name in ("metrics.json", "metrics-0.json")}
     assert metrics_of(folder).keys() == before.keys()
@@ -76,7 +82,7 @@ def test_a_piece_without_a_record_has_no_seconds(reported_project: Path, tmp_pat
     root = tmp_path / "project"
     shutil.copytree(reported_project, root)
     (root / "data/records/plm/point_robot-0.json").unlink()
-    publish(root, "point_robot", tmp_path / "point_robot")
+    publish(root, "point_robot", tmp_path)
     made = read_json(tmp_path / "point_robot/provenance.json")
     assert made["seconds"]["plm@point_robot-0"] is made["device"]["plm@point_robot-0"] is None
     assert made["seconds"]["diffuser@point_robot-0"] > 0
@@ -118,8 +124,13 @@ def test_old_runs_are_told_from_their_parameters_and_nothing_is_invented(tmp_pat
 def test_metrics_that_record_less_are_made_again_from_the_parameters(reported_project: Path, tmp_path: Path) -> None:
     """The oldest published files, and what their recomputation adds to them."""
     folder = tmp_path / "point_robot"
-    publish(reported_project, "point_robot", folder)
+    publish(reported_project, "point_robot", tmp_path)
     today = metrics_of(folder)["metrics-0.json"]
+    provenance = read_json(folder / "provenance.json")
+    for stage, block in provenance["parameters"].items():
+        for name in ("few_shot", "quality") if stage.startswith("tuned_") else ():
+            block[name] = block.pop(f"target.{name}")
+    write_json(folder / "provenance.json", provenance)
     file = read_json(folder / "metrics-0.json")
     del file["precision"]
     for values in file["methods"].values():

@@ -14,6 +14,7 @@ from pd_pipeline.evaluation.results import from_json
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting import study as shown
+from pd_pipeline.reporting.publish import publish
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
 from pd_pipeline.studies import making
@@ -157,6 +158,19 @@ def test_dvc_repro_makes_it_and_the_report_shows_it(root: Path) -> None:
     assert "How many trajectories are enough?" in page
     assert "few_shot 5" in page
     assert "study_few_shot: up to date" in call(root, "pd-pipeline", "run", STAGE)
+    files = {file.name for file in publish(root, "few_shot", root / "results")}
+    assert files == {
+        "study.json",
+        "scores.csv",
+        "point_robot.png",
+        "few_shot.yaml",
+        "params.yaml",
+        "dvc.lock",
+        "provenance.json",
+    }
+    folder = root / "results/studies/few_shot"
+    assert (folder / "few_shot.yaml").read_text() == STUDY
+    assert (folder / "dvc.lock").read_text().count("  study_few_shot:\n") == 1
     (root / "studies/few_shot.yaml").write_text(STUDY.replace("5]", "3]"))
     assert "digests" in call(root, "dvc", "status")
 
