@@ -1,6 +1,1 @@
-"""Dagster's view of the pipeline: `defs` is what `dagster dev -w workspace.yaml` loads."""
-
-from assets.definitions import build
-from assets.project import root
-
-defs = build(root())
+"""Dagster's view of the pipeline."""

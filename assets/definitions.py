@@ -11,12 +11,16 @@ from pd_pipeline import graph
 
 
 def build(root: Path) -> dg.Definitions:
-    """The definitions of the project at `root`."""
+    """The definitions of the project at `root`.
+
+    A run is one process: a process per step would import PyTorch for each, which takes longer than most of the work.
+    """
     project = graph.load(root)
-    job = bring_up_to_date_job(root)
+    job = bring_up_to_date_job(project)
     return dg.Definitions(
         assets=[stage_asset(project, stage) for stage in project.stages],
         jobs=[job],
-        schedules=[nightly(job)],
+        schedules=[nightly(project, job)],
         sensors=[dvc_lock_sensor(root)],
+        executor=dg.in_process_executor,
     )

@@ -15,6 +15,8 @@ def dependency(project: Graph, stage: str, need: str) -> dg.AssetDep:
     """What `stage` reads of the stage `need`: which keys of it for which of its own."""
     if not project.stages[stage].axes:
         return dg.AssetDep(need, partition_mapping=dg.AllPartitionMapping())
+    if project.stages[stage].axes == project.stages[need].axes:  # Dagster makes both in one run
+        return dg.AssetDep(need, partition_mapping=dg.IdentityPartitionMapping())
     readers: dict[str, set[str]] = {}
     for key in project.keys(stage):
         for name, other in project.upstream(stage, key):

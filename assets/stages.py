@@ -1,81 +1,154 @@
-"""One asset a stage. Its body is what `pd-pipeline run` does, with Dagster's log, metadata and retries around it."""
+"""One asset per stage. Its body is what `pd-pipeline run` does, with Dagster's log, metadata and retries around it.
+
+A step makes all partitions that a run asks for, in one process: what takes long is to start processes and runs. Each
+partition has its own event, with its own data version, as soon as it is made.
+"""
 
 import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
+from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
 from assets.checks import check_results, check_specs
 from assets.metadata import describe, plots
 from assets.partitions import dependency, partitions_of
+from assets.versions import Versions, latest
 from pd_pipeline import graph, lineage, preflight
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.graph import Graph
+from pd_pipeline.lineage import Outcome
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.stage import Key
-from pd_pipeline.workers import die_with_parent
+from pd_pipeline.storage import digest
 
 GPU_POOL = "gpu"
+RETRIES = dg.RetryPolicy(max_retries=1)  # a transient fault; what is the user's to mend is not retried
+
+Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
+
+NO_EVENT = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
+"""Keeps Dagster from an event of its own, which would give all partitions of a step one data version."""
 
 
 def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
     """The asset of one stage."""
     partitions = partitions_of(project, stage)
-    root = project.root
 
-    @dg.asset(
-        name=stage,
-        group_name=project.stages[stage].group,
-        deps=[dependency(project, stage, need) for need in project.stages[stage].needs],
-        partitions_def=partitions,
-        code_version=lineage.version(project, stage),
-        check_specs=check_specs(project.stages[stage], partitions),
-        pool=GPU_POOL if project.stages[stage].computes else None,
-        retry_policy=dg.RetryPolicy(max_retries=1),  # a transient fault; what is the user's to mend is not retried
-        description=f"`pd-pipeline run {stage}`"
-        + (f" --key {partitions.get_first_partition_key()}" if partitions else ""),
-        kinds={"python"},
-    )
-    def body(context: dg.AssetExecutionContext) -> dg.MaterializeResult:
-        die_with_parent()  # a step whose run was killed would hold its piece of work against the next run
+    def body(context: dg.AssetExecutionContext) -> Iterator[Event | dg.MaterializeResult | dg.Output]:
+        asked = list(context.partition_keys) if partitions else [""]
+        yield from make(context, project, stage, asked)
+        for output in context.op_execution_context.selected_output_names:
+            # the other outputs are those of the checks
+            yield dg.MaterializeResult(metadata=NO_EVENT) if output == "result" else dg.Output(None, output)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dg.BetaWarning)  # of `backfill_policy`
+        asset = dg.asset(
+            name=stage,
+            group_name=project.stages[stage].group,
+            deps=[dependency(project, stage, need) for need in project.stages[stage].needs],
+            partitions_def=partitions,
+            backfill_policy=dg.BackfillPolicy.single_run(),
+            code_version=lineage.version(project, stage),
+            check_specs=check_specs(project.stages[stage], partitions),
+            pool=GPU_POOL if project.stages[stage].computes else None,
+            retry_policy=RETRIES,
+            description=f"`pd-pipeline run {stage}`"
+            + (f" --key {partitions.get_first_partition_key()}" if partitions else ""),
+            kinds={"python"},
+        )
+    return asset(body)
+
+
+def make(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    project: Graph,
+    stage: str,
+    asked: list[str] | None = None,
+) -> Iterator[Event]:
+    """Make pieces of a stage: those with the keys `asked`, else all that are not up to date, as Dagster will know.
+
+    One piece that cannot be made does not keep the others from being made. Raises dagster.Failure in the end.
+    """
+    try:
+        project = graph.load(project.root)  # params.yaml may have changed since the definitions were loaded
+        preflight.check(project)
+        keys = project.keys(stage) if asked is None else [project.key(stage, text) for text in asked]
+    except PipelineError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
+    problems, transient, versions = [], False, Versions(context.instance, project)
+    for number, key in enumerate(keys, 1):
+        name = f"{stage} {key}".strip()
+        count = f" ({number} of {len(keys)})" if len(keys) > 1 else ""
         try:
-            fresh = graph.load(root)  # params.yaml may have changed since the definitions were loaded
-            preflight.check(fresh)
-            return _materialize(context, fresh, stage, _key(context, fresh, stage))
-        except PipelineError as error:
-            raise dg.Failure(str(error), allow_retries=False) from None
-        except EXPECTED as error:  # of the machine: a full disk, no memory; it may be gone the next time
-            raise dg.Failure(described(error)) from None
+            began = time.monotonic()
+            outcome = lineage.run(project, stage, key, LineProgress(context.log.info))
+            seconds = time.monotonic() - began
+            context.log.info(f"{name}: {'up to date' if outcome.skipped else f'made in {seconds:.1f} s'}{count}")
+            version = outcome.data_version or digest(project.root / project.out(stage, key))
+            tags = versions.tags(stage, key, version)
+            if asked is not None or not outcome.skipped or not versions.known(stage, key, tags):
+                yield from _events(context, project, stage, key, outcome, tags, seconds)
+        except EXPECTED as error:  # of the user, or of the machine: a full disk may be gone the next time
+            transient = transient or not isinstance(error, PipelineError)
+            problems.append(described(error) if len(keys) == 1 else f"{name}: {described(error)}")
+            context.log.error(f"{name}: {described(error)}{count}")
+    if problems:
+        others = f"{len(problems)} of {len(keys)} were not made: " if len(keys) > 1 else ""
+        raise dg.Failure(others + "; ".join(problems), allow_retries=transient)
 
-    return body
 
-
-def _key(context: dg.AssetExecutionContext, project: Graph, stage: str) -> Key:
-    return project.key(stage, context.partition_key) if context.has_partition_key else project.keys(stage)[0]
-
-
-def _materialize(context: dg.AssetExecutionContext, project: Graph, stage: str, key: Key) -> dg.MaterializeResult:
-    began = time.monotonic()
-    outcome = lineage.run(project, stage, key, LineProgress(context.log.info))
-    out = project.root / project.out(stage, key)
+def _events(
+    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    project: Graph,
+    stage: str,
+    key: Key,
+    outcome: Outcome,
+    tags: dict[str, str],
+    seconds: float,
+) -> Iterator[Event]:
+    """That a piece was made, and what its checks found."""
+    out, partition = project.root / project.out(stage, key), str(key) or None
     if outcome.skipped:
-        context.log.info(f"{stage} {key}: up to date")
-        metadata: dict[str, Any] = _previous_metadata(context, stage, key)
+        metadata = _previous_metadata(context.instance, stage, key)
     else:
-        numbers: dict[str, Any] = {name: float(value) for name, value in outcome.metrics.items() if name != "row_count"}
-        metadata = numbers | {"duration_seconds": time.monotonic() - began}
+        metadata = {name: float(value) for name, value in outcome.metrics.items() if name != "row_count"}
+        metadata["duration_seconds"] = seconds
         if "row_count" in outcome.metrics:
             metadata["dagster/row_count"] = int(outcome.metrics["row_count"])
-    return dg.MaterializeResult(
-        metadata=metadata | describe(out) | plots(project.stages[stage], out),
-        data_version=dg.DataVersion(outcome.data_version) if outcome.data_version else None,
-        check_results=check_results(project, stage, out),
+    metadata = metadata | describe(out) | plots(project.stages[stage], out)
+    yield dg.AssetMaterialization(stage, partition=partition, metadata=metadata, tags=tags)
+    blocking = {spec.name: spec.blocking for spec in check_specs(stage, None)}
+    for result in check_results(project, stage, out):
+        assert result.check_name is not None
+        yield dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey(stage),
+            check_name=result.check_name,
+            passed=result.passed,
+            metadata=result.metadata,
+            severity=result.severity,
+            description=result.description,
+            blocking=blocking[result.check_name],
+            partition=partition,
+            target_materialization_data=_target(context.instance, stage, key),
+        )
+
+
+def _target(instance: dg.DagsterInstance, stage: str, key: Key) -> AssetCheckEvaluationTargetMaterializationData | None:
+    """The materialization that a check is about."""
+    if (record := latest(instance, stage, key)) is None:
+        return None
+    return AssetCheckEvaluationTargetMaterializationData(
+        storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
     )
 
 
-def _previous_metadata(context: dg.AssetExecutionContext, stage: str, key: Key) -> dict[str, Any]:
+def _previous_metadata(instance: dg.DagsterInstance, stage: str, key: Key) -> dict[str, Any]:
     """What the last materialization said: skipping work must not lose its figures."""
-    chosen = dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[str(key)] if str(key) else None)
-    records = context.instance.fetch_materializations(chosen, limit=1).records
-    found = records[0].asset_materialization if records else None
+    record = latest(instance, stage, key)
+    found = record.asset_materialization if record else None
     return dict(found.metadata) if found else {}

@@ -34,7 +34,7 @@ families:
 DOORS = {
     "pd-pipeline run all": ["pd-pipeline", "run", "all"],
     "dvc repro": ["dvc", "--wait-for-lock", "repro"],
-    "dagster job execute": ["dagster", "job", "execute", "-m", "assets", "-j", "bring_up_to_date"],
+    "dagster job execute": ["dagster", "job", "execute", "-m", "assets.location", "-j", "bring_up_to_date"],
 }
 
 

@@ -1,0 +1,6 @@
+"""What `dagster dev -w workspace.yaml` loads."""
+
+from assets.definitions import build
+from assets.project import root
+
+defs = build(root())

@@ -1,0 +1,60 @@
+"""The versions that an event carries: of its out, of its code and of what was read. Staleness in the UI follows."""
+
+from functools import cache
+from hashlib import sha256
+
+import dagster as dg
+
+from pd_pipeline import lineage
+from pd_pipeline.graph import Graph
+from pd_pipeline.stage import Key
+
+DATA_VERSION, CODE_VERSION = "dagster/data_version", "dagster/code_version"
+INPUT_DATA_VERSION, INPUT_EVENT_POINTER = "dagster/input_data_version", "dagster/input_event_pointer"
+GIVEN = "dagster/data_version_is_user_provided"
+
+
+def latest(instance: dg.DagsterInstance, stage: str, key: Key) -> dg.EventLogRecord | None:
+    """The last materialization of a piece of work."""
+    chosen = dg.AssetRecordsFilter(dg.AssetKey(stage), asset_partitions=[str(key)] if str(key) else None)
+    return next(iter(instance.fetch_materializations(chosen, limit=1).records), None)
+
+
+class Versions:
+    """What an instance knows of the pieces of a project. A data version is looked up once."""
+
+    def __init__(self, instance: dg.DagsterInstance, project: Graph):
+        self._instance, self._project = instance, project
+        self._data_version = cache(self._latest_data_version)
+        self._code_version = cache(lambda stage: lineage.version(project, stage))
+
+    def tags(self, stage: str, key: Key, data_version: str) -> dict[str, str]:
+        """The tags of the event that a piece was made, its inputs being what Dagster last heard of them."""
+        needs = self._project.stages[stage].needs
+        return (
+            {DATA_VERSION: data_version, CODE_VERSION: self._code_version(stage), GIVEN: "true"}
+            | {f"{INPUT_DATA_VERSION}/{need}": self._input_version(stage, key, need) for need in needs}
+            | {f"{INPUT_EVENT_POINTER}/{need}": self._pointer(need) for need in needs}
+        )
+
+    def known(self, stage: str, key: Key, tags: dict[str, str]) -> bool:
+        """Whether the last event of a piece said the same, whichever events of its inputs it came after."""
+        record = latest(self._instance, stage, key)
+        found = record.asset_materialization if record else None
+        before = found.tags or {} if found else {}
+        return all(before.get(name) == value for name, value in tags.items() if INPUT_EVENT_POINTER not in name)
+
+    def _latest_data_version(self, stage: str, key: Key) -> str:
+        record = latest(self._instance, stage, key)
+        found = record.asset_materialization if record else None
+        return (found.tags or {}).get(DATA_VERSION, "") if found else ""
+
+    def _input_version(self, stage: str, key: Key, need: str) -> str:
+        """One version for all partitions of an input, as Dagster compares it."""
+        read = sorted((str(other), other) for name, other in self._project.upstream(stage, key) if name == need)
+        return sha256("".join(self._data_version(need, other) for _, other in read).encode()).hexdigest()
+
+    def _pointer(self, stage: str) -> str:
+        """The storage id of a stage's last event, of whatever partition, as Dagster notes it for an input."""
+        records = self._instance.fetch_materializations(dg.AssetKey(stage), limit=1).records
+        return str(records[0].storage_id) if records else "NULL"
