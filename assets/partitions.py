@@ -6,9 +6,16 @@ from pd_pipeline.graph import Graph
 
 
 def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition | None:
-    """The keys of a stage; None for a stage that has no axes."""
-    keys = project.keys(stage)
-    return dg.StaticPartitionsDefinition([str(key) for key in keys]) if project.stages[stage].axes else None
+    """The keys of a stage; None for a stage that has no axes.
+
+    Those of one PLM stand together: a run covers a range of keys, and these can be made as soon as the PLM is.
+    """
+    if not project.stages[stage].axes:
+        return None
+    keys = sorted(
+        project.keys(stage), key=lambda key: (project.params.run.families.index(str(key.family)), key.seed or 0)
+    )
+    return dg.StaticPartitionsDefinition([str(key) for key in keys])
 
 
 def dependency(project: Graph, stage: str, need: str) -> dg.AssetDep:

@@ -70,17 +70,20 @@ def make(
     stage: str,
     asked: list[str] | None = None,
 ) -> Iterator[Event]:
-    """Make pieces of a stage: those with the keys `asked`, else all that are not up to date, as Dagster will know.
+    """Make pieces of a stage: those with the keys `asked`, else all that are not up to date as Dagster knows them.
 
     One piece that cannot be made does not keep the others from being made. Raises dagster.Failure in the end.
     """
     try:
         project = graph.load(project.root)  # params.yaml may have changed since the definitions were loaded
         preflight.check(project)
-        keys = project.keys(stage) if asked is None else [project.key(stage, text) for text in asked]
+        versions = Versions(context.instance, project)
+        keys = [project.key(stage, text) for text in asked] if asked is not None else _to_make(project, stage, versions)
     except PipelineError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
-    problems, transient, versions = [], False, Versions(context.instance, project)
+    problems, transient = [], False
+    if not keys:
+        context.log.info(f"{stage}: everything is up to date")
     for number, key in enumerate(keys, 1):
         name = f"{stage} {key}".strip()
         count = f" ({number} of {len(keys)})" if len(keys) > 1 else ""
@@ -91,8 +94,7 @@ def make(
             context.log.info(f"{name}: {'up to date' if outcome.skipped else f'made in {seconds:.1f} s'}{count}")
             version = outcome.data_version or digest(project.root / project.out(stage, key))
             tags = versions.tags(stage, key, version)
-            if asked is not None or not outcome.skipped or not versions.known(stage, key, tags):
-                yield from _events(context, project, stage, key, outcome, tags, seconds)
+            yield from _events(context.instance, project, stage, key, outcome, tags, seconds)
         except EXPECTED as error:  # of the user, or of the machine: a full disk may be gone the next time
             transient = transient or not isinstance(error, PipelineError)
             problems.append(described(error) if len(keys) == 1 else f"{name}: {described(error)}")
@@ -102,8 +104,15 @@ def make(
         raise dg.Failure(others + "; ".join(problems), allow_retries=transient)
 
 
+def _to_make(project: Graph, stage: str, versions: Versions) -> list[Key]:
+    """The keys of a stage that are out of date, or that Dagster does not know as they are."""
+    made = lineage.standing(project, [stage])
+    tags = {key: versions.tags(name, key, data_version) for (name, key), data_version in made.items()}
+    return [key for key in project.keys(stage) if key not in tags or not versions.known(stage, key, tags[key])]
+
+
 def _events(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext,
+    instance: dg.DagsterInstance,
     project: Graph,
     stage: str,
     key: Key,
@@ -114,7 +123,7 @@ def _events(
     """That a piece was made, and what its checks found."""
     out, partition = project.root / project.out(stage, key), str(key) or None
     if outcome.skipped:
-        metadata = _previous_metadata(context.instance, stage, key)
+        metadata = _previous_metadata(instance, stage, key)
     else:
         metadata = {name: float(value) for name, value in outcome.metrics.items() if name != "row_count"}
         metadata["duration_seconds"] = seconds
@@ -134,7 +143,7 @@ def _events(
             description=result.description,
             blocking=blocking[result.check_name],
             partition=partition,
-            target_materialization_data=_target(context.instance, stage, key),
+            target_materialization_data=_target(instance, stage, key),
         )
 
 

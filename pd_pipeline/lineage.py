@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
@@ -256,8 +256,8 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
     return _with_repo(graph.root, lambda repo: _standing(_piece(repo, stage, key)), locks.Waiting())
 
 
-def standing(graph: Graph) -> dict[tuple[str, Key], str]:
-    """MD5 of the out of every piece of work that is up to date, upstream first."""
+def standing(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[str, Key], str]:
+    """MD5 of the out of every piece of work of all stages, or of some, that is up to date, upstream first."""
     from dvc.lock import LockError
 
     now = rendering.all_digests(graph)
@@ -265,7 +265,7 @@ def standing(graph: Graph) -> dict[tuple[str, Key], str]:
     def look(repo: Any) -> dict[tuple[str, Key], str]:
         pieces = {piece.name: piece for piece in repo.stage.load_all(path=_dvc_file(repo))}
         found = {}
-        for stage, key in [(name, key) for name in graph.stages for key in graph.keys(name)]:
+        for stage, key in [(name, key) for name in stages or graph.stages for key in graph.keys(name)]:
             piece = pieces.get(address(stage, key))
             if rendering.recorded(graph.root, stage, key) != now[stage][key.family or "all"]:
                 continue

@@ -31,7 +31,15 @@ def test_partition_keys_are_the_keys_of_the_graph(project: Graph, definitions: d
     for stage in project.stages:
         partitions = asset(definitions, stage).partitions_def
         keys = partitions.get_partition_keys() if partitions else [""]
-        assert list(keys) == [str(key) for key in project.keys(stage)]
+        assert sorted(keys) == sorted(str(key) for key in project.keys(stage))
+
+
+def test_keys_that_one_plm_is_read_by_are_a_range(project: Graph, definitions: dg.Definitions) -> None:
+    partitions = asset(definitions, "tuned_prompt_dt").partitions_def
+    assert partitions is not None
+    ready = [str(key) for key in project.keys("tuned_prompt_dt") if (key.family, key.seed) == ("other", 1)]
+    assert len(ready) == 2
+    assert len(partitions.subset_with_partition_keys(ready).get_partition_key_ranges(partitions)) == 1
 
 
 def test_every_key_reads_what_it_reads_in_the_graph(project: Graph, definitions: dg.Definitions) -> None:
@@ -72,7 +80,7 @@ def test_the_repository_loads_as_the_workspace_names_it(monkeypatch: pytest.Monk
     from importlib import import_module, reload
 
     monkeypatch.delenv("PD_PIPELINE_ROOT", raising=False)
-    loaded = reload(import_module("assets"))
+    loaded = reload(import_module("assets.location"))
     assert isinstance(loaded.defs, dg.Definitions)
     dg.Definitions.validate_loadable(loaded.defs)
 
