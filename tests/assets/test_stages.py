@@ -1,6 +1,7 @@
 """Asset bodies: what a materialization says, what a check stops, what is not tried again."""
 
 import shutil
+from errno import ENOSPC
 from pathlib import Path
 
 import dagster as dg
@@ -13,7 +14,8 @@ from assets.sensors import dvc_lock_sensor
 from pd_pipeline import graph, lineage
 from pd_pipeline.families.base import ExpertBars
 from pd_pipeline.families.point_robot import PointRobot
-from pd_pipeline.progress import silent
+from pd_pipeline.graph import Graph
+from pd_pipeline.progress import Progress, silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import write_json
 from tests.dagster_state import stale_status
@@ -35,14 +37,34 @@ def instance() -> dg.DagsterInstance:
 def materialize(
     root: Path, instance: dg.DagsterInstance, stage: str, key: str = "point_robot"
 ) -> dg.ExecuteInProcessResult:
-    definitions = build(root)
     return dg.materialize(
-        list(definitions.assets or []),
+        list(build(root).assets or []),
         selection=[stage],
         partition_key=key or None,
         instance=instance,
         raise_on_error=False,
     )
+
+
+def backfill(root: Path, instance: dg.DagsterInstance, *stages: str) -> dg.ExecuteInProcessResult:
+    """One run over both families, as a backfill begins it."""
+    return dg.materialize(
+        list(build(root).assets or []),
+        selection=list(stages),
+        tags={
+            "dagster/asset_partition_range_start": "point_robot",
+            "dagster/asset_partition_range_end": "other",
+        },
+        instance=instance,
+        raise_on_error=False,
+    )
+
+
+def data_versions(result: dg.ExecuteInProcessResult, stage: str) -> dict[str | None, str]:
+    """Partition -> data version, of the materializations of a run."""
+    events = result.asset_materializations_for_node(stage)
+    assert len({event.partition for event in events}) == len(events), "one event per partition"
+    return {event.partition: (event.tags or {})["dagster/data_version"] for event in events}
 
 
 def test_a_materialization_says_what_was_made(root: Path, instance: dg.DagsterInstance) -> None:
@@ -77,6 +99,62 @@ def test_what_the_user_must_mend_is_not_tried_again(root: Path, instance: dg.Dag
     assert failure is not None
     assert "run `pd-pipeline run behavior_policies --key point_robot` first" in str(failure.user_failure_data)
     assert [event for event in result.all_events if event.is_step_restarted or event.is_step_up_for_retry] == []
+
+
+def test_a_run_over_several_partitions_tells_them_apart(root: Path, instance: dg.DagsterInstance) -> None:
+    change(root, "  other:\n    <<: *tiny", "  other:\n    <<: *tiny\n    prompts: {length: 4}")
+    result = backfill(root, instance, "behavior_policies", "trajectories", "prompts")
+    assert result.success
+    project = graph.load(root)
+    for stage in ("behavior_policies", "trajectories", "prompts"):
+        recorded = {family: lineage.up_to_date(project, stage, Key(family)) for family in ("point_robot", "other")}
+        assert data_versions(result, stage) == recorded
+    assert len(set(data_versions(result, "prompts").values())) == 2
+    rows = {event.partition: event.metadata for event in result.asset_materializations_for_node("trajectories")}
+    assert rows["point_robot"]["path"] != rows["other"]["path"]
+    checks = [check for check in result.get_asset_check_evaluations() if check.check_name == "valid"]
+    assert {(check.partition, check.passed) for check in checks} == {("point_robot", True), ("other", True)}
+    latest = instance.fetch_materializations(
+        dg.AssetRecordsFilter(dg.AssetKey("trajectories"), asset_partitions=["other"]), limit=1
+    ).records[0]
+    (of_other,) = [check for check in checks if check.partition == "other"]
+    assert of_other.target_materialization_data is not None
+    assert of_other.target_materialization_data.storage_id == latest.storage_id
+    states = stale_status(instance, build(root), project)
+    assert {states["prompts", "point_robot"], states["prompts", "other"]} == {"FRESH"}
+    assert report(instance, project) == []
+
+
+def test_one_partition_that_fails_leaves_the_others_made(root: Path, instance: dg.DagsterInstance) -> None:
+    for stage in ("behavior_policies", "trajectories"):
+        lineage.run(graph.load(root), stage, Key("other"), silent)
+    lineage.run(graph.load(root), "behavior_policies", KEY, silent)
+    result = backfill(root, instance, "prompts")  # the trajectories of point_robot are missing
+    assert not result.success
+    assert list(data_versions(result, "prompts")) == ["other"]
+    failure = result.failure_data_for_node("prompts")
+    assert failure is not None
+    assert "1 of 2 were not made: prompts point_robot: " in str(failure.user_failure_data)
+    assert [event for event in result.all_events if event.is_step_up_for_retry] == []
+
+
+def test_a_transient_fault_is_tried_once_more(
+    root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = lineage.run, list[str]()
+
+    def full_once(project: Graph, stage: str, key: Key, progress: Progress) -> lineage.Outcome:
+        calls.append(str(key))
+        if calls == ["point_robot"]:
+            raise OSError(ENOSPC, "No space left on device")
+        return real(project, stage, key, progress)
+
+    monkeypatch.setattr("assets.stages.lineage.run", full_once)
+    result = backfill(root, instance, "behavior_policies")
+    assert result.success
+    assert calls == ["point_robot", "other", "point_robot", "other"]
+    assert len([event for event in result.all_events if event.is_step_up_for_retry]) == 1
+    assert stale_status(instance, build(root), graph.load(root))["behavior_policies", "other"] == "FRESH"
 
 
 def test_a_damaged_out_stops_what_would_read_it(root: Path, instance: dg.DagsterInstance) -> None:

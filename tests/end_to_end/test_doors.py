@@ -1,6 +1,7 @@
 """Three doors to one room: what Dagster makes DVC knows, what DVC makes Dagster shows, and neither makes it twice."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -8,6 +9,7 @@ from ruamel.yaml import YAML
 
 from assets.definitions import build
 from assets.reporting_back import report
+from benchmarks.dagster_click import dagster_dev
 from pd_pipeline import graph
 from pd_pipeline.graph import Graph
 from pd_pipeline.rendering import address
@@ -94,13 +96,30 @@ def dagster_learns_what_dvc_repro_made(root: Path, instance: dg.DagsterInstance)
 
 def the_nightly_job_makes_what_is_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:
     before = recorded_data_versions(root)
-    assert build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance).success
+    assert materialized(root, instance) == set()
     assert recorded_data_versions(root) == before
+    assert isinstance(tick(root, instance), dg.SkipReason)
     change(root, "prompts: 3", "prompts: 2")
-    assert build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance).success
-    after = recorded_data_versions(root)
+    assert isinstance(tick(root, instance), dg.RunRequest)
     noise = {f"tuned_noise_prompt@point_robot-{task}-0" for task in (1, 3)}
+    assert materialized(root, instance) == noise | {"evaluation@point_robot-0", "report"}
+    after = recorded_data_versions(root)
     assert {name for name in after if after[name] != before[name]} == noise | {"evaluation@point_robot-0", "report"}
+
+
+def materialized(root: Path, instance: dg.DagsterInstance) -> set[str]:
+    """What a run of the nightly job says it made, by addresses."""
+    result = build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance)
+    assert result.success
+    made = [event for event in result.all_events if event.event_type is dg.DagsterEventType.ASSET_MATERIALIZATION]
+    assert all(event.asset_key and event.step_key == f"make_{event.asset_key.to_user_string()}" for event in made)
+    return {"@".join(filter(None, [str(event.step_key).removeprefix("make_"), event.partition])) for event in made}
+
+
+def tick(root: Path, instance: dg.DagsterInstance) -> object:
+    """What the schedule wants at two in the morning."""
+    schedule = build(root).get_schedule_def("retrain_nightly")
+    return schedule(dg.build_schedule_context(instance=instance))
 
 
 def test_three_doors_lead_to_one_room(tmp_path: Path) -> None:
@@ -114,4 +133,19 @@ def test_three_doors_lead_to_one_room(tmp_path: Path) -> None:
         dagster_learns_what_dvc_repro_made(root, instance)
         the_nightly_job_makes_what_is_out_of_date(root, instance)
         dvc_has_nothing_to_do(root)
+        dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
+
+
+def test_materialize_all_in_the_ui(tmp_path: Path) -> None:
+    root = make_project(tmp_path, SMALL_PARAMS)  # two families
+    with dagster_dev(root) as server:
+        click = server.materialize_all(patience=120)
+    assert click.status == "COMPLETED_SUCCESS"
+    groups = [{"/".join(asset["path"]) for asset in run["assetSelection"]} for run in click.runs]
+    assert groups[0] == {"behavior_policies", "trajectories", "prompts"}, "one run over both families"
+    waits = [run["startTime"] - run["creationTime"] for run in click.runs]
+    between = [after["creationTime"] - before["endTime"] for before, after in pairwise(click.runs)]
+    assert max(between) < 15, f"runs wait {waits} s to start; between one's end and the next's creation: {between} s"
+    assert call(root, "dvc", "status").strip() == "Data and pipelines are up to date."
+    with dg.DagsterInstance.local_temp(str(root / ".dagster")) as instance:
         dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
