@@ -20,6 +20,8 @@ def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition |
 
 def dependency(project: Graph, stage: str, need: str) -> dg.AssetDep:
     """What `stage` reads of the stage `need`: which keys of it for which of its own."""
+    if not project.stages[need].axes:
+        return dg.AssetDep(need)
     if not project.stages[stage].axes:
         return dg.AssetDep(need, partition_mapping=dg.AllPartitionMapping())
     if project.stages[stage].axes == project.stages[need].axes:  # Dagster makes both in one run

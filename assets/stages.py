@@ -24,6 +24,7 @@ from pd_pipeline.lineage import Outcome
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest
+from pd_pipeline.studies import making
 
 GPU_POOL = "gpu"
 RETRIES = dg.RetryPolicy(max_retries=1)  # a transient fault; what is the user's to mend is not retried
@@ -89,7 +90,7 @@ def make(
         count = f" ({number} of {len(keys)})" if len(keys) > 1 else ""
         try:
             began = time.monotonic()
-            outcome = lineage.run(project, stage, key, LineProgress(context.log.info))
+            outcome = making.run(project, stage, key, LineProgress(context.log.info))
             seconds = time.monotonic() - began
             context.log.info(f"{name}: {'up to date' if outcome.skipped else f'made in {seconds:.1f} s'}{count}")
             version = outcome.data_version or digest(project.root / project.out(stage, key))
@@ -131,7 +132,7 @@ def _events(
             metadata["dagster/row_count"] = int(outcome.metrics["row_count"])
     metadata = metadata | describe(out) | plots(project.stages[stage], out)
     yield dg.AssetMaterialization(stage, partition=partition, metadata=metadata, tags=tags)
-    blocking = {spec.name: spec.blocking for spec in check_specs(stage, None)}
+    blocking = {check.name: check.blocking for check in project.stages[stage].checks}
     for result in check_results(project, stage, out):
         assert result.check_name is not None
         yield dg.AssetCheckEvaluation(

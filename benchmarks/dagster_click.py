@@ -28,6 +28,7 @@ BIN = Path(sys.executable).parent
 READY_SECONDS = 120.0
 CLICK = "mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename ... on \
 LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"
+DAEMON = '{ instance { daemonHealth { daemonStatus(daemonType: "BACKFILL") { healthy } } } }'
 STATUS = "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
 ASSETS = "{ assetNodes { assetKey { path } partitionKeys dependencyKeys { path } } }"
 RUNS = """query ($tag: String!) { runsOrError(filter: {tags: [{key: "dagster/backfill", value: $tag}]}) { ... on Runs {
@@ -114,11 +115,12 @@ def dagster_dev(root: Path) -> Iterator[Server]:
 
 
 def _wait_for(server: Server, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Until the definitions are loaded."""
+    """Until the definitions are loaded and the daemon looks at backfills."""
     deadline = time.monotonic() + READY_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         with suppress(URLError, ConnectionError, RuntimeError):
-            if server.ask(ASSETS)["assetNodes"]:
+            daemon = server.ask(DAEMON)["instance"]["daemonHealth"]["daemonStatus"]
+            if server.ask(ASSETS)["assetNodes"] and daemon["healthy"]:
                 return
         time.sleep(0.5)
     raise RuntimeError(f"dagster dev does not come up:\n{log.read_text()[-3000:]}")

@@ -1,5 +1,7 @@
 """What Dagster is told equals the graph, which dvc.yaml equals too."""
 
+import inspect
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -74,6 +76,19 @@ def test_code_version_follows_parameters_of_the_stage_only(project: Graph, tmp_p
 def test_training_waits_for_the_gpu_and_collecting_does_not(definitions: dg.Definitions) -> None:
     pools = {stage: asset(definitions, stage).op.pool for stage in ("trajectories", "plm", "tuned_prompt_dt")}
     assert pools == {"trajectories": None, "plm": "gpu", "tuned_prompt_dt": "gpu"}
+
+
+def test_the_daemon_looks_at_backfills_as_often_as_the_settings_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dagster._daemon import backfill, controller
+
+    monkeypatch.setattr(controller, "DEFAULT_DAEMON_INTERVAL_SECONDS", 30)
+    shutil.copy(Path(__file__).parents[2] / "dagster.yaml", tmp_path)
+    with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
+        assert instance.run_coordinator.get_run_queue_config() is not None  # the daemon makes it before its threads
+    assert controller.DEFAULT_DAEMON_INTERVAL_SECONDS == 2.0
+    assert "DEFAULT_DAEMON_INTERVAL_SECONDS - " in inspect.getsource(backfill.execute_backfill_iteration_loop)
 
 
 def test_the_repository_loads_as_the_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

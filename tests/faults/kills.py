@@ -79,7 +79,7 @@ def attack(door: str, kills: int, folder: Path, expected: dict[str, str], seed: 
             else:
                 process.kill()  # only the parent: its workers must notice
             process.wait()
-            found.survived(_after_a_kill(root, door, family))
+            found.survived(_after_a_kill(root, family))
         found.failures += _in_the_end(root, door, expected)
         shutil.rmtree(root)
     return found
@@ -95,11 +95,10 @@ def begin(root: Path, door: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=root, env=environment, stdout=quiet, stderr=quiet, start_new_session=True)
 
 
-def _after_a_kill(root: Path, door: str, family: list[psutil.Process]) -> str | None:
+def _after_a_kill(root: Path, family: list[psutil.Process]) -> str | None:
     """What is wrong right after a kill: processes that keep working, incomplete outs."""
     workers = [process for process in family if process.is_running() and "multiprocessing" in _command(process)]
-    # a Dagster step that is still starting checks for its parent when it begins to work
-    _, alive = psutil.wait_procs(workers, timeout=15 if door.startswith("dagster") else 5)
+    _, alive = psutil.wait_procs(workers, timeout=5)
     if alive:
         return f"{len(alive)} worker processes outlived their parent"
     for process in family:  # processes started by dvc or dagster: the next try would wait for them
