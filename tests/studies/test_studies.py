@@ -4,9 +4,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import polars as pl
 import pytest
 
+from assets.definitions import build
 from pd_pipeline import graph, lineage, rendering
 from pd_pipeline.clean import clean
 from pd_pipeline.errors import PipelineError
@@ -173,6 +175,19 @@ def test_dvc_repro_makes_it_and_the_report_shows_it(root: Path) -> None:
     assert (folder / "dvc.lock").read_text().count("  study_few_shot:\n") == 1
     (root / "studies/few_shot.yaml").write_text(STUDY.replace("5]", "3]"))
     assert "digests" in call(root, "dvc", "status")
+
+
+def test_dagster_has_an_asset_of_it(root: Path) -> None:
+    study(root)
+    definitions = build(root)
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = dg.materialize(list(definitions.assets or []), selection=[STAGE], instance=instance)
+    assert result.success
+    (event,) = result.asset_materializations_for_node(STAGE)
+    assert "How many trajectories are enough? point_robot" in event.metadata, "its curve"
+    parents = definitions.resolve_asset_graph().get(dg.AssetKey(STAGE)).parent_keys
+    assert parents == {dg.AssetKey(name) for name in ("behavior_policies", "trajectories", "prompts", "plm")}
+    assert dg.AssetKey(STAGE) in definitions.resolve_asset_graph().get(dg.AssetKey("report")).parent_keys
 
 
 def test_the_command_needs_no_entry_in_run_studies(root: Path) -> None:
