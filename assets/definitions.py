@@ -1,4 +1,4 @@
-"""Everything Dagster is told, for one project folder."""
+"""All Dagster definitions of one project folder."""
 
 from pathlib import Path
 

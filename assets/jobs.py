@@ -48,7 +48,7 @@ def nightly(project: Graph, job: dg.JobDefinition) -> dg.ScheduleDefinition:
     def body(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         try:
             now = graph.load(project.root)
-            if len(lineage.standing(now)) == sum(len(now.keys(stage)) for stage in now.stages):
+            if len(lineage.data_versions(now)) == sum(len(now.keys(stage)) for stage in now.stages):
                 return dg.SkipReason("everything is up to date")
         except PipelineError as error:
             context.log.warning(str(error))  # the run will say it too, and be seen to fail

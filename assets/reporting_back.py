@@ -14,7 +14,7 @@ def report(instance: dg.DagsterInstance, project: Graph) -> list[str]:
     Upstream first, since an event names the events of its inputs: Dagster compares with what came after these.
     """
     versions, reported = Versions(instance, project), []
-    for (stage, key), data_version in lineage.standing(project).items():
+    for (stage, key), data_version in lineage.data_versions(project).items():
         tags = versions.tags(stage, key, data_version)
         if not versions.known(stage, key, tags):
             instance.report_runless_asset_event(

@@ -17,7 +17,7 @@ from assets.checks import check_results, check_specs
 from assets.metadata import describe, plots
 from assets.partitions import dependency, partitions_of
 from assets.versions import Versions, latest
-from pd_pipeline import graph, lineage, preflight
+from pd_pipeline import graph, guard, lineage, preflight
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.graph import Graph
 from pd_pipeline.lineage import Outcome
@@ -27,7 +27,7 @@ from pd_pipeline.storage import digest
 from pd_pipeline.studies import making
 
 GPU_POOL = "gpu"
-RETRIES = dg.RetryPolicy(max_retries=1)  # a transient fault; what is the user's to mend is not retried
+RETRIES = dg.RetryPolicy(max_retries=1)  # a transient fault; what the user has to fix is not retried
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 
@@ -54,7 +54,7 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
             deps=[dependency(project, stage, need) for need in project.stages[stage].needs],
             partitions_def=partitions,
             backfill_policy=dg.BackfillPolicy.single_run(),
-            code_version=lineage.version(project, stage),
+            code_version=guard.version(project, stage),
             check_specs=check_specs(project.stages[stage], partitions),
             pool=GPU_POOL if project.stages[stage].computes else None,
             retry_policy=RETRIES,
@@ -107,7 +107,7 @@ def make(
 
 def _to_make(project: Graph, stage: str, versions: Versions) -> list[Key]:
     """The keys of a stage that are out of date, or that Dagster does not know as they are."""
-    made = lineage.standing(project, [stage])
+    made = lineage.data_versions(project, [stage])
     tags = {key: versions.tags(name, key, data_version) for (name, key), data_version in made.items()}
     return [key for key in project.keys(stage) if key not in tags or not versions.known(stage, key, tags[key])]
 

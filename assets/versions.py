@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import dagster as dg
 
-from pd_pipeline import lineage
+from pd_pipeline import guard
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
 
@@ -26,7 +26,7 @@ class Versions:
     def __init__(self, instance: dg.DagsterInstance, project: Graph):
         self._instance, self._project = instance, project
         self._data_version = cache(self._latest_data_version)
-        self._code_version = cache(lambda stage: lineage.version(project, stage))
+        self._code_version = cache(lambda stage: guard.version(project, stage))
 
     def tags(self, stage: str, key: Key, data_version: str) -> dict[str, str]:
         """The tags of the event that a piece was made, its inputs being what Dagster last heard of them."""

@@ -117,7 +117,7 @@ def study(
         for each in names(root):
             typer.echo(f"{each}: {read(root, each).title}")
         return
-    read(root, name)  # a name that is none is said before anything else
+    read(root, name)  # refuses a name that has no file
     project = graph.load(root)
     known = name in project.params.run.studies
     if not known:
@@ -221,7 +221,7 @@ def _show(values: "Parameters", depth: int) -> None:
 
     plain = values.model_dump(mode="json")
     for name in type(values).model_fields:
-        comment = f"  # {said}" if (said := meaning(type(values), name)) else ""
+        comment = f"  # {text}" if (text := meaning(type(values), name)) else ""
         if isinstance(inner := getattr(values, name), Parameters):
             typer.echo("  " * depth + f"{name}:{comment}")
             _show(inner, depth + 1)
@@ -253,7 +253,7 @@ def costs() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Look for what commonly goes wrong here, and mend what can be mended."""
+    """Look for what commonly goes wrong here, and fix what can be fixed."""
     from pd_pipeline.doctor import examine
 
     problems = 0

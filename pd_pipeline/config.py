@@ -133,12 +133,14 @@ def parse(model: type[P], values: Any, where: str) -> P:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise PipelineError("; ".join(_violation(model, item, where) for item in _told(error.errors())[:8])) from None
+        raise PipelineError(
+            "; ".join(_violation(model, item, where) for item in _without_consequences(error.errors())[:8])
+        ) from None
     except RecursionError:
         raise PipelineError(f"{where}: nested too deeply: no block has more than {DEEPEST} levels") from None
 
 
-def _told(items: Sequence[Any]) -> list[Any]:
+def _without_consequences(items: Sequence[Any]) -> list[Any]:
     """Violations without those that only follow from others: a list whose items are wrong also counts as too short."""
     places = [item["loc"] for item in items]
     return [
@@ -155,8 +157,8 @@ def _violation(model: type[Parameters], item: Any, where: str) -> str:
         close = get_close_matches(str(item["loc"][-1]), fields, n=1)
         meant = f": did you mean '{close[0]}'?" if close else f": known are {', '.join(fields)}"
         return f"{place}: no such parameter{meant}"
-    said = "should be a list, such as [0]" if item["type"] in ("tuple_type", "list_type") else item["msg"]
-    return f"{place}: {said} (found {one_line(repr(item['input']), 80)})"
+    message = "should be a list, such as [0]" if item["type"] in ("tuple_type", "list_type") else item["msg"]
+    return f"{place}: {message} (found {one_line(repr(item['input']), 80)})"
 
 
 def _fields_at(model: type[Parameters], location: tuple[Any, ...]) -> list[str]:

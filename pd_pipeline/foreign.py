@@ -36,7 +36,7 @@ def watched_by_parent() -> None:
     _Watch.by_parent = True
 
 
-def said(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """The type, the message and the place of an error that foreign code raised."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = [(frame.filename, frame.lineno) for frame in reversed(traceback.extract_tb(error.__traceback__))]
@@ -90,20 +90,20 @@ def limited(what: str, seconds: float | None = None) -> Iterator[None]:
     limit, main = PATIENCE if seconds is None else seconds, threading.get_ident()
     done = threading.Event()
 
-    def told(frame: FrameType | None) -> str:
+    def message(frame: FrameType | None) -> str:
         where = place((f.filename, f.lineno) for f in reversed(traceback.extract_stack(frame))) if frame else ""
-        return f"{what} has not come back for {limit:g} seconds{where}: mend it and run again"
+        return f"{what} has not returned for {limit:g} seconds{where}: fix it and run again"
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if not done.is_set():
-            raise PipelineError(told(frame))
+            raise PipelineError(message(frame))
 
     def watch() -> None:
         if done.wait(limit):
             return
         signal.pthread_kill(main, signal.SIGUSR2)
         if not done.wait(GRACE_SECONDS):
-            print(told(sys._current_frames().get(main)), file=sys.stderr, flush=True)
+            print(message(sys._current_frames().get(main)), file=sys.stderr, flush=True)
             os._exit(1)
 
     before = signal.signal(signal.SIGUSR2, interrupt)

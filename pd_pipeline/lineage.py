@@ -7,29 +7,26 @@ taken before it too, and work whose code, parameters or inputs changed meanwhile
 The only module that imports dvc. `dvc.repo.Repo` is an internal API: tests/test_lineage.py holds what is used of it.
 """
 
-import hashlib
-import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pd_pipeline import config, dvc_locks, locks, records, rendering
+from pd_pipeline import dvc_locks, locks, records, rendering
 from pd_pipeline import graph as graphs
-from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
+from pd_pipeline.guard import Snapshot, as_json, refuse_changes, snapshot, stamp
 from pd_pipeline.lockfile import LOCK_FILE, with_entry
 from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.progress import Progress
-from pd_pipeline.rendering import address, relative
+from pd_pipeline.rendering import address
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import atomic_file, digest
+from pd_pipeline.storage import atomic_file
 
 STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the commands it runs
 _BUSY_SECONDS = 0.5
@@ -44,23 +41,6 @@ class Outcome:
     skipped: bool
     data_version: str | None
     """MD5 of the out as DVC has it; None where nothing was recorded."""
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a piece of work is made from, at one moment."""
-
-    code: dict[str, str]
-    parameters: dict[str, str]
-    digests: dict[str, str]
-    """Of both, as DVC records them."""
-    inputs: dict[Path, tuple[str, str]]
-    """Path -> (digest of names, sizes and times; digest of contents)."""
-
-
-def is_project(root: Path) -> bool:
-    """Whether DVC keeps records in this folder."""
-    return (root / ".dvc" / "config").is_file()
 
 
 def begin(root: Path, git_top: Path | None) -> None:
@@ -98,7 +78,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
         if record and lock.waited and not force and graphs.made_already(graph, stage, key):
             # by the process that was waited for, and recorded by nobody: DVC had started it and was killed
             return Outcome({}, True, _recorded(graph, stage, key, before, lock))
-        if is_project(graph.root):
+        if rendering.is_project(graph.root):
             _adopt(graph, stage, key)
         metrics = graphs.run(graph, stage, key, progress)
         if record:
@@ -127,8 +107,8 @@ def keep_rendered(graph: Graph) -> bool:
 
 def _state(graph: Graph) -> str:
     made = [graph.root / name for name in (rendering.DVC_FILE, rendering.DIGESTS_FILE, LOCK_FILE)]
-    stamps = [_stamp(path) for path in (*rendering.code_files(graph), *made[:2]) if path.exists()]
-    return _json([graph.text, stamps, made[2].exists()])
+    stamps = [stamp(path) for path in (*rendering.code_files(graph), *made[:2]) if path.exists()]
+    return as_json([graph.text, stamps, made[2].exists()])
 
 
 def _record_digests(root: Path, repo: Any) -> None:
@@ -153,7 +133,7 @@ def make(graph: Graph, stage: str, key: Key, progress: Progress) -> bool:
 
 def is_recording(graph: Graph) -> bool:
     """Whether what is made is recorded here: in a project of DVC, unless DVC itself is at work and will do so."""
-    return is_project(graph.root) and STAGE_VARIABLE not in os.environ
+    return rendering.is_project(graph.root) and STAGE_VARIABLE not in os.environ
 
 
 def _adopt(graph: Graph, stage: str, key: Key) -> None:
@@ -179,71 +159,6 @@ def _recorded(graph: Graph, stage: str, key: Key, before: Snapshot, lock: PieceL
             lock.acquire()
 
 
-# The guard
-
-
-def snapshot(graph: Graph, stage: str, key: Key) -> Snapshot:
-    """What the piece of work would be made from now. Raises PipelineError where this process runs older code."""
-    code = {relative(file, graph.root): _md5(file) for file in graph.code(stage, key)}
-    for file in graph.code(stage, key):
-        if file.suffix == ".py" and _first_seen(file) != _md5(file):  # what else makes an out is read anew
-            raise PipelineError(f"{file}: edited since this process started, which still runs the old code: run again")
-    paths = [graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs]
-    inputs = {path: (_stamp(path), digest(path)) for path in paths if path.exists()}
-    parameters = graphs.written(graph.values, graph.sections(stage, key))
-    return Snapshot(code, parameters, rendering.digests(graph, stage, key), inputs)
-
-
-def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None:
-    """Raise PipelineError where code, parameters or inputs are no longer what they were."""
-    changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
-    now = graphs.written(_values_now(graph), list(before.parameters))
-    changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
-    digests = rendering.recorded(graph.root, stage, key) if is_project(graph.root) and not graph.is_changed else None
-    if digests not in (None, before.digests):
-        changed.append(rendering.DIGESTS_FILE)
-    for path, (stamp, content) in before.inputs.items():
-        if not path.exists() or (_stamp(path) != stamp and digest(path) != content):
-            changed.append(relative(path, graph.root))
-    if changed:
-        raise PipelineError(
-            f"{address(stage, key)}: {', '.join(changed)} changed while it ran: what it made is not recorded, "
-            "since nobody knows from which state; run it again"
-        )
-
-
-def _values_now(graph: Graph) -> Mapping[str, Any]:
-    text = config.read_text(graph.root)
-    return graph.values if text == graph.text else graphs.values_now(graph.root, text, graph.overrides, graph.base)
-
-
-def version(graph: Graph, stage: str) -> str:
-    """Digest of the code and the parameters of all pieces of a stage, as they are now."""
-    files = sorted({file for key in graph.keys(stage) for file in graph.code(stage, key)})
-    code = [(rendering.code_name(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
-    names = sorted({name for key in graph.keys(stage) for name in graph.sections(stage, key)})
-    return hashlib.md5(_json([code, graphs.written(graph.values, names)]).encode()).hexdigest()
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
-
-
-@cache
-def _first_seen(file: Path) -> str:
-    return _md5(file)
-
-
-def _md5(file: Path) -> str:
-    return hashlib.md5(file.read_bytes()).hexdigest() if file.is_file() else "missing"
-
-
-def _stamp(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    stats = [(str(file), file.stat()) for file in files]
-    return _json([(name, s.st_size, s.st_mtime_ns, s.st_ino) for name, s in stats])
-
-
 # DVC
 
 
@@ -253,10 +168,10 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
         return None
     if rendering.recorded(graph.root, stage, key) != rendering.digests(graph, stage, key):
         return None
-    return _with_repo(graph.root, lambda repo: _standing(_piece(repo, stage, key)), locks.Waiting())
+    return _with_repo(graph.root, lambda repo: _data_version(_piece(repo, stage, key)), locks.Waiting())
 
 
-def standing(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[str, Key], str]:
+def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[str, Key], str]:
     """MD5 of the out of every piece of work of all stages, or of some, that is up to date, upstream first."""
     from dvc.lock import LockError
 
@@ -270,16 +185,16 @@ def standing(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[st
             if rendering.recorded(graph.root, stage, key) != now[stage][key.family or "all"]:
                 continue
             with suppress(LockError):  # being made by another process
-                if piece is not None and (data_version := _standing(piece)):
+                if piece is not None and (data_version := _data_version(piece)):
                     found[stage, key] = data_version
         return found
 
-    if not is_project(graph.root) or not (graph.root / rendering.DVC_FILE).is_file():
+    if not rendering.is_project(graph.root) or not (graph.root / rendering.DVC_FILE).is_file():
         return {}
     return _with_repo(graph.root, look, locks.Waiting())
 
 
-def _standing(piece: Any) -> str | None:
+def _data_version(piece: Any) -> str | None:
     return None if piece.status() else str(piece.outs[0].hash_info.value)
 
 

@@ -9,8 +9,8 @@
         device, precision
         parameters of the stage, with the defaults of the code
 
-By the files, what somebody else put into an out or changed there is told from what the pipeline made: it is never
-replaced or removed. Wall-clock figures are here, so that equal results have equal outs.
+By its files, a record shows what somebody else put into an out or changed there: that is never replaced or removed.
+Wall-clock times are here and not in outs, so that equal results have equal outs.
 """
 
 import threading

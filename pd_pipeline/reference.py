@@ -105,8 +105,8 @@ def meaning(model: type[Parameters], name: str) -> str:
     """What a parameter means: by its field, by that of a base class, or by its name; empty where nothing says it."""
     fields = (cls.model_fields.get(name) for cls in model.__mro__ if issubclass(cls, Parameters))
     described = (field.description for field in fields if field is not None and field.description)
-    said = next(described, MEANINGS.get(f"{model.__name__}.{name}", MEANINGS.get(name, "")))
-    return re.sub(r"\bNone\b", "null", said)  # as YAML has it
+    text = next(described, MEANINGS.get(f"{model.__name__}.{name}", MEANINGS.get(name, "")))
+    return re.sub(r"\bNone\b", "null", text)  # as YAML has it
 
 
 def parameters(model: type[Parameters], prefix: str = "") -> Iterator[Parameter]:

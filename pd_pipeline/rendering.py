@@ -43,6 +43,11 @@ def address(stage: str, key: Key) -> str:
     return f"{stage}@{key}" if str(key) else stage
 
 
+def is_project(root: Path) -> bool:
+    """Whether DVC keeps records in this folder."""
+    return (root / ".dvc" / "config").is_file()
+
+
 def in_checkout(root: Path) -> bool:
     """Whether the project lies in the checkout that this package is, or is that."""
     return PACKAGE.parent == root or PACKAGE.parent in root.parents

@@ -11,7 +11,7 @@ from typing import Any
 
 from pd_pipeline.config import TUNED, Parameters, RunParams
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.foreign import said
+from pd_pipeline.foreign import error_text
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.tuning.methods import DIFFUSER_MODULE, Method
 from pd_pipeline.tuning.methods import chosen as methods_chosen
@@ -102,7 +102,7 @@ class Stage:
         except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
             if self.source is None or isinstance(error, PipelineError):
                 raise
-            raise PipelineError(f"{self.source}: cannot be used as a method: {said(error)}") from error
+            raise PipelineError(f"{self.source}: cannot be used as a method: {error_text(error)}") from error
         if not (isinstance(found, type) and issubclass(found, Parameters)):
             raise PipelineError(f"{self.source}: Params is {found!r}, not a subclass of TuningParams")
         return found

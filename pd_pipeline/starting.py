@@ -22,7 +22,7 @@ def begin(root: Path) -> list[Path]:
     if (root / PARAMS_FILE).exists():
         raise PipelineError(f"{root / PARAMS_FILE}: there already: a project is begun once; edit this file instead")
     root.mkdir(parents=True, exist_ok=True)
-    if not lineage.is_project(root):
+    if not rendering.is_project(root):
         lineage.begin(root, git_top(root))
     for name, lines in IGNORED.items():
         present = (root / name).read_text().splitlines() if (root / name).is_file() else []

@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.foreign import place_in_dump, said, watched_by_parent
+from pd_pipeline.foreign import error_text, place_in_dump, watched_by_parent
 
 Answer = Callable[[Any], Any]
 Kind = Literal["answer", "beat", "error"]
@@ -106,7 +106,7 @@ def message_of(error: BaseException) -> str:
     """The text of a PipelineError; of another error, its type and the place that raised it too."""
     if isinstance(error, PipelineError):
         return str(error)
-    return said(error)
+    return error_text(error)
 
 
 # The parent's side

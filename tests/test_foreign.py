@@ -11,7 +11,7 @@ import pytest
 
 from pd_pipeline import foreign
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.foreign import limited, place, said
+from pd_pipeline.foreign import error_text, limited, place
 
 USERS = "/home/ada/robot.py"
 LIBRARY = "/opt/env/lib/python3.11/site-packages/gymnasium/core.py"
@@ -41,10 +41,10 @@ def test_the_place_is_the_users_own_line(frames: list[tuple[str, int]], chosen: 
 def test_an_error_is_described_by_type_message_and_place() -> None:
     with pytest.raises(ValueError, match="matmul") as caught:
         np.zeros((2, 3)) @ np.zeros(2)  # the user's line
-    assert said(caught.value) == f"ValueError: {caught.value} ({__file__}, line {line_of('# the ' + 'user')})"
+    assert error_text(caught.value) == f"ValueError: {caught.value} ({__file__}, line {line_of('# the ' + 'user')})"
     with pytest.raises(SystemExit) as left:
         sys.exit()
-    assert said(left.value).startswith(f"SystemExit ({__file__}, line ")
+    assert error_text(left.value).startswith(f"SystemExit ({__file__}, line ")
 
 
 def test_a_call_that_hangs_is_interrupted_and_named() -> None:
@@ -53,7 +53,7 @@ def test_a_call_that_hangs_is_interrupted_and_named() -> None:
         time.sleep(30)  # it hangs here
     assert time.monotonic() - began < 10
     assert str(caught.value) == (
-        f"making 'Robot' has not come back for 0.3 seconds ({__file__}, line {line_of('# it ' + 'hangs')}): mend it "
+        f"making 'Robot' has not returned for 0.3 seconds ({__file__}, line {line_of('# it ' + 'hangs')}): mend it "
         "and run again"
     )
 
@@ -100,4 +100,4 @@ def test_compiled_code_that_never_returns_ends_the_process_with_the_line(tmp_pat
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr == (f"making it has not come back for 0.3 seconds ({script}, line 7): mend it and run again\n")
+    assert done.stderr == (f"making it has not returned for 0.3 seconds ({script}, line 7): fix it and run again\n")

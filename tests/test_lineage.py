@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pd_pipeline import doctor, graph, lineage, records, rendering
+from pd_pipeline import doctor, graph, guard, lineage, records, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
@@ -91,7 +91,7 @@ def test_works_from_another_working_directory(
     monkeypatch.chdir(tmp_path_factory.mktemp("elsewhere"))
     made = lineage.run(project, POLICIES, KEY, silent)
     assert lineage.up_to_date(project, POLICIES, KEY) == made.data_version
-    assert lineage.standing(project) == {(POLICIES, KEY): made.data_version}
+    assert lineage.data_versions(project) == {(POLICIES, KEY): made.data_version}
 
 
 def test_what_was_edited_or_removed_is_not_up_to_date(root: Path, project: Graph) -> None:
@@ -102,17 +102,17 @@ def test_what_was_edited_or_removed_is_not_up_to_date(root: Path, project: Graph
     assert lineage.up_to_date(project, POLICIES, KEY) is not None
     (root / "data/behavior_policies/point_robot/policies.json").write_text("{}")
     assert lineage.up_to_date(project, POLICIES, KEY) is None
-    assert lineage.standing(project) == {}
+    assert lineage.data_versions(project) == {}
 
 
 def test_the_version_of_a_stage_follows_code_and_parameters_only(root: Path, project: Graph) -> None:
     stages = list(project.stages)
-    before = {stage: lineage.version(project, stage) for stage in stages}
+    before = {stage: guard.version(project, stage) for stage in stages}
     lineage.run(project, POLICIES, KEY, silent)
-    assert {stage: lineage.version(project, stage) for stage in stages} == before
+    assert {stage: guard.version(project, stage) for stage in stages} == before
     change(root, "prompts: 4", "prompts: 3")
     fresh = graph.load(root)
-    differ = [stage for stage in stages if lineage.version(fresh, stage) != before[stage]]
+    differ = [stage for stage in stages if guard.version(fresh, stage) != before[stage]]
     assert differ == ["tuned_noise_prompt", "report"], "the report shows every parameter"
 
 
@@ -141,7 +141,7 @@ def test_outside_a_dvc_project_work_is_done_without_records(tmp_path: Path) -> N
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project = graph.load(tmp_path)
     assert lineage.run(project, POLICIES, KEY, silent).data_version is None
-    assert lineage.standing(project) == {}
+    assert lineage.data_versions(project) == {}
     assert (tmp_path / "data/behavior_policies/point_robot/policies.json").is_file()
     assert not (tmp_path / "dvc.lock").exists()
 

@@ -52,12 +52,12 @@ def run(context: StageContext) -> dict[str, Any]:
         for task in context.family.test_tasks:
             directory = context.inputs[name] / str(task)
             left = adaptation.load(context.modules[name], directory, plm)
-            said = summary.load(directory)
+            written = summary.load(directory)
             generators = left.generators()
             for state, (tuned, chain) in generators.items():
                 shown = left.shown() if state == list(generators)[-1] else None  # its last state made the prompts
                 targets.setdefault(str(task), {})[state] = _target_fit(
-                    context, task, said, shown, plm, tuned, diffusion, chain, rng
+                    context, task, written, shown, plm, tuned, diffusion, chain, rng
                 )
     write_json(context.out / "fit.json", {"pretrained": pretrained, "targets": targets})
     return {f"wasserstein_{kind}": pretrained[f"wasserstein_{kind}"] for kind in ("real", "generated")}
@@ -66,7 +66,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _target_fit(
     context: StageContext,
     task: int,
-    said: Summary,
+    written: Summary,
     shown: Prompts | None,
     plm: Pretrained,
     denoiser: Denoiser,
@@ -78,8 +78,8 @@ def _target_fit(
 
     `shown` are the prompts that the method left, where they come from this denoiser.
     """
-    data = read(context.inputs["trajectories"] / f"{said.quality}.parquet", [task], family=context.family)
-    unseen = np.flatnonzero(~np.isin(data.episode_id, said.few_shot_episodes))
+    data = read(context.inputs["trajectories"] / f"{written.quality}.parquet", [task], family=context.family)
+    unseen = np.flatnonzero(~np.isin(data.episode_id, written.few_shot_episodes))
     if not len(unseen):
         raise PipelineError(
             f"task {task}: all its trajectories are few-shot ones: collect more than few_shot "

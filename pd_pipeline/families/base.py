@@ -29,7 +29,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.registry import BUILT_IN
-from pd_pipeline.foreign import limited, module_file, said
+from pd_pipeline.foreign import error_text, limited, module_file
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
 """(environment, observation [d_s], generator) -> action [d_a] within the bounds; may look into the environment."""
@@ -193,7 +193,7 @@ def load_class(reference: str, root: Path, where: str) -> Any:
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-        raise PipelineError(f"{where}: cannot import '{module_name}': {said(error)}") from error
+        raise PipelineError(f"{where}: cannot import '{module_name}': {error_text(error)}") from error
     if not hasattr(module, class_name):
         raise PipelineError(f"{where}: module '{module_name}' has no '{class_name}'")
     return getattr(module, class_name)
@@ -217,7 +217,7 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:
-        raise PipelineError(f"{where}: '{cls.__name__}' cannot be made: {said(error)}") from error
+        raise PipelineError(f"{where}: '{cls.__name__}' cannot be made: {error_text(error)}") from error
     if len(tasks) > MOST_TASKS:
         raise PipelineError(f"{where}: {len(tasks):,} tasks: more than {MOST_TASKS:,} are not meant")
     if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):

@@ -14,7 +14,7 @@ import numpy as np
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, Policy
-from pd_pipeline.foreign import limited, said
+from pd_pipeline.foreign import error_text, limited
 
 
 class Step(NamedTuple):
@@ -35,7 +35,9 @@ def refusals(family: Family, what: str) -> Iterator[None]:
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:
-        raise PipelineError(f"family '{family.name}': {what} raised {said(error)}: fix it and run again") from error
+        raise PipelineError(
+            f"family '{family.name}': {what} raised {error_text(error)}: fix it and run again"
+        ) from error
 
 
 def make(family: Family, task: int) -> gymnasium.Env:

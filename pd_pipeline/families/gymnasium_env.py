@@ -13,7 +13,7 @@ from pydantic import Field
 from pd_pipeline.config import MOST_TASKS, PARAMS_FILE, Name, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import EntryPoint, Family, FamilyParams, Policy
-from pd_pipeline.foreign import limited, said
+from pd_pipeline.foreign import error_text, limited
 
 
 class BehaviorParams(Parameters):
@@ -166,7 +166,7 @@ class GymnasiumFamily(Family):
         except PipelineError:
             raise
         except (Exception, SystemExit) as error:
-            raise PipelineError(f"{what}: {said(error)}") from error
+            raise PipelineError(f"{what}: {error_text(error)}") from error
         if not isinstance(environment, gymnasium.Env):
             raise PipelineError(f"{what}: made {type(environment).__name__}, not a gymnasium.Env")
         return FlatEnv(environment)
@@ -226,4 +226,4 @@ class GymnasiumFamily(Family):
         try:
             return pkgutil.resolve_name(reference)
         except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
-            raise PipelineError(f"{where}: cannot load '{reference}': {said(error)}") from error
+            raise PipelineError(f"{where}: cannot load '{reference}': {error_text(error)}") from error

@@ -34,7 +34,7 @@ class MetaWorldParams(FamilyParams):
 class MetaWorldEnv(gymnasium.Env):
     """One task of a Meta-World ML1 benchmark with its goal hidden.
 
-    ## Observation (39, float32, metres unless said)
+    ## Observation (39, float32, metres unless stated)
     | index | meaning |
     |---|---|
     | 0-2 | position of the gripper |

@@ -120,12 +120,12 @@ class Results:
 
 
 def against(difference: Difference, digits: int = 0) -> str:
-    """A difference with its interval in words: `below by 3.6 (2.9 to 4.3)`, or not told apart."""
+    """A difference with its interval in words: `below by 3.6 (2.9 to 4.3)`, or not significantly different."""
     if difference.high < 0:
         return f"below by {interval(difference, digits, -1)}"
     if difference.low > 0:
         return f"above by {interval(difference, digits)}"
-    return f"not told apart ({interval(difference, digits)})"
+    return f"not significantly different ({interval(difference, digits)})"
 
 
 def environment(root: Path) -> Environment:

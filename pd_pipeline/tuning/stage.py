@@ -11,7 +11,7 @@ from pd_pipeline.acting.simulation import Simulation
 from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
-from pd_pipeline.foreign import said
+from pd_pipeline.foreign import error_text
 from pd_pipeline.interruption import Interrupted
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.stage import StageContext
@@ -68,7 +68,7 @@ def _tuned(context: StageContext, tune: Callable[..., Any], plm: Pretrained, tar
     except (Exception, SystemExit) as error:
         if context.module.startswith("pd_pipeline."):
             raise
-        raise PipelineError(f"{run.title}: `tune` of {context.module} raised {said(error)}: mend it") from error
+        raise PipelineError(f"{run.title}: `tune` of {context.module} raised {error_text(error)}: fix it") from error
     if not isinstance(left, Adaptation):
         raise PipelineError(
             f"{run.title}: `tune` of {context.module} returned {type(left).__name__}, not an Adaptation"
