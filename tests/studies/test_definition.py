@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pd_pipeline import config
+from pd_pipeline import config, graph, preflight
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.studies.definition import label, names, read
 
@@ -84,3 +84,12 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) ->
 def test_a_study_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"studies/other\.yaml: no such study: known are mine"):
         read(written(tmp_path, GOOD), "other")
+
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", names(REPOSITORY))
+def test_shipped_studies_ask_for_what_there_is(name: str) -> None:
+    preflight.check_points(graph.load(REPOSITORY), name)
+    assert len(read(REPOSITORY, name).points) > 1
