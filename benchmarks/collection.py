@@ -83,7 +83,8 @@ def workers(family: Family, block: dict[str, Any], episodes: int) -> float:
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     """Bare loop, workers, bare loop, for each family."""
     cores = os.cpu_count() or 1
-    figures, details = [], {"cores": cores}
+    figures: list[Figure] = []
+    details: dict[str, float | None] = {"cores": cores}
     for name, sizes in EPISODES.items():
         family = load_family(name, BLOCK, Path.cwd())
         alone_episodes, episodes = (1, 1) if quick else sizes

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from benchmarks.common import Figure, alone, at_most
+from benchmarks.common import Figure, at_most, command
 
 REPOSITORY = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -163,4 +163,4 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    alone("dagster_click", measure)
+    command("dagster_click", measure)

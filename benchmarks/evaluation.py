@@ -79,7 +79,7 @@ def one_episode(
         )
         actions[-1] = normalization.to_actions(policy(steps, window)[0, -1].numpy())
         observation, reward, *_ = environment.step(actions[-1])
-        rest -= reward
+        rest -= float(reward)
 
 
 def one_at_a_time(family: Family, window: int, episodes: int) -> float:
@@ -108,7 +108,8 @@ def batched(family: Family, block: dict[str, Any], window: int, count: int) -> t
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     """One at a time, and batched as in the default configuration on reach and in the full benchmark."""
     few, many, episodes = (8, 16, 1) if quick else (180, 720, 4)
-    figures, details = [], {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    figures: list[Figure] = []
+    details: dict[str, float | None] = {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
     for name, window, count in (
         ("point_robot", 20, few),
         ("point_robot", 5, few),

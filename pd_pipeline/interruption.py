@@ -36,6 +36,26 @@ def unwind_on_signals() -> None:
 
 
 @contextmanager
+def held_back() -> Iterator[None]:
+    """Handle signals that are received meanwhile at the end: for what must not be interrupted halfway, and is short.
+
+    The handlers are replaced; a mask of the thread would be inherited by the processes that it starts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received: list[int] = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number)) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
+
+
+@contextmanager
 def terminated() -> Iterator[Callable[[], bool]]:
     """Yield a function that says whether SIGINT or SIGTERM was received, for loops that save before they exit.
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.foreign import error_text, place_in_dump, watched_by_parent
+from pd_pipeline.interruption import held_back
 
 Answer = Callable[[Any], Any]
 Kind = Literal["answer", "beat", "error"]
@@ -133,7 +134,7 @@ class Workers:
         self._stacks: list[Connection] = []
         self._processes: list[Any] = []
         try:
-            with one_thread_each():
+            with one_thread_each(), held_back():  # a process that is half started would end with a traceback
                 for each in arguments:
                     ours, theirs = context.Pipe()
                     reading, writing = context.Pipe(duplex=False)

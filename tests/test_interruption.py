@@ -14,7 +14,7 @@ import pytest
 
 from pd_pipeline import graph, interruption
 from pd_pipeline.__main__ import main
-from pd_pipeline.interruption import Interrupted, terminated
+from pd_pipeline.interruption import Interrupted, held_back, terminated
 from pd_pipeline.progress import silent
 from tests.dvc_project import change, make_project, start
 
@@ -194,6 +194,21 @@ def test_a_signal_while_modules_are_imported_gives_no_traceback(monkeypatch: pyt
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 128 + signal.SIGINT
+
+
+def test_a_signal_that_is_held_back_is_handled_at_the_end() -> None:
+    done: list[str] = []
+
+    def work() -> None:
+        with held_back():
+            signal.raise_signal(signal.SIGINT)
+            done.append("inside")
+        done.append("after")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["inside"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def asked_to_stop(*signals: signal.Signals) -> None:

@@ -18,6 +18,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress, silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import write_json
+from pd_pipeline.studies import making
 from tests.dagster_state import stale_status
 from tests.dvc_project import change, make_project
 
@@ -141,7 +142,7 @@ def test_one_partition_that_fails_leaves_the_others_made(root: Path, instance: d
 def test_a_transient_fault_is_tried_once_more(
     root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = lineage.run, list[str]()
+    real, calls = making.run, list[str]()
 
     def full_once(project: Graph, stage: str, key: Key, progress: Progress) -> lineage.Outcome:
         calls.append(str(key))
@@ -149,7 +150,7 @@ def test_a_transient_fault_is_tried_once_more(
             raise OSError(ENOSPC, "No space left on device")
         return real(project, stage, key, progress)
 
-    monkeypatch.setattr("assets.stages.lineage.run", full_once)
+    monkeypatch.setattr("assets.stages.making.run", full_once)
     result = backfill(root, instance, "behavior_policies")
     assert result.success
     assert calls == ["point_robot", "other", "point_robot", "other"]
