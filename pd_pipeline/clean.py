@@ -59,9 +59,9 @@ def _made(record: Path, root: Path) -> tuple[Path, set[tuple[str, str]]] | None:
 def _remove_made(out: Path, files: set[tuple[str, str]]) -> None:
     for name, digest in files:
         path = out / name
-        inside = out in path.resolve().parents
-        if inside and path.is_file() and not path.is_symlink() and _digest(path) == digest:
-            path.unlink()
+        folder = path.parent.resolve()
+        if out in (folder, *folder.parents) and path.is_file() and _digest(path) == digest:
+            path.unlink()  # of a link into DVC's cache the link, not what it points to
 
 
 def _digest(path: Path) -> str:

@@ -56,11 +56,15 @@ def find(root: Path, stage: str, key: object) -> Record | None:
 
 
 def listing(out: Path) -> dict[str, str]:
-    """The files of an out, their names relative to it, with their SHA-256. Links are named, not followed."""
+    """The files of an out, their names relative to it, with their SHA-256.
+
+    A link to a file counts as its contents: with `cache.type symlink` DVC turns outs into links to its cache. To
+    replace or remove it changes nothing in the file itself. Any other link is only named.
+    """
     found = {}
     for file in sorted(out.rglob("*")):
         if file.is_symlink() or file.is_file():
-            found[file.relative_to(out).as_posix()] = "link" if file.is_symlink() else file_digest(file).hex()
+            found[file.relative_to(out).as_posix()] = file_digest(file).hex() if file.is_file() else "link"
     return found
 
 

@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pd_pipeline import doctor, graph, guard, lineage, records, rendering
+from pd_pipeline.clean import clean
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
@@ -376,3 +377,24 @@ def test_work_with_an_override_is_not_recorded_and_is_redone_later(root: Path, p
     assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
     assert read_json(summary)["expert"]["tasks"]["0"]["episodes"] == 3
     assert "up to date" in call(root, "dvc", "status", "trajectories@point_robot")
+
+
+def test_outs_that_dvc_has_turned_into_links_are_the_stages_own(root: Path, project: Graph) -> None:
+    call(root, "dvc", "config", "cache.type", "symlink")
+    lineage.run(project, POLICIES, KEY, silent)
+    out = root / project.out(POLICIES, KEY)
+    link = out / "policies.json"
+    assert link.is_symlink()
+    cached = link.resolve()
+    assert lineage.run(project, POLICIES, KEY, silent).skipped
+    assert not lineage.run(project, POLICIES, KEY, silent, force=True).skipped
+    assert lineage.up_to_date(project, POLICIES, KEY)
+    link.unlink()
+    link.symlink_to(root / "params.yaml")
+    with pytest.raises(PipelineError, match=r"policies\.json: not what stage behavior_policies made"):
+        lineage.run(project, POLICIES, KEY, silent, force=True)
+    link.unlink()
+    link.symlink_to(cached)
+    list(clean(root))
+    assert not out.exists()
+    assert cached.is_file()
