@@ -1,9 +1,9 @@
-# setup  run  published  test  check  docs  ui  bench  faults  clean: see README.md
+# Targets: setup run published test check docs ui bench faults clean; see README.md.
 VENV := .venv
 BIN := $(abspath $(VENV))/bin
 MARK := $(VENV).installing
 PYTHON ?= python3
-# Nothing calls out.
+# No telemetry.
 export DVC_NO_ANALYTICS := true
 export DAGSTER_DISABLE_TELEMETRY := yes
 export DAGSTER_HOME := $(abspath .dagster)
@@ -13,8 +13,8 @@ export PATH := $(BIN):$(PATH)
 
 setup: $(VENV)/.installed
 
-# A mark beside the environment says that an installation is under way. Found at the start, it says that one was
-# killed, which may have left anything: the environment is made anew.
+# The file $(MARK) exists during an installation. If it exists at the start, the last installation was killed, and the
+# environment is rebuilt.
 define install
 	@if [ -e $(MARK) ] || [ ! -x $(BIN)/pip ]; then rm -rf $(VENV); touch $(MARK); $(PYTHON) -m venv $(VENV); fi
 	@touch $(MARK)
@@ -50,8 +50,8 @@ published: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/pytest
 
-# A link or an anchor that leads nowhere is an error, and so is a page that would load something from the network.
-# Not --quiet: what is not said is not counted by --strict either.
+# Broken links and anchors are errors, and so are pages that load something from the network. Without --quiet, since
+# --strict only counts warnings that are printed.
 SITE = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: $(VENV)/.installed-test $(VENV)/.installed-docs
@@ -76,8 +76,8 @@ bench: $(VENV)/.installed-bench
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults
 
-# Removes what the pipeline made, by its records; what you put into data/ stays, and so does what lies behind a link.
-# DVC's lineage and cache stay too, from which `dvc checkout` brings outs back: `dvc gc -w` empties the cache.
+# Removes the outs that the pipeline recorded; your own files in data/ and the targets of links are kept. dvc.lock and
+# the DVC cache are kept too, so `dvc checkout` restores outs; `dvc gc -w` empties the cache.
 clean:
 	@$(PYTHON) -m pd_pipeline.clean .
 	@$(PYTHON) -m pd_pipeline.clean published

@@ -1,4 +1,4 @@
-"""Asset checks: the checks of a stage. They run in the step that made the out; a blocking one stops its readers."""
+"""Asset checks: the checks of a stage. They run in the step of the stage; blocking ones stop downstream stages."""
 
 import pkgutil
 import warnings
@@ -12,9 +12,9 @@ from pd_pipeline.stages import Stage
 
 
 def check_specs(stage: Stage, partitions: dg.PartitionsDefinition | None) -> list[dg.AssetCheckSpec]:
-    """What Dagster knows of a stage's checks."""
+    """The check specs of a stage."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.PreviewWarning)  # of `partitions_def`: without it keys hide each other
+        warnings.simplefilter("ignore", dg.PreviewWarning)  # for `partitions_def`: without it, keys share one result
         return [
             dg.AssetCheckSpec(
                 check.name,
@@ -28,7 +28,7 @@ def check_specs(stage: Stage, partitions: dg.PartitionsDefinition | None) -> lis
 
 
 def check_results(project: Graph, stage: str, out: Path) -> list[dg.AssetCheckResult]:
-    """The results of a stage's checks on one of its outs."""
+    """Run the checks of a stage on one of its outs."""
     found = []
     for check in project.stages[stage].checks:
         try:

@@ -1,4 +1,4 @@
-"""All Dagster definitions of one project folder."""
+"""All Dagster definitions for one project folder."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from pd_pipeline import graph
 
 
 def build(root: Path) -> dg.Definitions:
-    """The definitions of the project at `root`.
+    """The definitions for the project at `root`.
 
-    A run is one process: a process per step would import PyTorch for each, which takes longer than most of the work.
+    A run is one process: with one process per step, importing PyTorch each time would take longer than most steps.
     """
     project = graph.load(root)
     job = bring_up_to_date_job(project)

@@ -1,4 +1,4 @@
-"""Scheduled retraining: everything that is not up to date is made, in the order of the graph."""
+"""Scheduled retraining: all work that is not up to date, in the order of the graph."""
 
 from collections.abc import Iterator
 
@@ -11,13 +11,13 @@ from pd_pipeline.graph import Graph
 
 
 def bring_up_to_date_job(project: Graph) -> dg.JobDefinition:
-    """One step per asset, which materializes those of its partitions that are not up to date, all in one run.
+    """One run with one step per asset, which materializes the partitions that are not up to date.
 
-    Not `define_asset_job`: Dagster refuses to have assets of different partitions in one run, and a backfill needs
-    several runs, one after another, even where there is next to nothing to do.
+    Not `define_asset_job`: Dagster does not allow assets with different partitions in one run, and a backfill needs
+    several runs in sequence even if there is little to do.
     """
 
-    @dg.job(name="bring_up_to_date", description="Make every piece of work that is not up to date.")
+    @dg.job(name="bring_up_to_date", description="Do all work that is not up to date.")
     def job() -> None:
         made: dict[str, object] = {}
         for stage in project.stages.values():
@@ -28,7 +28,7 @@ def bring_up_to_date_job(project: Graph) -> dg.JobDefinition:
 
 def _step(project: Graph, stage: str) -> dg.OpDefinition:
     @dg.op(
-        name=f"make_{stage}",  # the asset's own step has the plain name
+        name=f"make_{stage}",  # the step of the asset itself already has the name of the stage
         ins={"needs": dg.In(dg.Nothing)},
         out=dg.Out(dg.Nothing),
         pool=GPU_POOL if project.stages[stage].computes else None,
@@ -42,7 +42,7 @@ def _step(project: Graph, stage: str) -> dg.OpDefinition:
 
 
 def nightly(project: Graph, job: dg.JobDefinition) -> dg.ScheduleDefinition:
-    """Retraining at night on whatever changed: new trajectories, parameters or code. Off until switched on."""
+    """Nightly retraining after changes of trajectories, parameters or code. Off until switched on."""
 
     @dg.schedule(name="retrain_nightly", job=job, cron_schedule="0 2 * * *")
     def body(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
@@ -51,7 +51,7 @@ def nightly(project: Graph, job: dg.JobDefinition) -> dg.ScheduleDefinition:
             if len(lineage.data_versions(now)) == sum(len(now.keys(stage)) for stage in now.stages):
                 return dg.SkipReason("everything is up to date")
         except PipelineError as error:
-            context.log.warning(str(error))  # the run will say it too, and be seen to fail
+            context.log.warning(str(error))  # the run then fails visibly with the same message
         return dg.RunRequest()
 
     return body

@@ -1,4 +1,4 @@
-"""What `dagster dev -w workspace.yaml` loads."""
+"""The code location that `dagster dev -w workspace.yaml` loads."""
 
 from assets.definitions import build
 from assets.project import root

@@ -1,4 +1,4 @@
-"""What the UI shows beside a materialization."""
+"""Metadata that the UI shows for a materialization."""
 
 import base64
 from pathlib import Path
@@ -9,13 +9,13 @@ from pd_pipeline.stages import Stage
 
 
 def describe(out: Path) -> dict[str, dg.MetadataValue]:
-    """Where the out lies, and how large it is."""
+    """Path and size of the out."""
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return {"path": dg.MetadataValue.path(out), "size_bytes": dg.MetadataValue.int(size)}
 
 
 def plots(stage: Stage, out: Path) -> dict[str, dg.MetadataValue]:
-    """The plots of an out, drawn into the page: nothing has to be served."""
+    """The plots of an out, embedded as data URLs, so that no file server is needed."""
     if stage.plots is None:
         return {}
     from pd_pipeline.reporting.stage_plots import drawn

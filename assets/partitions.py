@@ -1,4 +1,4 @@
-"""Partition keys are the keys of the graph, which DVC uses too; what a key reads follows from the graph."""
+"""Partitions and their dependencies, both taken from the graph. Partition keys are the keys that DVC uses."""
 
 import dagster as dg
 
@@ -6,9 +6,9 @@ from pd_pipeline.graph import Graph
 
 
 def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition | None:
-    """The keys of a stage; None for a stage that has no axes.
+    """The keys of a stage; None for a stage without axes.
 
-    Those of one PLM stand together: a run covers a range of keys, and these can be made as soon as the PLM is.
+    Keys with the same PLM are adjacent: a run covers a range of keys, and these are ready at the same time.
     """
     if not project.stages[stage].axes:
         return None
@@ -19,12 +19,12 @@ def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition |
 
 
 def dependency(project: Graph, stage: str, need: str) -> dg.AssetDep:
-    """What `stage` reads of the stage `need`: which keys of it for which of its own."""
+    """The dependency of `stage` on the stage `need`, with a mapping between their keys."""
     if not project.stages[need].axes:
         return dg.AssetDep(need)
     if not project.stages[stage].axes:
         return dg.AssetDep(need, partition_mapping=dg.AllPartitionMapping())
-    if project.stages[stage].axes == project.stages[need].axes:  # Dagster makes both in one run
+    if project.stages[stage].axes == project.stages[need].axes:  # lets Dagster materialize both in one run
         return dg.AssetDep(need, partition_mapping=dg.IdentityPartitionMapping())
     readers: dict[str, set[str]] = {}
     for key in project.keys(stage):

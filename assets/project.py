@@ -1,4 +1,4 @@
-"""Which project folder the assets work on."""
+"""The project folder that the assets use."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ ROOT_VARIABLE = "PD_PIPELINE_ROOT"
 
 
 def root() -> Path:
-    """The folder of params.yaml: named by PD_PIPELINE_ROOT, else the working directory, else this repository."""
+    """The folder with params.yaml: PD_PIPELINE_ROOT, else the working directory, else this repository."""
     if named := os.environ.get(ROOT_VARIABLE):
         return Path(named).resolve()
     here = Path.cwd()

@@ -1,7 +1,7 @@
-"""One asset per stage. Its body is what `pd-pipeline run` does, with Dagster's log, metadata and retries around it.
+"""One asset per stage. It does the same as `pd-pipeline run`, with Dagster's log, metadata and retries.
 
-A step makes all partitions that a run asks for, in one process: what takes long is to start processes and runs. Each
-partition has its own event, with its own data version, as soon as it is made.
+One step handles all selected partitions in one process, since starting processes and runs is slow. Each partition gets
+its own event, with its own data version, as soon as it is done.
 """
 
 import time
@@ -24,15 +24,15 @@ from pd_pipeline.lineage import Outcome
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest
-from pd_pipeline.studies import making
+from pd_pipeline.studies import execution
 
 GPU_POOL = "gpu"
-RETRIES = dg.RetryPolicy(max_retries=1)  # a transient fault; what the user has to fix is not retried
+RETRIES = dg.RetryPolicy(max_retries=1)  # for transient errors; those that the user has to fix are not retried
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 
 NO_EVENT = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
-"""Keeps Dagster from an event of its own, which would give all partitions of a step one data version."""
+"""Suppresses Dagster's own event, which would give all partitions of a step the same data version."""
 
 
 def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
@@ -40,14 +40,14 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
     partitions = partitions_of(project, stage)
 
     def body(context: dg.AssetExecutionContext) -> Iterator[Event | dg.MaterializeResult | dg.Output]:
-        asked = list(context.partition_keys) if partitions else [""]
-        yield from make(context, project, stage, asked)
+        keys = list(context.partition_keys) if partitions else [""]
+        yield from make(context, project, stage, keys)
         for output in context.op_execution_context.selected_output_names:
-            # the other outputs are those of the checks
+            # the other outputs belong to the checks
             yield dg.MaterializeResult(metadata=NO_EVENT) if output == "result" else dg.Output(None, output)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", dg.BetaWarning)  # of `backfill_policy`
+        warnings.simplefilter("ignore", dg.BetaWarning)  # for `backfill_policy`
         asset = dg.asset(
             name=stage,
             group_name=project.stages[stage].group,
@@ -69,17 +69,21 @@ def make(
     context: dg.AssetExecutionContext | dg.OpExecutionContext,
     project: Graph,
     stage: str,
-    asked: list[str] | None = None,
+    selected: list[str] | None = None,
 ) -> Iterator[Event]:
-    """Make pieces of a stage: those with the keys `asked`, else all that are not up to date as Dagster knows them.
+    """Do the work of the `selected` keys of a stage; by default, of all that are stale or unknown to Dagster.
 
-    One piece that cannot be made does not keep the others from being made. Raises dagster.Failure in the end.
+    If one piece fails, the others are still done. Raises dagster.Failure at the end.
     """
     try:
         project = graph.load(project.root)  # params.yaml may have changed since the definitions were loaded
         preflight.check(project)
         versions = Versions(context.instance, project)
-        keys = [project.key(stage, text) for text in asked] if asked is not None else _to_make(project, stage, versions)
+        keys = (
+            [project.key(stage, text) for text in selected]
+            if selected is not None
+            else _stale(project, stage, versions)
+        )
     except PipelineError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
     problems, transient = [], False
@@ -90,23 +94,23 @@ def make(
         count = f" ({number} of {len(keys)})" if len(keys) > 1 else ""
         try:
             began = time.monotonic()
-            outcome = making.run(project, stage, key, LineProgress(context.log.info))
+            outcome = execution.run(project, stage, key, LineProgress(context.log.info))
             seconds = time.monotonic() - began
-            context.log.info(f"{name}: {'up to date' if outcome.skipped else f'made in {seconds:.1f} s'}{count}")
+            context.log.info(f"{name}: {'up to date' if outcome.skipped else f'done in {seconds:.1f} s'}{count}")
             version = outcome.data_version or digest(project.root / project.out(stage, key))
             tags = versions.tags(stage, key, version)
             yield from _events(context.instance, project, stage, key, outcome, tags, seconds)
-        except EXPECTED as error:  # of the user, or of the machine: a full disk may be gone the next time
+        except EXPECTED as error:  # a mistake of the user, or a transient error such as a full disk
             transient = transient or not isinstance(error, PipelineError)
             problems.append(described(error) if len(keys) == 1 else f"{name}: {described(error)}")
             context.log.error(f"{name}: {described(error)}{count}")
     if problems:
-        others = f"{len(problems)} of {len(keys)} were not made: " if len(keys) > 1 else ""
+        others = f"{len(problems)} of {len(keys)} failed: " if len(keys) > 1 else ""
         raise dg.Failure(others + "; ".join(problems), allow_retries=transient)
 
 
-def _to_make(project: Graph, stage: str, versions: Versions) -> list[Key]:
-    """The keys of a stage that are out of date, or that Dagster does not know as they are."""
+def _stale(project: Graph, stage: str, versions: Versions) -> list[Key]:
+    """The keys of a stage that are out of date, or whose current state Dagster does not know."""
     made = lineage.data_versions(project, [stage])
     tags = {key: versions.tags(name, key, data_version) for (name, key), data_version in made.items()}
     return [key for key in project.keys(stage) if key not in tags or not versions.known(stage, key, tags[key])]
@@ -121,7 +125,7 @@ def _events(
     tags: dict[str, str],
     seconds: float,
 ) -> Iterator[Event]:
-    """That a piece was made, and what its checks found."""
+    """The events for a piece of work and its checks."""
     out, partition = project.root / project.out(stage, key), str(key) or None
     if outcome.skipped:
         metadata = _previous_metadata(instance, stage, key)
@@ -149,7 +153,7 @@ def _events(
 
 
 def _target(instance: dg.DagsterInstance, stage: str, key: Key) -> AssetCheckEvaluationTargetMaterializationData | None:
-    """The materialization that a check is about."""
+    """The materialization that a check refers to."""
     if (record := latest(instance, stage, key)) is None:
         return None
     return AssetCheckEvaluationTargetMaterializationData(
@@ -158,7 +162,7 @@ def _target(instance: dg.DagsterInstance, stage: str, key: Key) -> AssetCheckEva
 
 
 def _previous_metadata(instance: dg.DagsterInstance, stage: str, key: Key) -> dict[str, Any]:
-    """What the last materialization said: skipping work must not lose its figures."""
+    """Metadata of the last materialization, kept when work is skipped."""
     record = latest(instance, stage, key)
     found = record.asset_materialization if record else None
     return dict(found.metadata) if found else {}

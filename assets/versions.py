@@ -1,4 +1,4 @@
-"""The versions that an event carries: of its out, of its code and of what was read. Staleness in the UI follows."""
+"""The versions in an event: of the out, its code and its inputs. The UI derives staleness from them."""
 
 from functools import cache
 from hashlib import sha256
@@ -21,7 +21,7 @@ def latest(instance: dg.DagsterInstance, stage: str, key: Key) -> dg.EventLogRec
 
 
 class Versions:
-    """What an instance knows of the pieces of a project. A data version is looked up once."""
+    """The versions of a project's work in a Dagster instance, cached."""
 
     def __init__(self, instance: dg.DagsterInstance, project: Graph):
         self._instance, self._project = instance, project
@@ -29,7 +29,7 @@ class Versions:
         self._code_version = cache(lambda stage: guard.version(project, stage))
 
     def tags(self, stage: str, key: Key, data_version: str) -> dict[str, str]:
-        """The tags of the event that a piece was made, its inputs being what Dagster last heard of them."""
+        """The tags for the event of a piece of work, with the latest known versions of its inputs."""
         needs = self._project.stages[stage].needs
         return (
             {DATA_VERSION: data_version, CODE_VERSION: self._code_version(stage), GIVEN: "true"}
@@ -38,7 +38,7 @@ class Versions:
         )
 
     def known(self, stage: str, key: Key, tags: dict[str, str]) -> bool:
-        """Whether the last event of a piece said the same, whichever events of its inputs it came after."""
+        """Whether the last event of a piece has the same tags, ignoring which events of its inputs it refers to."""
         record = latest(self._instance, stage, key)
         found = record.asset_materialization if record else None
         before = found.tags or {} if found else {}
@@ -50,11 +50,11 @@ class Versions:
         return (found.tags or {}).get(DATA_VERSION, "") if found else ""
 
     def _input_version(self, stage: str, key: Key, need: str) -> str:
-        """One version for all partitions of an input, as Dagster compares it."""
+        """One version for all partitions of an input, in the form that Dagster compares."""
         read = sorted((str(other), other) for name, other in self._project.upstream(stage, key) if name == need)
         return sha256("".join(self._data_version(need, other) for _, other in read).encode()).hexdigest()
 
     def _pointer(self, stage: str) -> str:
-        """The storage id of a stage's last event, of whatever partition, as Dagster notes it for an input."""
+        """The storage id of the last event of a stage in any partition, as Dagster stores it for an input."""
         records = self._instance.fetch_materializations(dg.AssetKey(stage), limit=1).records
         return str(records[0].storage_id) if records else "NULL"

@@ -1,4 +1,4 @@
-"""The `pd-pipeline` command: thin doors to the library."""
+"""The `pd-pipeline` command: a thin layer over the library."""
 
 import sys
 import threading
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class _Group(typer.core.TyperGroup):
-    """The border of every command: what goes wrong becomes one line, never a traceback."""
+    """Prints expected errors of every command as one line instead of a traceback."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         from pd_pipeline.interruption import unwind_on_signals
@@ -58,16 +58,16 @@ def options(
 
 @app.command()
 def run(
-    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm, or `all` in their order.")],
-    key: Annotated[str, typer.Option(help="Which piece of it, such as reach-0; all pieces without it.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Do it again even if it is up to date.")] = False,
-    record: Annotated[bool, typer.Option("--record/--no-record", help="Tell DVC what was made from what.")] = True,
+    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm, or `all` stages in order.")],
+    key: Annotated[str, typer.Option(help="Key of the stage, such as reach-0; default: all keys.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Do the work even if it is up to date.")] = False,
+    record: Annotated[bool, typer.Option("--record/--no-record", help="Record the work in DVC.")] = True,
     override: Annotated[
         list[str] | None,
-        typer.Option("--set", help="NAME=VALUE in place of params.yaml, such as plm.steps=100; nothing is recorded."),
+        typer.Option("--set", help="Override params.yaml: NAME=VALUE, such as plm.steps=100. Nothing is recorded."),
     ] = None,
 ) -> None:
-    """Run one stage, one key of it, or all stages in one process, unless they are up to date."""
+    """Run one stage, one of its keys, or all stages in one process. Work that is up to date is skipped."""
     from pd_pipeline import graph, preflight
 
     project = graph.load(Path.cwd(), tuple(override or ()))
@@ -75,7 +75,7 @@ def run(
     preflight.check(project)
     if stage == "all":
         if key:
-            raise PipelineError(f"--key {key}: `run all` makes every piece: name a stage, or leave the key out")
+            raise PipelineError(f"--key {key}: `run all` runs every key: name a stage, or omit --key")
         pieces = [(name, one) for name in project.stages for one in project.keys(name)]
     else:
         keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
@@ -85,13 +85,13 @@ def run(
 
 
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
-    """Do a piece of work with a progress bar, and say what came of it."""
+    """Do a piece of work with a progress bar, and print its metrics."""
     from pd_pipeline import progress
-    from pd_pipeline.studies import making
+    from pd_pipeline.studies import execution
 
     report = progress.console()
     try:
-        outcome = making.run(project, stage, key, report, force=force, record=record)
+        outcome = execution.run(project, stage, key, report, force=force, record=record)
     finally:
         if isinstance(report, progress.BarProgress):
             report.close()
@@ -104,9 +104,9 @@ def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -
 
 @app.command()
 def study(
-    name: Annotated[str, typer.Argument(help="Of a file in studies/; without it the studies there are.")] = "",
+    name: Annotated[str, typer.Argument(help="Name of a file in studies/; without it, list the studies.")] = "",
 ) -> None:
-    """Make every point of a study, and show what came of it; studies in run.studies are recorded."""
+    """Run every point of a study and show the results. Studies in run.studies are recorded in DVC."""
     from pd_pipeline import graph, preflight
     from pd_pipeline.reporting.study import table
     from pd_pipeline.stage import Key
@@ -117,7 +117,7 @@ def study(
         for each in names(root):
             typer.echo(f"{each}: {read(root, each).title}")
         return
-    read(root, name)  # refuses a name that has no file
+    read(root, name)  # raises if there is no such file
     project = graph.load(root)
     known = name in project.params.run.studies
     if not known:
@@ -132,9 +132,9 @@ def study(
 
 @app.command()
 def init(
-    directory: Annotated[Path, typer.Argument(help="Folder of the project; made where it is not there.")] = Path(),
+    directory: Annotated[Path, typer.Argument(help="Folder of the project; created if missing.")] = Path(),
 ) -> None:
-    """Begin a project of your own: params.yaml with a small example, and DVC's records."""
+    """Start your own project: params.yaml with a small example, and a DVC repository."""
     from pd_pipeline.starting import begin
 
     for file in begin(directory):
@@ -145,10 +145,10 @@ def init(
 
 @app.command()
 def graph(
-    write: Annotated[bool, typer.Option("--write", help="Render it into dvc.yaml.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Exit 1 where dvc.yaml differs.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Render the graph to dvc.yaml.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Exit 1 if dvc.yaml differs.")] = False,
 ) -> None:
-    """Show the stages and their keys, or render them into dvc.yaml."""
+    """Show the stages and their keys, or render them to dvc.yaml."""
     from pd_pipeline import graph as graphs
     from pd_pipeline import lineage, preflight, rendering
 
@@ -167,7 +167,7 @@ def graph(
 
 @app.command()
 def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files (Parquet).")]) -> None:
-    """Read trajectory files as the pipeline does, and refuse what it would refuse."""
+    """Check trajectory files as the pipeline does. Exit 1 if a file is invalid."""
     from pd_pipeline import config
     from pd_pipeline.families.base import load_family
     from pd_pipeline.trajectories.checking import check_file
@@ -188,7 +188,7 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files 
 
 @app.command()
 def params() -> None:
-    """Show every parameter with its value (of params.yaml, else the default of the code) and what it means."""
+    """Show every parameter with its value (from params.yaml, else the default) and its meaning."""
     from pd_pipeline import graph as graphs
     from pd_pipeline.stage import Key
     from pd_pipeline.stages import ACROSS
@@ -213,7 +213,7 @@ def params() -> None:
 
 
 def _show(values: "Parameters", depth: int) -> None:
-    """Print a block as YAML, lists and mappings as JSON, which is YAML too; what a parameter means as a comment."""
+    """Print a block as YAML, with lists and mappings as JSON (valid YAML) and the meanings as comments."""
     import json
 
     from pd_pipeline.config import Parameters
@@ -231,10 +231,12 @@ def _show(values: "Parameters", depth: int) -> None:
 
 @app.command()
 def publish(
-    name: Annotated[str, typer.Argument(help="Family or study that params.yaml runs.")],
-    to: Annotated[Path, typer.Option(help="Gets a folder of this name; of a study below studies/.")] = Path("results"),
+    name: Annotated[str, typer.Argument(help="Family or study in params.yaml.")],
+    to: Annotated[
+        Path, typer.Option(help="Target folder; the copy is in <to>/NAME, or <to>/studies/NAME for a study.")
+    ] = Path("results"),
 ) -> None:
-    """Copy the numbers of this run, small and with what made them, to results/."""
+    """Copy the results of a family or study, with their provenance, to results/."""
     from pd_pipeline.reporting.publish import publish as copy
 
     for file in copy(Path.cwd(), name, to):
@@ -243,7 +245,7 @@ def publish(
 
 @app.command()
 def costs() -> None:
-    """Show what each piece of work cost: seconds of all processes that worked on it, device and precision."""
+    """Show the cost of each piece of work: seconds of all its processes, device and precision."""
     from pd_pipeline import graph as graphs
     from pd_pipeline.reporting.costs import table
 
@@ -253,7 +255,7 @@ def costs() -> None:
 
 @app.command()
 def doctor() -> None:
-    """Look for what commonly goes wrong here, and fix what can be fixed."""
+    """Look for common problems and fix those that can be fixed."""
     from pd_pipeline.doctor import examine
 
     problems = 0

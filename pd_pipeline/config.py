@@ -1,13 +1,13 @@
-"""params.yaml, read and validated.
+"""Reading and validating params.yaml.
 
-Each stage defines its own `Params` class beside the code that reads it, so that a new parameter of one stage changes
-no file that another stage depends on. This module holds what they share: the base class, the shape of the file and
-the error that a wrong value gets.
+Each stage defines its own `Params` class beside the code that reads it, so a new parameter of one stage changes no file
+that another stage depends on. This module contains what they share: the base class, the structure of the file and the
+error messages for wrong values.
 
-The file has these parts. `run` names what is run (families, seeds, methods). `machine` says what to compute on; no
-result depends on it as a parameter. `families` has one block per family, and in it one block per stage, named like the
-stage, beside `environment` and `target`, the data of the target tasks that all methods get. A stage that works on all
-families at once has its block at the top. A block that is left out takes the defaults of the code.
+The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on; it is not
+a parameter of any result. `families` has one block per family, which contains one block per stage, named after the
+stage, beside `environment` and `target`, the target data that all methods get. A stage that works on all families at
+once has its block at the top level. A block that is left out gets the defaults in the code.
 """
 
 import copy
@@ -25,22 +25,22 @@ from pd_pipeline.errors import PipelineError, one_line
 
 PARAMS_FILE = "params.yaml"
 
-# Bounds that no user misses: beyond them a slip of the keyboard would take the machine's memory or its day.
-MOST_BYTES = 1 << 20  # of params.yaml
-MOST_VALUES = 200_000  # in params.yaml, aliases counted each time they are used
-DEEPEST = 50  # blocks inside blocks
-MOST_TASKS = 10_000
-LONGEST_HORIZON = 1_000_000
-MOST_STEPS = 1_000_000_000  # of a training
+# Generous upper bounds: larger values are typos that would use up the memory or run for days.
+MAX_BYTES = 1 << 20  # of params.yaml
+MAX_VALUES = 200_000  # in params.yaml; an alias counts each time it is used
+MAX_DEPTH = 50  # levels of nested blocks
+MAX_TASKS = 10_000
+MAX_HORIZON = 1_000_000
+MAX_STEPS = 1_000_000_000  # of one training
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=64)]
-"""A name that also names files: letters, digits, '_' and '-', the first a letter."""
+"""A name that is also used in file names: letters, digits, '_' and '-', starting with a letter or '_'."""
 
 StageName = Annotated[str, Field(pattern=r"^[a-z][A-Za-z0-9_]*$", max_length=60)]
-"""A name that becomes part of a stage's: a small letter, then letters, digits and '_'."""
+"""A name that becomes part of a stage name: a lower-case letter, then letters, digits and '_'."""
 
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
-"""A Python module, as `import` names it."""
+"""The name of a Python module, as in `import`."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 """A seed of a random generator."""
@@ -52,7 +52,7 @@ Device = Annotated[
 
 
 class Parameters(BaseModel):
-    """Base of every parameter block: immutable, and an unknown name is an error rather than silently ignored."""
+    """Base class of every parameter block: immutable; an unknown name is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -60,8 +60,8 @@ class Parameters(BaseModel):
 class RunParams(Parameters):
     """What is run: the cross product of families (with their target tasks), seeds and methods.
 
-    A variant is a method once more under another name, with parameters of its own in `tuned_<variant>`: other data,
-    an ablation.
+    A variant is a method under a second name, with its own parameters in `tuned_<variant>`: for example with other
+    data, or an ablation.
     """
 
     families: tuple[Name, ...] = Field(min_length=1, max_length=100)
@@ -69,35 +69,35 @@ class RunParams(Parameters):
     methods: tuple[Name, ...] = Field(min_length=1, max_length=200)
     variants: dict[Name, Name] = Field(default={}, description="name of a variant -> the method it varies")
     studies: tuple[StageName, ...] = Field(
-        default=(), max_length=100, description="files of studies/ that are made, recorded and reported with all else"
+        default=(), max_length=100, description="names of files in studies/: these studies are run and reported too"
     )
     extensions: dict[Name, ModuleName] = Field(
-        default={}, description="name of a method of your own -> its module, beside params.yaml or installed"
+        default={}, description="name of your own method -> its module, beside params.yaml or installed"
     )
 
     def method_of(self, name: str) -> str:
-        """The method that `name`, itself or a variant, stands for."""
+        """The method of the variant `name`; `name` itself if it is a method."""
         return self.variants.get(name, name)
 
 
 class MachineParams(Parameters):
-    """What the work is done on. Part of no digest: on another machine the same outs are up to date."""
+    """The device to compute on. It is not part of any digest: outs stay up to date on another machine."""
 
     device: Device = "auto"
 
 
 PARTS = ("run", "machine", "families")
-"""Of params.yaml, beside the blocks of stages that work on all families at once."""
+"""Top-level parts of params.yaml, beside the blocks of stages that work on all families at once."""
 
 TARGET = "target"
-"""Block of a family with the data of its targets; a tuning stage may have one inside its own block."""
+"""Block of a family that selects the data of its targets; the block of a tuning stage may contain one too."""
 
 TUNED = "tuned_"
-"""What the name of a tuning stage begins with: its method or variant follows."""
+"""Prefix of the name of a tuning stage; its method or variant follows."""
 
 
 class ParamsFile(Parameters):
-    """params.yaml as a whole; blocks of stages are validated by the stages that own them."""
+    """The whole of params.yaml; each stage validates its own blocks."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -107,13 +107,13 @@ class ParamsFile(Parameters):
 
     @property
     def blocks(self) -> dict[str, Any]:
-        """The blocks at the top that are of stages: not validated."""
+        """The top-level blocks of stages, not yet validated."""
         return dict(self.model_extra or {})
 
     def block(self, family: str | None, stage: str) -> dict[str, Any]:
-        """The raw block of one stage, for one family where the stage has families; empty where it is left out.
+        """The raw block of one stage, for one family if the stage has families; empty if it is left out.
 
-        In a tuning stage's block, what it leaves out of `target` is that of its family.
+        In the block of a tuning stage, values missing from `target` are taken from the `target` of its family.
         """
         if family is None:
             return self.blocks.get(stage) or {}
@@ -129,7 +129,7 @@ P = TypeVar("P", bound=Parameters)
 
 
 def parse(model: type[P], values: Any, where: str) -> P:
-    """Validate `values` as `model`; every violation is named with its place in the file."""
+    """Validate `values` as `model`. Raises PipelineError, which names the place of every violation."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -137,11 +137,11 @@ def parse(model: type[P], values: Any, where: str) -> P:
             "; ".join(_violation(model, item, where) for item in _without_consequences(error.errors())[:8])
         ) from None
     except RecursionError:
-        raise PipelineError(f"{where}: nested too deeply: no block has more than {DEEPEST} levels") from None
+        raise PipelineError(f"{where}: nested too deeply: no block has more than {MAX_DEPTH} levels") from None
 
 
 def _without_consequences(items: Sequence[Any]) -> list[Any]:
-    """Violations without those that only follow from others: a list whose items are wrong also counts as too short."""
+    """Drop violations that only follow from others: a list whose items are wrong also counts as too short."""
     places = [item["loc"] for item in items]
     return [
         item
@@ -155,14 +155,14 @@ def _violation(model: type[Parameters], item: Any, where: str) -> str:
     if item["type"] == "extra_forbidden":
         fields = _fields_at(model, item["loc"][:-1])
         close = get_close_matches(str(item["loc"][-1]), fields, n=1)
-        meant = f": did you mean '{close[0]}'?" if close else f": known are {', '.join(fields)}"
+        meant = f": did you mean '{close[0]}'?" if close else f": choose one of {', '.join(fields)}"
         return f"{place}: no such parameter{meant}"
     message = "should be a list, such as [0]" if item["type"] in ("tuple_type", "list_type") else item["msg"]
     return f"{place}: {message} (found {one_line(repr(item['input']), 80)})"
 
 
 def _fields_at(model: type[Parameters], location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the block at `location` inside `model`; of the model itself where that is not a block."""
+    """Names of the fields of the block at `location` in `model`; those of `model` itself if that is not a block."""
     found: Any = model
     for part in location:
         field = getattr(found, "model_fields", {}).get(part)
@@ -173,27 +173,27 @@ def _fields_at(model: type[Parameters], location: tuple[Any, ...]) -> list[str]:
 
 
 def _types(annotation: Any) -> list[Any]:
-    """A type and, of a union or a container, all those inside it."""
+    """A type and, for a union or a container, all types inside it."""
     return [annotation, *(inner for part in getattr(annotation, "__args__", ()) for inner in _types(part))]
 
 
 def read_text(root: Path) -> str:
-    """The text of params.yaml of the project at `root`. Raises PipelineError where it is missing or unreadable."""
+    """Read params.yaml of the project at `root`. Raises PipelineError if it is missing or unreadable."""
     path = root / PARAMS_FILE
     if path.exists() and not path.is_file():
-        raise PipelineError(f"{path}: not a file: move it away, and write the parameters into a file of this name")
+        raise PipelineError(f"{path}: not a file: move it away and write the parameters to a file with this name")
     if not path.is_file():
-        raise PipelineError(f"{path}: no such file: run inside a project folder, one that has a {PARAMS_FILE}")
+        raise PipelineError(f"{path}: no such file: run this in a project folder, one that contains {PARAMS_FILE}")
     return read_file(path)
 
 
 def read_file(path: Path) -> str:
-    """The text of a file of parameters. Raises PipelineError where it is too large or not UTF-8."""
+    """Read a parameter file. Raises PipelineError if it is too large or not UTF-8."""
     try:
         with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise PipelineError(f"{path}: larger than {MOST_BYTES:,} bytes: not a file of parameters")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise PipelineError(f"{path}: larger than {MAX_BYTES:,} bytes: not a parameter file")
         return content.decode()
     except UnicodeDecodeError as error:
         raise PipelineError(
@@ -202,18 +202,18 @@ def read_file(path: Path) -> str:
 
 
 def values_of(text: str, path: Path) -> Any:
-    """The values of YAML 1.2, as DVC reads it (PyYAML reads 1e-3 as a string). Raises PipelineError."""
+    """Parse YAML 1.2, as DVC does (PyYAML reads 1e-3 as a string). Raises PipelineError if it is invalid."""
     try:
         values = YAML(typ="safe", pure=True).load(text)
-        if _size(values, 0, {}) > MOST_VALUES:
-            raise PipelineError(f"{path}: holds more than {MOST_VALUES:,} values, aliases counted where they are used")
-    except DuplicateKeyError as error:  # its own text goes on with advice about another library's settings
+        if _size(values, 0, {}) > MAX_VALUES:
+            raise PipelineError(f"{path}: contains more than {MAX_VALUES:,} values, counting each use of an alias")
+    except DuplicateKeyError as error:  # its full text gives advice about settings of the YAML library
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise PipelineError(f"{path}{line}: {error.problem}: keep one of the two") from None
     except YAMLError as error:
         raise PipelineError(f"{path}: not valid YAML: {error}") from None
     except RecursionError:
-        raise PipelineError(f"{path}: nested too deeply: no block has more than {DEEPEST} levels") from None
+        raise PipelineError(f"{path}: nested too deeply: no block has more than {MAX_DEPTH} levels") from None
     except (ValueError, OverflowError) as error:  # a date or a number that Python cannot hold
         if isinstance(error, PipelineError):
             raise
@@ -222,8 +222,8 @@ def values_of(text: str, path: Path) -> Any:
 
 
 def _size(value: Any, depth: int, known: dict[int, int]) -> int:
-    """Values inside `value`; one that is used twice (a YAML alias) counts twice but is walked once."""
-    if depth > DEEPEST:
+    """Number of values in `value`; one that is used twice (a YAML alias) counts twice but is visited once."""
+    if depth > MAX_DEPTH:
         raise RecursionError
     if id(value) in known:
         return known[id(value)]
@@ -233,7 +233,7 @@ def _size(value: Any, depth: int, known: dict[int, int]) -> int:
 
 
 def merged(values: Any, base: Mapping[str, Any]) -> Any:
-    """`values` with those of `base` in their place, block by block."""
+    """`values`, replaced by those of `base`, block by block."""
     if not isinstance(values, Mapping):
         return copy.deepcopy(dict(base))
     blocks = [name for name, value in base.items() if isinstance(value, Mapping) and name in values]
@@ -241,11 +241,10 @@ def merged(values: Any, base: Mapping[str, Any]) -> Any:
 
 
 def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -> Any:
-    """The values with overrides: `plm.steps=100` for every family that runs, or `families.reach.plm.steps=100`.
+    """Apply overrides: `plm.steps=100` for every family that is run, or `families.reach.plm.steps=100`.
 
-    `top` names the stages whose blocks stand at the top of the file.
-
-    Raises PipelineError for one that is no assignment.
+    `top` names the stages whose blocks are at the top level of the file. Raises PipelineError for an override that is
+    not an assignment.
     """
     if not overrides:
         return values
@@ -269,16 +268,16 @@ def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -
     return changed
 
 
-def checked(values: Any) -> ParamsFile:
-    """The parameters that a file's values are. Raises PipelineError on a violation or on a name given twice."""
+def validated(values: Any) -> ParamsFile:
+    """Validate the values of params.yaml. Raises PipelineError for a violation or a duplicate name."""
     params = parse(ParamsFile, values, PARAMS_FILE)
     for name in ("families", "seeds", "methods", "studies"):
         items = getattr(params.run, name)
         if len(set(items)) < len(items):
-            raise PipelineError(f"{PARAMS_FILE}: run.{name} names something twice: {list(items)}")
+            raise PipelineError(f"{PARAMS_FILE}: run.{name} contains duplicates: {list(items)}")
     return params
 
 
 def load(root: Path) -> ParamsFile:
-    """Read params.yaml of the project at `root`. Raises PipelineError on a missing, unreadable or invalid file."""
-    return checked(values_of(read_text(root), root / PARAMS_FILE))
+    """Load params.yaml of the project at `root`. Raises PipelineError if it is missing, unreadable or invalid."""
+    return validated(values_of(read_text(root), root / PARAMS_FILE))

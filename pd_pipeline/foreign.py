@@ -1,4 +1,4 @@
-"""Code that somebody else wrote, called in this process: what it raised and where, and an end to its hanging."""
+"""Calling foreign code in this process: descriptions of its errors, and a time limit."""
 
 import importlib.util
 import os
@@ -15,8 +15,8 @@ from types import FrameType
 
 from pd_pipeline.errors import PipelineError
 
-PATIENCE = 600.0  # seconds that an import or a constructor may take
-GRACE_SECONDS = 5.0  # for a hanging call to answer the signal; a loop inside compiled code never does
+TIMEOUT_SECONDS = 600.0  # seconds that an import or a constructor may take
+GRACE_SECONDS = 5.0  # for a hanging call to react to the signal; a loop in compiled code never does
 
 _PACKAGE = str(Path(__file__).parent)
 _INSTALLED = ("site-packages", "dist-packages")
@@ -25,29 +25,29 @@ _DUMPED = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTI
 
 
 class _Watch:
-    """Who ends a call of this process that hangs: its parent (see `workers`), or `limited`, once at a time."""
+    """Who stops a hanging call in this process: its parent (see `workers`), or one active `time_limit`."""
 
     by_parent = False
     on = False
 
 
-def watched_by_parent() -> None:
-    """From now on `limited` leaves the watch to the parent, which knows the stage's own patience."""
+def leave_timeouts_to_parent() -> None:
+    """Disable `time_limit` in this process: the parent watches it, with the time limit of the stage."""
     _Watch.by_parent = True
 
 
 def error_text(error: BaseException) -> str:
-    """The type, the message and the place of an error that foreign code raised."""
+    """Type, message and location of an error that foreign code raised."""
     text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     frames = [(frame.filename, frame.lineno) for frame in reversed(traceback.extract_tb(error.__traceback__))]
     return text + place(frames)
 
 
 def place(frames: Iterable[tuple[str, int | None]]) -> str:
-    """` (file, line n)` of the user's own code among `frames` (file, line), the innermost first; empty without any.
+    """` (file, line n)` of the innermost frame in the user's code; empty without frames.
 
-    Where a library fails that the user's code called, the user's line is the one to look at. Code that is installed
-    counts only where there is no other.
+    `frames` are (file, line), innermost first. If a library fails that the user's code called, the user's line is the
+    one to look at. Installed code is named only if there is no other.
     """
     known = [frame for frame in frames if not frame[0].startswith("<")]
     elsewhere = [frame for frame in known if not frame[0].startswith(_PACKAGE)]
@@ -57,7 +57,7 @@ def place(frames: Iterable[tuple[str, int | None]]) -> str:
 
 
 def place_in_dump(text: str) -> str:
-    """The same from what faulthandler wrote of a process that hangs."""
+    """Like `place`, from the text that faulthandler wrote about a hanging process."""
     return place((match["file"], int(match["line"])) for match in _DUMPED.finditer(text))
 
 
@@ -67,32 +67,32 @@ def _is_installed(file: str) -> bool:
 
 
 def module_file(module: str, root: Path) -> Path | None:
-    """The file of a module beside params.yaml or installed, found without importing it; None where there is none."""
+    """The file of a module beside params.yaml or installed, found without importing it; None if not found."""
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, SyntaxError):  # of a package on the way to the module
+    except (ImportError, ValueError, SyntaxError):  # importing a parent package failed
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin)
 
 
 @contextmanager
-def limited(what: str, seconds: float | None = None) -> Iterator[None]:
-    """End the block with a PipelineError when it takes longer than `seconds` (default `PATIENCE`).
+def time_limit(what: str, seconds: float | None = None) -> Iterator[None]:
+    """Stop the block with a PipelineError if it takes longer than `seconds` (default `TIMEOUT_SECONDS`).
 
-    Python code is interrupted wherever it is. Compiled code that never returns cannot be: then the line is printed
-    and the process ends, as if it had been killed. Only code that also keeps Python's global lock escapes.
+    Python code is interrupted. Compiled code that never returns cannot be interrupted: then the message is printed and
+    the process exits, as if killed. Compiled code that also holds the global interpreter lock cannot be stopped.
     """
     if _Watch.by_parent or _Watch.on or threading.current_thread() is not threading.main_thread():
         yield
         return
-    limit, main = PATIENCE if seconds is None else seconds, threading.get_ident()
+    limit, main = TIMEOUT_SECONDS if seconds is None else seconds, threading.get_ident()
     done = threading.Event()
 
     def message(frame: FrameType | None) -> str:
         where = place((f.filename, f.lineno) for f in reversed(traceback.extract_stack(frame))) if frame else ""
-        return f"{what} has not returned for {limit:g} seconds{where}: fix it and run again"
+        return f"{what} has not returned after {limit:g} seconds{where}: fix it and run again"
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         if not done.is_set():

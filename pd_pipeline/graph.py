@@ -1,7 +1,7 @@
-"""THE graph: every stage once. dvc.yaml is rendered from it, Dagster assets are built from it, the CLI runs it.
+"""The graph of stages: dvc.yaml is rendered from it, Dagster assets are built from it, and the CLI runs it.
 
-A stage has axes; its keys are the values these take for the families, target tasks and seeds of params.yaml. An
-upstream key belongs to a downstream key where they agree on every axis that both have: `plm@reach-0` is read by
+A stage has axes; its keys combine the families, target tasks and seeds of params.yaml along these axes. A piece of work
+reads the upstream keys that have the same value on every axis that both stages have: `plm@reach-0` is read by
 `tuned_prompt_dt@reach-5-0`, and all `tuned_prompt_dt@reach-*-0` are read by `evaluation@reach-0`.
 """
 
@@ -33,25 +33,25 @@ class Graph:
 
     root: Path
     text: str
-    """params.yaml as it was read: the work and its record take parameters from this one reading."""
+    """The text of params.yaml. It is read once, so the work and its record use the same parameters."""
     values: Mapping[str, Any]
-    """The same as plain values, without defaults."""
+    """The same text parsed into plain values, without defaults."""
     params: ParamsFile
     stages: dict[str, Stage]
     methods: dict[str, Method]
-    """All methods that the project knows, by name."""
+    """All methods available to the project, by name."""
     tasks: dict[str, tuple[int, ...]]
     """Family -> its target tasks."""
     overrides: tuple[str, ...] = ()
-    """What stands in place of values of the file, for this process."""
+    """Overrides of values in params.yaml, for this process (`--set`)."""
     base: Mapping[str, Any] = field(default_factory=dict)
-    """What stood in their place before the overrides: a study's."""
+    """Values that replace those of params.yaml before the overrides are applied: a study's `base`."""
     homes: Mapping[tuple[str, str | None, int | None], Path] = field(default_factory=dict)
-    """(stage, family, seed) -> the folder that holds outs, records and resume folders, where that is not the root."""
+    """(stage, family, seed) -> the folder with outs, records and resume folders, where that is not the root."""
 
     @property
     def modules(self) -> dict[str, str]:
-        """Stage -> the module of its Params, of all stages that work on one family."""
+        """Stage -> the module of its Params, for all stages that work on one family."""
         return {name: stage.params_module for name, stage in self.stages.items() if stage.axes}
 
     def keys(self, stage: str) -> list[Key]:
@@ -67,18 +67,18 @@ class Graph:
         ]
 
     def known(self, stage: str) -> str:
-        """The stage's name. Raises PipelineError where the graph has no such stage."""
+        """Return the stage's name. Raises PipelineError if the graph has no such stage."""
         if stage not in self.stages:
-            raise PipelineError(f"unknown stage '{stage}': known are {', '.join(self.stages)}")
+            raise PipelineError(f"unknown stage '{stage}': choose one of {', '.join(self.stages)}")
         return stage
 
     def key(self, stage: str, text: str) -> Key:
-        """The key written as `text`. Raises PipelineError where the graph has no such stage or key."""
+        """Parse the key `text`. Raises PipelineError if the graph has no such stage or key."""
         for key in self.keys(self.known(stage)):
             if str(key) == text:
                 return key
         known = ", ".join(str(key) for key in self.keys(stage)) or "none"
-        raise PipelineError(f"stage {stage} has no key '{text}': {PARAMS_FILE} asks for {known}")
+        raise PipelineError(f"stage {stage} has no key '{text}': the keys in {PARAMS_FILE} are {known}")
 
     def upstream(self, stage: str, key: Key) -> list[tuple[str, Key]]:
         """The (stage, key) pairs that a piece of work reads."""
@@ -94,21 +94,21 @@ class Graph:
         ]
 
     @property
-    def is_changed(self) -> bool:
-        """Whether something stands in place of what params.yaml says."""
+    def is_overridden(self) -> bool:
+        """Whether values of params.yaml are overridden."""
         return bool(self.overrides or self.base)
 
     def home(self, stage: str, key: Key) -> Path:
-        """The folder that holds the out, the record and the resume folder of a piece of work: mostly the root."""
+        """The folder with the out, the record and the resume folder of a piece of work: usually the root."""
         return self.homes.get((stage, key.family, key.seed), self.root)
 
     def out(self, stage: str, key: Key) -> Path:
-        """Where a piece of work leaves its out, relative to the root."""
+        """The path of the out of a piece of work, relative to the root."""
         base = self.home(stage, key).relative_to(self.root) / "data" / (self.stages[stage].folder or stage)
         return base / f"{key.family}-{key.seed}" / str(key.task) if TASK in self.stages[stage].axes else base / str(key)
 
     def input(self, stage: str, key: Key, need: str) -> Path:
-        """What a piece of work reads of one upstream stage: its out, or the directory of several."""
+        """What a piece of work reads from one upstream stage: its out, or the directory with several outs."""
         if not self.stages[stage].axes:
             return Path("data") / need
         others = [other for name, other in self.upstream(stage, key) if name == need]
@@ -116,7 +116,7 @@ class Graph:
         return self.out(need, others[0]).parent if fan_in else self.out(need, others[0])
 
     def sections(self, stage: str, key: Key) -> list[str]:
-        """The sections of params.yaml that a piece of work reads, by their dotted names."""
+        """The dotted names of the sections of params.yaml that a piece of work reads."""
         if self.stages[stage].preset is not None:
             return ["run", "families"]
         if key.family is None:  # the report shows the parameters of everything it reports
@@ -125,12 +125,12 @@ class Graph:
         return [f"families.{key.family}.{block}" for block in ("environment", *own)]
 
     def entry_points(self, key: Key) -> list[str]:
-        """Of the families of a key, whose table no out depends on as a whole."""
+        """The entry points of the families of a key: no out depends on the whole table of families."""
         families = [key.family] if key.family is not None else self.params.run.families
         return [entry_point(name, self.params.block(name, "environment")) for name in families]
 
     def code(self, stage: str, key: Key) -> list[Path]:
-        """The files of the project or package whose code makes the out, sorted."""
+        """The files of the project and the package whose code produces the out, sorted."""
         files = set(import_closure(self.stages[stage].modules))
         sources = [self.stages[name].source for name in (stage, *self.stages[stage].needs)]
         for source in sources:
@@ -143,11 +143,11 @@ class Graph:
         return sorted(files)
 
     def family(self, name: str) -> Family:
-        """The task family of this name with its parameters."""
+        """The task family with this name and its parameters."""
         return load_family(name, self.params.block(name, "environment"), self.root)
 
     def family_sources(self, family: str) -> list[Path]:
-        """The files that define a family, without those installed outside the project and the package."""
+        """The files that define a family, except those installed outside the project and the package."""
         sources = source_files(family, self.params.block(family, "environment"), self.root)
         return [source for source in sources if {PACKAGE, self.root} & {*source.parents}]
 
@@ -159,7 +159,7 @@ class Graph:
         return config.parse(self.stages[stage].params_class(), self.params.block(key.family, stage), where)
 
     def work_digest(self, stage: str, key: Key) -> str:
-        """Of everything a piece of work is made from: code, parameters, inputs. Names its resume folder."""
+        """Digest of the code, parameters and inputs of a piece of work. It names the resume folder."""
         parts: list[Path | str] = [self.stage_params(stage, key).model_dump_json(), str(key)]
         if key.family is not None:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
@@ -167,8 +167,8 @@ class Graph:
         return digest(*parts, *self.entry_points(key), *self.code(stage, key))
 
 
-def written(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
-    """Sections of params.yaml by their names, each as JSON of what is written there, {} where it is left out."""
+def sections_as_json(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
+    """Name -> the section of params.yaml as JSON, without defaults; {} for a section that is left out."""
     found = {}
     for name in names:
         value: Any = values
@@ -179,20 +179,20 @@ def written(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
 
 
 def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | None = None) -> Graph:
-    """The graph of the project at `root`. Raises PipelineError where params.yaml, or an override, is wrong.
+    """Load the graph of the project at `root`. Raises PipelineError if params.yaml or an override is wrong.
 
-    `base` takes the place of values of the file, block by block, before the overrides do.
+    `base` replaces values of the file, block by block, before the overrides are applied.
     """
     root = root.resolve()
-    forget()  # a process that lives long may meet edited code
+    forget()  # files may have been edited since a long-lived process last read them
     text = config.read_text(root)
-    values = values_now(root, text, overrides, base or {})
-    params = config.checked(values)
+    values = effective_values(root, text, overrides, base or {})
+    params = config.validated(values)
     for name in params.blocks:
         if name not in ACROSS:
             known_ = (*config.PARTS, *ACROSS)
             close = get_close_matches(name, known_, n=1)
-            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(known_)}"
+            meant = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known_)}"
             raise PipelineError(f"{PARAMS_FILE}: {name}: no such block: {meant}")
     tasks = {}
     for name in params.run.families:
@@ -200,8 +200,8 @@ def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | 
             close = get_close_matches(name, {*params.families, *BUILT_IN}, n=1)
             meant = f"did you mean '{close[0]}', or " if close else ""
             raise PipelineError(
-                f"{PARAMS_FILE}: unknown family '{name}': {meant}add a block `families.{name}` for one of your own "
-                f"(built in are {', '.join(BUILT_IN)})"
+                f"{PARAMS_FILE}: unknown family '{name}': {meant}add a block `families.{name}` to define your own "
+                f"(built in: {', '.join(BUILT_IN)})"
             )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
     methods = known(params.run, root)
@@ -210,7 +210,7 @@ def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | 
 
 
 def _with_studies(graph: Graph) -> Graph:
-    """The graph with the stages of its studies, which the report reads."""
+    """Add the stages of the studies, which the report reads."""
     from pd_pipeline.studies.points import study_stage  # a study's points are graphs themselves
 
     found = {stage.name: stage for stage in (study_stage(graph, name) for name in graph.params.run.studies)}
@@ -219,22 +219,22 @@ def _with_studies(graph: Graph) -> Graph:
     return replace(graph, stages={**before, **found, REPORT: replace(report, needs=(*report.needs, *found))})
 
 
-def values_now(root: Path, text: str, overrides: tuple[str, ...], base: Mapping[str, Any]) -> Any:
-    """The values of a text of params.yaml, with what stands in their place."""
+def effective_values(root: Path, text: str, overrides: tuple[str, ...], base: Mapping[str, Any]) -> Any:
+    """The values in the text of params.yaml, with `base` and the overrides applied."""
     return config.overridden(config.merged(config.values_of(text, root / PARAMS_FILE), base), overrides, ACROSS)
 
 
 def current(graph: Graph) -> Graph:
-    """The graph as params.yaml has it now: `graph` itself where the file is what it was."""
+    """The graph for the current params.yaml: `graph` itself if the file has not changed."""
     return graph if config.read_text(graph.root) == graph.text else load(graph.root, graph.overrides, graph.base)
 
 
 def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
     """Do one piece of work: the function behind `pd-pipeline run`, a DVC stage and a Dagster asset.
 
-    The out appears whole or not at all, with a record beside it of what it holds and what it cost. Work that was
-    killed goes on where it stopped, if nothing it is made from has changed. Returns the metrics of the stage. Raises
-    PipelineError where the out holds what the stage did not make: that is never replaced.
+    The out is written completely or not at all, with a record of its files and cost beside it. Work that was killed
+    resumes if its code, parameters and inputs have not changed. Returns the metrics of the stage. Raises PipelineError
+    if the out contains files that the stage did not write: these are never replaced.
     """
     for need, other in graph.upstream(stage, key):
         if not (graph.root / graph.out(need, other)).exists():
@@ -243,8 +243,8 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
     name, final, home = str(key) or "all", graph.root / graph.out(stage, key), graph.home(stage, key)
     if final.is_symlink():
         raise PipelineError(
-            f"{final} is a link, and an out is replaced whole: replace the link by what it points to, or link a folder "
-            "above it, such as data/, and run again"
+            f"{final} is a link, and an out is replaced as a whole: replace the link with what it points to, or link a "
+            "folder above it, such as data/, and run again"
         )
     recover(final)
     records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
@@ -272,16 +272,16 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
             params_file=graph.params,
         )
         metrics = importlib.import_module(graph.stages[stage].module).run(context)
-        # a file may have come in meanwhile
+        # a file may have been added in the meantime
         records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
         figures = {"made": made, "seconds": clock.seconds, "parameters": context.params.model_dump(mode="json")}
-        records.enter(home, stage, key, final, out, **figures, **context.facts)
+        records.write(home, stage, key, final, out, **figures, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
 
 
-def made_already(graph: Graph, stage: str, key: Key) -> bool:
-    """Whether the out stands as its record says, made from the code, parameters and inputs of now."""
+def is_made(graph: Graph, stage: str, key: Key) -> bool:
+    """Whether the out matches its record and was made from the current code, parameters and inputs."""
     record, out = records.find(graph.home(stage, key), stage, key), graph.root / graph.out(stage, key)
     if record is None or not out.is_dir() or records.listing(out) != record.files:
         return False

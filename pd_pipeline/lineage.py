@@ -1,10 +1,11 @@
-"""DVC: what is up to date, what was made from what, and the record of it.
+"""Lineage in DVC: what is up to date, and what each out was made from.
 
-Three doors lead to a piece of work: `pd-pipeline run`, `dvc repro` and Dagster. Behind all of them stands `run` here,
-so that all leave the same record in dvc.lock. DVC itself hashes dependencies after a command has run; here they are
-taken before it too, and work whose code, parameters or inputs changed meanwhile is refused.
+`pd-pipeline run`, `dvc repro` and Dagster all call `run` in this module, so all write the same entries to dvc.lock. DVC
+hashes dependencies only after a command has finished; here they are also hashed before it, and nothing is recorded if
+code, parameters or inputs changed in between.
 
-The only module that imports dvc. `dvc.repo.Repo` is an internal API: tests/test_lineage.py holds what is used of it.
+This is the only module that imports dvc. `dvc.repo.Repo` is an internal API: tests/test_lineage.py covers what is used
+of it.
 """
 
 import logging
@@ -40,11 +41,11 @@ class Outcome:
     metrics: dict[str, Any]
     skipped: bool
     data_version: str | None
-    """MD5 of the out as DVC has it; None where nothing was recorded."""
+    """MD5 of the out in DVC; None if nothing was recorded."""
 
 
-def begin(root: Path, git_top: Path | None) -> None:
-    """Have DVC keep records in a folder, in the git repository of `git_top` where there is one."""
+def init_dvc(root: Path, git_top: Path | None) -> None:
+    """Initialise DVC in a folder, inside the git repository at `git_top` if there is one."""
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
@@ -58,10 +59,10 @@ def begin(root: Path, git_top: Path | None) -> None:
 def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
     """Do one piece of work unless it is up to date, and record it.
 
-    One process at a time works on a piece: whoever comes second waits and then finds it made. params.yaml is read once
-    for the work and its record; where it changed since `graph` was loaded, it is read again before the work begins.
-    Called by DVC, which records on its own, or outside a DVC project, or with `record` False, the work is always done
-    and nothing recorded. Raises PipelineError where something that the work is made from changed while it ran.
+    One process at a time works on a piece: a second process waits and then finds it up to date. params.yaml is read
+    once for the work and its record; if it changed since `graph` was loaded, it is reloaded before the work starts.
+    When called by DVC (which writes its own record), outside a DVC project or with `record=False`, the work is always
+    done and nothing is recorded. Raises PipelineError if code, parameters or inputs changed during the work.
     """
     by_dvc = STAGE_VARIABLE in os.environ
     record = record and is_recording(graph)
@@ -72,11 +73,11 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
             keep_rendered(graph)
             if not force and (data_version := up_to_date(graph, stage, key)):
                 return Outcome({}, True, data_version)
-        if by_dvc and lock.waited and graphs.made_already(graph, stage, key):
-            return Outcome({}, True, None)  # by the process that was waited for
+        if by_dvc and lock.waited and graphs.is_made(graph, stage, key):
+            return Outcome({}, True, None)  # made by the process that we waited for
         before = snapshot(graph, stage, key)
-        if record and lock.waited and not force and graphs.made_already(graph, stage, key):
-            # by the process that was waited for, and recorded by nobody: DVC had started it and was killed
+        if record and lock.waited and not force and graphs.is_made(graph, stage, key):
+            # made by the process that we waited for but not recorded: DVC had started it and was killed
             return Outcome({}, True, _recorded(graph, stage, key, before, lock))
         if rendering.is_project(graph.root):
             _adopt(graph, stage, key)
@@ -88,13 +89,13 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
 
 
 _rendered: dict[Path, str] = {}
-"""Root -> state of what is rendered and of what that follows from, when they last agreed."""
+"""Root -> state of the rendered files and of their sources when they were last in sync."""
 
 
 def keep_rendered(graph: Graph) -> bool:
-    """Bring dvc.yaml and digests.json up to date, and with them DVC's record of the stage that writes digests.json.
+    """Update dvc.yaml, digests.json and the DVC record of the stage that writes digests.json.
 
-    Returns whether a file had to change. Called by DVC, which records on its own, nothing is recorded.
+    Returns whether a file changed. When called by DVC, which writes its own record, nothing is recorded.
     """
     if _rendered.get(graph.root) == _state(graph):
         return False
@@ -121,9 +122,9 @@ def _record_digests(root: Path, repo: Any) -> None:
 
 
 def make(graph: Graph, stage: str, key: Key, progress: Progress) -> bool:
-    """Do a piece of work of a study's point unless it is made; DVC does not know it. Returns whether there was work."""
+    """Do a piece of work of a study's point, unrecorded in DVC. Returns False if it was up to date already."""
     with locks.held(graph.home(stage, key), stage, key):
-        if graphs.made_already(graph, stage, key):
+        if graphs.is_made(graph, stage, key):
             return False
         before = snapshot(graph, stage, key)
         graphs.run(graph, stage, key, progress)
@@ -132,23 +133,23 @@ def make(graph: Graph, stage: str, key: Key, progress: Progress) -> bool:
 
 
 def is_recording(graph: Graph) -> bool:
-    """Whether what is made is recorded here: in a project of DVC, unless DVC itself is at work and will do so."""
+    """Whether work is recorded by this process: in a DVC project, unless DVC called it and records it itself."""
     return rendering.is_project(graph.root) and STAGE_VARIABLE not in os.environ
 
 
 def _adopt(graph: Graph, stage: str, key: Key) -> None:
-    """Give an out of files that no record knows one, if it is what DVC has on record: checked out, another version."""
+    """Write the missing record of an out if its files match dvc.lock, such as after `dvc checkout`."""
     out = graph.root / graph.out(stage, key)
     known = not records.foreign(out, records.find(graph.root, stage, key))
     if known or not out.is_dir() or not (graph.root / LOCK_FILE).is_file():
         return
     with _repo(graph.root) as repo:
         if not _piece(repo, stage, key).outs[0].status():
-            records.enter(graph.root, stage, key, out, out, made="elsewhere", seconds=0.0)
+            records.write(graph.root, stage, key, out, out, made="elsewhere", seconds=0.0)
 
 
 def _recorded(graph: Graph, stage: str, key: Key, before: Snapshot, lock: PieceLock) -> str:
-    """Record the piece. Where DVC itself is at the same piece, it waits for our lock: it gets it for a while."""
+    """Record the piece. If DVC works on the same piece, it waits for our lock: release it for a moment."""
     waiting = locks.Waiting()
     while True:
         try:
@@ -163,7 +164,7 @@ def _recorded(graph: Graph, stage: str, key: Key, before: Snapshot, lock: PieceL
 
 
 def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
-    """MD5 of the out, if code, parameters, inputs and out are still those that DVC has on record; else None."""
+    """MD5 of the out if code, parameters, inputs and out match dvc.lock; otherwise None."""
     if not (graph.root / LOCK_FILE).is_file() or not (graph.root / graph.out(stage, key)).exists():
         return None
     if rendering.recorded(graph.root, stage, key) != rendering.digests(graph, stage, key):
@@ -172,7 +173,7 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
 
 
 def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[str, Key], str]:
-    """MD5 of the out of every piece of work of all stages, or of some, that is up to date, upstream first."""
+    """(stage, key) -> MD5 of the out, for all work that is up to date in the given stages (default: all)."""
     from dvc.lock import LockError
 
     now = rendering.all_digests(graph)
@@ -184,7 +185,7 @@ def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tup
             piece = pieces.get(address(stage, key))
             if rendering.recorded(graph.root, stage, key) != now[stage][key.family or "all"]:
                 continue
-            with suppress(LockError):  # being made by another process
+            with suppress(LockError):  # another process works on it
                 if piece is not None and (data_version := _data_version(piece)):
                     found[stage, key] = data_version
         return found
@@ -199,10 +200,10 @@ def _data_version(piece: Any) -> str | None:
 
 
 def _record(graph: Graph, stage: str, key: Key, before: Snapshot, repo: Any) -> str:
-    """Write what was made, and from what, into dvc.lock and the cache; returns the MD5 of the out."""
-    # `Repo.commit` in its parts: what `save` hashes is recorded only if it is still what was there before
+    """Record the out and its dependencies in dvc.lock and the cache. Returns the MD5 of the out."""
+    # the steps of `Repo.commit`: what `save` hashed is recorded only if nothing has changed since `before`
     piece = _piece(repo, stage, key)
-    with chdir(graph.root):  # DVC's cache of runs looks for dvc.yaml in the working directory
+    with chdir(graph.root):  # DVC's run cache looks for dvc.yaml in the working directory
         piece.save()
     refuse_changes(graph, stage, key, before)
     piece.commit()
@@ -211,7 +212,7 @@ def _record(graph: Graph, stage: str, key: Key, before: Snapshot, repo: Any) -> 
 
 
 def _enter(lock: Path, piece: Any) -> None:
-    """Write the piece's entry into dvc.lock, as text where that can be done."""
+    """Write the piece's entry to dvc.lock, as a text edit if possible."""
     from dvc.stage.serialize import to_lockfile
     from dvc.utils.serialize import dumps_yaml
 
@@ -225,7 +226,7 @@ def _enter(lock: Path, piece: Any) -> None:
 
 
 def _piece(repo: Any, stage: str, key: Key) -> Any:
-    """DVC's own object for a piece of work; the path is given since DVC would look in the working directory."""
+    """DVC's object for a piece of work. The path is explicit, since DVC's default is the working directory."""
     return repo.stage.load_one(path=_dvc_file(repo), name=address(stage, key))
 
 
@@ -234,12 +235,12 @@ def _dvc_file(repo: Any) -> str:
 
 
 class Busy(Exception):
-    """Another process holds what is needed, in DVC's own lock."""
+    """Another process holds a DVC lock that is needed."""
 
 
 @contextmanager
 def _repo(root: Path) -> Iterator[Any]:
-    """DVC's repository. Raises PipelineError for what DVC refuses."""
+    """Open the DVC repository. Raises Busy if it is locked, and PipelineError for other errors of DVC."""
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
@@ -251,13 +252,13 @@ def _repo(root: Path) -> Iterator[Any]:
     except LockError as error:
         raise Busy from error
     except DvcException as error:
-        raise PipelineError(f"DVC: {error}: `pd-pipeline doctor` may know why") from error
+        raise PipelineError(f"DVC: {error}: `pd-pipeline doctor` may find the cause") from error
 
 
 def _with_repo(root: Path, work: Callable[[Any], T], waiting: Waiting, once: bool = False) -> T:
-    """Give `work` the locked DVC repository, waiting for processes that hold it or, unless `once`, what it needs.
+    """Call `work` with the locked DVC repository, and retry while another process holds a lock that it needs.
 
-    Raises Busy where `once` is set and another process holds what the work needs.
+    Raises Busy instead of retrying if `once` is set.
     """
     from dvc.repo import lock_repo
 
@@ -265,7 +266,7 @@ def _with_repo(root: Path, work: Callable[[Any], T], waiting: Waiting, once: boo
         try:
             with _repo(root) as repo, lock_repo(repo):
                 return work(repo)
-        except Busy:  # DVC's lock of outs and dependencies fails at once; only that of the repository is waited for
+        except Busy:  # DVC waits for the lock of the repository, but not for those of outs and dependencies
             waiting.say(_who_holds(root))
             if once:
                 raise
@@ -273,13 +274,13 @@ def _with_repo(root: Path, work: Callable[[Any], T], waiting: Waiting, once: boo
 
 
 def _who_holds(root: Path) -> str:
-    """A sentence on the processes that DVC's lock file names, and what to do about those that cannot have it."""
+    """A sentence about the processes named in DVC's lock file, and what to do if such a lock is stale."""
     found = dvc_locks.holders(root)
     stale = [holder for holder in found if not holder.plausible]
     if stale:
         return (
-            f"waiting for DVC's lock of process {stale[0].pid} ('{stale[0].command}'), but the process of that number "
-            f"is '{stale[0].running}': the lock was left behind: `pd-pipeline doctor` removes it"
+            f"waiting for DVC's lock, held by process {stale[0].pid} ('{stale[0].command}'), but the process with this "
+            f"number is '{stale[0].running}': the lock is stale: `pd-pipeline doctor` removes it"
         )
     names = ", ".join(f"process {holder.pid} ('{holder.command}')" for holder in found) or "another process"
-    return f"waiting for DVC's lock, held by {names}: it is free when that ends"
+    return f"waiting for DVC's lock, held by {names}: continues when that ends"

@@ -1,4 +1,4 @@
-"""Every parameter of everything that runs, checked before any work: an hour of collection must not end at a typo."""
+"""Checks of all parameters before any work starts, so that a typo does not stop it after hours."""
 
 import hashlib
 import importlib
@@ -14,13 +14,13 @@ from pd_pipeline.stage import Key
 from pd_pipeline.stages import ACROSS, Stage, stages
 from pd_pipeline.storage import atomic_file
 from pd_pipeline.studies.definition import label, path, read
-from pd_pipeline.studies.points import named, point_graphs
+from pd_pipeline.studies.points import error_context, point_graphs
 
-MARK = Path(".work/checked")  # digest of what was found good: importing every stage takes seconds
+MARK = Path(".work/checked")  # digest of the last valid state: importing every stage takes seconds
 
 
 def check(graph: Graph) -> None:
-    """Raise PipelineError for a block of params.yaml that is wrong in itself, for another block or on this machine."""
+    """Raise PipelineError for a block of params.yaml that is invalid, conflicts with another or with this machine."""
     mark, state = graph.root / MARK, _state(graph)
     if mark.is_file() and mark.read_bytes() == state:
         return
@@ -32,14 +32,14 @@ def check(graph: Graph) -> None:
 
 
 def check_points(graph: Graph, name: str) -> None:
-    """Raise PipelineError, which names the point, where a point of a study is wrong."""
+    """Raise PipelineError, which names the point, if a point of a study is invalid."""
     for point, of_point in zip(read(graph.root, name).points, point_graphs(graph, name), strict=True):
-        with named(name, label(point)):
+        with error_context(name, label(point)):
             check_blocks(of_point)
 
 
 def check_blocks(graph: Graph) -> None:
-    """Raise PipelineError for a block that is wrong, whatever was found good before."""
+    """Like `check`, but without looking at earlier results."""
     blocks = {
         (stage, key.family): graph.stage_params(stage, key)
         for stage in graph.stages
@@ -51,19 +51,19 @@ def check_blocks(graph: Graph) -> None:
     _check_device(graph.params.machine.device)
     target = importlib.import_module("pd_pipeline.tuning.protocol").TargetParams
     everything = stages(graph.params.run, graph.methods, everything=True)
-    resting = {name: stage for name, stage in everything.items() if name not in graph.stages}
+    inactive = {name: stage for name, stage in everything.items() if name not in graph.stages}
     for family in graph.params.run.families:
         parse(target, graph.params.block(family, TARGET), f"{PARAMS_FILE}: families.{family}.{TARGET}")
         _check_names(graph, family, everything)
-        # what does not run today is read all the same
-        for name, other in resting.items():
+        # stages that are not run now are validated too
+        for name, other in inactive.items():
             block = graph.params.block(family, name)
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
 
 
 def _state(graph: Graph) -> bytes:
-    """Digest of params.yaml and of all code that decides whether it is good; of the devices of this machine."""
+    """Digest of params.yaml, of all code that validates it and of the devices of this machine."""
     sources = {source for family in graph.params.run.families for source in graph.family_sources(family)}
     sources |= {method.source for method in graph.methods.values()}
     studies = {path(graph.root, name) for name in graph.params.run.studies}
@@ -77,21 +77,21 @@ def _state(graph: Graph) -> bytes:
 
 
 def _check_names(graph: Graph, family: str, everything: Mapping[str, Stage]) -> None:
-    """Blocks of stages that run have been read; another one that no stage could read is a slip of the keyboard."""
+    """Raise PipelineError for a block that no stage reads: a typo. The blocks of active stages are checked already."""
     methods = {*graph.methods, *graph.params.run.variants}
     known = {"environment", TARGET, *everything, *(f"tuned_{method}" for method in methods)}
     present = graph.params.families.get(family) or {}
     for name in (name for name in graph.params.run.methods if name in graph.params.run.variants):
         if f"tuned_{name}" not in present:
             raise PipelineError(
-                f"{PARAMS_FILE}: families.{family}.tuned_{name}: a variant is its method with the parameters of this "
-                "block, which is not there: add it"
+                f"{PARAMS_FILE}: families.{family}.tuned_{name}: missing: a variant gets its "
+                "parameters from this block: add it"
             )
     for name in present:
         close = get_close_matches(name, known, n=1)
         slip = not name.startswith("tuned_") or get_close_matches(name, known - present.keys(), n=1, cutoff=0.9)
-        if name not in known and slip:  # else it is the block of a variant that is not asked for today
-            meant = f"did you mean '{close[0]}'?" if close else f"known are {', '.join(sorted(known))}"
+        if name not in known and slip:  # otherwise it is the block of a variant that is not run now
+            meant = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(sorted(known))}"
             raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {meant}")
 
 
@@ -107,7 +107,7 @@ def _check_device(device: str) -> None:
 
 
 def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
-    """What one block asks of another: trajectories of a quality, as many as are needed, as long as a prompt."""
+    """Check what blocks require of each other: qualities, numbers of trajectories and the length of a prompt."""
     where, family = f"{PARAMS_FILE}: families.{name}", graph.family(name)
     collected = getattr(blocks["trajectories"], "episodes", {})
     prompts = blocks["prompts"]
@@ -119,7 +119,7 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
         for quality in (quality for quality in asked if quality is not None):
             if quality not in collected:
                 known = ", ".join(collected)
-                raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: known are {known}")
+                raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: choose one of {known}")
         few_shot = getattr(target, "few_shot", None)
         count = collected[asked[0]].test if asked[0] is not None else 0
         if few_shot is not None and not family.targets_are_trained and few_shot > count:

@@ -1,16 +1,17 @@
-"""What each piece of work made, and what it cost: one small JSON file a piece, beside the outs and in none of them.
+"""The files and the cost of each piece of work: one small JSON file per piece, not part of any out.
 
     data/records/<stage>/<key>.json
-        out       the out, relative to the project
-        made      digest of code, parameters and inputs
-        files     file of the out -> SHA-256
-        replaced  the same of the out before, which stands until the new one takes its place
-        seconds   of all processes that worked on it
-        device, precision
-        parameters of the stage, with the defaults of the code
+        out         path of the out, relative to the project
+        made        digest of code, parameters and inputs
+        files       file of the out -> SHA-256
+        replaced    the same for the previous out, valid until the new one has replaced it
+        seconds     total of all processes that worked on it
+        device      what it was computed on
+        precision   of the computation
+        parameters  of the stage, with defaults filled in
 
-By its files, a record shows what somebody else put into an out or changed there: that is never replaced or removed.
-Wall-clock times are here and not in outs, so that equal results have equal outs.
+`files` shows which files of an out a user added or changed: these are never replaced or removed. Wall-clock times are
+here and not in outs, so equal results have equal outs.
 """
 
 import threading
@@ -27,7 +28,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import file_digest, read_json, read_model, write_json
 
 FOLDER = Path("data/records")
-CLOCK_FILE = "seconds.json"  # in the work folder: what earlier processes spent
+CLOCK_FILE = "seconds.json"  # in the work folder: seconds spent by earlier processes
 TICK_SECONDS = 1.0
 
 
@@ -45,21 +46,21 @@ class Record(Parameters):
 
 
 def path(root: Path, stage: str, key: object) -> Path:
-    """Where the record of a piece of work lies."""
+    """The path of the record of a piece of work."""
     return root / FOLDER / stage / f"{str(key) or 'all'}.json"
 
 
 def find(root: Path, stage: str, key: object) -> Record | None:
-    """The record of a piece of work; None where there is none, as after a checkout of outs made elsewhere."""
+    """Read the record of a piece of work; None if there is none, such as after `dvc checkout`."""
     file = path(root, stage, key)
     return read_model(file, Record) if file.is_file() else None
 
 
 def listing(out: Path) -> dict[str, str]:
-    """The files of an out, their names relative to it, with their SHA-256.
+    """Relative path -> SHA-256 of the files of an out.
 
     A link to a file counts as its contents: with `cache.type symlink` DVC turns outs into links to its cache. To
-    replace or remove it changes nothing in the file itself. Any other link is only named.
+    replace or remove it changes nothing in the file itself. Any other link is listed as `link`.
     """
     found = {}
     for file in sorted(out.rglob("*")):
@@ -69,7 +70,7 @@ def listing(out: Path) -> dict[str, str]:
 
 
 def foreign(out: Path, record: Record | None) -> list[str]:
-    """Files of an out that its stage did not make, or that somebody changed since; all of them without a record."""
+    """Files of an out that its stage did not write, or that changed since; all files if there is no record."""
     if not out.exists():
         return []
     known = set() if record is None else {*record.files.items(), *record.replaced.items()}
@@ -77,17 +78,17 @@ def foreign(out: Path, record: Record | None) -> list[str]:
 
 
 def refuse_foreign(out: Path, names: list[str], stage: str) -> None:
-    """Raise PipelineError where an out holds files that are not the stage's to replace."""
+    """Raise PipelineError if an out contains files `names` that the stage did not write."""
     if names:
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
         raise PipelineError(
-            f"{out / names[0]}{more}: not what stage {stage} made, so it stays, and {out} is not replaced: "
-            "move it elsewhere (data/incoming/ is yours: nothing there is ever removed) or remove it, and run again"
+            f"{out / names[0]}{more}: not written by stage {stage}, so {out} is not replaced: move the file elsewhere "
+            "(nothing in data/incoming/ is ever removed) or delete it, and run again"
         )
 
 
-def enter(root: Path, stage: str, key: object, out: Path, new: Path, **figures: Any) -> None:
-    """Write the record of `out`, whose place `new` is about to take; the files it replaces are still known."""
+def write(root: Path, stage: str, key: object, out: Path, new: Path, **figures: Any) -> None:
+    """Write the record of the folder `new`, which is about to replace `out`, with the files of both."""
     before = find(root, stage, key)
     name = out.relative_to(root).as_posix()
     record = Record(out=name, files=listing(new), replaced=before.files if before else {}, **figures)
@@ -96,7 +97,7 @@ def enter(root: Path, stage: str, key: object, out: Path, new: Path, **figures: 
 
 @contextmanager
 def clock(work: Path) -> Iterator["Clock"]:
-    """Count the seconds spent on the work of a folder, those of processes that were killed included."""
+    """Count the seconds spent on a piece of work, including those of processes that were killed."""
     counting = Clock(work / CLOCK_FILE)
     try:
         yield counting
@@ -105,7 +106,7 @@ def clock(work: Path) -> Iterator["Clock"]:
 
 
 class Clock:
-    """Adds up seconds in a file; a process that is killed loses the last second."""
+    """Adds up seconds in a file; a killed process loses at most the last second."""
 
     def __init__(self, file: Path):
         self._file = file
@@ -117,7 +118,7 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """Spent so far, by all processes."""
+        """Seconds spent so far, by all processes."""
         return self._before + time.monotonic() - self._began
 
     def _tick(self) -> None:
@@ -125,7 +126,7 @@ class Clock:
             write_json(self._file, {"seconds": self.seconds})
 
     def stop(self) -> None:
-        """Keep what was spent."""
+        """Stop counting and save the total."""
         self._over.set()
         self._thread.join()
         if self._file.parent.is_dir():

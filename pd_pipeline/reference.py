@@ -1,7 +1,7 @@
-"""The parameter reference: every parameter with its type, default and meaning, read off the classes that validate it.
+"""The parameter reference: type, default and meaning of every parameter, taken from the classes that validate it.
 
-`pd-pipeline params` shows the same meanings beside the values of a project; the documentation shows all parameters of
-all families, stages and methods.
+`pd-pipeline params` shows the same meanings with the values of a project; the documentation lists all parameters of all
+families, stages and methods.
 """
 
 import importlib
@@ -30,11 +30,11 @@ MEANINGS = {
     "batch": "samples in each step",
     "behaviors": "quality of the data -> how it is collected",
     "blocks": "residual blocks",
-    "checkpoint_seconds": "how often the state that a resumed run starts from is saved, in seconds",
-    "discount": "of later rewards, per step",
+    "checkpoint_seconds": "seconds between two saved states that work can resume from",
+    "discount": "discount factor of later rewards, per step",
     "EpisodeCount.test": "episodes per target",
     "EpisodeCount.train": "episodes per training task",
-    "dropout": "share of activations set to zero in training",
+    "dropout": "fraction of activations set to zero in training",
     "entry_point": "`module:Class` or `module:function`, in a file beside params.yaml or installed",
     "episodes": "quality -> number of episodes per training task and per target",
     "episodes_per_shard": "episodes that a worker collects before it saves them",
@@ -43,27 +43,27 @@ MEANINGS = {
     "horizon": "steps after which an episode is cut off",
     "layers": "number of layers; for lora, the layers that get low-rank weights",
     "learning_rate": "peak of the learning rate",
-    "levels": "quality -> what differs from the family's own behaviour policy",
+    "levels": "quality -> changes to the family's default behaviour policy",
     "log_every": "steps between two rows of the log",
     "methods": "names of the methods and variants to run",
     "mode": "how the two gradients are combined: eq. 9, their plain sum, or one of them alone",
     "prediction": "what the network predicts: the noise, the clean prompt, or the velocity",
     "qualities": "qualities of the trajectories that become prompts",
     "quality": "quality of the trajectories that it learns from",
-    "radius": "of the circle that the goals lie on, in units of length",
-    "reading": "how the projection of eq. 8 is read; see the paper-to-code map",
+    "radius": "radius of the circle of goals, in units of length",
+    "reading": "interpretation of the projection in eq. 8; see the paper-to-code map",
     "reward": "dense: minus the distance to the goal; sparse: one near the goal",
     "schedule": "how the learning rate, or the noise of the diffusion, changes over the steps",
-    "seed": "of the random numbers",
-    "seeds": "each trains the PLM and the diffuser anew",
+    "seed": "seed of the random numbers",
+    "seeds": "the PLM and the diffuser are trained once per seed",
     "steps": "number of training steps",
     "strategy": "how the next segment to try is chosen",
-    "test": "where the conflict of eq. 9 is looked for: over all parameters, or layer by layer",
-    "test_tasks": "numbers of the target tasks; the others are trained on",
-    "weight_decay": "of AdamW",
+    "test": "whether the conflict test of eq. 9 is over all parameters or layer by layer",
+    "test_tasks": "numbers of the target tasks; the others are training tasks",
+    "weight_decay": "weight decay of AdamW",
     "width": "units per layer",
 }
-"""What a name means wherever it occurs (or in one class), for parameters whose field has no description of its own."""
+"""Name, or class and name -> meaning, for parameters whose field has no description."""
 
 
 PLAIN: dict[Any, str] = {
@@ -76,7 +76,7 @@ PLAIN: dict[Any, str] = {
 }
 SIGNS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
 WIDE = 10_000
-"""A bound from here on only catches a slip of the keyboard."""
+"""Bounds from here on only catch typos and are not shown."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class Parameter:
     """One row of the reference."""
 
     name: str
-    """Dotted, below its block."""
+    """Dotted name within its block."""
     type: str
     default: str
-    """As written in YAML; `required` where there is none."""
+    """As written in YAML; `required` if there is none."""
     meaning: str
 
 
@@ -96,21 +96,21 @@ class Block:
     """One block of params.yaml."""
 
     name: str
-    """As it is headed: `run`, `environment of reach`, `plm`."""
+    """Its heading: `run`, `environment of reach`, `plm`."""
     title: str
     parameters: tuple[Parameter, ...]
 
 
 def meaning(model: type[Parameters], name: str) -> str:
-    """What a parameter means: by its field, by that of a base class, or by its name; empty where nothing says it."""
+    """Meaning of a parameter: from its field, a base class or `MEANINGS`; empty if there is none."""
     fields = (cls.model_fields.get(name) for cls in model.__mro__ if issubclass(cls, Parameters))
     described = (field.description for field in fields if field is not None and field.description)
     text = next(described, MEANINGS.get(f"{model.__name__}.{name}", MEANINGS.get(name, "")))
-    return re.sub(r"\bNone\b", "null", text)  # as YAML has it
+    return re.sub(r"\bNone\b", "null", text)  # as in YAML
 
 
 def parameters(model: type[Parameters], prefix: str = "") -> Iterator[Parameter]:
-    """All parameters of a block, required ones first; those of blocks inside it have dotted names."""
+    """All parameters of a block, required ones first; those of nested blocks have dotted names."""
     fields = sorted(model.model_fields.items(), key=lambda item: not item[1].is_required())
     for name, field in fields:
         inner = next((t for t in _parts(field.annotation) if _is_block(t)), None)
@@ -126,14 +126,14 @@ def parameters(model: type[Parameters], prefix: str = "") -> Iterator[Parameter]
 
 
 def type_name(field: FieldInfo) -> str:
-    """The type of a parameter in words, with its bounds; those that only catch a slip of the keyboard are left out."""
+    """The type of a parameter in words, with its bounds, except those that only catch typos."""
     found = ((name, getattr(constraint, name, None)) for constraint in field.metadata for name in SIGNS)
     bounds = [f"{SIGNS[name]} {value}" for name, value in found if value is not None and value < WIDE]
     return f"{_type(field.annotation)} {', '.join(bounds)}".strip()
 
 
 def blocks() -> list[Block]:
-    """Every block that params.yaml may have: what the file itself has, environments, and all stages of all methods."""
+    """Every block that params.yaml may have: its fixed parts, environments, and all stages of all methods."""
     from pd_pipeline.tuning.protocol import TargetParams  # imports torch
 
     found = [
@@ -152,7 +152,7 @@ def blocks() -> list[Block]:
 
 
 def environments() -> dict[str, type[Family]]:
-    """Name -> the class that reads the family's `environment` block: built-in families, then those for your own."""
+    """Name -> the class of the `environment` block: built-in families, then those for your own environments."""
     names = {reference: name for name, reference in BUILT_IN.items()}
     own: dict[str, type[Family]] = {}
     found: dict[str, type[Family]] = {}
@@ -196,7 +196,7 @@ def _is_block(annotation: Any) -> bool:
 
 
 def _parts(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a type: itself where it is no union."""
+    """The alternatives of a union; any other type alone."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 

@@ -1,18 +1,17 @@
 """dvc.yaml, rendered from the graph: one DVC stage per stage, one item of its `foreach` per key.
 
-DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, key. A `foreach` item carries the axes of
-its key, which the templates of `do` fill in.
+DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, key. A `foreach` item contains the axes of
+its key, which are filled into the template in `do`.
 
-The code and the parameters that make an out are known by digests: digests.json beside dvc.yaml holds them per stage
-and family, over the files that the stage really uses for it and over its sections of params.yaml, and each piece of
-work depends on its own. So an edit makes stale what it touches and nothing else, the same package installed at another
-place is the same code, a block that is left out equals an empty one, and DVC reads one small file instead of
-params.yaml for each of hundreds of pieces. The stage `digests` depends on the files and on params.yaml and writes
-digests.json anew, for `dvc repro` and `dvc exp run`; every other door does so by itself. Right after an edit
-`dvc status` names `digests` alone; after `pd-pipeline graph --write` it names the pieces. Of a package that is
-installed elsewhere no path is named.
+DVC tracks code and parameters through digests.json, beside dvc.yaml: it contains, per stage and family, one digest of
+the files that the stage uses and one of its sections of params.yaml. Each piece of work depends on its own entry. So an
+edit makes only the affected pieces stale, the location of the installed package does not matter, a block that is left
+out equals an empty one, and DVC reads one small file instead of params.yaml for each of hundreds of pieces. The stage
+`digests` depends on the files and on params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`;
+`pd-pipeline` and Dagster rewrite it themselves. Right after an edit, `dvc status` lists only `digests`; after
+`pd-pipeline graph --write` it lists the stale pieces. Paths of a package that is installed elsewhere do not appear.
 
-Outs are `persist`: DVC would otherwise remove them before the stage can refuse to replace what it did not make.
+Outs are `persist`: otherwise DVC would remove them before the stage can refuse to replace files that it did not write.
 """
 
 import json
@@ -32,47 +31,45 @@ from pd_pipeline.storage import atomic_file, digest, file_digest, read_json
 DVC_FILE = "dvc.yaml"
 DIGESTS_FILE = "digests.json"
 DIGESTS_STAGE = "digests"
-HEADER = (
-    "# Rendered from params.yaml and pd_pipeline/graph.py by `pd-pipeline graph --write`: edit those, never this.\n"
-)
+HEADER = "# Rendered from params.yaml and pd_pipeline/graph.py by `pd-pipeline graph --write`: do not edit.\n"
 _TEMPLATE_KEY = Key("${item.family}", "${item.task}", "${item.seed}")  # type: ignore[arg-type]
 
 
 def address(stage: str, key: Key) -> str:
-    """DVC's name of a piece of work: `plm@reach-0`, `report`."""
+    """DVC's name for a piece of work: `plm@reach-0`, `report`."""
     return f"{stage}@{key}" if str(key) else stage
 
 
 def is_project(root: Path) -> bool:
-    """Whether DVC keeps records in this folder."""
+    """Whether this folder is a DVC project."""
     return (root / ".dvc" / "config").is_file()
 
 
 def in_checkout(root: Path) -> bool:
-    """Whether the project lies in the checkout that this package is, or is that."""
+    """Whether the project is this package's checkout, or a folder in it."""
     return PACKAGE.parent == root or PACKAGE.parent in root.parents
 
 
 def relative(path: Path, root: Path) -> str:
-    """How dvc.yaml names a file: relative to the project. A checkout may then lie anywhere."""
+    """The path of a file in dvc.yaml: relative to the project, so a checkout can be moved."""
     return path.relative_to(root).as_posix() if root in path.parents else Path(os.path.relpath(path, root)).as_posix()
 
 
 def code_name(path: Path, root: Path) -> str:
-    """A name of a code file that does not depend on where this package is installed."""
+    """A name for a code file that does not depend on where this package is installed."""
     base = PACKAGE.parent if PACKAGE in path.parents and not in_checkout(root) else root
     return relative(path, base)
 
 
 def code_files(graph: Graph) -> list[Path]:
-    """Every file whose code makes an out."""
+    """All code files that outs depend on."""
     return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.code(name, key)})
 
 
 def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
-    """Of the code and of the parameters that make a piece of work: the same for all of a stage and family."""
+    """Digests of the code and the parameters of a piece of work: the same for all keys of a stage and family."""
     named = sorted(f"{code_name(file, graph.root)} {file_digest(file).hex()}" for file in graph.code(stage, key))
-    parameters = graph_module.written(graph.values, graph.sections(stage, key)).values()
+    parameters = graph_module.sections_as_json(graph.values, graph.sections(stage, key)).values()
     return {
         "code": digest(*named, *graph.entry_points(key))[:16],
         "parameters": digest(*parameters)[:16],
@@ -80,7 +77,7 @@ def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
 
 
 def all_digests(graph: Graph) -> dict[str, dict[str, dict[str, str]]]:
-    """Stage -> family (`all` where the stage has none) -> the digests."""
+    """Stage -> family (`all` for a stage without families) -> digests."""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for stage in graph.stages:
         for key in graph.keys(stage):
@@ -91,7 +88,7 @@ def all_digests(graph: Graph) -> dict[str, dict[str, dict[str, str]]]:
 
 
 def recorded(root: Path, stage: str, key: Key) -> dict[str, str] | None:
-    """The digests of a piece of work that digests.json holds; None where it holds none."""
+    """The digests of a piece of work in digests.json; None if there are none."""
     if not (root / DIGESTS_FILE).is_file():
         return None
     found: dict[str, str] | None = read_json(root / DIGESTS_FILE).get(stage, {}).get(key.family or "all")
@@ -105,14 +102,14 @@ def render(graph: Graph) -> str:
 
 
 def check(graph: Graph) -> None:
-    """Raise PipelineError where dvc.yaml is not what `write` would leave."""
+    """Raise PipelineError if dvc.yaml differs from what `write` would write."""
     if _present(graph.root / DVC_FILE) != render(graph):
         path = graph.root / DVC_FILE
-        raise PipelineError(f"{path}: not what params.yaml and the code ask for: run `pd-pipeline graph --write`")
+        raise PipelineError(f"{path}: does not match params.yaml and the code: run `pd-pipeline graph --write`")
 
 
 def write(graph: Graph) -> bool:
-    """Bring dvc.yaml and digests.json up to date; returns whether one of them had to change."""
+    """Update dvc.yaml and digests.json. Returns whether one of them changed."""
     wanted = {
         graph.root / DVC_FILE: render(graph),
         graph.root / DIGESTS_FILE: json.dumps(all_digests(graph), indent=1, sort_keys=True) + "\n",
@@ -132,7 +129,7 @@ def _present(path: Path) -> str | None:
 
 
 def _digests_stage(graph: Graph) -> Iterator[str]:
-    """The stage that writes digests.json, for DVC's own commands."""
+    """The lines of the stage that writes digests.json, for DVC's own commands."""
     files = code_files(graph)
     if not in_checkout(graph.root):
         files = [file for file in files if PACKAGE not in file.parents]
@@ -153,7 +150,7 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
 
 
 def _stage(graph: Graph, name: str) -> Iterator[str]:
-    """The lines of one stage, of all its keys."""
+    """The lines of one stage, with all its keys."""
     stage, keys = graph.stages[name], graph.keys(name)
     yield f"  {name}:"
     if not stage.axes:
@@ -169,7 +166,7 @@ def _stage(graph: Graph, name: str) -> Iterator[str]:
 
 
 def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
-    """What DVC needs to know of one piece of work, or of all through a template for the key."""
+    """Command, dependencies and out of one piece of work, or of all of them if `key` is a template."""
     stage = graph.stages[name]
     yield f"cmd: pd-pipeline run {name}" + (" --key ${key}" if stage.axes else "")
     if stage.needs:
@@ -184,7 +181,7 @@ def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
 
 
 def _figures(graph: Graph) -> Iterator[str]:
-    """What `dvc metrics` and `dvc plots` show: the figures of the report, and the losses of pre-training."""
+    """What `dvc metrics` and `dvc plots` show: the metrics of the report and the losses of pre-training."""
     yield "metrics:"
     yield f"- {_plain((graph.out('report', Key()) / 'metrics.json').as_posix())}"
     yield "plots:"
@@ -197,7 +194,7 @@ def _figures(graph: Graph) -> Iterator[str]:
 
 
 def _input(graph: Graph, name: str, key: Key, need: str) -> str:
-    """As `Graph.input`, for a key that may be a template: axes that the upstream stage lacks are left out."""
+    """Like `Graph.input`, but `key` may be a template: axes that the upstream stage lacks are dropped."""
     mine, theirs = graph.stages[name].axes, graph.stages[need].axes
     if not mine:
         return graph.input(name, key, need).as_posix()
@@ -207,7 +204,7 @@ def _input(graph: Graph, name: str, key: Key, need: str) -> str:
 
 
 def _plain(value: str | int) -> str:
-    """A YAML scalar, quoted where it would not be read back as the same string."""
+    """A YAML scalar, quoted if it would otherwise not be read back as the same string."""
     text = str(value)
     reserved = {"null", "true", "false", "yes", "no", "on", "off", "y", "n"}
     safe = re.fullmatch(r"[\w./@+\-${}]+", text) and text.lower() not in reserved and not text.startswith(("@", "-"))

@@ -1,4 +1,4 @@
-"""Which files make an out, read off the import statements of the modules that make it."""
+"""Which code files an out depends on, found from the import statements of its modules."""
 
 import ast
 from collections.abc import Iterator
@@ -9,21 +9,21 @@ from pd_pipeline.errors import PipelineError
 
 PACKAGE = Path(__file__).parent
 REGISTRY = PACKAGE / "families" / "registry.py"
-"""In no closure: what makes an out is the entry point of its own family, not the table of all."""
+"""Excluded: an out depends on the entry point of its own family, not on the table of all families."""
 
 
 def forget() -> None:
-    """Read every file anew from now on."""
+    """Clear the caches, so that every file is read again."""
     for cached in (import_closure, imported_names):
         cached.cache_clear()
 
 
 @lru_cache(maxsize=256)
 def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
-    """The files of this package that `modules` import, directly or not, themselves included.
+    """The files of this package that `modules` import, directly or indirectly, and `modules` themselves.
 
-    Read off the import statements, so that a stage depends on exactly the files it uses. Task families are imported
-    by name at run time and added by `Graph.code`.
+    Only files that a stage really uses are included. Task families are imported by name at run time; `Graph.code`
+    adds them.
     """
     found: set[Path] = set()
     todo = [_module_file(module) for module in modules]
@@ -37,7 +37,7 @@ def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
 
 
 def local_closure(source: Path) -> set[Path]:
-    """A family's file and what it imports of this package and of the files beside it."""
+    """A user's source file and what it imports from this package and from the files beside it."""
     found: set[Path] = set()
     todo = [source]
     while todo:
@@ -53,7 +53,7 @@ def local_closure(source: Path) -> set[Path]:
 
 @lru_cache(maxsize=256)
 def imported_names(file: Path) -> tuple[str, ...]:
-    """Every module, and every name of a module, that a file imports."""
+    """Every module, and every name from a module, that a file imports. Raises PipelineError for invalid Python."""
     try:
         return tuple(_imports(ast.parse(file.read_bytes(), str(file))))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -61,7 +61,7 @@ def imported_names(file: Path) -> tuple[str, ...]:
 
 
 def _imports(tree: ast.AST) -> Iterator[str]:
-    """Names that `tree` imports when it runs; not those that only a type checker reads."""
+    """Names that `tree` imports at run time, not those under `TYPE_CHECKING`."""
     todo: list[ast.AST] = [tree]
     while todo:
         node = todo.pop()

@@ -1,4 +1,4 @@
-"""What a stage function is given: one object, the same from every door."""
+"""The context that a stage function gets: the same from the CLI, DVC and Dagster."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +12,7 @@ from pd_pipeline.progress import Progress
 
 @dataclass(frozen=True)
 class Key:
-    """Which piece of a stage: only the axes that the stage has are set."""
+    """Identifies one piece of work of a stage: only the axes of the stage are set."""
 
     family: str | None = None
     task: int | None = None
@@ -25,7 +25,7 @@ class Key:
 
 @dataclass(frozen=True)
 class StageContext:
-    """Inputs, outputs and parameters of one run of one stage."""
+    """Inputs, outputs and parameters of one piece of work."""
 
     root: Path
     stage: str
@@ -33,24 +33,24 @@ class StageContext:
     params: Any
     """The stage's own Params, validated."""
     module: str
-    """Where these are defined: of a tuning stage, the module of its method."""
+    """The module that defines them: for a tuning stage, the module of its method."""
     environment: dict[str, Any]
-    """The family's `environment` block of params.yaml; empty for a stage without the family axis."""
+    """The `environment` block of the family in params.yaml; empty for a stage without the family axis."""
     modules: dict[str, str]
-    """Stage of the graph -> the module of its Params, for all families' stages."""
+    """Stage -> the module of its Params, for all stages that work on one family."""
     inputs: dict[str, Path]
-    """Upstream stage -> the file or directory of its out (a parent directory where it has several keys)."""
+    """Upstream stage -> the path of its out, or the parent directory of several outs."""
     out: Path
-    """Empty directory that becomes the out when the function returns."""
+    """Empty directory; it becomes the out when the function returns."""
     work: Path
-    """Directory that survives a kill and is removed on success; only of these inputs, parameters and code."""
+    """Directory that is kept after a kill and removed on success; specific to these inputs, parameters and code."""
     logs: Path
-    """Directory for TensorBoard files: not an out, since they hold times and host names."""
+    """Directory for TensorBoard files: not part of the out, since they contain times and host names."""
     progress: Progress
     params_file: ParamsFile
-    """All of params.yaml, from the one reading that this piece of work is recorded with."""
+    """All of params.yaml, as this piece of work is recorded with it."""
     facts: dict[str, str] = field(default_factory=dict)
-    """Filled by the stage: `device` and `precision` it computed with, for the record beside the out."""
+    """Set by the stage: the `device` and `precision` it used, for the record."""
 
     @cached_property
     def family(self) -> Family:
@@ -60,7 +60,7 @@ class StageContext:
 
     @property
     def device(self) -> str:
-        """What to compute on, as params.yaml names it."""
+        """The device to compute on, as named in params.yaml."""
         return self.params_file.machine.device
 
     @property

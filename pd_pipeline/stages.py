@@ -1,6 +1,6 @@
-"""The table of stages: each kind of work once, with all that is known of it.
+"""The table of stages.
 
-To add a stage, write its module, with `Params` and `run(context) -> metrics`, and its line in `stages`.
+To add a stage, write its module, with `Params` and `run(context) -> metrics`, and add its entry in `stages`.
 """
 
 import importlib
@@ -20,19 +20,19 @@ FAMILY, TASK, SEED = AXES = "family", "task", "seed"
 DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results"
 REPORT = "report"
 ACROSS = (REPORT,)
-"""Stages that work on all families at once: their blocks stand at the top of params.yaml."""
+"""Stages that work on all families at once: their blocks are at the top level of params.yaml."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What must hold of an out of a stage."""
+    """A check of the out of a stage."""
 
     name: str
     function: str
-    """`module:function`, called as function(out, params, root): figures, or PipelineError where it does not hold."""
+    """`module:function`, called as function(out, params, root). Returns figures; raises PipelineError if it fails."""
     description: str
     blocking: bool = False
-    """Whether what reads the out must not run where it fails."""
+    """Whether downstream stages must not run if it fails."""
 
 
 VALID = Check(
@@ -41,18 +41,18 @@ VALID = Check(
 EXPERT_QUALITY = Check(
     "expert_quality",
     "pd_pipeline.trajectories.checking:expert_quality",
-    "Expert data reaches the family's bars of return, success and early ends.",
+    "Expert data meets the family's bars for return, success and early ends.",
 )
 LOSSES_FINITE = Check(
     "losses_finite",
     "pd_pipeline.training.checking:losses_finite",
-    "No loss is infinite or not a number.",
+    "All losses are finite.",
     blocking=True,
 )
 METRICS_COMPLETE = Check(
     "metrics_complete",
     "pd_pipeline.evaluation.checking:metrics_complete",
-    "Every method of params.yaml has its metrics.",
+    "Every method in params.yaml has metrics.",
     blocking=True,
 )
 PLOTS = "pd_pipeline.reporting.stage_plots"
@@ -60,7 +60,7 @@ PLOTS = "pd_pipeline.reporting.stage_plots"
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of work: what runs it, over which axes, after which stages."""
+    """One stage: its code, its axes and the stages that it needs."""
 
     name: str
     module: str
@@ -70,33 +70,33 @@ class Stage:
     axes: tuple[str, ...]
     needs: tuple[str, ...]
     group: str
-    """What it is shown with: data, pre_training, tuning or results."""
+    """Group in the Dagster UI: data, pre_training, tuning or results."""
     uses: tuple[str, ...] = ()
-    """Modules that it imports by name when it runs."""
+    """Modules that it imports by name at run time."""
     checks: tuple[Check, ...] = ()
     plots: str | None = None
-    """`module:function` that draws an out, called as function(out): figures by title."""
+    """`module:function` that plots an out, called as function(out). Returns title -> figure."""
     folder: str = ""
-    """Of its outs below data/, where that is not its name."""
+    """Folder of its outs below data/, if not its name."""
     source: Path | None = None
-    """File of `params_module` where that is not of this package."""
+    """File of `params_module`, if that is not in this package."""
     files: tuple[Path, ...] = ()
-    """Other files that make its outs."""
+    """Other files that its outs depend on."""
     preset: Parameters | None = None
-    """Its parameters, where they follow from other files than params.yaml."""
+    """Its parameters, if they do not come from params.yaml."""
 
     @property
     def computes(self) -> bool:
-        """Whether it computes with the models, on a GPU where there is one."""
+        """Whether it runs the models, on a GPU if there is one."""
         return self.group != DATA
 
     @property
     def modules(self) -> tuple[str, ...]:
-        """Modules whose code, with all they import of this package, makes the out."""
+        """Modules whose code, with all that they import from this package, produces the out."""
         return tuple(dict.fromkeys((self.module, self.params_module, *self.uses)))
 
     def params_class(self) -> type[Parameters]:
-        """The stage's Params. Raises PipelineError where a module of the user's does not give them."""
+        """The stage's Params. Raises PipelineError if a user's module does not define them."""
         try:
             found = importlib.import_module(self.params_module).Params
         except (Exception, SystemExit) as error:  # a module may raise anything while it is imported
@@ -109,15 +109,15 @@ class Stage:
 
 
 def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = False) -> dict[str, Stage]:
-    """All stages in an order that respects their needs. `methods` are those known to the project, by name.
+    """All stages, upstream first. `methods` are those available to the project, by name.
 
-    `diffuser` and `prompt_fit` are there where a method generates prompts, or with `everything`.
+    `diffuser` and `prompt_fit` are included if a method generates prompts, or with `everything`.
     """
     chosen = methods_chosen(asked, methods)
     tuned = tuple(f"{TUNED}{name}" for name in chosen)
     tuners = tuple(dict.fromkeys(method.module for method in chosen.values()))
     generating = {name: method for name, method in chosen.items() if "diffuser" in method.needs}
-    measured = tuple(f"{TUNED}{name}" for name in generating if name in methods)  # of variants the fit is not measured
+    measured = tuple(f"{TUNED}{name}" for name in generating if name in methods)  # the fit of variants is not measured
     diffuser = ("diffuser",) if generating or everything else ()
     fit = ("prompt_fit",) if measured or everything else ()
 

@@ -1,4 +1,4 @@
-"""`pd-pipeline init`: a project of one's own, ready to run."""
+"""`pd-pipeline init`: create a project that is ready to run."""
 
 import subprocess
 from pathlib import Path
@@ -15,15 +15,15 @@ IGNORED = {
 
 
 def begin(root: Path) -> list[Path]:
-    """Make a project in the folder `root`, which may hold other files; returns what was written.
+    """Create a project in the folder `root`, which may contain other files. Returns the files written.
 
-    Raises PipelineError where there is a project already.
+    Raises PipelineError if there is a project already.
     """
     if (root / PARAMS_FILE).exists():
-        raise PipelineError(f"{root / PARAMS_FILE}: there already: a project is begun once; edit this file instead")
+        raise PipelineError(f"{root / PARAMS_FILE}: already exists: edit this file instead")
     root.mkdir(parents=True, exist_ok=True)
     if not rendering.is_project(root):
-        lineage.begin(root, git_top(root))
+        lineage.init_dvc(root, git_top(root))
     for name, lines in IGNORED.items():
         present = (root / name).read_text().splitlines() if (root / name).is_file() else []
         (root / name).write_text("\n".join([*present, *(line for line in lines if line not in present)]) + "\n")
@@ -33,7 +33,7 @@ def begin(root: Path) -> list[Path]:
 
 
 def git_top(root: Path) -> Path | None:
-    """The top folder of the git repository that a folder lies in; None outside git."""
+    """The top folder of the git repository that contains a folder; None outside git."""
     try:
         command = ["git", "rev-parse", "--show-toplevel"]
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)

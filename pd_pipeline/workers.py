@@ -21,7 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.foreign import error_text, place_in_dump, watched_by_parent
+from pd_pipeline.foreign import error_text, leave_timeouts_to_parent, place_in_dump
 from pd_pipeline.interruption import held_back
 
 Answer = Callable[[Any], Any]
@@ -73,7 +73,7 @@ def beat() -> None:
 
 def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], arguments: tuple[Any, ...]) -> None:
     die_with_parent()
-    watched_by_parent()
+    leave_timeouts_to_parent()
     faulthandler.register(
         signal.SIGUSR1, stack.fileno()
     )  # works inside compiled code, where a Python handler would not

@@ -1,4 +1,4 @@
-"""A stage of its own: what one writes to add one, beside its line in the table."""
+"""An additional stage: the module that a user writes, besides its entry in the table."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pd_pipeline.storage import read_json, write_json
 class Params(Parameters):
     """How trajectories are counted."""
 
-    factor: int = Field(default=1, ge=1, description="what the count is multiplied by")
+    factor: int = Field(default=1, ge=1, description="factor for the count")
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -26,15 +26,15 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def counted(out: Path, params: ParamsFile, root: Path) -> dict[str, int]:
-    """A check: there is something to count."""
+    """Check that there is at least one file."""
     count = read_json(out / "count.json")["files"]
     if not count:
-        raise PipelineError(f"{out}: nothing was counted")
+        raise PipelineError(f"{out}: there are no files")
     return {"files": count}
 
 
 def plots(out: Path) -> dict[str, Figure]:
-    """A figure."""
+    """Plot the count."""
     figure = Figure()
     figure.subplots().bar([0], [read_json(out / "count.json")["files"]])
     return {"files": figure}

@@ -221,7 +221,7 @@ def test_run_all_goes_through_every_piece_in_the_order_of_the_graph(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "all", "--key", "other"), "--key other: `run all` makes every piece"),
+        (("run", "all", "--key", "other"), "--key other: `run all` runs every key"),
         (("publish", "nothing"), "nothing"),
         (("publish", "../x"), "../x"),
         (("publish", "other"), "other"),  # of which nothing was made yet
@@ -311,5 +311,5 @@ def test_init_makes_a_project_that_works(place: str, tmp_path: Path) -> None:
     process = start(tmp_path, "pd-pipeline", "init", str(root))
     output, _ = process.communicate()
     assert (process.returncode, output.count("\n")) == (1, 1)
-    assert "params.yaml: there already" in output
+    assert "params.yaml: already exists" in output
     assert (root / "notes.txt").read_text() == "mine"

@@ -34,8 +34,8 @@ def test_reads_yaml_1_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (GOOD.replace("[0, 1]", "[0, 0]"), r"run\.seeds names something twice"),
-        (GOOD.replace("[plane]", "[plane, plane]"), r"run\.families names something twice"),
+        (GOOD.replace("[0, 1]", "[0, 0]"), r"run\.seeds contains duplicates"),
+        (GOOD.replace("[plane]", "[plane, plane]"), r"run\.families contains duplicates"),
         (GOOD.replace("seeds: [0, 1]", "seeds: []"), r"run\.seeds"),
         (GOOD.replace("seeds: [0, 1]", "seeds: [zero]"), r"run\.seeds\.0: .*integer.*'zero'"),
         (GOOD.replace("[0, 1]", "0"), r"run\.seeds: should be a list, such as \[0\] \(found 0\)"),
@@ -138,4 +138,4 @@ def test_malformed_overrides_are_refused(override: str) -> None:
 @pytest.mark.parametrize("values", [{"run": 5}, {"run": {"seeds": [0]}}, None, {"families": {"a": {"plm": 3}}}])
 def test_an_override_of_a_broken_file_gives_one_line(values: object) -> None:
     with pytest.raises(PipelineError):
-        config.checked(config.overridden(values, ["run.seeds.first=1", "plm.steps=5", "families.a.plm.steps=5"]))
+        config.validated(config.overridden(values, ["run.seeds.first=1", "plm.steps=5", "families.a.plm.steps=5"]))

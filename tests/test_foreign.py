@@ -11,7 +11,7 @@ import pytest
 
 from pd_pipeline import foreign
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.foreign import error_text, limited, place
+from pd_pipeline.foreign import error_text, place, time_limit
 
 USERS = "/home/ada/robot.py"
 LIBRARY = "/opt/env/lib/python3.11/site-packages/gymnasium/core.py"
@@ -49,24 +49,24 @@ def test_an_error_is_described_by_type_message_and_place() -> None:
 
 def test_a_call_that_hangs_is_interrupted_and_named() -> None:
     began = time.monotonic()
-    with pytest.raises(PipelineError) as caught, limited("making 'Robot'", 0.3):
+    with pytest.raises(PipelineError) as caught, time_limit("making 'Robot'", 0.3):
         time.sleep(30)  # it hangs here
     assert time.monotonic() - began < 10
     assert str(caught.value) == (
-        f"making 'Robot' has not returned for 0.3 seconds ({__file__}, line {line_of('# it ' + 'hangs')}): mend it "
+        f"making 'Robot' has not returned after 0.3 seconds ({__file__}, line {line_of('# it ' + 'hangs')}): fix it "
         "and run again"
     )
 
 
 def test_a_call_that_returns_is_not_interrupted_and_nested_limits_do_nothing() -> None:
-    with limited("outer", 0.6), limited("inner", 0.1):
+    with time_limit("outer", 0.6), time_limit("inner", 0.1):
         time.sleep(0.3)
     time.sleep(0.5)  # a signal that came late would end the test
     assert not foreign._Watch.on
 
 
 def test_an_error_of_the_call_goes_through() -> None:
-    with pytest.raises(ZeroDivisionError), limited("making it", 5):
+    with pytest.raises(ZeroDivisionError), time_limit("making it", 5):
         1 / 0  # noqa: B018
     assert not foreign._Watch.on
 
@@ -75,7 +75,7 @@ def test_other_threads_and_watched_processes_are_left_alone(monkeypatch: pytest.
     ended = []
 
     def work() -> None:
-        with limited("making it", 0.05):
+        with time_limit("making it", 0.05):
             time.sleep(0.3)
         ended.append(True)
 
@@ -94,10 +94,10 @@ def test_compiled_code_that_never_returns_ends_the_process_with_the_line(tmp_pat
         "from pd_pipeline import foreign\n"
         "foreign.GRACE_SECONDS = 0.3\n"
         "lock = ctypes.create_string_buffer(64)\n"
-        "with foreign.limited('making it', 0.3):\n"
+        "with foreign.time_limit('making it', 0.3):\n"
         "    ctypes.CDLL(None).pthread_mutex_lock(lock)\n"
         "    ctypes.CDLL(None).pthread_mutex_lock(lock)\n"
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr == (f"making it has not returned for 0.3 seconds ({script}, line 7): fix it and run again\n")
+    assert done.stderr == (f"making it has not returned after 0.3 seconds ({script}, line 7): fix it and run again\n")

@@ -178,8 +178,8 @@ def test_a_variant_is_its_method_with_other_parameters(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variants", "message"),
     [
-        ("{noise_prompt: prompt_dt}", r"run\.variants: \['noise_prompt'\] are already methods"),
-        ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: a name has only lower-case letters"),
+        ("{noise_prompt: prompt_dt}", r"run\.variants: \['noise_prompt'\] are names of methods"),
+        ("{Bad-name: prompt_dt}", r"run\.variants: \['Bad-name'\]: use only lower-case letters"),
     ],
 )
 def test_invalid_names_of_variants_are_refused(tmp_path: Path, variants: str, message: str) -> None:
@@ -216,6 +216,6 @@ def test_a_family_of_the_package_needs_no_block_and_an_unknown_one_is_named(tmp_
     assert project.stage_params("plm", Key("point_robot", None, 0)).model_dump()["steps"] == 2400
     (tmp_path / "params.yaml").write_text("run: {families: [point_robt], methods: [prompt_dt]}\n")
     with pytest.raises(
-        PipelineError, match=r"unknown family 'point_robt': did you mean 'point_robot'.*built in are reach"
+        PipelineError, match=r"unknown family 'point_robt': did you mean 'point_robot'.*built in: reach"
     ):
         graph.load(tmp_path)

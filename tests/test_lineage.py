@@ -158,7 +158,7 @@ def test_what_is_edited_while_a_stage_runs_is_never_recorded_as_having_made_its_
     if by_dvc:
         monkeypatch.setenv("DVC_STAGE", "trajectories@point_robot")
     project = graph.load(editing)
-    with pytest.raises(PipelineError, match=f"{named}.* changed while it ran"):
+    with pytest.raises(PipelineError, match=f"{named}.* changed during the work"):
         lineage.run(project, TRAJECTORIES, KEY, silent)
     assert lock_entry(editing, "trajectories@point_robot") is None
     assert lineage.up_to_date(project, TRAJECTORIES, KEY) is None
@@ -171,7 +171,7 @@ def test_dvc_repro_records_nothing_of_work_whose_code_was_edited(editing: Path) 
         process = start(editing, "dvc", "repro", "-s", "trajectories@point_robot")
         output, _ = process.communicate()
     assert process.returncode != 0
-    assert f"{code} changed while it ran" in output
+    assert f"{code} changed during the work" in output
     assert "Traceback" not in output
     assert lock_entry(editing, "trajectories@point_robot") is None
 
@@ -179,7 +179,7 @@ def test_dvc_repro_records_nothing_of_work_whose_code_was_edited(editing: Path) 
 def test_a_process_that_runs_old_code_is_refused(editing: Path) -> None:
     file = next(editing.glob("editing_family_*.py"))
     file.write_text(file.read_text() + "# edited between two runs of one process\n")
-    with pytest.raises(PipelineError, match="still runs the old code"):
+    with pytest.raises(PipelineError, match="edited after this process loaded it"):
         lineage.run(graph.load(editing), TRAJECTORIES, KEY, silent)
 
 
@@ -231,7 +231,9 @@ def test_an_old_graph_does_not_restore_an_old_dvc_yaml(root: Path, project: Grap
 
 def test_a_piece_no_longer_in_params_yaml_is_refused(root: Path, project: Graph) -> None:
     change(root, "[point_robot, other]", "[other]")
-    with pytest.raises(PipelineError, match=r"behavior_policies has no key 'point_robot': params\.yaml asks for other"):
+    with pytest.raises(
+        PipelineError, match=r"behavior_policies has no key 'point_robot': the keys in params\.yaml are other"
+    ):
         lineage.run(project, POLICIES, KEY, silent)
 
 
@@ -261,7 +263,7 @@ def test_a_file_that_the_stage_did_not_make_is_never_removed(
         with pytest.raises(PipelineError) as caught:
             lineage.run(project, TRAJECTORIES, KEY, silent, force=door == "forced")
         message = str(caught.value)
-    assert "mine.parquet: not what stage trajectories made" in message
+    assert "mine.parquet: not written by stage trajectories" in message
     assert "data/incoming" in message
     assert (collected / "mine.parquet").read_bytes() == b"hours of a robot"
     assert (collected / "expert.parquet").is_file()
@@ -269,7 +271,7 @@ def test_a_file_that_the_stage_did_not_make_is_never_removed(
 
 def test_a_file_that_somebody_changed_is_never_replaced(root: Path, project: Graph, collected: Path) -> None:
     (collected / "expert.parquet").write_bytes(b"my own episodes, added by hand")
-    with pytest.raises(PipelineError, match=r"expert\.parquet: not what stage trajectories made"):
+    with pytest.raises(PipelineError, match=r"expert\.parquet: not written by stage trajectories"):
         lineage.run(project, TRAJECTORIES, KEY, silent)
     assert (collected / "expert.parquet").read_bytes() == b"my own episodes, added by hand"
 
@@ -307,7 +309,7 @@ def test_an_older_version_checked_out_from_dvc_may_be_replaced(root: Path, proje
 def test_files_of_unknown_origin_are_not_replaced(root: Path, project: Graph, collected: Path) -> None:
     shutil.rmtree(root / "data/records")
     (collected / "mine.parquet").write_bytes(b"hours of a robot")
-    with pytest.raises(PipelineError, match="not what stage trajectories made"):
+    with pytest.raises(PipelineError, match="not written by stage trajectories"):
         lineage.run(project, TRAJECTORIES, KEY, silent)
 
 
@@ -349,7 +351,7 @@ def test_a_lock_whose_pid_was_reused_is_named_and_fixed(root: Path, project: Gra
         assert waiting.stdout is not None
         line = next(line for line in waiting.stdout if "lock" in line)
         assert f"process {other.pid} ('/bin/dvc repro')" in line
-        assert "is 'sleep 60': the lock was left behind: `pd-pipeline doctor` removes it" in line
+        assert "is 'sleep 60': the lock is stale: `pd-pipeline doctor` removes it" in line
         fixed = [finding for finding in doctor.stale_locks(root) if finding.level == "fixed"]
         assert len(fixed) == 1
         assert waiting.wait(timeout=60) == 0

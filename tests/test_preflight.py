@@ -53,7 +53,7 @@ def test_valid_blocks_are_not_checked_twice(tmp_path: Path, monkeypatch: pytest.
         (
             "noise_prompt]",
             "again], variants: {again: prompt_dt}",
-            r"families\.point_robot\.tuned_again: a variant is its method .*not there",
+            r"families\.point_robot\.tuned_again: missing: a variant gets its parameters",
         ),
         ("seeds: [0]", "seeds: [-1]", r"run\.seeds\.0"),
         ("seeds: [0]", "seeds: [99999999999999999999]", r"run\.seeds\.0"),

@@ -24,7 +24,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_a_record_distinguishes_its_files_from_others(tmp_path: Path, out: Path) -> None:
-    records.enter(tmp_path, "plm", "x-0", out, out, made="now", seconds=1.0)
+    records.write(tmp_path, "plm", "x-0", out, out, made="now", seconds=1.0)
     record = records.find(tmp_path, "plm", "x-0")
     assert record is not None
     assert records.foreign(out, record) == []
@@ -38,11 +38,11 @@ def test_a_record_distinguishes_its_files_from_others(tmp_path: Path, out: Path)
 
 def test_the_record_still_knows_the_out_being_replaced(tmp_path: Path, out: Path) -> None:
     """A kill between the record and the exchange of the outs must not make the old out look foreign."""
-    records.enter(tmp_path, "plm", "x-0", out, out, made="old", seconds=1.0)
+    records.write(tmp_path, "plm", "x-0", out, out, made="old", seconds=1.0)
     new = tmp_path / "new"
     new.mkdir()
     (new / "a").write_text("new")
-    records.enter(tmp_path, "plm", "x-0", out, new, made="new", seconds=1.0)
+    records.write(tmp_path, "plm", "x-0", out, new, made="new", seconds=1.0)
     record = records.find(tmp_path, "plm", "x-0")
     assert record is not None
     assert record.made == "new"
@@ -51,7 +51,7 @@ def test_the_record_still_knows_the_out_being_replaced(tmp_path: Path, out: Path
 
 
 def test_a_refusal_names_the_file_and_where_own_data_goes(out: Path) -> None:
-    with pytest.raises(PipelineError, match=r"x-0/mine and 1 more: not what stage plm made.*data/incoming/"):
+    with pytest.raises(PipelineError, match=r"x-0/mine and 1 more: not written by stage plm.*data/incoming/"):
         records.refuse_foreign(out, ["mine", "other"], "plm")
     records.refuse_foreign(out, [], "plm")
 
@@ -104,11 +104,11 @@ def test_wall_clock_figures_are_in_no_out(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_finished_piece_is_up_to_date_until_something_changes(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project, key = graph.load(tmp_path), Key("point_robot")
-    assert not graph.made_already(project, "behavior_policies", key)
+    assert not graph.is_made(project, "behavior_policies", key)
     graph.run(project, "behavior_policies", key, silent)
-    assert graph.made_already(project, "behavior_policies", key)
+    assert graph.is_made(project, "behavior_policies", key)
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("horizon: 6", "horizon: 7"))
-    assert not graph.made_already(graph.load(tmp_path), "behavior_policies", key)
-    assert graph.made_already(project, "behavior_policies", key)
+    assert not graph.is_made(graph.load(tmp_path), "behavior_policies", key)
+    assert graph.is_made(project, "behavior_policies", key)
     (tmp_path / "data/behavior_policies/point_robot/policies.json").write_text("{}")
-    assert not graph.made_already(project, "behavior_policies", key)
+    assert not graph.is_made(project, "behavior_policies", key)

@@ -1,4 +1,4 @@
-"""To add a stage: its module and its line in the table. Every door then knows it."""
+"""Adding a stage takes a module and an entry in the table: the CLI, DVC and Dagster then include it."""
 
 import pkgutil
 from pathlib import Path
@@ -17,14 +17,14 @@ from pd_pipeline.storage import read_json
 from pd_pipeline.tuning.methods import Method, built_in
 from tests.dvc_project import SMALL_PARAMS, make_project
 
-LINE = Stage(
+EXTRA_STAGE = Stage(
     "counts",
     "tests.extra_stage",
     "tests.extra_stage",
     (FAMILY,),
     ("trajectories",),
     DATA,
-    checks=(Check("counted", "tests.extra_stage:counted", "Something is counted.", blocking=True),),
+    checks=(Check("counted", "tests.extra_stage:counted", "There is at least one file.", blocking=True),),
     plots="tests.extra_stage:plots",
     folder="numbers",
 )
@@ -34,17 +34,17 @@ LINE = Stage(
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     real = stages.stages
 
-    def with_line(asked: RunParams, methods: dict[str, Method], everything: bool = False) -> dict[str, Stage]:
+    def with_extra_stage(asked: RunParams, methods: dict[str, Method], everything: bool = False) -> dict[str, Stage]:
         found = real(asked, methods, everything)
-        return {**found, LINE.name: LINE}
+        return {**found, EXTRA_STAGE.name: EXTRA_STAGE}
 
-    monkeypatch.setattr(graph, "stages", with_line)
-    monkeypatch.setattr(preflight, "stages", with_line)
+    monkeypatch.setattr(graph, "stages", with_extra_stage)
+    monkeypatch.setattr(preflight, "stages", with_extra_stage)
     text = SMALL_PARAMS.replace("    prompts: {length: 3", "    counts: {factor: 2}\n    prompts: {length: 3")
     return make_project(tmp_path / "project", text)
 
 
-def test_every_door_knows_it(root: Path) -> None:
+def test_dvc_and_dagster_include_it(root: Path) -> None:
     project = graph.load(root)
     preflight.check(project)
     assert "  counts:\n    foreach:\n" in rendering.render(project)
@@ -61,15 +61,15 @@ def test_every_door_knows_it(root: Path) -> None:
     assert (check.check_name, check.passed, check.blocking) == ("counted", True, True)
 
 
-def test_its_parameters_are_checked_with_all_others(root: Path) -> None:
+def test_its_parameters_are_validated_with_all_others(root: Path) -> None:
     text = (root / "params.yaml").read_text()
     (root / "params.yaml").write_text(text.replace("factor: 2", "factor: 0"))
     with pytest.raises(PipelineError, match=r"families\.point_robot\.counts\.factor: .*greater than or equal to 1"):
         preflight.check(graph.load(root))
 
 
-def test_what_is_in_the_table_can_be_loaded() -> None:
-    """Names of modules and functions are text there, so that reading the table imports nothing heavy."""
+def test_all_names_in_the_table_can_be_loaded() -> None:
+    """The table names modules and functions as text, so reading it imports nothing heavy."""
     methods = dict(built_in())
     asked = RunParams(families=("x",), methods=("prompt_diffuser", "prompt_dt"))
     table = stages.stages(asked, methods)

@@ -2,14 +2,14 @@
 
 from pydantic import Field
 
-from pd_pipeline.config import MOST_STEPS, Parameters, Seed
+from pd_pipeline.config import MAX_STEPS, Parameters, Seed
 
 
 class LearningParams(Parameters):
     """How the goal-conditioned policy is trained: PPO with normalised observations and returns."""
 
     seed: Seed = 0
-    steps: int = Field(default=3_200_000, gt=0, le=MOST_STEPS, description="environment steps, summed over all lanes")
+    steps: int = Field(default=3_200_000, gt=0, le=MAX_STEPS, description="environment steps, summed over all lanes")
     medium: float = Field(
         default=0.5, gt=0, lt=1, description="share of the steps after which the medium policy is saved"
     )

@@ -1,4 +1,4 @@
-"""Stage prompt_fit: how far generated prompts lie from real ones, for the pre-trained diffuser and the tuned ones."""
+"""Stage prompt_fit: distances between generated and real prompts, for the pre-trained and the tuned diffusers."""
 
 from typing import Any
 
@@ -25,15 +25,15 @@ from pd_pipeline.tuning.summary import Summary
 class Params(Parameters):
     """How the fit is measured."""
 
-    prompts: int = Field(default=512, gt=1, le=100_000, description="prompts generated for it")
+    prompts: int = Field(default=512, gt=1, le=100_000, description="prompts to generate")
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write `fit.json`.
 
-    The pre-trained diffuser is held against held-out training prompts and generates through its whole chain. The
-    tuned ones are held against prompts of the target's trajectories that tuning did not see, through the chain that
-    the prompts which are evaluated come from.
+    The pre-trained diffuser is compared with held-out training prompts and generates with its full chain. The tuned
+    diffusers are compared with prompts from target trajectories that tuning did not use, and generate with the same
+    chain as the evaluated prompts.
     """
     device = pick_device(context.device)
     context.facts["device"] = str(device)
@@ -45,19 +45,20 @@ def run(context: StageContext) -> dict[str, Any]:
     x0, y = prompt_tensors(held_out, plm.normalization, device)
     rng = np.random.default_rng(context.seed)
     count = min(context.params.prompts, len(y) // 2)
-    made, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
-    pretrained = compare(x0.cpu().numpy(), made.cpu().numpy(), rng) | {"chain": diffusion.steps}
+    generated, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
+    pretrained = compare(x0.cpu().numpy(), generated.cpu().numpy(), rng) | {"chain": diffusion.steps}
     targets: dict[str, dict[str, Any]] = {}
     for name in (name for name in context.inputs if name.startswith("tuned_")):
         for task in context.family.test_tasks:
             directory = context.inputs[name] / str(task)
-            left = adaptation.load(context.modules[name], directory, plm)
-            written = summary.load(directory)
-            generators = left.generators()
+            result = adaptation.load(context.modules[name], directory, plm)
+            tuned_summary = summary.load(directory)
+            generators = result.generators()
             for state, (tuned, chain) in generators.items():
-                shown = left.shown() if state == list(generators)[-1] else None  # its last state made the prompts
+                is_last = state == list(generators)[-1]
+                shown = result.prompts_to_show() if is_last else None  # the last state generated the prompts
                 targets.setdefault(str(task), {})[state] = _target_fit(
-                    context, task, written, shown, plm, tuned, diffusion, chain, rng
+                    context, task, tuned_summary, shown, plm, tuned, diffusion, chain, rng
                 )
     write_json(context.out / "fit.json", {"pretrained": pretrained, "targets": targets})
     return {f"wasserstein_{kind}": pretrained[f"wasserstein_{kind}"] for kind in ("real", "generated")}
@@ -66,7 +67,7 @@ def run(context: StageContext) -> dict[str, Any]:
 def _target_fit(
     context: StageContext,
     task: int,
-    written: Summary,
+    tuned_summary: Summary,
     shown: Prompts | None,
     plm: Pretrained,
     denoiser: Denoiser,
@@ -74,25 +75,25 @@ def _target_fit(
     chain: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Generated against real prompts of the target's trajectories that tuning did not see, and L_DT under both.
+    """Compare generated with real prompts of target trajectories that tuning did not use, and L_DT with both.
 
-    `shown` are the prompts that the method left, where they come from this denoiser.
+    `shown` are the prompts that the method returned, if this denoiser generated them.
     """
-    data = read(context.inputs["trajectories"] / f"{written.quality}.parquet", [task], family=context.family)
-    unseen = np.flatnonzero(~np.isin(data.episode_id, written.few_shot_episodes))
+    data = read(context.inputs["trajectories"] / f"{tuned_summary.quality}.parquet", [task], family=context.family)
+    unseen = np.flatnonzero(~np.isin(data.episode_id, tuned_summary.few_shot_episodes))
     if not len(unseen):
         raise PipelineError(
-            f"task {task}: all its trajectories are few-shot ones: collect more than few_shot "
-            "(trajectories.episodes), so that the fit can be measured"
+            f"task {task}: all its trajectories are few-shot trajectories: to measure the fit, collect more "
+            "(trajectories.episodes)"
         )
     held_out = Target.of(data.select(unseen), plm)
     x0, y = held_out.tensors(plm)
     count = min(context.params.prompts, len(y) // 2)
     made, conditions = generate(denoiser, diffusion, y, count, chain, context.seed)
-    left = None if shown is None else plm.normalization.normalize(shown.x0)
+    kept = None if shown is None else plm.normalization.normalize(shown.x0)
     real = torch.from_numpy(rng.choice(len(x0), min(16, count), replace=False)).to(plm.device)
     generated = made[: len(real)], conditions[: len(real)]
-    return compare(x0.cpu().numpy(), made.cpu().numpy(), rng, left) | {
+    return compare(x0.cpu().numpy(), made.cpu().numpy(), rng, kept) | {
         "chain": min(chain, diffusion.steps),
         "action_loss_real": float(prompt_losses(plm, held_out, x0[real], y[real], context.seed).mean()),
         "action_loss_generated": float(prompt_losses(plm, held_out, *generated, context.seed).mean()),

@@ -1,7 +1,7 @@
-"""What a task family is, and the registry that finds it.
+"""The base class of task families, and how a family is loaded.
 
-A family is a set of tasks that differ in a hidden goal: same observation, same actions, another reward. Write a
-subclass of `Family` in a file of its own, name it in params.yaml by its entry point, and every stage works on it:
+A family is a set of tasks with the same observations and actions that differ in a hidden goal, and so in their reward.
+Write a subclass of `Family` in its own file and name its entry point in params.yaml; every stage then works on it:
 
     families:
       my_family:
@@ -9,9 +9,9 @@ subclass of `Family` in a file of its own, name it in params.yaml by its entry p
           entry_point: my_module:MyFamily     # a file beside params.yaml, or an installed module
           ...                                 # the fields of MyFamily.Params
 
-The built-in families need no entry point. Other ways to name an environment need no family class: its Gymnasium id
-(`gymnasium: Reacher-v5`), or the entry point of its class or of a function that makes it, see `gymnasium_env`; and any
-task of Meta-World's ML1 (`meta_world: push-v3`), see `ml1`.
+The built-in families need no entry point. An environment can also be used without a family class: by its Gymnasium id
+(`gymnasium: Reacher-v5`), by the entry point of its class or of a function that creates it (see `gymnasium_env`), or as
+a task of Meta-World's ML1 (`meta_world: push-v3`, see `ml1`).
 """
 
 import importlib
@@ -26,18 +26,18 @@ import gymnasium
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, PARAMS_FILE, Parameters, parse
+from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.registry import BUILT_IN
-from pd_pipeline.foreign import error_text, limited, module_file
+from pd_pipeline.foreign import error_text, module_file, time_limit
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
-"""(environment, observation [d_s], generator) -> action [d_a] within the bounds; may look into the environment."""
+"""(environment, observation [d_s], generator) -> action [d_a] within the bounds; may read the environment's state."""
 
 
 @runtime_checkable
 class BatchPolicy(Protocol):
-    """A `Policy` that also acts in many environments at once, in fewer and larger operations."""
+    """A `Policy` that can also act in many environments at once, with fewer and larger operations."""
 
     def __call__(self, environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Action (d_a,) in one environment."""
@@ -52,14 +52,14 @@ class BatchPolicy(Protocol):
 
 
 class ExpertBars(NamedTuple):
-    """What expert data must reach to be worth learning from; None: not asked for."""
+    """Minimum quality of expert data; None: not checked."""
 
     return_mean: float | None = None
-    """At least this return, mean over tasks."""
+    """Minimum return, averaged over tasks."""
     success_rate: float | None = None
-    """At least this share of episodes with success."""
+    """Minimum share of episodes with success."""
     early_ends: float | None = None
-    """At most this share of episodes that end before the horizon."""
+    """Maximum share of episodes that end before the horizon."""
 
 
 EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$", max_length=200)]
@@ -69,14 +69,14 @@ BY_NAME = {
     "gymnasium": "pd_pipeline.families.gymnasium_env:GymnasiumFamily",
     "meta_world": "pd_pipeline.families.ml1:ML1",
 }
-"""Field of an `environment` block that names an environment, in place of an entry point -> the family made of it."""
+"""Field of an `environment` block that names an environment instead of an entry point -> the family class for it."""
 
 
 class FamilyParams(Parameters):
-    """Parameters every family has."""
+    """Parameters of every family."""
 
     entry_point: EntryPoint | None = None
-    horizon: int = Field(gt=0, le=LONGEST_HORIZON)
+    horizon: int = Field(gt=0, le=MAX_HORIZON)
 
 
 class Family(ABC):
@@ -95,11 +95,11 @@ class Family(ABC):
     test_tasks: tuple[int, ...]
     qualities: tuple[str, ...] = ("expert", "medium", "random")
     has_success: bool = True
-    """Whether an episode can succeed; where not, there is only its return."""
+    """Whether episodes can succeed; otherwise they only have a return."""
     targets_are_trained: ClassVar[bool] = False
-    """Whether the published split tests on tasks that it also trains on."""
+    """Whether the targets of the published split are also training tasks."""
     lanes: int = 1
-    """Episodes that one process collects side by side; more than one pays where policies are `BatchPolicy`."""
+    """Episodes that one process collects in parallel; more than one is faster with a `BatchPolicy`."""
 
     def __init__(self, name: str, params: FamilyParams):
         self.name = name
@@ -107,7 +107,7 @@ class Family(ABC):
 
     @property
     def horizon(self) -> int:
-        """Steps after which an episode is truncated."""
+        """Number of steps after which an episode is truncated."""
         return self.params.horizon
 
     @property
@@ -117,61 +117,61 @@ class Family(ABC):
 
     @property
     def is_foreign(self) -> bool:
-        """Whether code that is not of this package makes its environments."""
+        """Whether code outside this package creates its environments."""
         return self.params.entry_point is not None and not self.params.entry_point.startswith("pd_pipeline.")
 
     @property
     def expert_bars(self) -> ExpertBars:
-        """What the family's expert data must reach at this horizon."""
+        """Minimum quality of the family's expert data at this horizon."""
         return ExpertBars()
 
     @abstractmethod
     def goal(self, task: int) -> dict[str, Any]:
-        """The hidden goal of a task, JSON-ready: goes into file metadata, never into an observation."""
+        """The hidden goal of a task, as JSON values: stored in file metadata, never in an observation."""
 
     @abstractmethod
     def make(self, task: int) -> gymnasium.Env:
-        """A fresh environment of one task."""
+        """Create an environment of one task."""
 
     def retarget(self, environment: gymnasium.Env, task: int) -> bool:
-        """Make an environment of this family one of `task` from its next reset on; False where only `make` can."""
+        """Switch an environment of this family to `task` from its next reset on. Returns False if not supported."""
         return False
 
     @abstractmethod
     def behavior(self, description: dict[str, Any]) -> Policy:
-        """The behaviour policy that one entry of `policies.json` (stage behavior_policies) describes."""
+        """The behaviour policy described by one entry of `policies.json` (stage behavior_policies)."""
 
     @abstractmethod
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
-        """Quality -> description of its behaviour policy, for families whose policies need no training."""
+        """Quality -> description of its behaviour policy, for policies that need no training."""
 
     def versions(self) -> dict[str, str]:
-        """Versions of what decides the trajectories (simulator, policies)."""
+        """Package -> version, for packages that affect the trajectories (simulator, policies)."""
         return {"gymnasium": gymnasium.__version__, "numpy": np.__version__}
 
     def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray | None:
-        """An RGB picture [height, width, 3] uint8 of the present state, or None where the family has none."""
+        """An RGB image [height, width, 3] uint8 of the current state; None if the family has no images."""
         return None
 
 
 def split_tasks(
     tasks: Iterable[int], targets: Mapping[str, tuple[int, ...]], split: str
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(training tasks, targets) of a split; targets called `published` are trained on in no split."""
+    """(training tasks, targets) of a split. Targets of the split `published` are not training tasks in any split."""
     held_out = {*targets["published"], *targets[split]}
     return tuple(task for task in tasks if task not in held_out), targets[split]
 
 
 def entry_point(name: str, block: dict[str, Any]) -> str:
-    """`module:Class` of a family, from its `environment` block or the built-in table."""
+    """`module:Class` of a family, from its `environment` block or the built-in table. Raises PipelineError."""
     ways = [way for way in ("entry_point", *BY_NAME) if block.get(way) is not None]
     if len(ways) > 1:
-        raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment: {' and '.join(ways)}: give one of them")
+        raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment: {' and '.join(ways)}: set only one of them")
     found = BUILT_IN.get(name) if not ways else BY_NAME.get(ways[0], block[ways[0]])
     if not found:
         raise PipelineError(
             f"{PARAMS_FILE}: families.{name}: unknown family: built in are {', '.join(BUILT_IN)}; for your own, set "
-            f"families.{name}.environment.entry_point to 'module:Class', or .gymnasium to the id of an environment, or "
+            f"families.{name}.environment.entry_point to 'module:Class', .gymnasium to the id of an environment, or "
             ".meta_world to a task of Meta-World"
         )
     try:
@@ -183,12 +183,12 @@ def entry_point(name: str, block: dict[str, Any]) -> str:
 
 
 def load_class(reference: str, root: Path, where: str) -> Any:
-    """Import `module:Class`; modules beside params.yaml are found too. Raises PipelineError where it cannot."""
+    """Import `module:Class`, also from a module beside params.yaml. Raises PipelineError if that fails."""
     module_name, class_name = reference.split(":")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
-        with limited(f"{where}: importing '{module_name}'"):
+        with time_limit(f"{where}: importing '{module_name}'"):
             module = importlib.import_module(module_name)
     except PipelineError:
         raise
@@ -200,7 +200,7 @@ def load_class(reference: str, root: Path, where: str) -> Any:
 
 
 def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
-    """Build family `name` from its `environment` block of params.yaml."""
+    """Create family `name` from its `environment` block in params.yaml. Raises PipelineError if it is invalid."""
     where = f"{PARAMS_FILE}: families.{name}.environment"
     cls = load_class(entry_point(name, block), root, f"{where}.entry_point")
     if inspect.isfunction(cls) or (isinstance(cls, type) and issubclass(cls, gymnasium.Env)):
@@ -211,15 +211,15 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
         raise PipelineError(f"{where}.entry_point: '{cls}' is neither a Family, a gymnasium.Env nor a function")
     params = parse(cls.Params, block, where)
     try:
-        with limited(f"{where}: making '{cls.__name__}'"):
+        with time_limit(f"{where}: creating '{cls.__name__}'"):
             family = cls(name, params)
         tasks = [*family.train_tasks, *family.test_tasks]
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:
-        raise PipelineError(f"{where}: '{cls.__name__}' cannot be made: {error_text(error)}") from error
-    if len(tasks) > MOST_TASKS:
-        raise PipelineError(f"{where}: {len(tasks):,} tasks: more than {MOST_TASKS:,} are not meant")
+        raise PipelineError(f"{where}: '{cls.__name__}' cannot be created: {error_text(error)}") from error
+    if len(tasks) > MAX_TASKS:
+        raise PipelineError(f"{where}: {len(tasks):,} tasks: at most {MAX_TASKS:,} are allowed")
     if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):
         raise PipelineError(f"{where}: tasks {sorted(overlap)} are both training and test tasks")
     if not family.train_tasks or not family.test_tasks:
@@ -228,7 +228,7 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
 
 
 def source_files(name: str, block: dict[str, Any], root: Path) -> list[Path]:
-    """The files of every entry point in a family's `environment` block, its own first: its stages depend on them."""
+    """The files of all entry points in an `environment` block, the family's own first: its stages depend on them."""
     files = []
     for module in dict.fromkeys(point.split(":")[0] for point in (entry_point(name, block), *_entry_points(block))):
         file = module_file(module, root)
@@ -239,7 +239,7 @@ def source_files(name: str, block: dict[str, Any], root: Path) -> list[Path]:
 
 
 def _entry_points(block: Mapping[str, Any]) -> Iterator[str]:
-    """Entry points inside a block, at any depth."""
+    """Entry points in a block, at any depth."""
     for name, value in block.items():
         if isinstance(value, Mapping):
             yield from _entry_points(value)

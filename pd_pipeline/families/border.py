@@ -14,7 +14,7 @@ import numpy as np
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, Policy
-from pd_pipeline.foreign import error_text, limited
+from pd_pipeline.foreign import error_text, time_limit
 
 
 class Step(NamedTuple):
@@ -43,7 +43,7 @@ def refusals(family: Family, what: str) -> Iterator[None]:
 def make(family: Family, task: int) -> gymnasium.Env:
     """A new environment of a task."""
     what = f"making the environment of task {task}"
-    with refusals(family, what), limited(f"family '{family.name}': {what}"):
+    with refusals(family, what), time_limit(f"family '{family.name}': {what}"):
         return family.make(task)
 
 

@@ -1,4 +1,4 @@
-"""A user's own Gymnasium environment as a task family, without writing a family class."""
+"""A user's Gymnasium environment as a task family, without a family class."""
 
 import importlib.metadata
 import pkgutil
@@ -10,10 +10,10 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import MOST_TASKS, PARAMS_FILE, Name, Parameters, parse
+from pd_pipeline.config import MAX_TASKS, PARAMS_FILE, Name, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import EntryPoint, Family, FamilyParams, Policy
-from pd_pipeline.foreign import error_text, limited
+from pd_pipeline.foreign import error_text, time_limit
 
 
 class BehaviorParams(Parameters):
@@ -22,25 +22,30 @@ class BehaviorParams(Parameters):
     entry_point: EntryPoint | None = Field(
         default=None, description="'module:function', called as function(environment, observation, rng, **arguments)"
     )
-    random: bool = Field(default=False, description="uniform actions within the bounds instead of a function")
-    noise: float = Field(default=0.0, ge=0, le=1000, description="Gaussian noise, in halves of the range of an action")
+    random: bool = Field(default=False, description="uniform random actions within the bounds, instead of a function")
+    noise: float = Field(
+        default=0.0,
+        ge=0,
+        le=1000,
+        description="standard deviation of Gaussian noise, relative to half the range of an action",
+    )
     arguments: dict[str, Any] = {}
 
 
 class GymnasiumParams(FamilyParams):
-    """The environment's tasks and the policies that collect in it."""
+    """The tasks of the environment, and the policies that collect trajectories in it."""
 
     entry_point: EntryPoint | None = Field(
-        default=None, description="'module:Class', or 'module:function' that makes it"
+        default=None, description="'module:Class', or 'module:function' that creates it"
     )
     gymnasium: str | None = Field(
         default=None,
         pattern=r"^([\w.-]+/)?[\w.:-]+-v\d+$",
         max_length=200,
-        description="id of a registered environment, in place of entry_point; 'module:id' imports a module first",
+        description="id of a registered environment, instead of entry_point; 'module:id' imports a module first",
     )
     tasks: tuple[dict[str, Any], ...] = Field(
-        min_length=2, max_length=MOST_TASKS, description="keyword arguments that make a task: the hidden goal"
+        min_length=2, max_length=MAX_TASKS, description="keyword arguments that define a task: the hidden goal"
     )
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
     options: dict[str, Any] = Field(default={}, description="keyword arguments that all tasks share")
@@ -48,15 +53,15 @@ class GymnasiumParams(FamilyParams):
 
 
 class FlatEnv(gymnasium.Wrapper):
-    """The environment with float32 observations, plain rewards and `info["success"]` always there."""
+    """The environment with float32 observations, float rewards and `info["success"]` at every step."""
 
     def reset(self, **arguments: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Begin an episode."""
+        """Start an episode."""
         observation, info = self.env.reset(**arguments)
         return np.asarray(observation, np.float32), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Act with float32 numbers, handed on in the type of the action space."""
+        """Act with float32 actions, converted to the dtype of the action space."""
         space = self.env.action_space
         observation, reward, terminated, truncated, info = self.env.step(np.asarray(action, space.dtype))
         success = bool(info.get("success", info.get("is_success", False)))
@@ -66,8 +71,8 @@ class FlatEnv(gymnasium.Wrapper):
 class GymnasiumFamily(Family):
     """The tasks of a Gymnasium environment that takes its hidden goal as keyword arguments.
 
-    Name it in params.yaml by its class, by a function that makes it, or by its id (`gymnasium: Pendulum-v1`, made
-    without a limit of steps); `tasks` lists what differs between tasks, and no observation may show it:
+    Name it in params.yaml by its class, by a function that creates it, or by its id (`gymnasium: Pendulum-v1`, created
+    without a step limit). `tasks` lists what differs between tasks; no observation may reveal it:
 
         families:
           pendulum_targets:
@@ -75,7 +80,7 @@ class GymnasiumFamily(Family):
               entry_point: pendulum_targets:PendulumEnv    # pendulum_targets.py beside params.yaml, or installed
               horizon: 100
               tasks: [{angle: -1.0}, {angle: -0.5}, {angle: 0.5}, {angle: 1.0}]
-              test_tasks: [1]                              # indices into tasks; the others are trained on
+              test_tasks: [1]                              # indices into tasks; the others are training tasks
               options: {damping: 0.1}                      # arguments that all tasks share
               behaviors:
                 expert: {entry_point: "pendulum_targets:expert"}
@@ -85,9 +90,9 @@ class GymnasiumFamily(Family):
     Observation: a one-dimensional Box. Action: a one-dimensional Box with finite bounds. Reward: the environment's own.
     Success: `info["success"]` or `info["is_success"]`, else never. End: the environment's own, or the horizon.
     A behaviour is a function (environment, observation, rng, **arguments) -> action; `environment.unwrapped` is the
-    user's object, so that an expert may read the goal. Its noise is added before actions are clipped to the bounds,
-    and what is stored is the clipped action. A change of the file of the environment or of a behaviour, or of a file
-    beside params.yaml that these import, makes the trajectories stale.
+    user's object, so an expert can read the goal. Noise is added before actions are clipped to the bounds, and the
+    clipped action is stored. A change to the file of the environment or of a behaviour, or to a file beside params.yaml
+    that one of them imports, makes the trajectories stale.
     """
 
     Params = GymnasiumParams
@@ -104,17 +109,17 @@ class GymnasiumFamily(Family):
 
     @property
     def named(self) -> str:
-        """How params.yaml names the environment."""
+        """The name of the environment in params.yaml."""
         return str(self.params.gymnasium or self.params.entry_point)
 
     @property
     def is_foreign(self) -> bool:
-        """Gymnasium's own environments are no code of this package either."""
+        """Gymnasium's own environments are not code of this package either."""
         return self.params.gymnasium is not None or super().is_foreign
 
     @cached_property
     def _spaces(self) -> tuple[gymnasium.spaces.Box, gymnasium.spaces.Box]:
-        """Observation and action space, checked. Lazily: a simulator may take seconds to build."""
+        """Observation and action space, validated. Lazy, since a simulator may take seconds to build."""
         environment = self.make(self.train_tasks[0])
         spaces = (
             self._box("observation", environment.observation_space),
@@ -128,9 +133,11 @@ class GymnasiumFamily(Family):
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise PipelineError(f"{what}: it must be a one-dimensional Box; flatten it in the environment")
         if kind == "action" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-            raise PipelineError(f"{what}: it must have finite bounds, by which actions are scaled")
+            raise PipelineError(f"{what}: it must have finite bounds, since actions are scaled by them")
         if kind == "action" and not (space.low < space.high).all():
-            raise PipelineError(f"{what}: each lower bound must be below its upper one: leave out what cannot move")
+            raise PipelineError(
+                f"{what}: each lower bound must be below its upper bound: remove actions that cannot vary"
+            )
         return space
 
     @property
@@ -153,7 +160,7 @@ class GymnasiumFamily(Family):
         return dict(self.params.tasks[task])
 
     def make(self, task: int) -> gymnasium.Env:
-        """The user's environment built with the arguments of `task`."""
+        """The user's environment, created with the arguments of `task`. Raises PipelineError if that fails."""
         arguments = self.params.options | self.params.tasks[task]
         what = f"{self._where}.tasks.{task}: {self.named}(**{arguments})"
         if self.params.gymnasium is not None:
@@ -161,18 +168,18 @@ class GymnasiumFamily(Family):
         else:
             build = self._load(str(self.params.entry_point), f"{self._where}.entry_point")
         try:
-            with limited(what):
+            with time_limit(what):
                 environment = build(**arguments)
         except PipelineError:
             raise
         except (Exception, SystemExit) as error:
             raise PipelineError(f"{what}: {error_text(error)}") from error
         if not isinstance(environment, gymnasium.Env):
-            raise PipelineError(f"{what}: made {type(environment).__name__}, not a gymnasium.Env")
+            raise PipelineError(f"{what}: returned {type(environment).__name__}, not a gymnasium.Env")
         return FlatEnv(environment)
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
-        """`behaviors` of params.yaml, with every function and both spaces checked."""
+        """`behaviors` from params.yaml, with every function and both spaces validated."""
         assert self._spaces
         described = {quality: behavior.model_dump() for quality, behavior in self.params.behaviors.items()}
         for description in described.values():
@@ -180,13 +187,11 @@ class GymnasiumFamily(Family):
         return described
 
     def behavior(self, description: dict[str, Any]) -> Policy:
-        """The user's function, or uniform actions, with noise and clipped to the bounds."""
+        """The user's function with noise, or uniform actions, clipped to the bounds."""
         where = f"{self._where}.behaviors"
         params = parse(BehaviorParams, description, where)
         if params.random == (params.entry_point is not None):
-            raise PipelineError(
-                f"{where}: give either an entry_point 'module:function' or `random: true`: {description}"
-            )
+            raise PipelineError(f"{where}: set either entry_point 'module:function' or `random: true`: {description}")
         function = None if params.entry_point is None else self._load(params.entry_point, f"{where}.entry_point")
         low, high = self.action_low, self.action_high
 
@@ -194,7 +199,7 @@ class GymnasiumFamily(Family):
             if function is None:
                 return rng.uniform(low, high).astype(np.float32)
             action = np.asarray(function(environment, observation, rng, **params.arguments), np.float32)
-            if action.shape != low.shape:  # NumPy would stretch a single number over all of them
+            if action.shape != low.shape:  # NumPy would broadcast a single number
                 raise PipelineError(
                     f"{where}: {params.entry_point} returned an action of shape {action.shape}, expected {low.shape}"
                 )
@@ -205,7 +210,7 @@ class GymnasiumFamily(Family):
         return act
 
     def versions(self) -> dict[str, str]:
-        """The installed package of the environment decides the trajectories too."""
+        """Adds the installed packages of the environment, which affect the trajectories too."""
         environment = self.make(self.train_tasks[0])
         modules = {cls.__module__ for cls in type(environment.unwrapped).__mro__}
         environment.close()
@@ -217,7 +222,7 @@ class GymnasiumFamily(Family):
         return found
 
     def frame_pixels(self, environment: gymnasium.Env) -> np.ndarray | None:
-        """The environment's own picture, where `options` ask for `render_mode: rgb_array`."""
+        """The environment's own image, if `options` set `render_mode: rgb_array`."""
         frame = environment.render() if environment.render_mode == "rgb_array" else None
         return frame if isinstance(frame, np.ndarray) else None
 

@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import LONGEST_HORIZON
+from pd_pipeline.config import MAX_HORIZON
 from pd_pipeline.families import goal_policy
 from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy
 
@@ -19,7 +19,7 @@ BARS_HORIZON = 200  # the papers' horizon, to which the bars for expert returns 
 class LocomotionParams(FamilyParams):
     """Parameters of every locomotion family."""
 
-    horizon: int = Field(default=BARS_HORIZON, gt=0, le=LONGEST_HORIZON)
+    horizon: int = Field(default=BARS_HORIZON, gt=0, le=MAX_HORIZON)
 
 
 class Locomotion(Family):

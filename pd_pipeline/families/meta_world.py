@@ -1,4 +1,4 @@
-"""What the Meta-World ML1 families share: a robot arm, tasks whose goal is hidden, a script that sees it."""
+"""Shared parts of the Meta-World ML1 families: a robot arm, hidden goals, and a scripted policy that sees them."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from pydantic import Field
 from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy, split_tasks
 
 GOAL = slice(36, 39)  # the three goal components of the observation
-OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, now and one step before
-OBJECT_HEIGHT = 6  # of the observation
+OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, at this step and the previous one
+OBJECT_HEIGHT = 6  # index in the observation
 LIFTED = 0.06  # metres; on the table it is 0.02
 CAMERA_TARGET = (0.0, 0.65, 0.15)
 GOAL_COLOR = np.array([0.1, 0.75, 0.3, 0.55], np.float32)
@@ -23,11 +23,11 @@ GOAL_COLOR = np.array([0.1, 0.75, 0.3, 0.55], np.float32)
 class MetaWorldParams(FamilyParams):
     """Parameters of every ML1 family."""
 
-    horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers; Meta-World allows no more")
-    benchmark_seed: int = Field(default=0, ge=0, lt=2**31, description="seed of ML1: decides the goals")
+    horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers, which is Meta-World's maximum")
+    benchmark_seed: int = Field(default=0, ge=0, lt=2**31, description="seed of ML1, which determines the goals")
     mask_object: bool = Field(default=False, description="hide the puck")
     split: Literal["published", "validation"] = Field(
-        default="published", description="validation: five of the training tasks are targets, to choose settings by"
+        default="published", description="validation: five of the training tasks are the targets, for choosing settings"
     )
 
 
@@ -39,18 +39,18 @@ class MetaWorldEnv(gymnasium.Env):
     |---|---|
     | 0-2 | position of the gripper |
     | 3 | opening of the gripper, 0 to 1 |
-    | 4-6, 7-10 | position and rotation (quaternion) of the object, a puck; zero where it is masked |
+    | 4-6, 7-10 | position and rotation (quaternion) of the object, a puck; zero if masked |
     | 11-17 | zeros |
-    | 18-35 | the same eighteen numbers one step before |
-    | 36-38 | the goal, zero here: ML1 hides it |
+    | 18-35 | the same eighteen numbers at the previous step |
+    | 36-38 | the goal, always zero: ML1 hides it |
 
     ## Action
     Four numbers in [-1, 1]: the gripper's displacement along x, y, z and the force of its fingers.
 
     ## Reward, start, end
     Meta-World's "v2" reward, 10 at the goal; success within `success_radius` metres of it. Every reset of a task gives
-    the same state, so that a deterministic policy repeats its episode: vary the prompt, not the episode. No terminal
-    state.
+    the same state, so a deterministic policy always repeats the same episode: vary the prompt, not the episode. No
+    terminal state.
     """
 
     def __init__(self, environment: Any, mask_object: bool, success_radius: float):
@@ -64,19 +64,19 @@ class MetaWorldEnv(gymnasium.Env):
 
     @property
     def goal(self) -> np.ndarray:
-        """The hidden goal (3,), metres: for scripted policies and pictures only."""
+        """The hidden goal (3,), metres: only for scripted policies and images."""
         return self.simulator._target_pos
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Back to the start of the task, the same every time: Meta-World ignores the seed.
+        """Reset to the start of the task, which is always the same: Meta-World ignores the seed.
 
-        For collection, `options` disturb the arm, with numbers drawn from `seed`. `exploring_steps: n` first moves it
-        in a random direction for up to n steps. `push_chance: p` and `push_steps: n` do so again, with probability p
-        after a step, for up to n steps; `push_lifted` only while the object is off the table, and with the fingers as
-        the last action had them rather than at rest. Moves are not steps of the episode: the next observation shows
-        where they led.
+        For data collection, `options` perturb the arm randomly, with `seed`. `exploring_steps: n` first moves it in a
+        random direction for up to n steps. `push_chance: p` and `push_steps: n` do so again with probability p after
+        each step, for up to n steps. With `push_lifted` this happens only while the object is off the table, and the
+        fingers keep the last action instead of 0. These moves are not steps of the episode: only the next observation
+        shows their effect.
         """
         observation, _ = self.simulator.reset()
         options, rng = options or {}, np.random.default_rng(seed)
@@ -87,7 +87,7 @@ class MetaWorldEnv(gymnasium.Env):
         return self._hide(observation), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """One step of 12.5 ms x 5 frames."""
+        """One step of 12.5 ms: 5 frames of 2.5 ms each."""
         observation, reward, terminated, truncated, info = self.simulator.step(action)
         if self._pushes is not None:
             rng, chance, steps, lifted = self._pushes
@@ -96,31 +96,31 @@ class MetaWorldEnv(gymnasium.Env):
         return self._hide(observation), float(reward), terminated, truncated, {"success": info["success"] > 0}
 
     def _move(self, observation: np.ndarray, rng: np.random.Generator, most: int, fingers: float = 0.0) -> np.ndarray:
-        """Up to `most` steps in a random direction; the observation they lead to."""
+        """Move up to `most` steps in a random direction. Returns the observation afterwards."""
         drift = np.append(rng.uniform(-1.0, 1.0, 3), fingers).astype(np.float32)
-        counted, self.simulator.curr_path_length = self.simulator.curr_path_length, 0  # beyond 500 it refuses to step
+        counted, self.simulator.curr_path_length = self.simulator.curr_path_length, 0  # it raises beyond 500 steps
         for _ in range(rng.integers(0, most + 1)):
             observation = self.simulator.step(drift)[0]
         self.simulator.curr_path_length = counted
         return observation
 
     def full_observation(self, observation: np.ndarray) -> np.ndarray:
-        """A copy of `observation` with the goal written in, as the scripted policy needs it."""
+        """A copy of `observation` that contains the goal, for the scripted policy."""
         shown = observation.astype(np.float64)
         shown[GOAL] = self.goal
         return shown
 
     def picture(self, height: int = 240, width: int = 320) -> np.ndarray:
-        """The scene (height, width, 3) uint8 with the hidden goal as a green ball of the radius that counts as success.
+        """Image of the scene (height, width, 3) uint8; a green ball of the success radius shows the hidden goal.
 
-        Needs an OpenGL that renders off screen; MUJOCO_GL (egl, osmesa) names it and is read when mujoco is imported.
+        Needs off-screen OpenGL, selected by MUJOCO_GL (egl, osmesa), which is read when mujoco is imported.
         """
         import mujoco
 
         if self._renderer is None:
-            self.simulator.model.site("goal").rgba[3] = 0.0  # Meta-World's own mark is as red as the arm
+            self.simulator.model.site("goal").rgba[3] = 0.0  # Meta-World's own marker is as red as the arm
             self._renderer = mujoco.Renderer(self.simulator.model, height, width)
-        camera = mujoco.MjvCamera()  # Meta-World's corner cameras hang upside down
+        camera = mujoco.MjvCamera()  # Meta-World's corner cameras are upside down
         camera.lookat[:], camera.distance, camera.azimuth, camera.elevation = CAMERA_TARGET, 1.25, 130.0, -24.0
         self._renderer.update_scene(self.simulator.data, camera)
         scene = self._renderer.scene
@@ -133,12 +133,15 @@ class MetaWorldEnv(gymnasium.Env):
         )
         mujoco.mjv_initGeom(scene.geoms[scene.ngeom], *ball)
         scene.ngeom += 1
-        for costly in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):  # most of a picture's time
+        for costly in (
+            mujoco.mjtRndFlag.mjRND_SHADOW,
+            mujoco.mjtRndFlag.mjRND_REFLECTION,
+        ):  # most of the rendering time
             scene.flags[costly] = 0
         return self._renderer.render()
 
     def close(self) -> None:
-        """Free the simulator, and what drew it."""
+        """Free the simulator and the renderer."""
         if self._renderer is not None:
             self._renderer.close()
         self.simulator.close()
@@ -155,19 +158,19 @@ class MetaWorldEnv(gymnasium.Env):
 class MetaWorld(Family):
     """ML1 of one Meta-World task, the first `tasks` training tasks of the benchmark seed.
 
-    Tasks come from the class API, since the environment registered with Gymnasium serves the test split; `test_tasks`
-    of a seed are the `train_tasks` of the next and are not used. Behaviour: Meta-World's scripted policy, which sees
-    the goal, scaled by `gain`, with Gaussian noise of `noise`, clipped to the bounds; what is stored is the clipped
-    action.
+    Tasks come from the class API, since the environment registered with Gymnasium uses the test split; `test_tasks` of
+    a seed are the `train_tasks` of the next one and are not used. Behaviour: Meta-World's scripted policy, which sees
+    the goal, scaled by `gain`, with Gaussian noise of standard deviation `noise`, clipped to the bounds; the clipped
+    action is stored.
     """
 
     params: MetaWorldParams
     environment: str
     """Meta-World's name of the task."""
     tasks: range
-    """Of the benchmark's fifty training tasks."""
+    """The tasks used, of the benchmark's fifty training tasks."""
     targets: Mapping[str, tuple[int, ...]]
-    """Split -> its target tasks; those of `published` are trained on in no split."""
+    """Split -> its target tasks; those of `published` are not training tasks in any split."""
     success_radius: float  # metres
     observation_size = 39
     action_low = np.full(4, -1.0, np.float32)
@@ -179,22 +182,22 @@ class MetaWorld(Family):
 
     @abstractmethod
     def script(self) -> Any:
-        """A fresh scripted policy: `get_action(observation with the goal)`."""
+        """Create the scripted policy, with `get_action(observation with the goal)`."""
 
     @property
     def expert_bars(self) -> ExpertBars:
-        """The script solves every task; noise may cost an episode now and then."""
+        """The script solves every task, but noise can make a few episodes fail."""
         return ExpertBars(success_rate=0.95)
 
     @cached_property
     def _benchmark(self) -> Any:
-        import metaworld  # half a second, and only simulation needs it
+        import metaworld  # takes half a second, and only simulation needs it
 
         return metaworld.ML1(self.environment, seed=self.params.benchmark_seed)
 
     @cached_property
     def _goals(self) -> list[list[float]]:
-        simulator = self._benchmark.train_classes[self.environment]()  # one for all: building it is what takes time
+        simulator = self._benchmark.train_classes[self.environment]()  # one for all tasks: building it is slow
         goals = []
         for task in self._benchmark.train_tasks[: len(self.tasks)]:
             simulator.set_task(task)
@@ -214,7 +217,7 @@ class MetaWorld(Family):
         return MetaWorldEnv(simulator, self.params.mask_object, self.success_radius)
 
     def behavior(self, description: dict[str, Any]) -> Policy:
-        """The scripted policy with goal access, made worse as `description` says."""
+        """The scripted policy with access to the goal, weakened by the gain and noise in `description`."""
         script = self.script()
 
         def act(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -232,5 +235,5 @@ class MetaWorld(Family):
         return environment.unwrapped.picture()  # type: ignore[attr-defined]
 
     def versions(self) -> dict[str, str]:
-        """Meta-World and MuJoCo decide the trajectories too."""
+        """Adds Meta-World and MuJoCo, which affect the trajectories too."""
         return super().versions() | {"metaworld": version("metaworld"), "mujoco": version("mujoco")}

@@ -9,47 +9,45 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.meta_world import MetaWorld, MetaWorldParams
 
 BENCHMARK_TASKS = 50
-"""Training tasks of an ML1 benchmark."""
+"""Number of training tasks in an ML1 benchmark."""
 
 
 class ML1Params(MetaWorldParams):
-    """Parameters of a task of ML1."""
+    """Parameters of an ML1 task."""
 
     meta_world: str = Field(
         pattern=r"^[a-z]+(-[a-z]+)*-v\d$", max_length=60, description="Meta-World's name of the task"
     )
-    horizon: int = Field(
-        default=500, gt=0, le=500, description="steps of an episode; Meta-World allows no more than 500"
-    )
+    horizon: int = Field(default=500, gt=0, le=500, description="steps per episode; Meta-World allows at most 500")
     tasks: int = Field(
-        default=BENCHMARK_TASKS, gt=1, le=BENCHMARK_TASKS, description="the first so many of ML1's fifty"
+        default=BENCHMARK_TASKS, gt=1, le=BENCHMARK_TASKS, description="number of tasks: the first of ML1's fifty"
     )
     test_tasks: tuple[int, ...] = Field(
-        default=(10, 16, 24, 35, 40), min_length=1, description="targets of split published"
+        default=(10, 16, 24, 35, 40), min_length=1, description="targets of the split published"
     )
     validation_tasks: tuple[int, ...] = Field(
-        default=(3, 12, 21, 30, 44), min_length=1, description="targets of split validation"
+        default=(3, 12, 21, 30, 44), min_length=1, description="targets of the split validation"
     )
     success_radius: float = Field(
-        default=0.05, gt=0, le=1, description="metres, of the ball that pictures draw at the goal"
+        default=0.05, gt=0, le=1, description="radius in metres of the ball that marks the goal in images"
     )
-    gain: float = Field(default=1.0, gt=0, le=10, description="of the expert: factor of the script's actions")
+    gain: float = Field(default=1.0, gt=0, le=10, description="factor by which the expert scales the script's actions")
     noise: float = Field(
-        default=0.05, ge=0, le=10, description="of the expert: standard deviation added to its actions"
+        default=0.05, ge=0, le=10, description="standard deviation of the noise on the expert's actions"
     )
 
 
 class ML1(MetaWorld):
-    """One task of Meta-World's ML1, such as push-v3, with a hidden goal in each of its variations.
+    """One task of Meta-World's ML1, such as push-v3, each variation with its own hidden goal.
 
         families:
           push:
             environment: {meta_world: push-v3}
 
-    Observation, action and reward are those of `MetaWorldEnv`; what else the scene holds stands in the places of the
-    object. Success is Meta-World's own. Expert: Meta-World's script for the task with a little noise; medium: half as
-    strong and noisier; the start of both is varied by up to five steps in a random direction. How well the script
-    solves a task differs from task to task: look at the success of the collected data before training on it.
+    Observation, action and reward are those of `MetaWorldEnv`; other objects of the scene are in the entries of the
+    object. Success is defined by Meta-World. Expert: Meta-World's script for the task with a little noise. Medium: half
+    the gain and more noise. Both start with up to five steps in a random direction. How well the script solves a task
+    varies: check the success rate of the collected data before training on it.
     """
 
     Params = ML1Params
@@ -57,12 +55,12 @@ class ML1(MetaWorld):
 
     def __init__(self, name: str, params: ML1Params):
         where = f"{PARAMS_FILE}: families.{name}.environment"
-        from metaworld.policies import ENV_POLICY_MAP  # half a second, that other families are not to pay for
+        from metaworld.policies import ENV_POLICY_MAP  # takes half a second, which other families do not need
 
         if params.meta_world not in ENV_POLICY_MAP:
             known = ", ".join(sorted(ENV_POLICY_MAP))
             raise PipelineError(
-                f"{where}.meta_world: '{params.meta_world}' is no task of Meta-World: known are {known}"
+                f"{where}.meta_world: '{params.meta_world}' is not a task of Meta-World: choose one of {known}"
             )
         for split in ("test_tasks", "validation_tasks"):
             if outside := [task for task in getattr(params, split) if not 0 <= task < params.tasks]:
@@ -78,7 +76,7 @@ class ML1(MetaWorld):
         return self._script()
 
     def default_behaviors(self) -> dict[str, dict[str, Any]]:
-        """Expert: the script with a little noise, so that episodes differ. Medium: a weak and noisy one."""
+        """Expert: the script with a little noise, so that episodes differ. Medium: less gain and more noise."""
         start = {"exploring_steps": 5}
         return {
             "expert": {"gain": self.params.gain, "noise": self.params.noise, "reset": start},

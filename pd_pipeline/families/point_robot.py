@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, PARAMS_FILE
+from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, FamilyParams, Policy
 
@@ -14,8 +14,8 @@ from pd_pipeline.families.base import Family, FamilyParams, Policy
 class PointRobotParams(FamilyParams):
     """Parameters of the plane and its tasks."""
 
-    horizon: int = Field(default=20, gt=0, le=LONGEST_HORIZON)
-    tasks: int = Field(default=12, ge=2, le=MOST_TASKS, description="goals, evenly spaced on the circle")
+    horizon: int = Field(default=20, gt=0, le=MAX_HORIZON)
+    tasks: int = Field(default=12, ge=2, le=MAX_TASKS, description="goals, evenly spaced on the circle")
     test_tasks: tuple[int, ...] = (3, 8)
     radius: float = Field(default=1.0, gt=0)
     step_size: float = Field(default=0.15, gt=0, description="distance moved by an action component of 1")

@@ -1,6 +1,6 @@
 """The families of this package, by name.
 
-No out depends on this file as a whole: what makes one depends on the entry points of its own family.
+No out depends on this file: it depends only on the entry points of its own family.
 """
 
 BUILT_IN = {

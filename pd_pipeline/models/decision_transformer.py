@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pd_pipeline.config import LONGEST_HORIZON, Parameters
+from pd_pipeline.config import MAX_HORIZON, Parameters
 
 # Generous upper bounds, for params.yaml and for a config.json that is loaded.
 MAX_WIDTH = 16_384
@@ -61,7 +61,7 @@ class PolicyConfig(PolicyShape):
     observation_size: int = Field(gt=0, le=100_000)
     action_size: int = Field(gt=0, le=100_000)
     max_timestep: int = Field(
-        gt=0, le=LONGEST_HORIZON, description="the horizon: timesteps 0 .. max_timestep - 1 are embedded"
+        gt=0, le=MAX_HORIZON, description="the horizon: timesteps 0 .. max_timestep - 1 are embedded"
     )
     prompt_length: int = Field(default=5, gt=0, le=MAX_PROMPT_LENGTH, description="K*, steps per prompt")
 

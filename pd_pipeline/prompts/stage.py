@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import LONGEST_HORIZON, Name, Parameters
+from pd_pipeline.config import MAX_HORIZON, Name, Parameters
 from pd_pipeline.prompts.segments import Normalization, cut
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import write_json
@@ -16,7 +16,7 @@ class Params(Parameters):
     """Which segments become prompts."""
 
     length: int = Field(default=5, gt=0, le=1000, description="K*, steps per prompt")
-    stride: int = Field(default=4, gt=0, le=LONGEST_HORIZON, description="steps between the starts of two prompts")
+    stride: int = Field(default=4, gt=0, le=MAX_HORIZON, description="steps between the starts of two prompts")
     qualities: tuple[Name, ...] = Field(default=("expert",), min_length=1, max_length=100)
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of each task's episodes not trained on")
 

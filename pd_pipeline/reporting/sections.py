@@ -121,7 +121,7 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
     outs = {method: context.inputs[f"tuned_{method}"] / key / str(task) for method in results.methods}
     plm, tuned = _pretrained(context, key), {}
     for method in (method for method in results.logs if method not in context.params_file.run.variants):
-        shown = load(context.modules[f"tuned_{method}"], outs[method], plm).shown()
+        shown = load(context.modules[f"tuned_{method}"], outs[method], plm).prompts_to_show()
         if shown is not None and (shown.episode_id < 0).all():
             tuned[method] = shown
     if not tuned:

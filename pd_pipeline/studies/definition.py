@@ -1,12 +1,12 @@
-"""What a study is: a file of its own beside params.yaml.
+"""The definition of a study: one YAML file in studies/, beside params.yaml.
 
 studies/few_shot.yaml
     title: How many trajectories are enough?
-    base:                          # takes the place of params.yaml's values; of the same shape
+    base:                          # replaces values of params.yaml; same structure
       run: {families: [point_robot], methods: [prompt_dt, prompt_diffuser]}
-    grid:                          # every combination is a point; names as in --set
+    grid:                          # every combination is a point; names as for --set
       target.few_shot: [1, 2, 5]
-    seeds: [0, 1, 2]               # those of params.yaml where left out
+    seeds: [0, 1, 2]               # default: those of params.yaml
 """
 
 import itertools
@@ -23,20 +23,22 @@ from pd_pipeline.errors import PipelineError
 
 FOLDER = Path("studies")
 PREFIX = "study_"
-"""What the name of a study's stage begins with: the name of its file follows."""
+"""Prefix of the name of a study's stage; the name of its file follows."""
 
-MOST_POINTS = 1000
+MAX_POINTS = 1000
 Value = bool | int | float | str | None | list[Any] | dict[str, Any]
 
 
 class Study(Parameters):
-    """One study's file."""
+    """The contents of a study file."""
 
     title: str = Field(min_length=1, max_length=200)
-    note: str = Field(default="", max_length=5000, description="what to keep in mind when reading it; on the report")
-    base: dict[str, Any] = Field(default={}, description="takes the place of values of params.yaml, of the same shape")
-    grid: dict[str, Annotated[list[Value], Field(min_length=1, max_length=MOST_POINTS)]] = Field(
-        min_length=1, max_length=20, description="parameter, named as in --set -> its values"
+    note: str = Field(
+        default="", max_length=5000, description="a remark for readers of the results, shown in the report"
+    )
+    base: dict[str, Any] = Field(default={}, description="replaces values of params.yaml; same structure")
+    grid: dict[str, Annotated[list[Value], Field(min_length=1, max_length=MAX_POINTS)]] = Field(
+        min_length=1, max_length=20, description="parameter, named as for --set -> its values"
     )
     seeds: tuple[Seed, ...] | None = Field(default=None, min_length=1, max_length=1000)
 
@@ -46,13 +48,13 @@ class Study(Parameters):
         return [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
 
     def overrides(self, point: Mapping[str, Value]) -> tuple[str, ...]:
-        """What stands in place of values of the file at a point, as --set takes it."""
+        """The overrides of params.yaml at a point, in the form of --set."""
         seeds = () if self.seeds is None else (f"run.seeds={list(self.seeds)}",)
         return ("run.studies=[]", *seeds, *(f"{name}={json.dumps(value)}" for name, value in point.items()))
 
 
 def label(point: Mapping[str, Value]) -> str:
-    """`few_shot 1, weight 20`: a point in few words, each parameter by the last part of its name."""
+    """A short name for a point, such as `few_shot 1, weight 20`, with the last part of each parameter's name."""
     return ", ".join(f"{name.split('.')[-1]} {_short(value)}" for name, value in point.items())
 
 
@@ -61,25 +63,27 @@ def _short(value: Value) -> str:
 
 
 def path(root: Path, name: str) -> Path:
-    """The file of a study."""
+    """The path of a study file."""
     return root / FOLDER / f"{name}.yaml"
 
 
 def names(root: Path) -> list[str]:
-    """The studies that a project has files of."""
+    """The names of the studies of a project."""
     return sorted(file.stem for file in (root / FOLDER).glob("*.yaml"))
 
 
 def read(root: Path, name: Name) -> Study:
-    """Read a study's file. Raises PipelineError where there is none, or it is not a study's."""
+    """Read a study file. Raises PipelineError if it is missing or invalid."""
     file = path(root, name)
     if not file.is_file():
         known = ", ".join(names(root)) or "none"
-        raise PipelineError(f"{file}: no such study: known are {known}")
+        raise PipelineError(f"{file}: no such study: choose one of {known}")
     study = config.parse(Study, config.values_of(config.read_file(file), file), str(file.relative_to(root)))
-    if (count := len(study.points)) > MOST_POINTS:
-        raise PipelineError(f"{file}: {count:,} points: more than {MOST_POINTS:,} are not meant")
+    if (count := len(study.points)) > MAX_POINTS:
+        raise PipelineError(f"{file}: {count:,} points: at most {MAX_POINTS:,} are allowed")
     for parameter in study.grid:
         if parameter.startswith(("run.seeds", "run.families", "run.studies", "machine.")):
-            raise PipelineError(f"{file}: grid.{parameter}: set it in `seeds` or `base.run`, the same for every point")
+            raise PipelineError(
+                f"{file}: grid.{parameter}: set it in `seeds` or `base`, where it applies to every point"
+            )
     return study

@@ -1,4 +1,4 @@
-"""What the stage of a study gathers: it is given as the stage's parameters, and so stands in its record."""
+"""The plan of a study: what its stage collects. It is the parameters of the stage, so it is in its record."""
 
 from typing import Any
 
@@ -8,20 +8,20 @@ from pd_pipeline.config import Parameters
 
 
 class PlannedPoint(Parameters):
-    """One point of the grid, and where what was made of it lies. Folders are relative to the project."""
+    """One point of the grid and its folders, relative to the project."""
 
     label: str
-    values: dict[str, Any] = Field(description="parameter of the grid -> its value here")
+    values: dict[str, Any] = Field(description="parameter of the grid -> its value at this point")
     seeds: tuple[int, ...]
     targets: dict[str, tuple[int, ...]] = Field(description="family -> its target tasks")
-    bootstrap: dict[str, int | None] = Field(description="family -> draws of an interval; null: the default")
+    bootstrap: dict[str, int | None] = Field(description="family -> bootstrap draws per interval; null: the default")
     evaluation: dict[str, str] = Field(description="`family-seed` -> folder")
     tuned: dict[str, dict[str, str]] = Field(description="method -> `family-seed` -> folder of its targets' folders")
-    fits: dict[str, str] = Field(description="`family-seed` -> folder of prompt_fit, where methods generate prompts")
+    fits: dict[str, str] = Field(description="`family-seed` -> folder of prompt_fit, if methods generate prompts")
 
 
 class Plan(Parameters):
-    """A study as it is gathered."""
+    """The parameters of the stage of a study."""
 
     title: str
     note: str = ""

@@ -1,10 +1,9 @@
-"""The points of a study as graphs: each is the project's with other parameters, and shares what these do not change.
+"""The points of a study as graphs: the project's graph with other parameters, sharing all work these do not change.
 
-What makes the outs of a stage is summed up by its recipe: code and parameters of the stage, and the recipes of what it
-reads. Where a point has a recipe of the project itself, it reads the project's own out. Every other piece lies in
-`data/points/<recipe>/`, a small project of its own with outs, records and resume folders, which all points of all
-studies with this recipe share. So a PLM that a grid does not change is trained once, and a study that was stopped goes
-on where it stopped.
+The recipe of a stage is a digest of its code, its parameters and the recipes of the stages it reads. If a point and the
+project have the same recipe, the point reads the project's own out. All other work is in `data/points/<recipe>/`, with
+its own outs, records and resume folders, shared by all points of all studies with this recipe. So a PLM that a grid
+does not change is trained once, and a study that was stopped resumes where it stopped.
 """
 
 from collections.abc import Iterator
@@ -30,7 +29,7 @@ def recipes(graph: Graph) -> Recipes:
     """The recipe of every stage and family of a graph."""
     found: Recipes = {}
     for family in graph.params.run.families:
-        for name, stage in graph.stages.items():  # in the order of their needs
+        for name, stage in graph.stages.items():  # upstream first
             if stage.axes:
                 made = rendering.digests(graph, name, Key(family))
                 found[name, family] = digest(name, *made.values(), *(found[need, family] for need in stage.needs))
@@ -38,14 +37,14 @@ def recipes(graph: Graph) -> Recipes:
 
 
 def point_graphs(project: Graph, name: str) -> list[Graph]:
-    """One graph per point of a study, in the order of the grid; each knows which of its pieces are the project's own.
+    """One graph per point of a study, in the order of the grid, with `homes` for work that the project does not have.
 
-    Raises PipelineError, which names study and point, where one asks for what there is not.
+    Raises PipelineError, which names study and point, if a point is invalid.
     """
     study, own = read(project.root, name), recipes(project)
     graphs = []
     for point in study.points:
-        with named(name, label(point)):
+        with error_context(name, label(point)):
             graph = load(project.root, (*project.overrides, *study.overrides(point)), study.base)
         made = recipes(graph)
         homes: dict[tuple[str, str | None, int | None], Path] = {}
@@ -60,8 +59,8 @@ def point_graphs(project: Graph, name: str) -> list[Graph]:
 
 
 @contextmanager
-def named(study: str, point: str) -> Iterator[None]:
-    """Name study and point in the errors of what is done."""
+def error_context(study: str, point: str) -> Iterator[None]:
+    """Name study and point in errors raised inside the block."""
     try:
         yield
     except PipelineError as error:
@@ -69,12 +68,12 @@ def named(study: str, point: str) -> Iterator[None]:
 
 
 def pieces(graph: Graph) -> list[tuple[str, Key]]:
-    """What is made at a point, upstream first: everything but the report."""
+    """All work of a point except the report, upstream first."""
     return [(name, key) for name in graph.stages if name != REPORT for key in graph.keys(name)]
 
 
 def study_stage(project: Graph, name: str) -> Stage:
-    """The stage that gathers a study. It needs what its points read of the project's own outs."""
+    """The stage that collects the results of a study. It needs the project's own outs that its points read."""
     study, graphs = read(project.root, name), point_graphs(project, name)
     needs = [
         stage
@@ -97,12 +96,12 @@ def study_stage(project: Graph, name: str) -> Stage:
 
 
 def is_shared(graph: Graph, stage: str, key: Key) -> bool:
-    """Whether a piece of a point is the project's own."""
+    """Whether a point reads this piece of work from the project itself."""
     return graph.home(stage, key) == graph.root
 
 
 def _plan(study: Study, graphs: list[Graph]) -> Plan:
-    """What the stage gathers, and where it lies."""
+    """What the stage collects, and from which folders."""
     points = []
     for point, graph in zip(study.points, graphs, strict=True):
         run = graph.params.run

@@ -1,7 +1,7 @@
-"""Stage study_<name>: gather what the points of a study gave.
+"""Stage study_<name>: collect the results of all points of a study.
 
 study.json      title, note, parameters of the grid; per point and family the results of every method over all seeds
-scores.parquet  the scores of all points, with a column `point` that counts them from zero
+scores.parquet  the scores of all points, with a column `point`, numbered from zero
 """
 
 from pathlib import Path
@@ -50,7 +50,7 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _tuned(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...]) -> dict[str, list[Tuned]]:
-    """Method -> what its tuned outs record, one per seed and target."""
+    """Method -> the summaries of its tuned outs, one per seed and target."""
     return {
         method: [
             tuned_of(summary.load(root / folders[f"{family}-{seed}"] / str(task)), task)
@@ -62,7 +62,7 @@ def _tuned(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...
 
 
 def _differences(scores: pl.DataFrame, first: pl.DataFrame, seed: int, draws: int) -> dict[str, Any]:
-    """Method -> how far its mean return lies above that at the first point, seeds and targets paired."""
+    """Method -> difference of its mean return to that at the first point, paired by seed and target."""
     same = (
         scores.select("seed", "task")
         .unique()
@@ -79,7 +79,7 @@ def _differences(scores: pl.DataFrame, first: pl.DataFrame, seed: int, draws: in
 
 
 def _fit(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...]) -> dict[str, dict[str, float]]:
-    """State of a tuned diffuser -> median distances to the nearest real prompt, the mean over targets and seeds."""
+    """State of a tuned diffuser -> median distances to the nearest real prompt, averaged over targets and seeds."""
     found: dict[str, dict[str, list[float]]] = {}
     for seed in point.seeds:
         if (folder := point.fits.get(f"{family}-{seed}")) is None:
@@ -93,7 +93,7 @@ def _fit(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...])
 
 
 def load_metrics(family: dict[str, Any], where: str) -> Metrics:
-    """The results of one family at one point, from its part of `study.json`."""
+    """The results of one family at one point of `study.json`. `where` names it in errors."""
     from pd_pipeline.evaluation.results import from_json
 
     return from_json({"methods": family["methods"]}, where).methods

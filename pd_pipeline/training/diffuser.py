@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pd_pipeline.compute import generator_of, pick_device
-from pd_pipeline.config import MOST_STEPS, Name
+from pd_pipeline.config import MAX_STEPS, Name
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig, DenoiserShape, diffusion_loss
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
@@ -26,7 +26,7 @@ class Params(OptimizationParams):
 
     steps: StepCount = 2000
     learning_rate: Rate = 1e-3
-    warmup: int = Field(default=200, ge=0, le=MOST_STEPS)
+    warmup: int = Field(default=200, ge=0, le=MAX_STEPS)
     clip: float | None = Field(default=1.0, gt=0)
     ema: float | None = Field(default=0.999, gt=0, lt=1)
     log_every: StepCount = 100

@@ -23,14 +23,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pd_pipeline.compute import use_bf16
-from pd_pipeline.config import MOST_STEPS, Parameters
+from pd_pipeline.config import MAX_STEPS, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.models.weights import as_tensors, check_fit
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
 
-StepCount = Annotated[int, Field(gt=0, le=MOST_STEPS)]
+StepCount = Annotated[int, Field(gt=0, le=MAX_STEPS)]
 Rate = Annotated[float, Field(gt=0, le=100)]
 BatchSize = Annotated[int, Field(gt=0, le=1_000_000)]
 _log = logging.getLogger("pd_pipeline")
@@ -43,7 +43,7 @@ class OptimizationParams(Parameters):
     learning_rate: Rate
     weight_decay: float = Field(default=1e-4, ge=0, le=100)
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: int = Field(default=100, ge=0, le=MOST_STEPS, description="steps of linear warm-up")
+    warmup: int = Field(default=100, ge=0, le=MAX_STEPS, description="steps of linear warm-up")
     clip: float | None = Field(default=0.25, gt=0, description="norm to which gradients are clipped")
     ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
     precision: Literal["auto", "bf16", "float32"] = Field(

@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pd_pipeline.config import LONGEST_HORIZON, MOST_TASKS, Name, Parameters, Seed, parse
+from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, Name, Parameters, Seed, parse
 from pd_pipeline.errors import PipelineError
 
 SCHEMA_VERSION = 1
@@ -45,9 +45,9 @@ class TrajectoryMetadata(Parameters):
     observation_size: int = Field(ge=1, le=MAX_SIZE)
     action_low: tuple[Bound, ...] = Field(min_length=1, max_length=MAX_SIZE)
     action_high: tuple[Bound, ...] = Field(min_length=1, max_length=MAX_SIZE)
-    horizon: int = Field(ge=1, le=LONGEST_HORIZON)
+    horizon: int = Field(ge=1, le=MAX_HORIZON)
     seed: Seed
-    goals: dict[Task, dict[str, Any]] = Field(min_length=1, max_length=MOST_TASKS)
+    goals: dict[Task, dict[str, Any]] = Field(min_length=1, max_length=MAX_TASKS)
     """Task id -> its hidden goal, for every task in the file."""
     environment: dict[str, Any]
     versions: dict[str, str]

@@ -1,8 +1,8 @@
-"""The result of a method: an Adaptation, which acts, saves itself and is loaded again for a PLM.
+"""The result of a method: an Adaptation, which can act, save itself and be loaded again for a PLM.
 
-Nothing downstream asks which method made it. Most methods return prompts (`Prompted`), or weights of the policy and
-the prompts it acts under (`Reweighted`). A method that returns something else defines its own class, and in its module
-a function `load(directory, plm)`.
+Nothing downstream depends on which method returned it. Most methods return prompts (`Prompted`), or weights of the
+policy and prompts (`Reweighted`). A method that returns something else defines its own class, and a function
+`load(directory, plm)` in its module.
 """
 
 import importlib
@@ -28,11 +28,11 @@ if TYPE_CHECKING:  # so that methods without a diffuser do not depend on its cod
 
 
 class Cost(Parameters):
-    """The cost of a method, in units that are the same on every machine; seconds are in the record of its out.
+    """The cost of a method, in machine-independent units; seconds are in the record of its out.
 
-    One sequence (a prompt and a window) through the PLM is one pass: a training step of batch B is B forward and B
-    backward passes, and a step of acting is one forward pass. Episodes in the environment, and the passes of acting in
-    them, are counted by the simulation.
+    One sequence (a prompt and a window) through the PLM is one pass: a training step with batch size B is B forward and
+    B backward passes, and an acting step is one forward pass. The simulation counts the episodes in the environment and
+    the acting steps in them.
     """
 
     tuned_parameters: int = Field(default=0, ge=0)
@@ -46,24 +46,24 @@ class Adaptation(ABC):
 
     cost: Cost = field(default_factory=Cost)
     history: History = field(default_factory=History)
-    """The series that tuning logged."""
+    """Values logged during tuning."""
     frozen: bool = True
-    """Whether the PLM's own weights are unchanged."""
+    """Whether the PLM's weights are unchanged."""
 
     @abstractmethod
     def actors(self, plm: Pretrained) -> Actors:
-        """The actors that are evaluated, one per episode."""
+        """The actors to evaluate, one per episode."""
 
     @abstractmethod
     def save(self, directory: Path) -> None:
         """Write what `load` needs."""
 
-    def shown(self) -> Prompts | None:
-        """The prompts in task units, for pictures of them; None for an adaptation without prompts."""
+    def prompts_to_show(self) -> Prompts | None:
+        """The prompts in task units, for figures; None for an adaptation without prompts."""
         return None
 
     def generators(self) -> "Mapping[str, tuple[Denoiser, int]]":
-        """Name -> a generator of prompts and the steps of its reverse chain, for comparison with real prompts."""
+        """Name -> (generator of prompts, steps of its reverse chain), for comparison with real prompts."""
         return {}
 
 
@@ -83,10 +83,10 @@ class Prompted(Adaptation):
 
     @classmethod
     def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """Load what `save` wrote. Raises PipelineError where it is missing or broken."""
+        """Load what `save` wrote. Raises PipelineError if it is missing or invalid."""
         return cls(prompts=Prompts.load(directory / "prompts.safetensors", plm.normalization))
 
-    def shown(self) -> Prompts | None:
+    def prompts_to_show(self) -> Prompts | None:
         """The prompts."""
         return self.prompts
 
@@ -109,7 +109,7 @@ class Reweighted(Prompted):
 
     @classmethod
     def load(cls, directory: Path, plm: Pretrained) -> Self:
-        """Load what `save` wrote. Raises PipelineError where it is missing or broken."""
+        """Load what `save` wrote. Raises PipelineError if it is missing or invalid."""
         policy = PromptingDecisionTransformer(plm.policy.config)
         load_weights(policy, directory / "policy.safetensors", "the configuration of the PLM")
         policy.to(plm.device).eval()
@@ -117,6 +117,6 @@ class Reweighted(Prompted):
 
 
 def load(module: str, directory: Path, plm: Pretrained) -> Adaptation:
-    """Load what the method of a module saved in a directory. Raises PipelineError where it is missing or broken."""
+    """Load the result that the method in `module` saved. Raises PipelineError if it is missing or invalid."""
     loaded: Adaptation = getattr(importlib.import_module(module), "load", Prompted.load)(directory, plm)
     return loaded

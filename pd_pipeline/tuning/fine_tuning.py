@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from pd_pipeline.compute import generator_of
-from pd_pipeline.config import MOST_STEPS
+from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.prompts.segments import Prompts
@@ -22,7 +22,7 @@ class FineTuningParams(TuningParams, OptimizationParams):
 
     steps: StepCount = 150
     learning_rate: Rate = 1e-3
-    warmup: int = Field(default=10, ge=0, le=MOST_STEPS)
+    warmup: int = Field(default=10, ge=0, le=MAX_STEPS)
     batch: BatchSize = 32
     log_every: StepCount = 1
 
@@ -47,7 +47,7 @@ def fine_tune(
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
     size = sum(p.numel() for p in trainer.trained.values())
     policy.eval().requires_grad_(False)
-    drawn = target.draw(np.random.default_rng(run.seed), params.made)
+    drawn = target.draw(np.random.default_rng(run.seed), params.candidate_count)
     x0, y = prompt_tensors(drawn, plm.normalization, plm.device)
     kept, passes = select(replace(plm, policy=policy), target, x0, y, params, run.seed)
     each_way = params.batch * params.steps

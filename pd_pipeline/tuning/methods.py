@@ -1,12 +1,12 @@
-"""The table of tuning methods, read from their source without importing them (they import torch).
+"""The table of tuning methods, read from their source code without importing them (they import torch).
 
 A method is a module with `Params` and `tune`: a file in this folder, or a user's own module beside params.yaml or
-installed, named in `run.extensions`. It may also set, at the top level and as plain literals,
+installed, named in `run.extensions`. At its top level it may also set, as plain literals,
 
     NEEDS = ("diffuser",)   # stages it reads beyond the trajectories and the PLM
     ONLINE = True           # it runs episodes in the target's environment
 
-and define `load(directory, plm)` where it returns an Adaptation that is not `Prompted`.
+and it defines `load(directory, plm)` if it returns an Adaptation other than `Prompted`.
 """
 
 import ast
@@ -27,7 +27,7 @@ READABLE = ("diffuser",)
 """Stages that a method may name in NEEDS."""
 
 DIFFUSER_MODULE = "pd_pipeline.models.saved_diffuser"
-"""Imported by name where a diffuser is loaded, so that nothing else depends on its code."""
+"""Imported by name when a diffuser is loaded, so that nothing else depends on its code."""
 
 FOLDER = Path(__file__).parent
 
@@ -46,12 +46,12 @@ class Method:
 
 
 def known(run: RunParams, root: Path) -> dict[str, Method]:
-    """Name -> method: those of this package, and the extensions of the project at `root`."""
+    """Name -> method, for this package and the extensions of the project at `root`. Raises PipelineError."""
     found = dict(built_in())
     for name, module in run.extensions.items():
         where = f"{PARAMS_FILE}: run.extensions.{name}"
         if name in found:
-            raise PipelineError(f"{where}: '{name}' is a method of the package: choose another name")
+            raise PipelineError(f"{where}: '{name}' is a built-in method: choose another name")
         method = _read(name, module, _source(module, root, where))
         if method is None:
             raise PipelineError(f"{where}: {_source(module, root, where)} defines no function `tune`")
@@ -60,18 +60,20 @@ def known(run: RunParams, root: Path) -> dict[str, Method]:
 
 
 def chosen(run: RunParams, methods: Mapping[str, Method]) -> dict[str, Method]:
-    """The configured methods: name of a method or variant -> method. Raises PipelineError for an unknown name."""
+    """Name of a method or variant to run -> its method. Raises PipelineError for an unknown name."""
     names = {name: run.method_of(name) for name in run.methods}
     for name, method in (names | run.variants).items():
         if method not in methods:
             close = get_close_matches(method, methods, n=1)
-            hint = f"did you mean '{close[0]}'" if close else f"known are {', '.join(methods)}"
+            hint = f"did you mean '{close[0]}'" if close else f"choose one of {', '.join(methods)}"
             raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is not a method: {hint}")
     if hidden := sorted(set(run.variants) & set(methods)):
-        raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are already methods: choose other names")
+        raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are names of methods: choose other names")
     for part in ("variants", "extensions"):
         if bad := [name for name in getattr(run, part) if not re.fullmatch(r"[a-z]\w*", name, re.ASCII)]:
-            raise PipelineError(f"{PARAMS_FILE}: run.{part}: {bad}: a name has only lower-case letters, digits and '_'")
+            raise PipelineError(
+                f"{PARAMS_FILE}: run.{part}: {bad}: use only lower-case letters, digits and '_', starting with a letter"
+            )
     return {name: methods[method] for name, method in names.items()}
 
 
@@ -90,7 +92,7 @@ def _source(module: str, root: Path, where: str) -> Path:
 
 
 def _read(name: str, module: str, source: Path) -> Method | None:
-    """The method that a file defines; None where it defines none."""
+    """The method that a file defines, or None. Raises PipelineError if the file is invalid."""
     try:
         tree = ast.parse(source.read_bytes(), str(source))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -112,5 +114,7 @@ def _literal(tree: ast.Module, name: str, default: Any, source: Path) -> Any:
             try:
                 return ast.literal_eval(node.value)
             except ValueError:
-                raise PipelineError(f"{source}: {name} must be a plain literal: it is read without importing") from None
+                raise PipelineError(
+                    f"{source}: {name} must be a plain literal: the module is not imported to read it"
+                ) from None
     return default

@@ -16,8 +16,8 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Draw the noise; return-to-go and timesteps are those of few-shot segments."""
     rng = np.random.default_rng(run.seed)
     x0, y = target.tensors(plm)
-    rows = torch.from_numpy(rng.choice(len(y), params.made))
-    noise = torch.from_numpy(rng.standard_normal((params.made, *x0.shape[1:]), np.float32)).to(plm.device)
+    rows = torch.from_numpy(rng.choice(len(y), params.candidate_count))
+    noise = torch.from_numpy(rng.standard_normal((params.candidate_count, *x0.shape[1:]), np.float32)).to(plm.device)
     conditions = y[rows.to(plm.device)]
     kept, passes = select(plm, target, noise, conditions, params, run.seed)
     prompts = to_prompts(noise[kept], conditions[kept], plm.normalization, target.task)

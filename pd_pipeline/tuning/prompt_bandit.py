@@ -130,7 +130,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
             done = simulation.episodes
             count = min(params.first - done if done < params.first else params.together, params.episodes - done)
             chosen = np.stack([_choose(models, params, len(arms), done + i, rng) for i in range(count)])
-            returns = simulation.run(_actors(plm, arms, chosen), target.asked).returns
+            returns = simulation.run(_actors(plm, arms, chosen), target.target_return).returns
             loss = models.fit(chosen, returns)
             rows.append({"step": simulation.episodes, "loss": loss, "return": float(returns.mean())})
             run.progress(run.title, simulation.episodes, params.episodes, f"return {rows[-1]['return']:.3f}")

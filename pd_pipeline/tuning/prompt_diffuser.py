@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pd_pipeline.compute import generator_of
-from pd_pipeline.config import MOST_STEPS
+from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.diffuser import Denoiser, diffusion_loss, generate, sample
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import to_prompts
@@ -38,7 +38,7 @@ class AdaptParams(OptimizationParams):
     steps: StepCount = 200
     learning_rate: Rate = 1e-3
     clip: float | None = Field(default=1.0, gt=0)
-    warmup: int = Field(default=20, ge=0, le=MOST_STEPS)
+    warmup: int = Field(default=20, ge=0, le=MAX_STEPS)
     batch: BatchSize = 128
 
 
@@ -49,7 +49,7 @@ class Params(TuningParams, OptimizationParams):
     steps: StepCount = 300
     learning_rate: Rate = 1e-3
     clip: float | None = Field(default=1.0, gt=0)
-    warmup: int = Field(default=10, ge=0, le=MOST_STEPS)
+    warmup: int = Field(default=10, ge=0, le=MAX_STEPS)
     log_every: StepCount = 1
     batch: BatchSize = 32
     guidance: float = Field(default=20.0, ge=0, le=1e9, description="lambda")
@@ -79,7 +79,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
     guided = guide(plm, denoiser, diffusion, target, params, run)
     rows += [{"phase": 2, **row} for row in guided.rows]
     denoiser.eval()
-    made, conditions = generate(denoiser, diffusion, y, params.made, params.chain, run.seed)
+    made, conditions = generate(denoiser, diffusion, y, params.candidate_count, params.chain, run.seed)
     kept, selection = select(plm, target, made, conditions, params, run.seed)
     guidance = params.batch * params.steps * (params.mode != "dm_only")  # with dm_only it is only logged
     size = sum(p.numel() for p in denoiser.parameters())

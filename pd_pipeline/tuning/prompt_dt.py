@@ -13,7 +13,7 @@ class Params(TuningParams):
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Draw the prompts."""
-    drawn = target.draw(np.random.default_rng(run.seed), params.made)
+    drawn = target.draw(np.random.default_rng(run.seed), params.candidate_count)
     x0, y = prompt_tensors(drawn, plm.normalization, plm.device)
     kept, passes = select(plm, target, x0, y, params, run.seed)
     return Prompted(prompts=drawn.select(kept.cpu().numpy()), cost=Cost(plm_forward=passes))

@@ -5,7 +5,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from pd_pipeline.config import MOST_STEPS
+from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.tuning.adaptation import Cost, Prompted
@@ -18,7 +18,7 @@ class Params(TuningParams, OptimizationParams):
     steps: StepCount = 200
     learning_rate: Rate = Field(default=3e-2, description="in units of a channel's standard deviation")
     weight_decay: float = Field(default=0.0, ge=0, le=100)
-    warmup: int = Field(default=10, ge=0, le=MOST_STEPS)
+    warmup: int = Field(default=10, ge=0, le=MAX_STEPS)
     clip: float | None = Field(default=None, gt=0)
     windows: int = Field(default=16, gt=0, le=100_000, description="few-shot windows per prompt and step")
     log_every: StepCount = 1
@@ -34,21 +34,21 @@ class PromptParameters(nn.Module):
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Start from few-shot segments and follow the gradient of L_DT; return-to-go and timesteps stay fixed."""
-    start = target.draw(np.random.default_rng(run.seed), params.made)
+    start = target.draw(np.random.default_rng(run.seed), params.candidate_count)
     x0, y = prompt_tensors(start, plm.normalization, plm.device)
     tuned = PromptParameters(x0)
     trainer = Trainer(tuned, params, run.work, run.title)
-    each = torch.arange(params.made, device=plm.device).repeat_interleave(params.windows)  # (n windows,)
+    each = torch.arange(params.candidate_count, device=plm.device).repeat_interleave(params.windows)  # (n windows,)
 
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng([run.seed, step])
         window, valid = target.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
         # a sum over prompts: each is updated as if it were alone
-        return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * params.made
+        return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * params.candidate_count
 
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
     for row in history.rows:
-        row["loss"] /= params.made
+        row["loss"] /= params.candidate_count
     found = tuned.x0.detach()
     kept, passes = select(plm, target, found, y, params, run.seed)
     each_way = len(each) * params.steps

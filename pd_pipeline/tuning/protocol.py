@@ -1,10 +1,10 @@
-"""What a tuning method is given: the pre-trained models, a target, parameters and a run.
+"""The inputs of a tuning method: the pre-trained models, a target, parameters and a `Run`.
 
 A method module defines `Params` (a subclass of `TuningParams`) and
 
     tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Adaptation
 
-with an Adaptation of `adaptation` or one of its own. Nothing else is needed to add one: see `methods`.
+which returns an Adaptation from `adaptation` or its own subclass. Nothing else is needed to add one: see `methods`.
 """
 
 import importlib
@@ -35,53 +35,53 @@ if TYPE_CHECKING:
     from pd_pipeline.models.diffuser import Denoiser
     from pd_pipeline.models.diffusion import Diffusion
 
-SELECTION_WINDOWS = 32  # few-shot windows that every candidate's action loss is the mean of
+SELECTION_WINDOWS = 32  # few-shot windows over which the action loss of a candidate is averaged
 
 
 class TargetParams(Parameters):
-    """The data of a target task that a method gets, the same for every method unless its own block differs."""
+    """The data of a target task that a method gets: the same for all methods unless its own block overrides it."""
 
     few_shot: int | None = Field(
-        default=5, gt=0, le=1_000_000, description="trajectories of the target task; null: all there are"
+        default=5, gt=0, le=1_000_000, description="trajectories of the target task; null: all of them"
     )
     quality: Name = Field(default="expert", description="quality of these trajectories")
 
 
 class TuningParams(Parameters):
-    """What every method is given: the same few-shot trajectories, and how many prompts it must leave."""
+    """Parameters of every method: its few-shot trajectories and the number of prompts to return."""
 
     target: TargetParams = TargetParams()
     shown: Literal["own", "other"] = Field(
         default="own",
-        description="whose few-shot trajectories the method gets: the target's own, or, drawn by the same rule, those "
-        "of another task; a policy that does as well with `other` does not read its prompt",
+        description="whose few-shot trajectories the method gets: the target's own, or those of another task, drawn in "
+        "the same way; a policy that does equally well with `other` ignores its prompt",
     )
-    prompts: int = Field(default=8, gt=0, le=10_000, description="prompts to leave for evaluation")
+    prompts: int = Field(default=8, gt=0, le=10_000, description="prompts to return for evaluation")
     candidates: int | None = Field(
         default=None,
         gt=0,
         le=100_000,
-        description="prompts made, of which the `prompts` of least action loss on the few-shot trajectories are kept; "
-        "None: as many as are left, without a selection",
+        description="prompts to generate; the `prompts` with the lowest action loss on the few-shot trajectories are "
+        "kept. None: no selection",
     )
 
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
         if self.candidates is not None and self.candidates < self.prompts:
             raise ValueError(
-                f"candidates ({self.candidates}) must be at least prompts ({self.prompts}), chosen among them"
+                f"candidates ({self.candidates}) must be at least prompts ({self.prompts}), which are chosen from them"
             )
         return self
 
     @property
-    def made(self) -> int:
-        """Prompts to make: the candidates, or just those to leave."""
+    def candidate_count(self) -> int:
+        """Number of prompts to generate: `candidates`, or `prompts` without a selection."""
         return self.prompts if self.candidates is None else self.candidates
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """The frozen PLM and, for methods that read it, the pre-trained diffuser."""
+    """The frozen PLM and, for methods that need it, the pre-trained diffuser."""
 
     policy: PromptingDecisionTransformer
     normalization: Normalization
@@ -90,7 +90,7 @@ class Pretrained:
 
     @classmethod
     def load(cls, plm: Path, diffuser: Path | None, device: torch.device) -> "Pretrained":
-        """From the outs of their stages. The diffuser's code is imported only where there is one."""
+        """Load both from the outs of their stages. The code of the diffuser is imported only if there is one."""
         policy, normalization = load_policy(plm, device)
         saved = None if diffuser is None else importlib.import_module(DIFFUSER_MODULE).load_diffuser(diffuser, device)
         return cls(policy, normalization, device, saved)
@@ -98,27 +98,29 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Target:
-    """A target task as a method sees it: few trajectories, and the return that the policy is asked for."""
+    """A target task as a method sees it: a few trajectories, and the return to condition the policy on."""
 
     data: Trajectories
     windows: PolicyData  # normalised, on the PLM's device
-    prompts: Prompts  # every segment of K* steps, in task units
-    asked: float
+    prompts: Prompts  # all segments of K* steps, in task units
+    target_return: float
 
     @classmethod
-    def of(cls, data: Trajectories, plm: Pretrained, asked: float | None = None) -> "Target":
-        """Prepare trajectories for a PLM; without `asked`, their mean return is asked for."""
+    def of(cls, data: Trajectories, plm: Pretrained, target_return: float | None = None) -> "Target":
+        """Prepare trajectories for a PLM; `target_return` is their mean return by default."""
         prompts = cut(data, plm.policy.config.prompt_length)
         windows = PolicyData(data, plm.normalization, plm.device)
-        return cls(data, windows, prompts, float(data.episode_returns.mean()) if asked is None else asked)
+        if target_return is None:
+            target_return = float(data.episode_returns.mean())
+        return cls(data, windows, prompts, target_return)
 
     @property
     def task(self) -> int:
-        """The task that the trajectories are of."""
+        """The task of the trajectories."""
         return int(self.data.task_id[0])
 
     def draw(self, rng: np.random.Generator, count: int) -> Prompts:
-        """`count` segments, uniformly, without repetition while there are enough."""
+        """Draw `count` segments uniformly, without replacement if there are enough."""
         return self.prompts.select(rng.choice(len(self.prompts), count, replace=count > len(self.prompts)))
 
     def tensors(self, plm: Pretrained) -> tuple[Tensor, Tensor]:
@@ -128,7 +130,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Run:
-    """Where a method keeps its resumable state and its logs, what it reports progress to, and its seed."""
+    """A method's folders for resumable state and logs, its progress reporter, and its seed."""
 
     work: Path
     logs: Path
@@ -136,26 +138,26 @@ class Run:
     progress: Progress
     seed: int
     simulate: Callable[[int], Simulation] | None = None
-    """Budget -> the target's environment; None for an offline method."""
+    """Budget of episodes -> the target's environment; None for an offline method."""
 
     def simulation(self, budget: int) -> Simulation:
         """The target's environment for at most `budget` episodes. Raises PipelineError for an offline method."""
         if self.simulate is None:
             raise PipelineError(
-                f"{self.title}: the method asks for a simulation, but it is an offline one: set `ONLINE = True` in its "
-                "module where it is meant to run episodes in the target's environment"
+                f"{self.title}: an offline method cannot run episodes in the target's environment: if it should, set "
+                "`ONLINE = True` in its module"
             )
         return self.simulate(budget)
 
 
 def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the few-shot episodes and of the others: the same draw for every method of a seed."""
+    """Indices of the few-shot episodes and of the others: the same for all methods with the same seed."""
     episodes = len(data.task_id)
     count = params.target.few_shot or episodes
     if episodes < count:
         raise PipelineError(
-            f"task {data.task_id[0]}: {count} few-shot trajectories are asked for, {episodes} are there: "
-            "collect more (trajectories.episodes) or ask for fewer (target.few_shot)"
+            f"task {data.task_id[0]}: {count} few-shot trajectories are needed, but there are only {episodes}: "
+            "collect more (trajectories.episodes) or use fewer (target.few_shot)"
         )
     order = np.random.default_rng([seed, int(data.task_id[0])]).permutation(episodes)
     return np.sort(order[:count]), np.sort(order[count:])
@@ -163,7 +165,7 @@ def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode; afterwards every module is in the mode it was in."""
+    """Set the model to evaluation mode inside the block, then restore the mode of every module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -174,7 +176,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def guidance_loss(plm: Pretrained, x0: Tensor, y: Tensor, window: Steps, valid: Tensor) -> Tensor:
-    """L_DT (eq. 7): action loss of the PLM on windows (B, K), each under its own prompt x0, y (B, K*, .)."""
+    """L_DT (eq. 7): action loss of the PLM on windows (B, K), each with its own prompt x0, y (B, K*, .)."""
     with evaluating(plm.policy):
         predicted = plm.policy(prompt_steps(x0, y, plm.normalization), window)
     return action_loss(predicted, window.actions, valid)
@@ -184,7 +186,7 @@ def guidance_loss(plm: Pretrained, x0: Tensor, y: Tensor, window: Steps, valid: 
 def prompt_losses(
     plm: Pretrained, target: Target, x0: Tensor, y: Tensor, seed: int, windows: int = SELECTION_WINDOWS
 ) -> Tensor:
-    """L_DT of each of n prompts over the same `windows` few-shot windows, (n,): the measure to choose prompts by."""
+    """L_DT (n,) of each of n prompts over the same `windows` few-shot windows: the criterion to select prompts."""
     window, valid = target.windows.any_windows(np.random.default_rng(seed), windows, plm.policy.config.acting_window)
     losses = []
     for prompt, condition in zip(x0, y, strict=True):
@@ -196,10 +198,11 @@ def prompt_losses(
 def select(
     plm: Pretrained, target: Target, x0: Tensor, y: Tensor, params: TuningParams, seed: int
 ) -> tuple[Tensor, int]:
-    """Which of the prompts x0, y (params.made, K*, .) a method leaves, best first, and the PLM's passes that it took.
+    """Select the prompts that a method returns from x0, y (params.candidate_count, K*, .).
 
-    The same for every method: over the same few-shot windows, by the policy that will act under the prompts. Without
-    candidates all prompts are left, in the order they were made in.
+    All methods use the same criterion: the action loss of the policy that will act with the prompts, over the same
+    few-shot windows. Without candidates, all prompts are returned in their order. Returns the indices, best first, and
+    the number of PLM passes.
     """
     if params.candidates is None:
         return torch.arange(params.prompts, device=x0.device), 0

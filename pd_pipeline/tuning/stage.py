@@ -1,4 +1,4 @@
-"""The stages tuned_<method>: prepare what a method is given, run it, write what it leaves."""
+"""The stages tuned_<method>: prepare the inputs of a method, run it and write its result."""
 
 import importlib
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, draw_few_shot
 from pd_pipeline.tuning.summary import Summary
 
 WORKERS = 1
-"""Processes for the environments of a simulation: targets are tuned for side by side already."""
+"""Processes for the environments of a simulation: targets are already tuned in parallel."""
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `prompts.safetensors`, `log.csv`, `summary.json` and what weights were tuned."""
+    """Write `prompts.safetensors`, `log.csv`, `summary.json` and any tuned weights."""
     method = importlib.import_module(context.module)
     params, seed = context.params, context.seed
     trained = isinstance(params, OptimizationParams)
@@ -46,38 +46,38 @@ def run(context: StageContext) -> dict[str, Any]:
 
     online = getattr(method, "ONLINE", False)
     title = f"{context.stage} {context.key}"
-    run_ = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
-    left = _tuned(context, method.tune, plm, target, run_)
-    left.save(context.out)
-    if left.history.rows:
-        left.history.write(context.out / "log.csv")
+    method_run = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
+    result = _tune(context, method.tune, plm, target, method_run)
+    result.save(context.out)
+    if result.history.rows:
+        result.history.write(context.out / "log.csv")
     episodes = sum(simulation.episodes for simulation in simulations)
     acting = sum(simulation.steps for simulation in simulations)
-    cost = left.cost.model_copy(update={"plm_forward": left.cost.plm_forward + acting})
-    summaries.save(context.out, _summary(context, own, shown, left, cost, episodes))
+    cost = result.cost.model_copy(update={"plm_forward": result.cost.plm_forward + acting})
+    summaries.save(context.out, _summary(context, own, shown, result, cost, episodes))
     figures = {"tuned_parameters": cost.tuned_parameters, "plm_passes": cost.plm_forward + cost.plm_backward}
     return figures | ({"environment_episodes": episodes} if online else {})
 
 
-def _tuned(context: StageContext, tune: Callable[..., Any], plm: Pretrained, target: Target, run: Run) -> Adaptation:
-    """What a method leaves. Raises PipelineError for whatever a module of the user's raises, or leaves instead."""
+def _tune(context: StageContext, tune: Callable[..., Any], plm: Pretrained, target: Target, run: Run) -> Adaptation:
+    """Call a method. Raises PipelineError if a user's module raises or returns something else."""
     try:
-        left = tune(plm, target, context.params, run)
+        result = tune(plm, target, context.params, run)
     except (PipelineError, Interrupted):
         raise
     except (Exception, SystemExit) as error:
         if context.module.startswith("pd_pipeline."):
             raise
         raise PipelineError(f"{run.title}: `tune` of {context.module} raised {error_text(error)}: fix it") from error
-    if not isinstance(left, Adaptation):
+    if not isinstance(result, Adaptation):
         raise PipelineError(
-            f"{run.title}: `tune` of {context.module} returned {type(left).__name__}, not an Adaptation"
+            f"{run.title}: `tune` of {context.module} returned {type(result).__name__}, not an Adaptation"
         )
-    return left
+    return result
 
 
 def _simulation(context: StageContext, normalization: Normalization, budget: int, seed: int, number: int) -> Simulation:
-    """The environment of the target itself, whichever task's trajectories the method is shown."""
+    """The environment of the target, even if the method is shown the trajectories of another task."""
 
     def make(seeds: list[int]) -> LocalBatch | WorkerBatch:
         tasks = [context.task] * len(seeds)
@@ -88,7 +88,7 @@ def _simulation(context: StageContext, normalization: Normalization, budget: int
 
 
 def few_shot_trajectories(context: StageContext) -> tuple[Trajectories, Trajectories]:
-    """Of the target, and those that the method is shown: the same, or another task's drawn by the same rule."""
+    """Few-shot trajectories of the target and those shown to the method: the same, or drawn from another task."""
     params, target = context.params, context.task
     shown = target if params.shown == "own" else other_task(context.family, target)
     path = context.inputs["trajectories"] / f"{params.target.quality}.parquet"
@@ -102,22 +102,22 @@ def few_shot_trajectories(context: StageContext) -> tuple[Trajectories, Trajecto
 
 
 def other_task(family: Family, task: int) -> int:
-    """The target after `task`, the first after the last; with a single target the first training task."""
+    """The target after `task`, cyclically; with a single target, the first training task. Raises PipelineError."""
     targets = family.test_tasks
     following = targets[(targets.index(task) + 1) % len(targets)]
     if others := [other for other in (following, *family.train_tasks) if other != task]:
         return others[0]
-    raise PipelineError(f"family '{family.name}' has one task alone: `shown: other` needs another")
+    raise PipelineError(f"family '{family.name}' has only one task: `shown: other` needs another")
 
 
 def _summary(
-    context: StageContext, own: Trajectories, shown: Trajectories, left: Adaptation, cost: Cost, episodes: int
+    context: StageContext, own: Trajectories, shown: Trajectories, result: Adaptation, cost: Cost, episodes: int
 ) -> Summary:
-    """What a method was given, what it cost and how what it left is to be evaluated."""
+    """The inputs and the cost of a method, and what evaluation needs."""
     params = context.params
     return Summary(
         method=context.params_file.run.method_of(context.stage.removeprefix("tuned_")),
-        frozen=left.frozen,
+        frozen=result.frozen,
         quality=params.target.quality,
         few_shot=len(own.task_id),
         few_shot_episodes=tuple(own.episode_id.tolist()),
@@ -125,7 +125,7 @@ def _summary(
         shown_episodes=tuple(shown.episode_id.tolist()),
         target_return=float(own.episode_returns.mean()),
         candidates=params.candidates,
-        chain=max((chain for _, chain in left.generators().values()), default=None),
+        chain=max((chain for _, chain in result.generators().values()), default=None),
         environment_episodes=episodes,
         **cost.model_dump(),
     )

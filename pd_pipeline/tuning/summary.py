@@ -1,4 +1,4 @@
-"""What a tuned out says of itself, in `summary.json`: what the method was given, what it cost, how to evaluate it."""
+"""`summary.json` of a tuned out: the inputs and the cost of the method, and what evaluation needs."""
 
 from pathlib import Path
 
@@ -13,23 +13,23 @@ FILE = "summary.json"
 class Summary(Parameters):
     """One target's summary.
 
-    `target_return` is the mean return of the target's own few-shot trajectories: known to whoever has them, and
-    reachable. Their best is not: it may owe its return to a start near the goal.
+    `target_return` is the mean return of the target's own few-shot trajectories: it is known and can be reached. Their
+    best return may not be: it can come from a start near the goal.
     """
 
-    method: Name = Field(description="what a variant varies, else the method itself")
-    frozen: bool = Field(description="whether the PLM's weights are as they were")
+    method: Name = Field(description="the method; for a variant, the method it varies")
+    frozen: bool = Field(description="whether the PLM's weights are unchanged")
     quality: Name
     few_shot: int = Field(gt=0, description="number of trajectories of the target")
     few_shot_episodes: tuple[int, ...] = Field(min_length=1)
-    shown_task: int = Field(description="whose trajectories the method was given: the target's, or another's")
+    shown_task: int = Field(description="task of the trajectories shown to the method: the target or another")
     shown_episodes: tuple[int, ...] = Field(min_length=1)
     target_return: float = Field(ge=-1e30, le=1e30)
     candidates: int | None = Field(gt=0)
-    chain: int | None = Field(gt=0, description="steps of the reverse chain that the prompts come from")
+    chain: int | None = Field(gt=0, description="steps of the reverse chain that generated the prompts")
     tuned_parameters: int = Field(ge=0)
     plm_forward: int = Field(ge=0, description="sequences that went through the PLM")
-    plm_backward: int = Field(ge=0, description="of these, with a gradient")
+    plm_backward: int = Field(ge=0, description="sequences that had a backward pass")
     environment_episodes: int = Field(ge=0)
 
 
@@ -39,5 +39,5 @@ def save(directory: Path, summary: Summary) -> None:
 
 
 def load(directory: Path) -> Summary:
-    """Read the summary of an out. Raises PipelineError where it is missing or broken."""
+    """Read the summary of an out. Raises PipelineError if it is missing or invalid."""
     return read_model(directory / FILE, Summary)

@@ -1,4 +1,4 @@
-"""What Dagster is told equals the graph, which dvc.yaml equals too."""
+"""The Dagster definitions match the graph, as dvc.yaml does."""
 
 import inspect
 import shutil
@@ -36,7 +36,7 @@ def test_partition_keys_are_the_keys_of_the_graph(project: Graph, definitions: d
         assert sorted(keys) == sorted(str(key) for key in project.keys(stage))
 
 
-def test_keys_that_one_plm_is_read_by_are_a_range(project: Graph, definitions: dg.Definitions) -> None:
+def test_keys_that_read_the_same_plm_are_a_range(project: Graph, definitions: dg.Definitions) -> None:
     partitions = asset(definitions, "tuned_prompt_dt").partitions_def
     assert partitions is not None
     ready = [str(key) for key in project.keys("tuned_prompt_dt") if (key.family, key.seed) == ("other", 1)]
@@ -44,7 +44,7 @@ def test_keys_that_one_plm_is_read_by_are_a_range(project: Graph, definitions: d
     assert len(partitions.subset_with_partition_keys(ready).get_partition_key_ranges(partitions)) == 1
 
 
-def test_every_key_reads_what_it_reads_in_the_graph(project: Graph, definitions: dg.Definitions) -> None:
+def test_every_key_has_the_same_parents_as_in_the_graph(project: Graph, definitions: dg.Definitions) -> None:
     assets = definitions.resolve_asset_graph()
     for stage in project.stages:
         parents = {key.to_user_string() for key in assets.get(dg.AssetKey(stage)).parent_keys}
@@ -55,8 +55,8 @@ def test_every_key_reads_what_it_reads_in_the_graph(project: Graph, definitions:
             assert read == {(need, str(other)) for need, other in project.upstream(stage, key)}
 
 
-def test_a_selection_written_as_text_works(project: Graph, definitions: dg.Definitions) -> None:
-    # dvc's own hydra brings an antlr4 that breaks every selection by text
+def test_a_selection_given_as_text_works(project: Graph, definitions: dg.Definitions) -> None:
+    # the antlr4 version required by dvc's hydra breaks every selection by text
     assets = definitions.resolve_asset_graph()
     names = {key.to_user_string() for key in dg.AssetSelection.from_string("*").resolve(assets)}
     assert names == set(project.stages)
@@ -64,21 +64,21 @@ def test_a_selection_written_as_text_works(project: Graph, definitions: dg.Defin
     assert {key.to_user_string() for key in read} == {"behavior_policies", "trajectories", "prompts", "plm"}
 
 
-def test_code_version_follows_parameters_of_the_stage_only(project: Graph, tmp_path: Path) -> None:
+def test_code_version_depends_only_on_the_parameters_of_the_stage(project: Graph, tmp_path: Path) -> None:
     root = make_project(tmp_path, (project.root / "params.yaml").read_text())
     before = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "prompts")}
-    change(root, "width: 8", "width: 16")  # the first is that of plm
+    change(root, "width: 8", "width: 16")  # the first match is that of plm
     after = {stage: asset(build(root), stage).code_versions_by_key for stage in ("plm", "prompts")}
     assert after["prompts"] == before["prompts"]
     assert after["plm"] != before["plm"]
 
 
-def test_training_waits_for_the_gpu_and_collecting_does_not(definitions: dg.Definitions) -> None:
+def test_training_uses_the_gpu_pool_and_collection_does_not(definitions: dg.Definitions) -> None:
     pools = {stage: asset(definitions, stage).op.pool for stage in ("trajectories", "plm", "tuned_prompt_dt")}
     assert pools == {"trajectories": None, "plm": "gpu", "tuned_prompt_dt": "gpu"}
 
 
-def test_the_daemon_looks_at_backfills_as_often_as_the_settings_say(
+def test_the_daemon_checks_backfills_at_the_configured_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dagster._daemon import backfill, controller
@@ -86,12 +86,12 @@ def test_the_daemon_looks_at_backfills_as_often_as_the_settings_say(
     monkeypatch.setattr(controller, "DEFAULT_DAEMON_INTERVAL_SECONDS", 30)
     shutil.copy(Path(__file__).parents[2] / "dagster.yaml", tmp_path)
     with dg.DagsterInstance.from_config(str(tmp_path)) as instance:
-        assert instance.run_coordinator.get_run_queue_config() is not None  # the daemon makes it before its threads
+        assert instance.run_coordinator.get_run_queue_config() is not None  # the daemon creates it before its threads
     assert controller.DEFAULT_DAEMON_INTERVAL_SECONDS == 2.0
     assert "DEFAULT_DAEMON_INTERVAL_SECONDS - " in inspect.getsource(backfill.execute_backfill_iteration_loop)
 
 
-def test_the_repository_loads_as_the_workspace_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_location_of_the_workspace_loads(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib import import_module, reload
 
     monkeypatch.delenv("PD_PIPELINE_ROOT", raising=False)
@@ -100,7 +100,7 @@ def test_the_repository_loads_as_the_workspace_names_it(monkeypatch: pytest.Monk
     dg.Definitions.validate_loadable(loaded.defs)
 
 
-def test_the_root_is_named_or_the_working_directory_or_the_repository(
+def test_the_root_is_the_variable_or_the_working_directory_or_the_repository(
     project: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PD_PIPELINE_ROOT", raising=False)

@@ -1,4 +1,4 @@
-"""Asset bodies: what a materialization says, what a check stops, what is not tried again."""
+"""Asset bodies: metadata of materializations, blocking checks, and retries."""
 
 import shutil
 from errno import ENOSPC
@@ -9,7 +9,7 @@ import pytest
 
 from assets.checks import check_results
 from assets.definitions import build
-from assets.reporting_back import report
+from assets.external_results import report
 from assets.sensors import dvc_lock_sensor
 from pd_pipeline import graph, lineage
 from pd_pipeline.families.base import ExpertBars
@@ -48,7 +48,7 @@ def materialize(
 
 
 def backfill(root: Path, instance: dg.DagsterInstance, *stages: str) -> dg.ExecuteInProcessResult:
-    """One run over both families, as a backfill begins it."""
+    """One run over both families, as in a backfill."""
     return dg.materialize(
         list(build(root).assets or []),
         selection=list(stages),
@@ -62,13 +62,13 @@ def backfill(root: Path, instance: dg.DagsterInstance, *stages: str) -> dg.Execu
 
 
 def data_versions(result: dg.ExecuteInProcessResult, stage: str) -> dict[str | None, str]:
-    """Partition -> data version, of the materializations of a run."""
+    """Partition -> data version, for the materializations of a run."""
     events = result.asset_materializations_for_node(stage)
     assert len({event.partition for event in events}) == len(events), "one event per partition"
     return {event.partition: (event.tags or {})["dagster/data_version"] for event in events}
 
 
-def test_a_materialization_says_what_was_made(root: Path, instance: dg.DagsterInstance) -> None:
+def test_a_materialization_has_metadata_and_checks(root: Path, instance: dg.DagsterInstance) -> None:
     assert materialize(root, instance, "behavior_policies").success
     result = materialize(root, instance, "trajectories")
     (event,) = result.asset_materializations_for_node("trajectories")
@@ -82,7 +82,7 @@ def test_a_materialization_says_what_was_made(root: Path, instance: dg.DagsterIn
     assert checks == {"valid": (True, True), "expert_quality": (True, False)}
 
 
-def test_what_is_up_to_date_is_skipped_and_keeps_its_figures(root: Path, instance: dg.DagsterInstance) -> None:
+def test_work_that_is_up_to_date_is_skipped_and_keeps_its_metadata(root: Path, instance: dg.DagsterInstance) -> None:
     first = materialize(root, instance, "behavior_policies").asset_materializations_for_node("behavior_policies")[0]
     stamp = (root / "data/behavior_policies/point_robot").stat().st_mtime_ns
     again = materialize(root, instance, "behavior_policies").asset_materializations_for_node("behavior_policies")[0]
@@ -93,7 +93,7 @@ def test_what_is_up_to_date_is_skipped_and_keeps_its_figures(root: Path, instanc
     assert again.tags["dagster/data_version"] == first.tags["dagster/data_version"]
 
 
-def test_what_the_user_must_mend_is_not_tried_again(root: Path, instance: dg.DagsterInstance) -> None:
+def test_errors_that_the_user_must_fix_are_not_retried(root: Path, instance: dg.DagsterInstance) -> None:
     result = materialize(root, instance, "trajectories")  # its input is missing
     assert not result.success
     failure = result.failure_data_for_node("trajectories")
@@ -102,7 +102,7 @@ def test_what_the_user_must_mend_is_not_tried_again(root: Path, instance: dg.Dag
     assert [event for event in result.all_events if event.is_step_restarted or event.is_step_up_for_retry] == []
 
 
-def test_a_run_over_several_partitions_tells_them_apart(root: Path, instance: dg.DagsterInstance) -> None:
+def test_a_run_over_several_partitions_has_one_event_per_partition(root: Path, instance: dg.DagsterInstance) -> None:
     change(root, "  other:\n    <<: *tiny", "  other:\n    <<: *tiny\n    prompts: {length: 4}")
     result = backfill(root, instance, "behavior_policies", "trajectories", "prompts")
     assert result.success
@@ -126,7 +126,7 @@ def test_a_run_over_several_partitions_tells_them_apart(root: Path, instance: dg
     assert report(instance, project) == []
 
 
-def test_one_partition_that_fails_leaves_the_others_made(root: Path, instance: dg.DagsterInstance) -> None:
+def test_a_failing_partition_does_not_stop_the_others(root: Path, instance: dg.DagsterInstance) -> None:
     for stage in ("behavior_policies", "trajectories"):
         lineage.run(graph.load(root), stage, Key("other"), silent)
     lineage.run(graph.load(root), "behavior_policies", KEY, silent)
@@ -135,11 +135,11 @@ def test_one_partition_that_fails_leaves_the_others_made(root: Path, instance: d
     assert list(data_versions(result, "prompts")) == ["other"]
     failure = result.failure_data_for_node("prompts")
     assert failure is not None
-    assert "1 of 2 were not made: prompts point_robot: " in str(failure.user_failure_data)
+    assert "1 of 2 failed: prompts point_robot: " in str(failure.user_failure_data)
     assert [event for event in result.all_events if event.is_step_up_for_retry] == []
 
 
-def test_a_transient_fault_is_tried_once_more(
+def test_a_transient_error_is_retried_once(
     root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = making.run, list[str]()
@@ -158,7 +158,7 @@ def test_a_transient_fault_is_tried_once_more(
     assert stale_status(instance, build(root), graph.load(root))["behavior_policies", "other"] == "FRESH"
 
 
-def test_a_damaged_out_stops_what_would_read_it(root: Path, instance: dg.DagsterInstance) -> None:
+def test_a_damaged_out_stops_downstream_stages(root: Path, instance: dg.DagsterInstance) -> None:
     definitions = build(root)
     lineage.run(graph.load(root), "behavior_policies", KEY, silent)
     with pytest.MonkeyPatch.context() as patch:
@@ -175,7 +175,7 @@ def test_a_damaged_out_stops_what_would_read_it(root: Path, instance: dg.Dagster
     assert {event.step_key for event in result.all_events if event.is_step_start} == {"trajectories"}
 
 
-def test_checks_name_what_is_wrong(root: Path, tmp_path: Path) -> None:
+def test_checks_describe_problems(root: Path, tmp_path: Path) -> None:
     project = graph.load(root)
     out = tmp_path / "point_robot"
     out.mkdir()
@@ -190,7 +190,7 @@ def test_checks_name_what_is_wrong(root: Path, tmp_path: Path) -> None:
     assert check_results(project, "prompts", out) == []
 
 
-def test_checks_pass_on_what_is_right(root: Path, trained_project: Path, tmp_path: Path) -> None:
+def test_checks_pass_on_valid_outs(root: Path, trained_project: Path, tmp_path: Path) -> None:
     project = graph.load(root)
     write_json(tmp_path / "metrics.json", {"methods": {"prompt_dt": {}, "noise_prompt": {}}})
     assert check_results(project, "evaluation", tmp_path)[0].passed
@@ -216,10 +216,10 @@ def test_expert_data_below_its_bar_fails_its_check(
     assert "is below 1,000,000" in str(bad.description)
 
 
-def test_the_sensor_reports_once_what_was_made_outside(root: Path, instance: dg.DagsterInstance) -> None:
+def test_the_sensor_reports_work_done_outside_dagster_once(root: Path, instance: dg.DagsterInstance) -> None:
     sensor = dvc_lock_sensor(root)
     context = dg.build_sensor_context(instance=instance)
-    assert "nothing was made" in str(sensor(context).skip_message)  # type: ignore[union-attr]
+    assert "no dvc.lock yet" in str(sensor(context).skip_message)  # type: ignore[union-attr]
     lineage.run(graph.load(root), "behavior_policies", KEY, silent)
     assert "reported behavior_policies point_robot" in str(sensor(context).skip_message)  # type: ignore[union-attr]
     assert "unchanged" in str(sensor(context).skip_message)  # type: ignore[union-attr]
@@ -229,7 +229,7 @@ def test_the_sensor_reports_once_what_was_made_outside(root: Path, instance: dg.
     assert set(states.values()) == {"MISSING"}
 
 
-def test_new_input_makes_stale_until_it_is_used(root: Path, instance: dg.DagsterInstance) -> None:
+def test_new_input_makes_downstream_stale_until_it_is_rerun(root: Path, instance: dg.DagsterInstance) -> None:
     for stage in ("behavior_policies", "trajectories"):
         lineage.run(graph.load(root), stage, KEY, silent)
     report(instance, graph.load(root))

@@ -1,4 +1,4 @@
-"""DVC as its users know it: metrics, plots and experiments on a project in git."""
+"""DVC's own commands: metrics, plots and experiments on a project in git."""
 
 import json
 import subprocess
@@ -30,7 +30,7 @@ def git(root: Path, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project in git whose every out is made, with dvc.yaml, dvc.lock and params.yaml committed."""
+    """A complete project in git, with dvc.yaml, dvc.lock and params.yaml committed."""
     root = tmp_path_factory.mktemp("experiments") / "project"
     root.mkdir()
     (root / "params.yaml").write_text(PARAMS)
@@ -44,13 +44,13 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_metrics_plots_and_experiments(committed: Path) -> None:
-    assert git(committed, "status", "--short") == "", "everything that is not committed is ignored"
+    assert git(committed, "status", "--short") == "", "all other files are ignored"
     shown = json.loads(call(committed, "dvc", "metrics", "show", "--json"))[""]["data"]
     of_method = shown["data/reports/metrics.json"]["data"]["point_robot"]
     metrics = json.loads((committed / "data/evaluation/point_robot-0/metrics.json").read_text())["methods"]
     assert of_method.keys() == metrics.keys()
     assert of_method["prompt_dt"]["return_mean"] == pytest.approx(metrics["prompt_dt"]["return_mean"])
-    assert of_method["prompt_dt"].keys() == {"return_mean", "success_rate"}, "nothing that is not known"
+    assert of_method["prompt_dt"].keys() == {"return_mean", "success_rate"}, "unknown metrics are left out"
     plots = json.loads(call(committed, "dvc", "plots", "show", "--json"))["data"]
     assert list(plots) == ["plm losses"]
     output = call(committed, "dvc", "exp", "run", "-S", "families.point_robot.tuned_noise_prompt.prompts=5")

@@ -127,7 +127,7 @@ def test_an_environment_that_cannot_be_made_is_named(point_robot: PointRobot, mo
 def test_an_environment_that_hangs_in_its_constructor_is_stopped(
     point_robot: PointRobot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pd_pipeline.foreign.PATIENCE", 0.3)
+    monkeypatch.setattr("pd_pipeline.foreign.TIMEOUT_SECONDS", 0.3)
     monkeypatch.setattr(point_robot, "make", lambda task: time.sleep(30))
     with pytest.raises(
         PipelineError, match=r"making the environment of task 4 has not returned for 0\.3 seconds \(.*test_border\.py"

@@ -1,4 +1,4 @@
-"""A study's file: its points, and that every mistake is named with its place."""
+"""Study files: their points, and errors that name the place of every mistake."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def test_points_are_every_combination(tmp_path: Path) -> None:
     assert names(tmp_path) == ["mine"]
 
 
-def test_overrides_are_read_back_as_the_values_of_the_point(tmp_path: Path) -> None:
+def test_overrides_give_the_values_of_the_point(tmp_path: Path) -> None:
     text = GOOD.replace("[1, 2]", "[null, 2]").replace("[project, dm_only]", "['1e3', {a: [1.5]}]")
     study = read(written(tmp_path, text), "mine")
     values = {"run": {"families": ["plane"], "studies": ["mine"]}, "families": {}}
@@ -48,10 +48,10 @@ def test_overrides_are_read_back_as_the_values_of_the_point(tmp_path: Path) -> N
         "tuned_prompt_diffuser": {"mode": {"a": [1.5]}},
     }
     again = config.overridden(values, study.overrides(study.points[0]))
-    assert again["families"]["plane"]["tuned_prompt_diffuser"]["mode"] == "1e3", "a string stays one"
+    assert again["families"]["plane"]["tuned_prompt_diffuser"]["mode"] == "1e3", "a string stays a string"
 
 
-def test_base_takes_the_place_of_values_block_by_block() -> None:
+def test_base_replaces_values_block_by_block() -> None:
     values = {"run": {"seeds": [0], "methods": ["a"]}, "families": {"x": {"plm": {"steps": 5, "width": 8}}, "y": None}}
     base = {"run": {"methods": ["b"]}, "families": {"x": {"plm": {"steps": 7}, "diffuser": {"steps": 1}}, "y": {}}}
     found = config.merged(values, base)
@@ -59,7 +59,7 @@ def test_base_takes_the_place_of_values_block_by_block() -> None:
         "run": {"seeds": [0], "methods": ["b"]},
         "families": {"x": {"plm": {"steps": 7, "width": 8}, "diffuser": {"steps": 1}}, "y": {}},
     }
-    assert values["families"]["x"] == {"plm": {"steps": 5, "width": 8}}, "the values themselves stay as they were"
+    assert values["families"]["x"] == {"plm": {"steps": 5, "width": 8}}, "the original values are unchanged"
 
 
 @pytest.mark.parametrize(
@@ -68,9 +68,9 @@ def test_base_takes_the_place_of_values_block_by_block() -> None:
         ("title: Does it matter?", "", r"studies/mine\.yaml\.title: Field required"),
         ("grid:", "gird:", r"studies/mine\.yaml\.gird: no such parameter: did you mean 'grid'"),
         ("[1, 2]", "[]", r"mine\.yaml\.grid\.target\.few_shot"),
-        ("target.few_shot: [1, 2]", "run.seeds: [[1], [2]]", r"grid\.run\.seeds: set it in `seeds` or `base\.run`"),
+        ("target.few_shot: [1, 2]", "run.seeds: [[1], [2]]", r"grid\.run\.seeds: set it in `seeds` or `base`"),
         ("target.few_shot: [1, 2]", "machine.device: [cpu]", r"grid\.machine\.device: set it in"),
-        ("[1, 2]", f"{list(range(600))}", r"1,200 points: more than 1,000"),
+        ("[1, 2]", f"{list(range(600))}", r"1,200 points: at most 1,000"),
         ("seeds: [3, 4]", "seeds: []", r"mine\.yaml\.seeds"),
         ("title:", "title: [", "not valid YAML"),
     ],
@@ -81,8 +81,8 @@ def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) ->
         read(written(tmp_path, GOOD.replace(old, new)), "mine")
 
 
-def test_a_study_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
-    with pytest.raises(PipelineError, match=r"studies/other\.yaml: no such study: known are mine"):
+def test_a_missing_study_is_reported_with_the_existing_ones(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"studies/other\.yaml: no such study: choose one of mine"):
         read(written(tmp_path, GOOD), "other")
 
 
@@ -90,6 +90,6 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("name", names(REPOSITORY))
-def test_shipped_studies_ask_for_what_there_is(name: str) -> None:
+def test_shipped_studies_are_valid(name: str) -> None:
     preflight.check_points(graph.load(REPOSITORY), name)
     assert len(read(REPOSITORY, name).points) > 1

@@ -1,4 +1,4 @@
-"""Studies on a tiny project: what points share is made once, a stopped study goes on, and every door knows it."""
+"""Studies on a tiny project: shared work is done once, a stopped study resumes, and the CLI, DVC and Dagster agree."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ from pd_pipeline.reporting import study as shown
 from pd_pipeline.reporting.publish import publish
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
-from pd_pipeline.studies import making
+from pd_pipeline.studies import execution
 from pd_pipeline.studies.points import is_shared, point_graphs
 from tests.dvc_project import SMALL_PARAMS, call, make_project
 
@@ -47,7 +47,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The stage and key of every piece of work that is really done."""
+    """The stage and key of every piece of work that is actually done."""
     done: list[str] = []
     real = graph.run
 
@@ -60,12 +60,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def study(root: Path) -> Path:
-    """Make the study; its out."""
-    making.run(graph.load(root), STAGE, Key(), silent)
+    """Run the study; returns its out."""
+    execution.run(graph.load(root), STAGE, Key(), silent)
     return root / "data" / STAGE
 
 
-def test_points_read_the_projects_own_outs_where_the_grid_changes_nothing(root: Path) -> None:
+def test_points_read_the_projects_own_outs_if_the_grid_changes_nothing(root: Path) -> None:
     project = graph.load(root)
     first, second, _ = point_graphs(project, "few_shot")
     key = Key("point_robot", None, 0)
@@ -80,7 +80,7 @@ def test_points_read_the_projects_own_outs_where_the_grid_changes_nothing(root: 
     assert STAGE in project.stages["report"].needs
 
 
-def test_seeds_that_the_project_does_not_run_are_the_studys_own(root: Path) -> None:
+def test_work_for_seeds_that_only_the_study_has_is_not_shared(root: Path) -> None:
     (root / "studies/few_shot.yaml").write_text(STUDY + "seeds: [0, 7]\n")
     project = graph.load(root)
     point = point_graphs(project, "few_shot")[0]
@@ -88,12 +88,12 @@ def test_seeds_that_the_project_does_not_run_are_the_studys_own(root: Path) -> N
     assert not is_shared(point, "plm", Key("point_robot", None, 7))
 
 
-def test_a_study_makes_what_points_share_once(root: Path, counted: list[str]) -> None:
+def test_work_that_points_share_is_done_once(root: Path, counted: list[str]) -> None:
     out = study(root)
-    assert len(set(counted)) < len(counted), "the points have pieces of the same key"
+    assert len(set(counted)) < len(counted), "different points have the same keys"
     assert counted.count("plm point_robot-0") == counted.count("trajectories point_robot") == 1
     assert counted.count("tuned_prompt_dt point_robot-1-0") == counted.count("evaluation point_robot-0") == 3
-    assert not [name for name in counted if "noise_prompt" in name], "base names the methods"
+    assert not [name for name in counted if "noise_prompt" in name], "base selects the methods"
     content = read_json(out / "study.json")
     assert (content["title"], content["note"], content["names"]) == (
         "How many trajectories are enough?",
@@ -112,11 +112,11 @@ def test_a_study_makes_what_points_share_once(root: Path, counted: list[str]) ->
         gap = family["to_first"]["prompt_dt"]["value"]
         assert gap == pytest.approx(mean - scores.filter(pl.col("point") == 0)["return"].mean())
     before = list(counted)
-    assert making.run(graph.load(root), STAGE, Key(), silent).skipped
+    assert execution.run(graph.load(root), STAGE, Key(), silent).skipped
     assert counted == before
 
 
-def test_a_stopped_study_goes_on_where_it_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stopped_study_resumes_where_it_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, done = graph.run, []
 
     def stop(project: Graph, stage: str, key: Key, *rest: Any) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def test_a_stopped_study_goes_on_where_it_stopped(root: Path, monkeypatch: pytes
     assert not [stage for stage, _ in after if stage in ("trajectories", "prompts", "plm")]
 
 
-def test_an_edit_of_the_study_makes_only_what_is_new(root: Path, counted: list[str]) -> None:
+def test_after_an_edit_only_new_points_are_done(root: Path, counted: list[str]) -> None:
     study(root)
     counted.clear()
     path = root / "studies/few_shot.yaml"
@@ -152,7 +152,7 @@ def test_an_edit_of_the_study_makes_only_what_is_new(root: Path, counted: list[s
     ]
 
 
-def test_dvc_repro_makes_it_and_the_report_shows_it(root: Path) -> None:
+def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
     call(root, "pd-pipeline", "graph", "--write")
     call(root, "dvc", "repro", "--quiet")
     assert "up to date" in call(root, "dvc", "status")
@@ -177,7 +177,7 @@ def test_dvc_repro_makes_it_and_the_report_shows_it(root: Path) -> None:
     assert "digests" in call(root, "dvc", "status")
 
 
-def test_dagster_has_an_asset_of_it(root: Path) -> None:
+def test_dagster_has_an_asset_for_it(root: Path) -> None:
     study(root)
     definitions = build(root)
     with dg.DagsterInstance.ephemeral() as instance:
@@ -216,7 +216,7 @@ def test_the_command_needs_no_entry_in_run_studies(root: Path) -> None:
         ("[prompt_dt]", "[prompt_td]", r"run\.methods: 'prompt_td' is not a method"),
     ],
 )
-def test_a_wrong_point_is_named_before_any_work(
+def test_an_invalid_point_is_reported_before_any_work(
     root: Path, old: str, new: str, message: str, counted: list[str]
 ) -> None:
     (root / "studies/few_shot.yaml").write_text(STUDY.replace(old, new))
@@ -225,14 +225,14 @@ def test_a_wrong_point_is_named_before_any_work(
     assert counted == []
 
 
-def test_clean_removes_the_points_and_leaves_what_is_yours(root: Path) -> None:
+def test_clean_removes_the_points_and_keeps_the_users_files(root: Path) -> None:
     study(root)
     homes = sorted((root / "data/points").iterdir())
     mine = homes[0] / "data/notes.txt"
     mine.write_text("mine")
-    said = list(clean(root))
+    messages = list(clean(root))
     assert [path for path in (root / "data/points").rglob("*") if path.is_file()] == [mine]
-    assert any(str(mine) in line for line in said)
+    assert any(str(mine) in line for line in messages)
     shutil.rmtree(root / "data/points")
     assert not (root / "data" / STAGE).exists()
 
@@ -245,7 +245,7 @@ def results(names: tuple[str, ...], values: list[dict[str, Any]], out: Path) -> 
     return shown.StudyResults(found.title, found.note, names, found.family, found.seeds, points)
 
 
-def test_figures_are_curves_over_numbers_and_intervals_otherwise(root: Path) -> None:
+def test_figures_are_curves_for_numbers_and_intervals_otherwise(root: Path) -> None:
     out = study(root)
     (found,) = shown.load(out)
     axes = shown.figure(found).axes[0]

@@ -68,6 +68,6 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> SoftPromp
     shape = params.tries, params.tokens, plm.policy.config.width
     drawn = torch.randn(shape, generator=generator_of(run.seed, 0))
     with run.simulation(params.tries) as simulation:
-        returns = simulation.run(SoftPrompt(tokens=drawn).actors(plm), target.asked).returns
+        returns = simulation.run(SoftPrompt(tokens=drawn).actors(plm), target.target_return).returns
     best = drawn[int(returns.argmax())].expand(params.prompts, -1, -1).contiguous()
     return SoftPrompt(tokens=best, cost=Cost(tuned_parameters=best[0].numel()))

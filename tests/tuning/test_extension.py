@@ -79,7 +79,7 @@ def test_an_edited_module_is_checked_again(extended: Path) -> None:
 
 def test_an_offline_method_that_asks_for_a_simulation_is_refused(extended: Path) -> None:
     (extended / "my_method.py").write_text(SOURCE.read_text().replace("ONLINE = True\n", ""))
-    with pytest.raises(PipelineError, match=r"tuned_mine point_robot-1-0: .* offline one: set `ONLINE = True`"):
+    with pytest.raises(PipelineError, match=r"tuned_mine point_robot-1-0: .* offline method .* set `ONLINE = True`"):
         run_stages(extended, "tuned_mine")
     assert not (extended / "data/tuned_mine").exists() or not list((extended / "data/tuned_mine").rglob("*.json"))
 

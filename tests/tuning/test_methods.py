@@ -236,7 +236,7 @@ def test_too_few_candidates_are_reported_with_both_numbers() -> None:
         numbers = rf"candidates \({values.get('candidates', 64)}\) must be at least prompts \({values['prompts']}\)"
         with pytest.raises(PipelineError, match=numbers):
             parse(METHODS["prompt_diffuser"][0].Params, values, "tuned_prompt_diffuser")
-    assert METHODS["prompt_diffuser"][0].Params(prompts=80, candidates=None).made == 80
+    assert METHODS["prompt_diffuser"][0].Params(prompts=80, candidates=None).candidate_count == 80
 
 
 @pytest.mark.parametrize("block", [{"candidates": 8}, {"shown": "other"}])

@@ -65,7 +65,7 @@ def test_the_best_arm_is_found_and_used_for_every_episode(
     left, simulation = played(plm, few_shot, tmp_path, strategy=strategy, features=features)
     assert simulation.episodes == simulation.budget == 60
     assert simulation.sizes == [10] + [1] * 50
-    assert set(simulation.asked) == {few_shot.asked}
+    assert set(simulation.asked) == {few_shot.target_return}
     x0, _ = prompt_tensors(few_shot.prompts, plm.normalization)
     values = x0[:, 0, 0].sort(descending=True).values
     found, _ = prompt_tensors(left.prompts, plm.normalization)
@@ -154,7 +154,7 @@ def test_hidden_states_are_those_of_the_last_action_token(plm: Pretrained, few_s
 
 def test_an_offline_run_has_no_simulation(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     run = Run(tmp_path, tmp_path, "tuned_mine x-1-0", silent, 0)
-    with pytest.raises(PipelineError, match=r"tuned_mine x-1-0: .*offline one: set `ONLINE = True`"):
+    with pytest.raises(PipelineError, match=r"tuned_mine x-1-0: .*offline method .* set `ONLINE = True`"):
         prompt_bandit.tune(plm, few_shot, Params(), run)
 
 

@@ -44,7 +44,7 @@ def test_few_shot_draws_of_all_and_of_too_many_episodes() -> None:
     chosen, rest = draw_few_shot(target, TuningParams(target=TargetParams(few_shot=None)), 0)
     assert (chosen.tolist(), rest.tolist()) == (list(range(7)), [])
     assert draw_few_shot(target, TuningParams(target=TargetParams(few_shot=7)), 0)[0].tolist() == list(range(7))
-    with pytest.raises(PipelineError, match="task 4: 8 few-shot trajectories are asked for, 7 are there"):
+    with pytest.raises(PipelineError, match="task 4: 8 few-shot trajectories are needed, but there are only 7"):
         draw_few_shot(target, TuningParams(target=TargetParams(few_shot=8)), 0)
 
 
@@ -112,8 +112,8 @@ def test_the_best_candidates_are_selected_and_nothing_without_candidates(plm: Pr
 
 
 def test_the_number_of_prompts_made() -> None:
-    assert TuningParams(prompts=3).made == 3
-    assert TuningParams(prompts=3, candidates=7).made == 7
+    assert TuningParams(prompts=3).candidate_count == 3
+    assert TuningParams(prompts=3, candidates=7).candidate_count == 7
 
 
 def test_the_guidance_loss_reaches_the_prompt_but_not_its_reward(plm: Pretrained, few_shot: Target) -> None:

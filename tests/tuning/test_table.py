@@ -52,7 +52,7 @@ def test_a_module_of_the_user_is_a_method(tmp_path: Path) -> None:
         ("mine", "NEEDS = ('everything',)\ndef tune(): ...\n", "NEEDS is .*stages among diffuser"),
         ("mine", "ONLINE = 1\ndef tune(): ...\n", "ONLINE is 1, not True or False"),
         ("mine", "NEEDS = tuple(x for x in ())\ndef tune(): ...\n", "NEEDS must be a plain literal"),
-        ("prompt_dt", "def tune(): ...\n", "'prompt_dt' is a method of the package"),
+        ("prompt_dt", "def tune(): ...\n", "'prompt_dt' is a built-in method"),
     ],
 )
 def test_invalid_method_modules_are_refused(name: str, text: str | None, message: str, tmp_path: Path) -> None:

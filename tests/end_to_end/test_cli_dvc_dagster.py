@@ -1,4 +1,4 @@
-"""Three doors to one room: what Dagster makes DVC knows, what DVC makes Dagster shows, and neither makes it twice."""
+"""DVC knows the work done by Dagster, Dagster shows the work done by DVC, and neither repeats it."""
 
 import re
 from itertools import pairwise
@@ -8,7 +8,7 @@ import dagster as dg
 from ruamel.yaml import YAML
 
 from assets.definitions import build
-from assets.reporting_back import report
+from assets.external_results import report
 from benchmarks.dagster_click import dagster_dev
 from pd_pipeline import graph
 from pd_pipeline.graph import Graph
@@ -23,13 +23,13 @@ def work(project: Graph) -> dict[str, tuple[str, str]]:
 
 
 def reproduced(output: str) -> list[str]:
-    """The addresses that `dvc repro` ran."""
+    """The addresses that `dvc repro` executed."""
     return re.findall(r"^Running stage '(.*)':", output, re.MULTILINE)
 
 
 def recorded_data_versions(root: Path) -> dict[str, str]:
     stages = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
-    assert "digests" in stages, "which is no asset"
+    assert "digests" in stages, "not an asset"
     return {name: entry["outs"][0]["md5"] for name, entry in stages.items() if name != "digests"}
 
 
@@ -74,12 +74,12 @@ def dvc_calls_stale(root: Path) -> set[str]:
     return {line.rstrip(":") for line in status.splitlines() if line and not line.startswith("\t")}
 
 
-def one_parameter_makes_stale_its_stage_and_what_follows(root: Path, instance: dg.DagsterInstance) -> None:
+def changing_a_parameter_makes_its_stage_stale(root: Path, instance: dg.DagsterInstance) -> None:
     change(root, "prompts: 4", "prompts: 3")
     project = graph.load(root)
     noise = {f"tuned_noise_prompt@point_robot-{task}-0" for task in (1, 3)}
     states = stale_status(instance, build(root), project)
-    stale = noise | {"report"}  # it shows every parameter
+    stale = noise | {"report"}  # the report shows every parameter
     assert {name for name, one in work(project).items() if states[one] != "FRESH"} == stale
     assert dvc_calls_stale(root) == {"digests"}
     call(root, "pd-pipeline", "graph", "--write")
@@ -87,14 +87,14 @@ def one_parameter_makes_stale_its_stage_and_what_follows(root: Path, instance: d
     assert set(reproduced(call(root, "dvc", "repro"))) == noise | {"evaluation@point_robot-0", "report"}
 
 
-def dagster_learns_what_dvc_repro_made(root: Path, instance: dg.DagsterInstance) -> None:
+def dagster_learns_about_dvc_repro(root: Path, instance: dg.DagsterInstance) -> None:
     reported = report(instance, graph.load(root))
     assert "evaluation point_robot-0" in reported
     assert "plm point_robot-0" not in reported
     dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
 
 
-def the_nightly_job_makes_what_is_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:
+def the_nightly_job_updates_stale_work(root: Path, instance: dg.DagsterInstance) -> None:
     before = recorded_data_versions(root)
     assert materialized(root, instance) == set()
     assert recorded_data_versions(root) == before
@@ -108,7 +108,7 @@ def the_nightly_job_makes_what_is_out_of_date(root: Path, instance: dg.DagsterIn
 
 
 def materialized(root: Path, instance: dg.DagsterInstance) -> set[str]:
-    """What a run of the nightly job says it made, by addresses."""
+    """The addresses materialized by a run of the nightly job."""
     result = build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance)
     assert result.success
     made = [event for event in result.all_events if event.event_type is dg.DagsterEventType.ASSET_MATERIALIZATION]
@@ -117,21 +117,21 @@ def materialized(root: Path, instance: dg.DagsterInstance) -> set[str]:
 
 
 def tick(root: Path, instance: dg.DagsterInstance) -> object:
-    """What the schedule wants at two in the morning."""
+    """Evaluate the schedule once."""
     schedule = build(root).get_schedule_def("retrain_nightly")
     return schedule(dg.build_schedule_context(instance=instance))
 
 
-def test_three_doors_lead_to_one_room(tmp_path: Path) -> None:
+def test_dvc_and_dagster_agree(tmp_path: Path) -> None:
     root = make_project(tmp_path, SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]"))
     with dg.DagsterInstance.ephemeral() as instance:
         dagster_makes_everything(root, instance)
         dvc_has_nothing_to_do(root)
         dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
         a_new_dagster_instance_learns_everything(root)
-        one_parameter_makes_stale_its_stage_and_what_follows(root, instance)
-        dagster_learns_what_dvc_repro_made(root, instance)
-        the_nightly_job_makes_what_is_out_of_date(root, instance)
+        changing_a_parameter_makes_its_stage_stale(root, instance)
+        dagster_learns_about_dvc_repro(root, instance)
+        the_nightly_job_updates_stale_work(root, instance)
         dvc_has_nothing_to_do(root)
         dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
 
@@ -151,7 +151,7 @@ def test_materialize_all_in_the_ui(tmp_path: Path) -> None:
         ["report"],
     ]
     waits = [after["creationTime"] - before["endTime"] for before, after in pairwise(click.runs)]
-    assert sum(waits) < 10 * len(waits), f"Dagster's own 30 s between two looks at a backfill would be {waits}"
+    assert sum(waits) < 10 * len(waits), f"waits between levels, 30 s with Dagster's default: {waits}"
     assert call(root, "dvc", "status").strip() == "Data and pipelines are up to date."
     with dg.DagsterInstance.local_temp(str(root / ".dagster")) as instance:
         dagster_shows_the_versions_of_dvc_as_fresh(root, instance)

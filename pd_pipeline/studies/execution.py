@@ -1,4 +1,4 @@
-"""Doing a piece of work from every door; of a study, first all that its points are made from."""
+"""Doing a piece of work, called by the CLI, DVC and Dagster. For a study, its points are done first."""
 
 from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, preflight
@@ -11,7 +11,7 @@ from pd_pipeline.studies.points import is_shared, pieces, point_graphs
 
 
 def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
-    """As `lineage.run`. The points of a study are made before it, unless it is up to date as a whole."""
+    """Like `lineage.run`, but does the points of a study first, unless the study is up to date."""
     if stage.startswith(PREFIX) and stage in graph.stages:
         recorded = record and not force and lineage.is_recording(graph)
         if recorded and (data_version := lineage.up_to_date(graph, stage, key)):
@@ -21,12 +21,12 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
 
 
 def make_points(project: Graph, name: str, progress: Progress, *, record: bool = True) -> None:
-    """Make every piece of every point of a study that is not there yet."""
+    """Do all work of all points of a study that is not up to date."""
     preflight.check_points(project, name)
     for graph in point_graphs(project, name):
         for stage, key in pieces(graph):
             if is_shared(graph, stage, key):
-                if not graphs.made_already(project, stage, key):
+                if not graphs.is_made(project, stage, key):
                     lineage.run(project, stage, key, progress, record=record)
             else:
                 lineage.make(graph, stage, key, progress)

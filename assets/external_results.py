@@ -1,4 +1,4 @@
-"""What `dvc repro` and `pd-pipeline run` made, reported to Dagster, so that its UI shows it as fresh."""
+"""Reports work done by `dvc repro` and `pd-pipeline run` to Dagster, so that its UI shows it as fresh."""
 
 import dagster as dg
 
@@ -9,9 +9,9 @@ from pd_pipeline.graph import Graph
 
 
 def report(instance: dg.DagsterInstance, project: Graph) -> list[str]:
-    """Report every piece of work that is up to date and that Dagster does not know as such; returns their names.
+    """Report all up-to-date work that Dagster does not know yet. Returns the names of the reported pieces.
 
-    Upstream first, since an event names the events of its inputs: Dagster compares with what came after these.
+    Upstream first, since an event refers to the latest events of its inputs.
     """
     versions, reported = Versions(instance, project), []
     for (stage, key), data_version in lineage.data_versions(project).items():
@@ -23,7 +23,7 @@ def report(instance: dg.DagsterInstance, project: Graph) -> list[str]:
                     partition=str(key) or None,
                     tags=tags,
                     metadata=describe(project.root / project.out(stage, key)),
-                    description="made outside Dagster",
+                    description="done outside Dagster",
                 )
             )
             reported.append(f"{stage} {key}".strip())
