@@ -107,7 +107,7 @@ def test_every_entry_point_of_a_block_is_code_that_the_family_depends_on() -> No
 
 @pytest.mark.parametrize("other", [{"gymnasium": "Pendulum-v1"}, {"meta_world": "push-v3"}])
 def test_an_environment_named_twice_is_refused(other: dict[str, Any]) -> None:
-    with pytest.raises(PipelineError, match=rf"line\.environment: entry_point and {next(iter(other))}: give one"):
+    with pytest.raises(PipelineError, match=rf"line\.environment: entry_point and {next(iter(other))}: set only one"):
         load_family("line", custom("Line") | other, HERE)
 
 

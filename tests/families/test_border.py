@@ -130,6 +130,6 @@ def test_an_environment_that_hangs_in_its_constructor_is_stopped(
     monkeypatch.setattr("pd_pipeline.foreign.TIMEOUT_SECONDS", 0.3)
     monkeypatch.setattr(point_robot, "make", lambda task: time.sleep(30))
     with pytest.raises(
-        PipelineError, match=r"making the environment of task 4 has not returned for 0\.3 seconds \(.*test_border\.py"
+        PipelineError, match=r"making the environment of task 4 has not returned after 0\.3 seconds \(.*test_border\.py"
     ):
         border.make(point_robot, 4)

@@ -152,8 +152,8 @@ def test_mistakes_in_the_block_are_named(changes: dict[str, Any], message: str) 
 @pytest.mark.parametrize(
     ("behavior", "message"),
     [
-        ({}, "either an entry_point"),
-        ({"random": True, "entry_point": "custom_family:toward"}, "either an entry_point"),
+        ({}, "set either entry_point"),
+        ({"random": True, "entry_point": "custom_family:toward"}, "set either entry_point"),
         ({"entry_point": "custom_family:nothing"}, "cannot load 'custom_family:nothing'"),
         ({"entry_point": "no_such_module:toward"}, "cannot load 'no_such_module:toward'"),
     ],
@@ -188,7 +188,7 @@ def test_a_function_that_makes_the_environment() -> None:
 
 
 def test_a_function_that_makes_nothing_is_named() -> None:
-    with pytest.raises(PipelineError, match=r"custom_family:make_nothing.*: made NoneType, not a gymnasium\.Env"):
+    with pytest.raises(PipelineError, match=r"custom_family:make_nothing.*: returned NoneType, not a gymnasium\.Env"):
         load_family("line", block("make_nothing"), HERE).make(0)
 
 

@@ -192,7 +192,7 @@ def test_the_other_task_is_the_next_target() -> None:
     trained.train_tasks = (0, 3)
     assert stage.other_task(trained, 0) == 3, "of a family whose target is trained too"
     trained.train_tasks = (0,)
-    with pytest.raises(PipelineError, match="one task alone"):
+    with pytest.raises(PipelineError, match="only one task"):
         stage.other_task(trained, 0)
 
 

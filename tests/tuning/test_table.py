@@ -74,5 +74,5 @@ def test_configured_methods_and_variants() -> None:
     assert chosen(run, table) == {"prompt_dt": table["prompt_dt"], "again": table["prompt_dt"]}
     with pytest.raises(PipelineError, match="'promt_dt' is not a method: did you mean 'prompt_dt'"):
         chosen(asked(methods=["promt_dt"]), table)
-    with pytest.raises(PipelineError, match=r"\['prompt_dt'\] are already methods"):
+    with pytest.raises(PipelineError, match=r"\['prompt_dt'\] are names of methods"):
         chosen(asked(variants={"prompt_dt": "full_finetune"}), table)
