@@ -1,7 +1,7 @@
 """Reading and validating params.yaml.
 
-Each stage defines its own `Params` class beside the code that reads it, so a new parameter of one stage changes no file
-that another stage depends on. This module contains what they share: the base class, the structure of the file and the
+Each stage defines its own `Params` class next to the code that reads it, so a new parameter of one stage changes no
+file that another stage depends on. This module contains what they share: the base class, the structure of the file and the
 error messages for wrong values.
 
 The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on; it is not
@@ -72,7 +72,7 @@ class RunParams(Parameters):
         default=(), max_length=100, description="names of files in studies/: these studies are run and reported too"
     )
     extensions: dict[Name, ModuleName] = Field(
-        default={}, description="name of your own method -> its module, beside params.yaml or installed"
+        default={}, description="name of your own method -> its module, next to params.yaml or installed"
     )
 
     def method_of(self, name: str) -> str:

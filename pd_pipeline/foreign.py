@@ -67,7 +67,7 @@ def _is_installed(file: str) -> bool:
 
 
 def module_file(module: str, root: Path) -> Path | None:
-    """The file of a module beside params.yaml or installed, found without importing it; None if not found."""
+    """The file of a module next to params.yaml or installed, found without importing it; None if not found."""
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:

@@ -47,7 +47,7 @@ class Graph:
     base: Mapping[str, Any] = field(default_factory=dict)
     """Values that replace those of params.yaml before the overrides are applied: a study's `base`."""
     homes: Mapping[tuple[str, str | None, int | None], Path] = field(default_factory=dict)
-    """(stage, family, seed) -> the folder with outs, records and resume folders, where that is not the root."""
+    """(stage, family, seed) -> the folder with outs, records and resume folders, if that is not the root."""
 
     @property
     def modules(self) -> dict[str, str]:
@@ -232,7 +232,7 @@ def current(graph: Graph) -> Graph:
 def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
     """Do one piece of work: the function behind `pd-pipeline run`, a DVC stage and a Dagster asset.
 
-    The out is written completely or not at all, with a record of its files and cost beside it. Work that was killed
+    The out is written completely or not at all, with a record of its files and cost next to it. Work that was killed
     resumes if its code, parameters and inputs have not changed. Returns the metrics of the stage. Raises PipelineError
     if the out contains files that the stage did not write: these are never replaced.
     """

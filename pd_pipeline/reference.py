@@ -35,7 +35,7 @@ MEANINGS = {
     "EpisodeCount.test": "episodes per target",
     "EpisodeCount.train": "episodes per training task",
     "dropout": "fraction of activations set to zero in training",
-    "entry_point": "`module:Class` or `module:function`, in a file beside params.yaml or installed",
+    "entry_point": "`module:Class` or `module:function`, in a file next to params.yaml or installed",
     "episodes": "quality -> number of episodes per training task and per target",
     "episodes_per_shard": "episodes that a worker collects before it saves them",
     "families": "names of the families to run",

@@ -3,7 +3,7 @@
 DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, key. A `foreach` item contains the axes of
 its key, which are filled into the template in `do`.
 
-DVC tracks code and parameters through digests.json, beside dvc.yaml: it contains, per stage and family, one digest of
+DVC tracks code and parameters through digests.json, next to dvc.yaml: it contains, per stage and family, one digest of
 the files that the stage uses and one of its sections of params.yaml. Each piece of work depends on its own entry. So an
 edit makes only the affected pieces stale, the location of the installed package does not matter, a block that is left
 out equals an empty one, and DVC reads one small file instead of params.yaml for each of hundreds of pieces. The stage

@@ -37,7 +37,7 @@ def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
 
 
 def local_closure(source: Path) -> set[Path]:
-    """A user's source file and what it imports from this package and from the files beside it."""
+    """A user's source file and what it imports from this package and from the files next to it."""
     found: set[Path] = set()
     todo = [source]
     while todo:

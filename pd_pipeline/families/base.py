@@ -6,7 +6,7 @@ Write a subclass of `Family` in its own file and name its entry point in params.
     families:
       my_family:
         environment:
-          entry_point: my_module:MyFamily     # a file beside params.yaml, or an installed module
+          entry_point: my_module:MyFamily     # a file next to params.yaml, or an installed module
           ...                                 # the fields of MyFamily.Params
 
 The built-in families need no entry point. An environment can also be used without a family class: by its Gymnasium id
@@ -83,7 +83,7 @@ class Family(ABC):
     """A set of tasks with a hidden goal.
 
     Tasks are numbered; `train_tasks` are seen in pre-training, `test_tasks` are the targets. Environments follow
-    Gymnasium: `reset` and `step` return the observation WITHOUT the goal, `info["success"]` says whether the task is
+    Gymnasium: `reset` and `step` return the observation WITHOUT the goal, `info["success"]` is True if the task is
     solved at this step.
     """
 
@@ -183,7 +183,7 @@ def entry_point(name: str, block: dict[str, Any]) -> str:
 
 
 def load_class(reference: str, root: Path, where: str) -> Any:
-    """Import `module:Class`, also from a module beside params.yaml. Raises PipelineError if that fails."""
+    """Import `module:Class`, also from a module next to params.yaml. Raises PipelineError if that fails."""
     module_name, class_name = reference.split(":")
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))

@@ -77,7 +77,7 @@ class GymnasiumFamily(Family):
         families:
           pendulum_targets:
             environment:
-              entry_point: pendulum_targets:PendulumEnv    # pendulum_targets.py beside params.yaml, or installed
+              entry_point: pendulum_targets:PendulumEnv    # pendulum_targets.py next to params.yaml, or installed
               horizon: 100
               tasks: [{angle: -1.0}, {angle: -0.5}, {angle: 0.5}, {angle: 1.0}]
               test_tasks: [1]                              # indices into tasks; the others are training tasks
@@ -91,8 +91,8 @@ class GymnasiumFamily(Family):
     Success: `info["success"]` or `info["is_success"]`, else never. End: the environment's own, or the horizon.
     A behaviour is a function (environment, observation, rng, **arguments) -> action; `environment.unwrapped` is the
     user's object, so an expert can read the goal. Noise is added before actions are clipped to the bounds, and the
-    clipped action is stored. A change to the file of the environment or of a behaviour, or to a file beside params.yaml
-    that one of them imports, makes the trajectories stale.
+    clipped action is stored. A change to the file of the environment or of a behaviour, or to a file next to
+    params.yaml that one of them imports, makes the trajectories stale.
     """
 
     Params = GymnasiumParams

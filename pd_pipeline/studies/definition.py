@@ -1,4 +1,4 @@
-"""The definition of a study: one YAML file in studies/, beside params.yaml.
+"""The definition of a study: one YAML file in studies/, next to params.yaml.
 
 studies/few_shot.yaml
     title: How many trajectories are enough?

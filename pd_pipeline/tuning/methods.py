@@ -1,6 +1,6 @@
 """The table of tuning methods, read from their source code without importing them (they import torch).
 
-A method is a module with `Params` and `tune`: a file in this folder, or a user's own module beside params.yaml or
+A method is a module with `Params` and `tune`: a file in this folder, or a user's own module next to params.yaml or
 installed, named in `run.extensions`. At its top level it may also set, as plain literals,
 
     NEEDS = ("diffuser",)   # stages it reads beyond the trajectories and the PLM
@@ -87,7 +87,7 @@ def built_in() -> dict[str, Method]:
 def _source(module: str, root: Path, where: str) -> Path:
     file = module_file(module, root)
     if file is None or file.suffix != ".py":
-        raise PipelineError(f"{where}: no module '{module}' beside {PARAMS_FILE} or installed")
+        raise PipelineError(f"{where}: no module '{module}' next to {PARAMS_FILE} or installed")
     return file
 
 

@@ -144,11 +144,11 @@ def test_a_transient_error_is_retried_once(
 ) -> None:
     real, calls = making.run, list[str]()
 
-    def full_once(project: Graph, stage: str, key: Key, progress: Progress) -> lineage.Outcome:
+    def full_once(project: Graph, stage: str, key: Key, progress: Progress, **options: bool) -> lineage.Outcome:
         calls.append(str(key))
         if calls == ["point_robot"]:
             raise OSError(ENOSPC, "No space left on device")
-        return real(project, stage, key, progress)
+        return real(project, stage, key, progress, **options)
 
     monkeypatch.setattr("assets.stages.making.run", full_once)
     result = backfill(root, instance, "behavior_policies")

@@ -75,7 +75,7 @@ def test_base_replaces_values_block_by_block() -> None:
         ("title:", "title: [", "not valid YAML"),
     ],
 )
-def test_mistakes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_mistakes_are_reported_with_their_place(tmp_path: Path, old: str, new: str, message: str) -> None:
     assert old in GOOD
     with pytest.raises(PipelineError, match=message):
         read(written(tmp_path, GOOD.replace(old, new)), "mine")
