@@ -1,8 +1,8 @@
 """Reading and validating params.yaml.
 
 Each stage defines its own `Params` class next to the code that reads it, so a new parameter of one stage changes no
-file that another stage depends on. This module contains what they share: the base class, the structure of the file and the
-error messages for wrong values.
+file that another stage depends on. This module contains what they share: the base class, the structure of the file
+and the error messages for wrong values.
 
 The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on; it is not
 a parameter of any result. `families` has one block per family, which contains one block per stage, named after the
