@@ -58,7 +58,7 @@ def options(
 
 @app.command()
 def run(
-    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm, or `all` stages in order.")],
+    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm; `all` for all stages in order.")],
     key: Annotated[str, typer.Option(help="Key of the stage, such as reach-0; default: all keys.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Do the work even if it is up to date.")] = False,
     record: Annotated[bool, typer.Option("--record/--no-record", help="Record the work in DVC.")] = True,
