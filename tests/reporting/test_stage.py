@@ -59,6 +59,9 @@ def test_numbers_are_those_of_the_evaluation(page: str, reported_project: Path) 
         assert percent(values["success_rate"]) in text
         assert f"{values['few_shot']} {values['quality']}" in text
         assert f'data-value="{values["return_mean"]}"' in text
+        share, cell = values["share"], re.findall(r"<td>(.*?)</td>", text, re.DOTALL)[-1]
+        shown = share is not None and share["value"] >= -1 and method not in (share["start"], share["ceiling"])
+        assert cell.startswith(number(share["value"], 2)) if shown else cell == "\N{EN DASH}", (method, cell)
         costs = [number(values[name], 0) for name in ("tuned_parameters", "plm_passes")]
         assert re.search(rf"<td>{method}</td>\s*<td>{costs[0]}</td><td>{costs[1]}</td>", page)
 
@@ -106,7 +109,7 @@ def test_the_return_asked_for_and_the_data_are_shown_beside_the_methods(page: st
 
 
 def test_the_precision_is_shown(page: str) -> None:
-    assert re.search(r"Acting computed in\s+float32\.", page)
+    assert re.search(r"Evaluated in\s+float32\.", page)
 
 
 def test_every_family_asked_for_and_no_other(page: str) -> None:
