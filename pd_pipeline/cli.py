@@ -71,7 +71,7 @@ def run(
     from pd_pipeline import graph, preflight
 
     project = graph.load(Path.cwd(), tuple(override or ()))
-    force, record = force or bool(override), record and not override
+    given_force, force, record = force, force or bool(override), record and not override
     preflight.check(project)
     if stage == "all":
         if key:
@@ -80,8 +80,13 @@ def run(
     else:
         keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
         pieces = [(stage, one) for one in keys]
+    if override:
+        typer.echo("note: --set replaces outs in data/ and records nothing; `dvc checkout` restores them", err=True)
     for name, one in pieces:
-        _make(project, name, one, force, record)
+        if override and not given_force and graph.is_made(project, name, one):
+            typer.echo(f"{name} {one}".strip() + ": up to date")
+        else:
+            _make(project, name, one, force, record)
 
 
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
@@ -115,7 +120,10 @@ def study(
     root = Path.cwd()
     if not name:
         for each in names(root):
-            typer.echo(f"{each}: {read(root, each).title}")
+            try:
+                typer.echo(f"{each}: {read(root, each).title}")
+            except PipelineError as error:
+                typer.echo(f"{each}: {error}", err=True)
         return
     read(root, name)  # raises if there is no such file
     project = graph.load(root)

@@ -36,7 +36,8 @@ MAX_STEPS = 1_000_000_000  # of one training
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*$", max_length=64)]
 """A name that is also used in file names: letters, digits, '_' and '-', starting with a letter or '_'."""
 
-StageName = Annotated[str, Field(pattern=r"^[a-z][A-Za-z0-9_]*$", max_length=60)]
+STAGE_NAME = r"^[a-z][A-Za-z0-9_]*$"
+StageName = Annotated[str, Field(pattern=STAGE_NAME, max_length=60)]
 """A name that becomes part of a stage name: a lower-case letter, then letters, digits and '_'."""
 
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$", max_length=200)]
@@ -150,11 +151,22 @@ def _without_consequences(items: Sequence[Any]) -> list[Any]:
     ]
 
 
+MOVED = {
+    "device": "`machine: {device: ...}` at the top of the file",
+    "few_shot": "`few_shot` in the family's `target` block",
+    "quality": "`quality` in the family's `target` block",
+}
+"""Parameters of earlier versions -> where they are now."""
+
+
 def _violation(model: type[Parameters], item: Any, where: str) -> str:
     place = f"{where}{'.' if item['loc'] else ''}{'.'.join(str(part) for part in item['loc'])}"
     if item["type"] == "extra_forbidden":
         fields = _fields_at(model, item["loc"][:-1])
-        close = get_close_matches(str(item["loc"][-1]), fields, n=1)
+        name = str(item["loc"][-1])
+        close = get_close_matches(name, fields, n=1)
+        if name in MOVED and name not in fields:
+            return f"{place}: no such parameter: it is now {MOVED[name]}"
         meant = f": did you mean '{close[0]}'?" if close else f": choose one of {', '.join(fields)}"
         return f"{place}: no such parameter{meant}"
     message = "should be a list, such as [0]" if item["type"] in ("tuple_type", "list_type") else item["msg"]

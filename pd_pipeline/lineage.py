@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from pd_pipeline import dvc_locks, locks, records, rendering
 from pd_pipeline import graph as graphs
+from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import Snapshot, as_json, refuse_changes, snapshot, stamp
@@ -99,7 +100,14 @@ def keep_rendered(graph: Graph) -> bool:
     """
     if _rendered.get(graph.root) == _state(graph):
         return False
+    file = graph.root / rendering.DVC_FILE
+    before = file.read_text() if file.is_file() else None
     changed = rendering.write(graph)
+    if STAGE_VARIABLE in os.environ and rendering.pieces_of(before) != rendering.pieces_of(file.read_text()):
+        raise PipelineError(
+            f"{rendering.DVC_FILE} was out of date: {PARAMS_FILE} or the code asks for other pieces of work. It is "
+            "written again now; DVC has read the old one: repeat the command"
+        )
     if is_recording(graph):
         _with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
     _rendered[graph.root] = _state(graph)

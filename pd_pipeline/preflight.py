@@ -123,8 +123,10 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
         few_shot = getattr(target, "few_shot", None)
         count = collected[asked[0]].test if asked[0] is not None else 0
         if few_shot is not None and not family.targets_are_trained and few_shot > count:
+            own = TARGET in ((graph.params.families.get(name) or {}).get(stage) or {})
+            place = f"{where}.{stage}.{TARGET}" if own else f"{where}.{TARGET}"
             raise PipelineError(
-                f"{where}.{stage}.target.few_shot: {few_shot} trajectories of quality '{asked[0]}', but "
+                f"{place}.few_shot: {few_shot} trajectories of quality '{asked[0]}', but "
                 f"trajectories.episodes collects {count} per target"
             )
     needed = getattr(blocks.get("diffuser"), "quality", None)

@@ -21,11 +21,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pd_pipeline import graph as graph_module
+from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import ACROSS, AXES, TASK
+from pd_pipeline.stages import AXES, TASK
 from pd_pipeline.storage import atomic_file, digest, file_digest, read_json
 
 DVC_FILE = "dvc.yaml"
@@ -121,6 +122,12 @@ def write(graph: Graph) -> bool:
     return bool(stale)
 
 
+def pieces_of(text: str | None) -> str:
+    """The part of a dvc.yaml that names stages and keys, without the stage that writes digests.json."""
+    _, _, after = (text or "").partition(f"    - {DIGESTS_FILE}:\n")
+    return after
+
+
 def _present(path: Path) -> str | None:
     try:
         return path.read_text() if path.is_file() else None
@@ -139,10 +146,7 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
         yield "    deps:"
         yield from (f"    - {_plain(relative(file, graph.root))}" for file in files)
     yield "    params:"
-    yield "    - run"
-    named = [f"families.{family}" for family in graph.params.run.families if family in graph.params.families]
-    yield from (f"    - {_plain(name)}" for name in (["families"] if graph.params.run.studies else named))
-    yield from (f"    - {stage}" for stage in ACROSS if stage in graph.params.blocks)
+    yield f"    - {PARAMS_FILE}:"  # all of it: a block may be added or left out
     yield "    outs:"
     yield f"    - {DIGESTS_FILE}:"
     yield "        cache: false"

@@ -24,6 +24,8 @@ def begin(root: Path) -> list[Path]:
     root.mkdir(parents=True, exist_ok=True)
     if not rendering.is_project(root):
         lineage.init_dvc(root, git_top(root))
+    if not (root / ".dvc/.gitignore").exists():  # outside git DVC writes none, and git may come later
+        (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     for name, lines in IGNORED.items():
         present = (root / name).read_text().splitlines() if (root / name).is_file() else []
         (root / name).write_text("\n".join([*present, *(line for line in lines if line not in present)]) + "\n")

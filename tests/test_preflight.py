@@ -36,6 +36,8 @@ def test_valid_blocks_are_not_checked_twice(tmp_path: Path, monkeypatch: pytest.
         ("plm: {", "plm: {quality: mediun, ", r"families\.point_robot\.plm: quality 'mediun' is not collected"),
         ("plm: {", "plm: {quality: ../../x, ", r"plm\.quality: String should match pattern"),
         ("prompts: {length: 3", "prompts: {length: 30", r"prompts\.length: 30 steps, but an episode has at most 6"),
+        ("plm: {", "plm: {device: cpu, ", r"plm\.device: no such parameter: it is now `machine: "),
+        ("tuned_prompt_dt: {", "tuned_prompt_dt: {few_shot: 2, ", r"few_shot: no such parameter: .*`target` block"),
         ("machine: {device: cpu}", "machine: {device: tpu}", r"machine\.device"),
         ("machine: {device: cpu}", "machine: {device: 'cuda:9'}", r"machine\.device: cuda:9, but"),
         (

@@ -11,6 +11,7 @@ studies/few_shot.yaml
 
 import itertools
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +19,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from pd_pipeline import config
-from pd_pipeline.config import Name, Parameters, Seed
+from pd_pipeline.config import STAGE_NAME, Name, Parameters, Seed
 from pd_pipeline.errors import PipelineError
 
 FOLDER = Path("studies")
@@ -69,12 +70,14 @@ def path(root: Path, name: str) -> Path:
 
 def names(root: Path) -> list[str]:
     """The names of the studies of a project."""
-    return sorted(file.stem for file in (root / FOLDER).glob("*.yaml"))
+    return sorted(file.stem for file in (root / FOLDER).glob("*.yaml") if file.is_file())
 
 
 def read(root: Path, name: Name) -> Study:
     """Read a study file. Raises PipelineError if it is missing or invalid."""
     file = path(root, name)
+    if not re.fullmatch(STAGE_NAME, name):
+        raise PipelineError(f"study '{name}': a name starts with a small letter and has only letters, digits and '_'")
     if not file.is_file():
         known = ", ".join(names(root)) or "none"
         raise PipelineError(f"{file}: no such study: choose one of {known}")

@@ -9,10 +9,12 @@ does not change is trained once, and a study that was stopped resumes where it s
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 from pd_pipeline import rendering
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import REPORT, RESULTS, SEED, Stage
@@ -42,7 +44,9 @@ def point_graphs(project: Graph, name: str) -> list[Graph]:
     Raises PipelineError, which names study and point, if a point is invalid.
     """
     study, own = read(project.root, name), recipes(project)
-    graphs = []
+    graphs: list[Graph] = []
+    seen: list[Recipes] = []
+    _check_families(project, study, name)
     for point in study.points:
         with error_context(name, label(point)):
             graph = load(project.root, (*project.overrides, *study.overrides(point)), study.base)
@@ -54,8 +58,28 @@ def point_graphs(project: Graph, name: str) -> list[Graph]:
             for seed in seeds:
                 if not (shared and (seed is None or seed in project.params.run.seeds)):
                     homes[stage, family, seed] = project.root / POINTS / recipe[:16]
+        for earlier, before in zip(study.points, seen, strict=False):
+            if made == before:
+                raise PipelineError(
+                    f"{FOLDER}/{name}.yaml: points {label(earlier)} and {label(point)} are the same: nothing that the "
+                    "study runs reads what differs between them"
+                )
+        seen.append(made)
         graphs.append(replace(graph, homes=homes))
     return graphs
+
+
+def _check_families(project: Graph, study: Study, name: str) -> None:
+    """Raise PipelineError for a family in `base` that the project does not know: a typo."""
+    asked = study.base.get("families")
+    run = study.base.get("run")
+    running = run.get("families") if isinstance(run, dict) else None
+    known = {*project.params.families, *BUILT_IN, *(running or ())}
+    for family in asked if isinstance(asked, dict) else ():
+        if family not in known:
+            close = get_close_matches(family, known, n=1)
+            meant = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(sorted(known))}"
+            raise PipelineError(f"{FOLDER}/{name}.yaml: base.families.{family}: unknown family: {meant}")
 
 
 @contextmanager

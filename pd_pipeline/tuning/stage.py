@@ -15,7 +15,7 @@ from pd_pipeline.foreign import error_text
 from pd_pipeline.interruption import Interrupted
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.stage import StageContext
-from pd_pipeline.training.loop import OptimizationParams
+from pd_pipeline.training.loop import History, OptimizationParams
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import summary as summaries
 from pd_pipeline.tuning.adaptation import Adaptation, Cost
@@ -72,6 +72,12 @@ def _tune(context: StageContext, tune: Callable[..., Any], plm: Pretrained, targ
     if not isinstance(result, Adaptation):
         raise PipelineError(
             f"{run.title}: `tune` of {context.module} returned {type(result).__name__}, not an Adaptation"
+        )
+    if not isinstance(result.history, History):
+        found = type(result.history).__name__
+        raise PipelineError(
+            f"{run.title}: the history that `tune` of {context.module} returned is {found}, not a History "
+            "(pd_pipeline.training.loop): leave it out if nothing is logged"
         )
     return result
 

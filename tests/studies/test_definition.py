@@ -93,3 +93,14 @@ REPOSITORY = Path(__file__).parents[2]
 def test_shipped_studies_are_valid(name: str) -> None:
     preflight.check_points(graph.load(REPOSITORY), name)
     assert len(read(REPOSITORY, name).points) > 1
+
+
+@pytest.mark.parametrize("name", ["../x", "1x", "a-b", ""])
+def test_a_name_that_no_stage_can_have_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(PipelineError, match=r"^study '.*': a name starts with a small letter"):
+        read(written(tmp_path, GOOD), name)
+
+
+def test_a_folder_is_no_study(tmp_path: Path) -> None:
+    (written(tmp_path, GOOD) / "studies/folder.yaml").mkdir()
+    assert names(tmp_path) == ["mine"]

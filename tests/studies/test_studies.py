@@ -225,6 +225,28 @@ def test_an_invalid_point_is_reported_before_any_work(
     assert counted == []
 
 
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "families.other.plm.steps: [1, 2]",
+        "tuned_noise_prompt.prompts: [3, 5]",
+        "report.rollouts: [true, false]",
+        "plm.steps: [3, 3]",
+    ],
+)
+def test_points_that_nothing_tells_apart_are_refused(root: Path, grid: str) -> None:
+    (root / "studies/few_shot.yaml").write_text(STUDY.replace("target.few_shot: [1, 2, 5]", grid))
+    with pytest.raises(PipelineError, match=r"studies/few_shot\.yaml: points .* and .* are the same: nothing that"):
+        study(root)
+
+
+def test_a_family_in_base_that_is_none_is_refused(root: Path) -> None:
+    text = STUDY.replace("[prompt_dt]}}", "[prompt_dt]}, families: {point_robt: {plm: {steps: 3}}}}")
+    (root / "studies/few_shot.yaml").write_text(text)
+    with pytest.raises(PipelineError, match=r"base\.families\.point_robt: unknown family: did you mean 'point_robot'"):
+        study(root)
+
+
 def test_clean_removes_the_points_and_keeps_the_users_files(root: Path) -> None:
     study(root)
     homes = sorted((root / "data/points").iterdir())
