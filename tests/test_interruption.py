@@ -198,6 +198,7 @@ def test_a_signal_while_modules_are_imported_gives_no_traceback(monkeypatch: pyt
 
 def test_a_signal_that_is_held_back_is_handled_at_the_end() -> None:
     done: list[str] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def work() -> None:
         with held_back():
@@ -205,10 +206,13 @@ def test_a_signal_that_is_held_back_is_handled_at_the_end() -> None:
             done.append("inside")
         done.append("after")
 
-    with pytest.raises(KeyboardInterrupt):
-        work()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert done == ["inside"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def asked_to_stop(*signals: signal.Signals) -> None:

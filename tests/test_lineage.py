@@ -393,7 +393,7 @@ def test_outs_that_dvc_has_turned_into_links_are_the_stages_own(root: Path, proj
     assert lineage.up_to_date(project, POLICIES, KEY)
     link.unlink()
     link.symlink_to(root / "params.yaml")
-    with pytest.raises(PipelineError, match=r"policies\.json: not what stage behavior_policies made"):
+    with pytest.raises(PipelineError, match=r"policies\.json: not written by stage behavior_policies"):
         lineage.run(project, POLICIES, KEY, silent, force=True)
     link.unlink()
     link.symlink_to(cached)

@@ -18,7 +18,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress, silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import write_json
-from pd_pipeline.studies import making
+from pd_pipeline.studies import execution
 from tests.dagster_state import stale_status
 from tests.dvc_project import change, make_project
 
@@ -142,7 +142,7 @@ def test_a_failing_partition_does_not_stop_the_others(root: Path, instance: dg.D
 def test_a_transient_error_is_retried_once(
     root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = making.run, list[str]()
+    real, calls = execution.run, list[str]()
 
     def full_once(project: Graph, stage: str, key: Key, progress: Progress, **options: bool) -> lineage.Outcome:
         calls.append(str(key))
@@ -150,7 +150,7 @@ def test_a_transient_error_is_retried_once(
             raise OSError(ENOSPC, "No space left on device")
         return real(project, stage, key, progress, **options)
 
-    monkeypatch.setattr("assets.stages.making.run", full_once)
+    monkeypatch.setattr("assets.stages.execution.run", full_once)
     result = backfill(root, instance, "behavior_policies")
     assert result.success
     assert calls == ["point_robot", "other", "point_robot", "other"]
