@@ -3,16 +3,21 @@
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from pd_pipeline import __version__
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 
+T = TypeVar("T")
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pd_pipeline.config import Parameters
     from pd_pipeline.graph import Graph
+    from pd_pipeline.progress import Progress
     from pd_pipeline.stage import Key
 
 
@@ -91,20 +96,26 @@ def run(
 
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
     """Do a piece of work with a progress bar, and print its metrics."""
-    from pd_pipeline import progress
     from pd_pipeline.studies import execution
 
-    report = progress.console()
-    try:
-        outcome = execution.run(project, stage, key, report, force=force, record=record)
-    finally:
-        if isinstance(report, progress.BarProgress):
-            report.close()
+    outcome = _with_progress(lambda report: execution.run(project, stage, key, report, force=force, record=record))
     title = f"{stage} {key}".strip()
     if outcome.skipped:
         typer.echo(f"{title}: up to date")
     else:
         typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
+
+
+def _with_progress(work: "Callable[[Progress], T]") -> "T":
+    """Give `work` a progress bar, or lines where there is no terminal."""
+    from pd_pipeline import progress
+
+    report = progress.console()
+    try:
+        return work(report)
+    finally:
+        if isinstance(report, progress.BarProgress):
+            report.close()
 
 
 @app.command()
@@ -115,6 +126,7 @@ def study(
     from pd_pipeline import graph, preflight
     from pd_pipeline.reporting.study import table
     from pd_pipeline.stage import Key
+    from pd_pipeline.studies import execution
     from pd_pipeline.studies.definition import PREFIX, names, read
 
     root = Path.cwd()
@@ -129,6 +141,7 @@ def study(
     project = graph.load(root)
     known = name in project.params.run.studies
     if not known:
+        _with_progress(lambda report: execution.make_points(project, name, report))  # records the project's own work
         project = graph.load(root, (f"run.studies=[{name}]",))
     preflight.check(project)
     _make(project, PREFIX + name, Key(), False, known)

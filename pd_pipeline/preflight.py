@@ -31,11 +31,13 @@ def check(graph: Graph) -> None:
         temporary.write_bytes(state)
 
 
-def check_points(graph: Graph, name: str) -> None:
-    """Raise PipelineError, which names the point, if a point of a study is invalid."""
-    for point, of_point in zip(read(graph.root, name).points, point_graphs(graph, name), strict=True):
+def check_points(graph: Graph, name: str) -> list[Graph]:
+    """The points of a study. Raises PipelineError, which names the point, if one is invalid."""
+    graphs = point_graphs(graph, name)
+    for point, of_point in zip(read(graph.root, name).points, graphs, strict=True):
         with error_context(name, label(point)):
             check_blocks(of_point)
+    return graphs
 
 
 def check_blocks(graph: Graph) -> None:

@@ -7,7 +7,7 @@ from pd_pipeline.lineage import Outcome
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key
 from pd_pipeline.studies.definition import PREFIX
-from pd_pipeline.studies.points import is_shared, pieces, point_graphs
+from pd_pipeline.studies.points import is_shared, pieces
 
 
 def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
@@ -22,8 +22,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
 
 def make_points(project: Graph, name: str, progress: Progress, *, record: bool = True) -> None:
     """Do all work of all points of a study that is not up to date."""
-    preflight.check_points(project, name)
-    for graph in point_graphs(project, name):
+    for graph in preflight.check_points(project, name):
         for stage, key in pieces(graph):
             if is_shared(graph, stage, key):
                 if not graphs.is_made(project, stage, key):

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pd_pipeline.evaluation.results import Evaluation, Metrics, Tuned, to_json
+from pd_pipeline.evaluation.results import Evaluation, Metrics, Tuned, from_json, to_json
 from pd_pipeline.evaluation.scores import by_task, method_metrics, tuned_of
 from pd_pipeline.evaluation.stage import Params as EvaluationParams
 from pd_pipeline.evaluation.statistics import paired_difference
-from pd_pipeline.stage import StageContext
+from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import atomic_file, read_json, write_json
 from pd_pipeline.studies.plan import Plan, PlannedPoint
 from pd_pipeline.tuning import summary
@@ -32,7 +32,7 @@ def run(context: StageContext) -> dict[str, Any]:
     for number, point in enumerate(plan.points):
         families: dict[str, Any] = {}
         for family, targets in point.targets.items():
-            folders = [context.root / point.evaluation[f"{family}-{seed}"] for seed in point.seeds]
+            folders = [context.root / point.evaluation[str(Key(family, None, seed))] for seed in point.seeds]
             scores = pl.concat([pl.read_parquet(folder / "scores.parquet") for folder in folders])
             tables.append(scores.with_columns(pl.lit(number).alias("point"), pl.lit(family).alias("family")))
             draws = point.bootstrap[family] or EvaluationParams().bootstrap
@@ -53,7 +53,7 @@ def _tuned(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...
     """Method -> the summaries of its tuned outs, one per seed and target."""
     return {
         method: [
-            tuned_of(summary.load(root / folders[f"{family}-{seed}"] / str(task)), task)
+            tuned_of(summary.load(root / folders[str(Key(family, None, seed))] / str(task)), task)
             for seed in point.seeds
             for task in targets
         ]
@@ -82,7 +82,7 @@ def _fit(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...])
     """State of a tuned diffuser -> median distances to the nearest real prompt, averaged over targets and seeds."""
     found: dict[str, dict[str, list[float]]] = {}
     for seed in point.seeds:
-        if (folder := point.fits.get(f"{family}-{seed}")) is None:
+        if (folder := point.fits.get(str(Key(family, None, seed)))) is None:
             continue
         fits = read_json(root / folder / "fit.json")["targets"]
         for task in targets:
@@ -94,6 +94,4 @@ def _fit(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...])
 
 def load_metrics(family: dict[str, Any], where: str) -> Metrics:
     """The results of one family at one point of `study.json`. `where` names it in errors."""
-    from pd_pipeline.evaluation.results import from_json
-
     return from_json({"methods": family["methods"]}, where).methods

@@ -197,6 +197,7 @@ def test_the_command_needs_no_entry_in_run_studies(root: Path) -> None:
     lines = [line.split() for line in text.splitlines() if line.startswith("few_shot ")]
     assert [line[:3] for line in lines] == [["few_shot", n, "prompt_dt"] for n in "125"]
     assert "study" not in rendering.render(graph.load(root))
+    assert "plm point_robot-0: up to date" in call(root, "pd-pipeline", "run", "plm"), "made by the study, and recorded"
 
 
 @pytest.mark.parametrize(
