@@ -165,7 +165,7 @@ def _violation(model: type[Parameters], item: Any, where: str) -> str:
         fields = _fields_at(model, item["loc"][:-1])
         name = str(item["loc"][-1])
         close = get_close_matches(name, fields, n=1)
-        if name in MOVED and name not in fields:
+        if name in MOVED and name not in fields and not close:
             return f"{place}: no such parameter: it is now {MOVED[name]}"
         meant = f": did you mean '{close[0]}'?" if close else f": choose one of {', '.join(fields)}"
         return f"{place}: no such parameter{meant}"

@@ -117,20 +117,20 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
         raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
     for stage, params in blocks.items():
         target = getattr(params, "target", None)
-        asked = [getattr(target or params, "quality", None), *getattr(params, "qualities", ())]
-        for quality in (quality for quality in asked if quality is not None):
+        of_target = [quality for quality in (target.quality, target.prompt_quality) if quality] if target else []
+        for quality in (*of_target, *getattr(params, "qualities", ())):
             if quality not in collected:
                 known = ", ".join(collected)
                 raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: choose one of {known}")
         few_shot = getattr(target, "few_shot", None)
-        count = collected[asked[0]].test if asked[0] is not None else 0
-        if few_shot is not None and not family.targets_are_trained and few_shot > count:
-            own = TARGET in ((graph.params.families.get(name) or {}).get(stage) or {})
-            place = f"{where}.{stage}.{TARGET}" if own else f"{where}.{TARGET}"
-            raise PipelineError(
-                f"{place}.few_shot: {few_shot} trajectories of quality '{asked[0]}', but "
-                f"trajectories.episodes collects {count} per target"
-            )
-    needed = getattr(blocks.get("diffuser"), "quality", None)
-    if needed is not None and needed not in getattr(prompts, "qualities", (needed,)):
-        raise PipelineError(f"{where}.diffuser.quality: '{needed}' is not among prompts.qualities")
+        for quality in of_target if few_shot is not None and not family.targets_are_trained else ():
+            if few_shot > (count := collected[quality].test):
+                own = TARGET in ((graph.params.families.get(name) or {}).get(stage) or {})
+                place = f"{where}.{stage}.{TARGET}" if own else f"{where}.{TARGET}"
+                raise PipelineError(
+                    f"{place}.few_shot: {few_shot} trajectories of quality '{quality}', but "
+                    f"trajectories.episodes collects {count} per target"
+                )
+    for needed in getattr(blocks.get("diffuser"), "qualities", ()):
+        if needed not in getattr(prompts, "qualities", (needed,)):
+            raise PipelineError(f"{where}.diffuser.qualities: '{needed}' is not among prompts.qualities")

@@ -49,7 +49,6 @@ MEANINGS = {
     "mode": "how the two gradients are combined: eq. 9, their plain sum, or one of them alone",
     "prediction": "what the network predicts: the noise, the clean prompt, or the velocity",
     "qualities": "qualities of the trajectories that become prompts",
-    "quality": "quality of the trajectories that it learns from",
     "radius": "radius of the circle of goals, in units of length",
     "reading": "interpretation of the projection in eq. 8; see the paper-to-code map",
     "reward": "dense: minus the distance to the goal; sparse: one near the goal",

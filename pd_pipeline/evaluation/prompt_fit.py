@@ -12,8 +12,8 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.fit import compare
 from pd_pipeline.models.diffuser import Denoiser, generate
 from pd_pipeline.models.diffusion import Diffusion
-from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.prompts.segments import Prompts
+from pd_pipeline.prompts.stage import HELD_OUT, load_tensors
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.trajectories.reading import read
@@ -40,9 +40,8 @@ def run(context: StageContext) -> dict[str, Any]:
     plm = Pretrained.load(context.inputs["plm"], context.inputs["diffuser"], device)
     assert plm.diffuser is not None
     denoiser, diffusion = plm.diffuser
-    quality = read_json(context.inputs["diffuser"] / "config.json")["quality"]
-    held_out = Prompts.load(context.inputs["prompts"] / f"{quality}-held_out.safetensors")
-    x0, y = prompt_tensors(held_out, plm.normalization, device)
+    qualities = tuple(read_json(context.inputs["diffuser"] / "config.json")["qualities"])
+    x0, y = load_tensors(context.inputs["prompts"], qualities, HELD_OUT, plm.normalization, device)
     rng = np.random.default_rng(context.seed)
     count = min(context.params.prompts, len(y) // 2)
     generated, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
@@ -79,8 +78,9 @@ def _target_fit(
 
     `shown` are the prompts that the method returned, if this denoiser generated them.
     """
-    data = read(context.inputs["trajectories"] / f"{tuned_summary.quality}.parquet", [task], family=context.family)
-    unseen = np.flatnonzero(~np.isin(data.episode_id, tuned_summary.few_shot_episodes))
+    path = context.inputs["trajectories"] / f"{tuned_summary.prompt_quality}.parquet"
+    data = read(path, [task], family=context.family)
+    unseen = np.flatnonzero(~np.isin(data.episode_id, tuned_summary.prompt_episodes))
     if not len(unseen):
         raise PipelineError(
             f"task {task}: all its trajectories are few-shot trajectories: to measure the fit, collect more "

@@ -42,6 +42,8 @@ class Given:
     shown: str | None = None
     candidates: int | None = None
     chain: int | None = None
+    prompt_quality: str | None = None
+    """Quality of the trajectories that prompts are cut from, if it is another."""
 
     @property
     def own_task(self) -> bool:
@@ -184,6 +186,8 @@ def load(path: Path) -> Evaluation:
 def _flat(result: MethodResult) -> dict[str, Any]:
     """The object of a method in the JSON."""
     values: dict[str, Any] = {**asdict(result.given), **asdict(result.costs), "episodes": result.episodes}
+    if result.given.prompt_quality is None:
+        del values["prompt_quality"]
     for name, keys in _FLAT.items():
         values |= dict(zip(keys, getattr(result, name) or (None, None, None), strict=True))
     for name in _NESTED:

@@ -52,6 +52,7 @@ def tuned_of(summary: Summary, task: int) -> Tuned:
             shown=OWN if summary.shown_task == task else OTHER,
             candidates=summary.candidates,
             chain=summary.chain,
+            prompt_quality=None if summary.prompt_quality == summary.quality else summary.prompt_quality,
         ),
         Costs(summary.tuned_parameters, summary.plm_forward + summary.plm_backward, summary.environment_episodes),
     )
@@ -124,13 +125,15 @@ def same_data(given: Mapping[str, Given], method: str, base: str) -> str | None:
 
     Of several the one with the plain name, else the one with the shortest: what else is in a name is a variation.
     """
-    wanted = (given[method].quality, given[method].few_shot)
+    wanted = _data(given[method])
     found = [
-        name
-        for name, other in given.items()
-        if other.method == base and (other.quality, other.few_shot) == wanted and other.own_task
+        name for name, other in given.items() if other.method == base and _data(other) == wanted and other.own_task
     ]
     return min(found, key=lambda name: (name != base, len(name), name), default=None)
+
+
+def _data(given: Given) -> tuple[Any, ...]:
+    return given.quality, given.few_shot, given.prompt_quality
 
 
 def _agreed(method: str, given: Sequence[Given]) -> Given:

@@ -16,13 +16,13 @@ class SavedConfig(Parameters):
 
     denoiser: DenoiserConfig
     diffusion: DiffusionParams
-    quality: Name
+    qualities: tuple[Name, ...]
 
 
-def save_diffuser(directory: Path, denoiser: Denoiser, diffusion: DiffusionParams, quality: str) -> None:
+def save_diffuser(directory: Path, denoiser: Denoiser, diffusion: DiffusionParams, qualities: tuple[str, ...]) -> None:
     """Write `denoiser.safetensors` and `config.json`."""
     save_arrays(directory / "denoiser.safetensors", weights(denoiser))
-    saved = SavedConfig(denoiser=denoiser.config, diffusion=diffusion, quality=quality)
+    saved = SavedConfig(denoiser=denoiser.config, diffusion=diffusion, qualities=qualities)
     write_json(directory / "config.json", saved.model_dump(mode="json"))
 
 

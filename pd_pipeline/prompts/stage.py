@@ -1,15 +1,21 @@
 """Stage prompts: the prompt matrix of the training tasks, and the normalisation of the family."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from pd_pipeline.config import MAX_HORIZON, Name, Parameters
-from pd_pipeline.prompts.segments import Normalization, cut
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.prompts.segments import Normalization, Prompts, cut
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import write_json
+from pd_pipeline.storage import read_model, write_json
 from pd_pipeline.trajectories.reading import read
+
+HELD_OUT = "-held_out"
 
 
 class Params(Parameters):
@@ -30,7 +36,7 @@ def run(context: StageContext) -> dict[str, Any]:
         )
         data.append(trajectories)
         held_out = held_out_episodes(trajectories.task_id, params.held_out)
-        for name, episodes in ((quality, ~held_out), (f"{quality}-held_out", held_out)):
+        for name, episodes in ((quality, ~held_out), (quality + HELD_OUT, held_out)):
             prompts = cut(trajectories.select(np.flatnonzero(episodes)), params.length, params.stride)
             prompts.save(context.out / f"{name}.safetensors")
             rows += len(prompts)
@@ -39,6 +45,23 @@ def run(context: StageContext) -> dict[str, Any]:
     normalization.save(context.out / "normalization.safetensors")
     write_json(context.out / "config.json", params.model_dump(mode="json"))
     return {"row_count": rows, "return_scale": normalization.return_scale}
+
+
+def load_tensors(
+    directory: Path,
+    qualities: tuple[str, ...],
+    part: str,
+    normalization: Normalization,
+    device: torch.device | str = "cpu",
+) -> tuple[Tensor, Tensor]:
+    """The prompts of several qualities, normalised: x0 (n, K*, channels), y (n, K*, 2).
+
+    `part`: "" for those to learn from, `HELD_OUT` for the others.
+    """
+    length = read_model(directory / "config.json", Params).length
+    loaded = [Prompts.load(directory / f"{quality}{part}.safetensors", normalization, length) for quality in qualities]
+    x0, y = zip(*(prompt_tensors(prompts, normalization, device) for prompts in loaded), strict=True)
+    return torch.cat(x0), torch.cat(y)
 
 
 def held_out_episodes(task_id: np.ndarray, share: float) -> np.ndarray:

@@ -88,7 +88,8 @@ def data_name(given: Given) -> str:
     """`5 expert`: how many trajectories of which quality a method was given, and whether of another task."""
     known = [str(value) for value in (given.few_shot, given.quality) if value is not None]
     other = [] if given.own_task else ["of another task"]
-    return " ".join(known + other) or "data unknown"
+    prompts = [] if given.prompt_quality is None else [f"(prompts: {given.prompt_quality})"]
+    return " ".join(known + other + prompts) or "data unknown"
 
 
 def read_table(path: Path) -> Table:

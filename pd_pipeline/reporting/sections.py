@@ -128,8 +128,8 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
         return []
     first, prompts = next(iter(tuned.items()))
     recorded = summary.load(outs[first])
-    data = read(context.inputs["trajectories"] / results.name / f"{recorded.quality}.parquet")
-    own = (data.task_id == task) & np.isin(data.episode_id, recorded.few_shot_episodes)
+    data = read(context.inputs["trajectories"] / results.name / f"{recorded.prompt_quality}.parquet")
+    own = (data.task_id == task) & np.isin(data.episode_id, recorded.prompt_episodes)
     few_shot = data.select(np.flatnonzero(own))
     length = prompts.x0.shape[1]
     others = cut(_one_of_each(data, exclude=task), length, stride=max(1, int(data.lengths.max()) // 25))

@@ -12,9 +12,9 @@ from pd_pipeline.config import MAX_STEPS, Name
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig, DenoiserShape, diffusion_loss
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
-from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.models.saved_diffuser import save_diffuser
-from pd_pipeline.prompts.segments import Normalization, Prompts
+from pd_pipeline.prompts.segments import Normalization
+from pd_pipeline.prompts.stage import HELD_OUT, load_tensors
 from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_model
@@ -31,7 +31,9 @@ class Params(OptimizationParams):
     ema: float | None = Field(default=0.999, gt=0, lt=1)
     log_every: StepCount = 100
     batch: BatchSize = 256
-    quality: Name = "expert"
+    qualities: tuple[Name, ...] = Field(
+        default=("expert",), min_length=1, max_length=100, description="qualities of the prompts to learn from"
+    )
     diffusion: DiffusionParams = DiffusionParams()
     denoiser: DenoiserShape = DenoiserShape()
 
@@ -42,20 +44,14 @@ def run(context: StageContext) -> dict[str, Any]:
     device = pick_device(context.device)
     prompts = context.inputs["prompts"]
     cut = read_model(prompts / "config.json", PromptParams)
-    if params.quality not in cut.qualities:
+    if missing := [quality for quality in params.qualities if quality not in cut.qualities]:
         raise PipelineError(
-            f"families.{context.key.family}.diffuser.quality: there are no prompts of '{params.quality}': add it to "
+            f"families.{context.key.family}.diffuser.qualities: there are no prompts of '{missing[0]}': add it to "
             f"families.{context.key.family}.prompts.qualities, now {', '.join(cut.qualities)}"
         )
     normalization = Normalization.load(prompts / "normalization.safetensors")
-    x0, y = prompt_tensors(
-        Prompts.load(prompts / f"{params.quality}.safetensors", normalization, cut.length), normalization, device
-    )
-    held_x0, held_y = prompt_tensors(
-        Prompts.load(prompts / f"{params.quality}-held_out.safetensors", normalization, cut.length),
-        normalization,
-        device,
-    )
+    x0, y = load_tensors(prompts, params.qualities, "", normalization, device)
+    held_x0, held_y = load_tensors(prompts, params.qualities, HELD_OUT, normalization, device)
     config = DenoiserConfig(channels=x0.shape[2], prompt_length=cut.length, **params.denoiser.model_dump())
     with torch.random.fork_rng([]):
         torch.manual_seed(context.seed)
@@ -81,7 +77,7 @@ def run(context: StageContext) -> dict[str, Any]:
     history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)
     if trainer.ema:
         denoiser.load_state_dict(trainer.ema)
-    save_diffuser(context.out, denoiser, params.diffusion, params.quality)
+    save_diffuser(context.out, denoiser, params.diffusion, params.qualities)
     history.write(context.out / "losses.csv")
     context.facts.update(device=str(device), precision=trainer.precision)
     return {name: history.rows[-1][name] for name in ("loss", "validation_loss")}

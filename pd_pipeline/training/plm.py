@@ -17,7 +17,7 @@ from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_model
 from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, policy_loss
-from pd_pipeline.trajectories.reading import read
+from pd_pipeline.trajectories.reading import Trajectories, joined, read
 
 VALIDATION_SEED = 1 << 20
 
@@ -28,7 +28,9 @@ class Params(PolicyShape, OptimizationParams):
     steps: StepCount = 2400
     learning_rate: Rate = 1e-3
     batch_per_task: int = Field(default=4, gt=0, le=100_000, description="samples per training task in each step")
-    quality: Name = "expert"
+    qualities: tuple[Name, ...] = Field(
+        default=("expert",), min_length=1, max_length=100, description="qualities of the trajectories to learn from"
+    )
     interpolation: TaskInterpolation = TaskInterpolation()
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of episodes kept for the validation loss")
 
@@ -39,12 +41,11 @@ def run(context: StageContext) -> dict[str, Any]:
     device = pick_device(context.device)
     normalization = Normalization.load(context.inputs["prompts"] / "normalization.safetensors")
     prompt_length = read_model(context.inputs["prompts"] / "config.json", PromptParams).length
-    data = read(
-        context.inputs["trajectories"] / f"{params.quality}.parquet", context.family.train_tasks, context.family
-    )
-    held_out = held_out_episodes(data.task_id, params.held_out)
-    training = PolicyData(data.select(np.flatnonzero(~held_out)), normalization, device)
-    validation = PolicyData(data.select(np.flatnonzero(held_out)), normalization, device)
+    files = [context.inputs["trajectories"] / f"{quality}.parquet" for quality in params.qualities]
+    data = [read(file, context.family.train_tasks, context.family) for file in files]
+    held_out = [held_out_episodes(part.task_id, params.held_out) for part in data]  # of each quality
+    training = PolicyData(_episodes(data, [~mask for mask in held_out]), normalization, device)
+    validation = PolicyData(_episodes(data, held_out), normalization, device)
     config = PolicyConfig(
         observation_size=normalization.observation_size,
         action_size=normalization.action_size,
@@ -84,3 +85,8 @@ def run(context: StageContext) -> dict[str, Any]:
     history.write(context.out / "losses.csv")
     context.facts.update(device=str(device), precision=trainer.precision)
     return {name: history.rows[-1][name] for name in ("loss", "validation_loss")}
+
+
+def _episodes(data: list[Trajectories], masks: list[np.ndarray]) -> Trajectories:
+    """The episodes (m,) of each data set that its mask selects, joined."""
+    return joined([part.select(np.flatnonzero(mask)) for part, mask in zip(data, masks, strict=True)])

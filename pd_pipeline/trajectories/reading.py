@@ -1,6 +1,6 @@
 """Reading and writing trajectory files, whole or as a stream, always validated."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +71,17 @@ class Trajectories:
             self.task_id[episodes],
             self.episode_id[episodes],
         )
+
+
+def joined(parts: Sequence[Trajectories]) -> Trajectories:
+    """The episodes of several data sets of one family, one data set after the other, with the first one's metadata."""
+    if len(parts) == 1:
+        return parts[0]  # without a copy
+    shifts = np.cumsum([0, *(part.starts[-1] for part in parts)])
+    starts = [part.starts[:-1] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
+    columns = ("observations", "actions", "rewards", "returns_to_go", "success", "task_id", "episode_id")
+    rows = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
+    return Trajectories(metadata=parts[0].metadata, starts=np.concatenate([*starts, shifts[-1:]]), **rows)
 
 
 def return_to_go(rewards: np.ndarray) -> np.ndarray:

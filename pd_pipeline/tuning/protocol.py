@@ -45,6 +45,17 @@ class TargetParams(Parameters):
         default=5, gt=0, le=1_000_000, description="trajectories of the target task; null: all of them"
     )
     quality: Name = Field(default="expert", description="quality of these trajectories")
+    prompt_quality: Name | None = Field(
+        default=None,
+        description="quality of the trajectories that prompts are cut from, as many as few_shot; null: prompts are cut "
+        "from the same trajectories",
+    )
+    target_return: float | None = Field(
+        default=None,
+        ge=-1e30,
+        le=1e30,
+        description="return that the policy is asked for; null: the mean return of these trajectories",
+    )
 
 
 class TuningParams(Parameters):
@@ -102,13 +113,22 @@ class Target:
 
     data: Trajectories
     windows: PolicyData  # normalised, on the PLM's device
-    prompts: Prompts  # all segments of K* steps, in task units
+    prompts: Prompts  # all segments of K* steps, in task units; from `data` unless `target.prompt_quality` is set
     target_return: float
 
     @classmethod
-    def of(cls, data: Trajectories, plm: Pretrained, target_return: float | None = None) -> "Target":
-        """Prepare trajectories for a PLM; `target_return` is their mean return by default."""
-        prompts = cut(data, plm.policy.config.prompt_length)
+    def of(
+        cls,
+        data: Trajectories,
+        plm: Pretrained,
+        target_return: float | None = None,
+        prompts_from: Trajectories | None = None,
+    ) -> "Target":
+        """Prepare trajectories for a PLM.
+
+        By default `target_return` is their mean return, and prompts are cut from them.
+        """
+        prompts = cut(data if prompts_from is None else prompts_from, plm.policy.config.prompt_length)
         windows = PolicyData(data, plm.normalization, plm.device)
         if target_return is None:
             target_return = float(data.episode_returns.mean())

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,8 +35,10 @@ def run(context: StageContext) -> dict[str, Any]:
     context.facts["device"] = str(device)
     context.facts["precision"] = "bf16" if trained and use_bf16(params.precision, device) else "float32"
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
-    own, shown = few_shot_trajectories(context)
-    target = Target.of(shown, plm, float(own.episode_returns.mean()))
+    own, shown = drawn_trajectories(context)
+    asked = context.params.target.target_return
+    target_return = float(own.data.episode_returns.mean()) if asked is None else asked
+    target = Target.of(shown.data, plm, target_return, shown.prompts)
     task_seed = int(np.random.SeedSequence([seed, context.task]).generate_state(1)[0])
     simulations: list[Simulation] = []
 
@@ -54,7 +56,7 @@ def run(context: StageContext) -> dict[str, Any]:
     episodes = sum(simulation.episodes for simulation in simulations)
     acting = sum(simulation.steps for simulation in simulations)
     cost = result.cost.model_copy(update={"plm_forward": result.cost.plm_forward + acting})
-    summaries.save(context.out, _summary(context, own, shown, result, cost, episodes))
+    summaries.save(context.out, _summary(context, own, shown, target_return, result, cost, episodes))
     figures = {"tuned_parameters": cost.tuned_parameters, "plm_passes": cost.plm_forward + cost.plm_backward}
     return figures | ({"environment_episodes": episodes} if online else {})
 
@@ -93,18 +95,29 @@ def _simulation(context: StageContext, normalization: Normalization, budget: int
     return Simulation(make, normalization, budget, seed, work, f"{context.stage} {context.key}")
 
 
-def few_shot_trajectories(context: StageContext) -> tuple[Trajectories, Trajectories]:
+class Drawn(NamedTuple):
+    """What is drawn of one task."""
+
+    data: Trajectories
+    """The few-shot trajectories."""
+    prompts: Trajectories
+    """Those that prompts are cut from: the same ones unless `target.prompt_quality` is set."""
+
+
+def drawn_trajectories(context: StageContext) -> tuple[Drawn, Drawn]:
     """Few-shot trajectories of the target and those shown to the method: the same, or drawn from another task."""
     params, target = context.params, context.task
     shown = target if params.shown == "own" else other_task(context.family, target)
-    path = context.inputs["trajectories"] / f"{params.target.quality}.parquet"
-    data = read(path, sorted({target, shown}), family=context.family)
 
-    def drawn(task: int) -> Trajectories:
-        of_task = data.select(np.flatnonzero(data.task_id == task))
-        return of_task.select(draw_few_shot(of_task, params, context.seed)[0])
+    def drawn(quality: str) -> dict[int, Trajectories]:
+        path = context.inputs["trajectories"] / f"{quality}.parquet"
+        data = read(path, sorted({target, shown}), family=context.family)
+        of_tasks = {task: data.select(np.flatnonzero(data.task_id == task)) for task in {target, shown}}
+        return {task: of.select(draw_few_shot(of, params, context.seed)[0]) for task, of in of_tasks.items()}
 
-    return drawn(target), drawn(shown)
+    data = drawn(params.target.quality)
+    prompts = data if params.target.prompt_quality is None else drawn(params.target.prompt_quality)
+    return Drawn(data[target], prompts[target]), Drawn(data[shown], prompts[shown])
 
 
 def other_task(family: Family, task: int) -> int:
@@ -117,7 +130,13 @@ def other_task(family: Family, task: int) -> int:
 
 
 def _summary(
-    context: StageContext, own: Trajectories, shown: Trajectories, result: Adaptation, cost: Cost, episodes: int
+    context: StageContext,
+    own: Drawn,
+    shown: Drawn,
+    target_return: float,
+    result: Adaptation,
+    cost: Cost,
+    episodes: int,
 ) -> Summary:
     """The inputs and the cost of a method, and what evaluation needs."""
     params = context.params
@@ -125,11 +144,13 @@ def _summary(
         method=context.params_file.run.method_of(context.stage.removeprefix("tuned_")),
         frozen=result.frozen,
         quality=params.target.quality,
-        few_shot=len(own.task_id),
-        few_shot_episodes=tuple(own.episode_id.tolist()),
-        shown_task=int(shown.task_id[0]),
-        shown_episodes=tuple(shown.episode_id.tolist()),
-        target_return=float(own.episode_returns.mean()),
+        few_shot=len(own.data.task_id),
+        few_shot_episodes=tuple(own.data.episode_id.tolist()),
+        prompt_quality=params.target.prompt_quality or params.target.quality,
+        prompt_episodes=tuple(own.prompts.episode_id.tolist()),
+        shown_task=int(shown.data.task_id[0]),
+        shown_episodes=tuple(shown.data.episode_id.tolist()),
+        target_return=target_return,
         candidates=params.candidates,
         chain=max((chain for _, chain in result.generators().values()), default=None),
         environment_episodes=episodes,

@@ -13,8 +13,8 @@ FILE = "summary.json"
 class Summary(Parameters):
     """One target's summary.
 
-    `target_return` is the mean return of the target's own few-shot trajectories: it is known and can be reached. Their
-    best return may not be: it can come from a start near the goal.
+    Unless `target.target_return` sets it, `target_return` is the mean return of the target's own few-shot
+    trajectories: it is known and can be reached. Their best return may not be: it can come from a start near the goal.
     """
 
     method: Name = Field(description="the method; for a variant, the method it varies")
@@ -22,6 +22,8 @@ class Summary(Parameters):
     quality: Name
     few_shot: int = Field(gt=0, description="number of trajectories of the target")
     few_shot_episodes: tuple[int, ...] = Field(min_length=1)
+    prompt_quality: Name = Field(description="quality of the trajectories that prompts are cut from")
+    prompt_episodes: tuple[int, ...] = Field(min_length=1, description="those of the target that they are cut from")
     shown_task: int = Field(description="task of the trajectories shown to the method: the target or another")
     shown_episodes: tuple[int, ...] = Field(min_length=1)
     target_return: float = Field(ge=-1e30, le=1e30)

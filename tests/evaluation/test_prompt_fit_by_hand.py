@@ -41,8 +41,8 @@ def fit_by_hand(given: StageContext, held_out: Prompts, most: int, unseen_prompt
         left = given.inputs["tuned_prompt_diffuser"] / task
         summary = read_json(left / "summary.json")
         chain = read_json(left / "generator.json")["chain"]
-        data = read(given.inputs["trajectories"] / f"{summary['quality']}.parquet", [int(task)])
-        others = [i for i, episode in enumerate(data.episode_id) if episode not in summary["few_shot_episodes"]]
+        data = read(given.inputs["trajectories"] / f"{summary['prompt_quality']}.parquet", [int(task)])
+        others = [i for i, episode in enumerate(data.episode_id) if episode not in summary["prompt_episodes"]]
         unseen = Target.of(data.select(np.array(others)), plm)
         x0, y = prompt_tensors(cut(data.select(np.array(others)), 3), normalization)
         assert len(y) == total
@@ -65,7 +65,7 @@ def fit_by_hand(given: StageContext, held_out: Prompts, most: int, unseen_prompt
 
 @pytest.mark.parametrize(("most", "chain"), [(5, 3), (500, 30)])
 def test_the_fit_by_hand(most: int, chain: int, tuned_project: Path, tmp_path: Path) -> None:
-    """Task 1 was tuned on random data and another task's prompts, so that what is unseen of it is random too.
+    """The prompts of task 1 are from random data and from another task, so that what is unseen of it is random too.
 
     A pool of n prompts is halved to be compared with itself: no more than n / 2 are generated, and the action loss is
     that of 16 of them.
@@ -75,8 +75,8 @@ def test_the_fit_by_hand(most: int, chain: int, tuned_project: Path, tmp_path: P
     shutil.copytree(given.inputs["tuned_prompt_diffuser"], tuned)
     given.inputs["tuned_prompt_diffuser"] = tuned
     summary = read_json(tuned / "1/summary.json") | {"shown_task": 4, "shown_episodes": [0]}
-    write_json(tuned / "1/summary.json", summary | {"quality": "random", "few_shot_episodes": [1]})
-    write_json(tuned / "4/summary.json", read_json(tuned / "4/summary.json") | {"few_shot_episodes": [0, 3]})
+    write_json(tuned / "1/summary.json", summary | {"prompt_quality": "random", "prompt_episodes": [1]})
+    write_json(tuned / "4/summary.json", read_json(tuned / "4/summary.json") | {"prompt_episodes": [0, 3]})
     write_json(tuned / "1/generator.json", {"chain": chain, "names": ["adapted", "guided"]})
     prompt_fit.run(given)
     held_out = Prompts.load(given.inputs["prompts"] / "expert-held_out.safetensors")
@@ -97,7 +97,8 @@ def test_the_pretrained_fit_is_of_the_quality_the_diffuser_learned(tuned_project
         given.inputs[name] = tmp_path / name
     held_out = cut(random, 3, 4)
     held_out.save(tmp_path / "prompts/random-held_out.safetensors")
-    write_json(tmp_path / "diffuser/config.json", read_json(tmp_path / "diffuser/config.json") | {"quality": "random"})
+    config = tmp_path / "diffuser/config.json"
+    write_json(config, read_json(config) | {"qualities": ["random"]})
     prompt_fit.run(given)
     assert len(held_out) == 4 * 2 * 3
     assert read_json(given.out / "fit.json") == fit_by_hand(given, held_out, 12, {})

@@ -168,6 +168,7 @@ def test_methods_are_held_against_those_that_had_the_same_data() -> None:
         "prompt_dt": 6.0,
         "prompt_dt_medium": 5.0,
         "prompt_dt_one": 2.0,
+        "prompt_dt_random": 3.0,
         "full_finetune": 14.0,
         "full_finetune_all": 15.0,
     }
@@ -178,6 +179,7 @@ def test_methods_are_held_against_those_that_had_the_same_data() -> None:
         "prompt_diffuser_medium": tuned("prompt_diffuser", quality="medium"),
         "prompt_dt_medium": tuned("prompt_dt", quality="medium"),
         "prompt_dt_one": tuned("prompt_dt", few_shot=1),
+        "prompt_dt_random": tuned("prompt_dt", prompt_quality="random"),
         "full_finetune_all": tuned("full_finetune", few_shot=40),
     }
     found = method_metrics(scores, outs, 0, 10)
@@ -185,7 +187,7 @@ def test_methods_are_held_against_those_that_had_the_same_data() -> None:
     assert apart["prompt_dt"] == Difference(-4, -4, -4, "prompt_diffuser")
     assert apart["prompt_dt_medium"] == Difference(1, 1, 1, "prompt_diffuser_medium")
     assert apart["prompt_diffuser_medium_more"] == Difference(-1, -1, -1, "prompt_diffuser_medium")
-    assert apart["prompt_dt_one"] is apart["full_finetune_all"] is None
+    assert apart["prompt_dt_one"] is apart["full_finetune_all"] is apart["prompt_dt_random"] is None
     assert found["prompt_dt"].difference_to_full_finetune == Difference(-8, -8, -8, "full_finetune")
     assert found["prompt_dt_medium"].difference_to_full_finetune is None
     assert found["prompt_diffuser"].share == Share(0.5, 0.5, 0.5, "prompt_dt", "full_finetune")

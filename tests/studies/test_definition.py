@@ -89,10 +89,13 @@ def test_a_missing_study_is_reported_with_the_existing_ones(tmp_path: Path) -> N
 REPOSITORY = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", names(REPOSITORY))
-def test_shipped_studies_are_valid(name: str) -> None:
-    preflight.check_points(graph.load(REPOSITORY), name)
-    assert len(read(REPOSITORY, name).points) > 1
+SHIPPED = [(root, name) for root in (REPOSITORY, REPOSITORY / "published") for name in names(root)]
+
+
+@pytest.mark.parametrize(("root", "name"), SHIPPED, ids=[name for _, name in SHIPPED])
+def test_shipped_studies_are_valid(root: Path, name: str) -> None:
+    preflight.check_points(graph.load(root), name)
+    assert len(read(root, name).points) > 1
 
 
 @pytest.mark.parametrize("name", ["../x", "1x", "a-b", ""])

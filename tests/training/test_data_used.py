@@ -40,9 +40,9 @@ def test_the_data_of_training_tasks_changes_what_is_pretrained(project: Path) ->
     assert all(digest(out) != one for out, one in zip(outs, before, strict=True))
 
 
-@pytest.mark.parametrize("quality", ["expert", "random"])
-def test_the_plm_learns_from_the_quality_asked_for(
-    project: Path, point_robot: PointRobot, quality: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("qualities", [("expert",), ("random",), ("random", "expert")])
+def test_the_plm_learns_from_the_qualities_asked_for(
+    project: Path, point_robot: PointRobot, qualities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Trajectories] = []
 
@@ -52,20 +52,31 @@ def test_the_plm_learns_from_the_quality_asked_for(
             super().__init__(data, *others)
 
     monkeypatch.setattr(plm, "PolicyData", Watched)
-    set_params(project, ("plm: {steps: 60,", f"plm: {{quality: {quality}, steps: 5,"))
+    set_params(project, ("plm: {steps: 60,", f"plm: {{qualities: [{', '.join(qualities)}], steps: 5,"))
     run_stages(project, "plm")
     trained, held_out = seen
-    data = read(project / f"data/trajectories/point_robot/{quality}.parquet", point_robot.train_tasks)
-    rows = {tuple(row) for row in data.observations.tolist()}
-    assert {tuple(row) for part in seen for row in part.observations.tolist()} == rows
-    assert set(trained.task_id.tolist()) == set(held_out.task_id.tolist()) == set(point_robot.train_tasks)
-    of = [{*zip(part.task_id.tolist(), part.episode_id.tolist(), strict=True)} for part in seen]
-    assert not of[0] & of[1], "the validation loss uses episodes not trained on"
+    files = [project / f"data/trajectories/point_robot/{quality}.parquet" for quality in qualities]
+    data = [read(file, point_robot.train_tasks) for file in files]
+    assert sum(len(part.task_id) for part in seen) == sum(len(part.task_id) for part in data)
+    for of_quality in data:
+        first = {of_quality.observations[start].tobytes() for start in of_quality.starts[:-1]}
+        tasks = [
+            {int(task) for task, start in zip(part.task_id, part.starts[:-1], strict=True) if at(part, start) in first}
+            for part in seen
+        ]
+        assert tasks == [set(point_robot.train_tasks)] * 2, "episodes of every quality are held out of every task"
+    episodes = [[at(part, start) for start in part.starts[:-1]] for part in (trained, held_out)]
+    assert not {*episodes[0]} & {*episodes[1]}, "the validation loss uses episodes not trained on"
 
 
-@pytest.mark.parametrize("quality", ["expert", "random"])
-def test_the_diffuser_learns_each_prompt_of_its_quality_under_its_own_condition(
-    project: Path, quality: str, monkeypatch: pytest.MonkeyPatch
+def at(data: Trajectories, row: int) -> bytes:
+    """What tells an episode apart: its first observation, action and reward are drawn."""
+    return data.observations[row].tobytes()
+
+
+@pytest.mark.parametrize("qualities", [("expert",), ("random",), ("random", "expert")])
+def test_the_diffuser_learns_each_prompt_of_its_qualities_under_its_own_condition(
+    project: Path, qualities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Return-to-go and timesteps of another prompt would be a meaningless condition."""
     given: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -79,15 +90,17 @@ def test_the_diffuser_learns_each_prompt_of_its_quality_under_its_own_condition(
     set_params(
         project,
         ("prompts: {length: 3,", "prompts: {qualities: [expert, random], length: 3,"),
-        ("{steps: 80, batch: 32,", f"{{quality: {quality}, steps: 20, batch: 32,"),
+        ("{steps: 80, batch: 32,", f"{{qualities: [{', '.join(qualities)}], steps: 20, batch: 32,"),
     )
     run_stages(project, "prompts", "diffuser")
     folder = project / "data/prompts/point_robot"
     normalization = Normalization.load(folder / "normalization.safetensors")
     pairs = {}
     for name in ("", "-held_out"):
-        tensors = prompt_tensors(Prompts.load(folder / f"{quality}{name}.safetensors"), normalization)
-        pairs[name] = {(x0.numpy().tobytes(), y.numpy().tobytes()) for x0, y in zip(*tensors, strict=True)}
+        pairs[name] = set()
+        for quality in qualities:
+            tensors = prompt_tensors(Prompts.load(folder / f"{quality}{name}.safetensors"), normalization)
+            pairs[name] |= {(x0.numpy().tobytes(), y.numpy().tobytes()) for x0, y in zip(*tensors, strict=True)}
     for x0, y in given:
         used = {(one.numpy().tobytes(), its.numpy().tobytes()) for one, its in zip(x0, y, strict=True)}
         assert used <= (pairs[""] if len(x0) == 32 else pairs["-held_out"])

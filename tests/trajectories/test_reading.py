@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.trajectories import reading
-from pd_pipeline.trajectories.reading import read, return_to_go, stream, write
+from pd_pipeline.trajectories.reading import Trajectories, joined, read, return_to_go, stream, write
 from pd_pipeline.trajectories.schema import METADATA_KEY, arrow_schema
 from pd_pipeline.trajectories.validation import Columns
 from tests.builders import changed, columns, metadata, taken
@@ -90,6 +90,17 @@ def test_one_zstd_row_group_per_task(good: Path) -> None:
 def test_equal_data_gives_equal_bytes(tmp_path: Path, good: Path) -> None:
     write(tmp_path / "again.parquet", metadata(), halves(columns()))
     assert (tmp_path / "again.parquet").read_bytes() == good.read_bytes()
+
+
+def test_joined_keeps_every_episode_in_order(good: Path) -> None:
+    data = read(good)
+    count = len(data.task_id)
+    both = joined([data.select(np.array([1, 0])), data])
+    expected = data.select(np.array([1, 0, *range(count)]))
+    for name in Trajectories.__dataclass_fields__:
+        if name != "metadata":
+            np.testing.assert_array_equal(getattr(both, name), getattr(expected, name))
+    assert joined([data]) is data
 
 
 def test_select_keeps_episodes_whole_and_in_the_given_order(good: Path) -> None:

@@ -103,6 +103,8 @@ def test_contents_of_the_summary(method: str, trained_project: Path, tmp_path: P
         "quality": "expert",
         "few_shot": 3,
         "few_shot_episodes": drawn.episode_id.tolist(),
+        "prompt_quality": "expert",
+        "prompt_episodes": drawn.episode_id.tolist(),
         "shown_task": 4,
         "shown_episodes": drawn.episode_id.tolist(),
         "target_return": pytest.approx(drawn.rewards.astype(float).sum() / 3, rel=1e-6),
@@ -160,6 +162,38 @@ def test_quality_selects_the_trajectories(trained_project: Path, tmp_path: Path)
         assert summary["target_return"] == float(drawn.episode_returns.mean())
         found[quality] = summary["target_return"]
     assert found["expert"] > found["random"] + 1
+
+
+@pytest.mark.parametrize("method", ["prompt_dt", "prompt_gradient", "prompt_diffuser"])
+def test_prompts_can_be_of_another_quality_than_the_windows(
+    method: str, trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Target] = []
+    module = importlib.import_module(f"pd_pipeline.tuning.{method}")
+    tune = module.tune
+
+    def watched(plm: Pretrained, target: Target, params: Any, run: Any) -> Any:
+        seen.append(target)
+        return tune(plm, target, params, run)
+
+    monkeypatch.setattr(module, "tune", watched)
+    given = {"few_shot": 2, "prompt_quality": "random"}
+    _, summary = made(trained_project, tmp_path / "out", method, target=given)
+    (target,) = seen
+    expert, random = few_shot(trained_project, 4, 2), few_shot(trained_project, 4, 2, quality="random")
+    np.testing.assert_array_equal(target.data.observations, expert.observations)
+    np.testing.assert_array_equal(target.prompts.x0, cut(random, 3).x0)
+    assert (summary["quality"], summary["prompt_quality"]) == ("expert", "random")
+    assert (summary["few_shot_episodes"], summary["prompt_episodes"]) == (
+        expert.episode_id.tolist(),
+        random.episode_id.tolist(),
+    )
+    assert target.target_return == summary["target_return"] == float(expert.episode_returns.mean())
+
+
+def test_the_return_asked_for_can_be_set(trained_project: Path, tmp_path: Path) -> None:
+    _, summary = made(trained_project, tmp_path / "out", "prompt_dt", target={"few_shot": 2, "target_return": -3.5})
+    assert summary["target_return"] == -3.5
 
 
 def origins(prompts: Prompts) -> list[tuple[int, int]]:
