@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
@@ -11,6 +13,7 @@ from pd_pipeline.storage import read_json
 from pd_pipeline.trajectories.quality import EXPERT, missed_bars
 from pd_pipeline.trajectories.reading import open_file, stream
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
+from pd_pipeline.trajectories.validation import check_family
 
 
 class FileSummary(NamedTuple):
@@ -19,19 +22,26 @@ class FileSummary(NamedTuple):
     metadata: TrajectoryMetadata
     episodes: int
     steps: int
+    tasks: tuple[int, ...]
+    """Those that have episodes in the file, sorted."""
 
 
-def check_file(path: Path, families: Mapping[str, Family]) -> FileSummary:
-    """Check a whole file as a stream, in constant memory. Raises PipelineError where it is not valid."""
+def check_file(path: Path, families: Mapping[str, Family], new_task: int | None = None) -> FileSummary:
+    """Check a whole file as a stream, in constant memory. Raises PipelineError where it is not valid.
+
+    `new_task` may be in it, although the family does not know it.
+    """
     metadata = open_file(path).metadata
     if metadata.family not in families:
         known = ", ".join(sorted(families)) or "none"
         raise PipelineError(f"{path}: unknown family '{metadata.family}': known are {known}; add it to params.yaml")
-    episodes = steps = 0
-    for batch in stream(path, family=families[metadata.family]):
+    check_family(str(path), metadata, families[metadata.family], new_task)
+    episodes, steps, tasks = 0, 0, set[int]()
+    for batch in stream(path):
         episodes += int((batch.step == 0).sum())
         steps += len(batch.step)
-    return FileSummary(metadata, episodes, steps)
+        tasks |= {*np.unique(batch.task_id).tolist()}
+    return FileSummary(metadata, episodes, steps, tuple(sorted(tasks)))
 
 
 def valid(out: Path, params: ParamsFile, root: Path) -> dict[str, int]:

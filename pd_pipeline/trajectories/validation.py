@@ -33,8 +33,11 @@ def check_schema(source: str, found: pa.Schema, metadata: TrajectoryMetadata) ->
             )
 
 
-def check_family(source: str, metadata: TrajectoryMetadata, family: Family) -> None:
-    """Raise PipelineError where a file is of another family, or its metadata contradicts `family`."""
+def check_family(source: str, metadata: TrajectoryMetadata, family: Family, new_task: int | None = None) -> None:
+    """Raise PipelineError where a file is of another family, or its metadata contradicts `family`.
+
+    `new_task` is allowed, although the family does not know it.
+    """
     if metadata.family != family.name:
         raise PipelineError(f"{source}: holds trajectories of family '{metadata.family}', not of '{family.name}'")
     expected = {
@@ -48,7 +51,7 @@ def check_family(source: str, metadata: TrajectoryMetadata, family: Family) -> N
             raise PipelineError(
                 f"{source}: {name} is {_short(found)}, but family '{family.name}' of this project has {_short(value)}"
             )
-    if unknown := set(metadata.goals) - {*family.train_tasks, *family.test_tasks}:
+    if unknown := set(metadata.goals) - {*family.train_tasks, *family.test_tasks, new_task}:
         raise PipelineError(f"{source}: task {min(unknown)} is not among the tasks of family '{family.name}'")
 
 

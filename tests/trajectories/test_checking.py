@@ -26,8 +26,8 @@ def written(path: Path, **changes: object) -> Path:
 
 
 def test_a_valid_file_is_summarised(tmp_path: Path, point_robot: PointRobot) -> None:
-    about, episodes, steps = check_file(written(tmp_path / "a.parquet"), {"point_robot": point_robot})
-    assert (about.family, episodes, steps) == ("point_robot", 4, 20)
+    about, episodes, steps, tasks = check_file(written(tmp_path / "a.parquet"), {"point_robot": point_robot})
+    assert (about.family, episodes, steps, tasks) == ("point_robot", 4, 20, (0, 1))
 
 
 def test_collected_files_are_accepted(trained_project: Path, point_robot: PointRobot) -> None:

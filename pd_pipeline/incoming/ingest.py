@@ -1,0 +1,147 @@
+"""From the drop zone to the accepted data of a target: check a file, then move it as a whole.
+
+A good file goes to data/ingested/ (see `store`), a bad one to data/quarantine/ with its reason beside it. Others are
+not held up by it. A file with the content of an accepted one is removed: it is there already.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from pd_pipeline import locks
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family
+from pd_pipeline.incoming import drop_zone, store
+from pd_pipeline.incoming.drop_zone import DONE, Dropped, dropped, task_of
+from pd_pipeline.storage import atomic_file, file_digest, write_json
+from pd_pipeline.trajectories.checking import FileSummary, check_file
+
+QUARANTINE = Path("data/quarantine")
+State = Literal["accepted", "quarantined", "duplicate", "waiting"]
+
+
+class Outcome(NamedTuple):
+    """What became of one file."""
+
+    file: Path
+    """Where it was dropped, relative to the project."""
+    state: State
+    message: str
+    """Where it is now, and for a quarantined file the reason."""
+    family: str | None = None
+    task: int | None = None
+
+
+def ingest(
+    root: Path, families: Mapping[str, Family], settle_seconds: float, now: datetime | None = None
+) -> list[Outcome]:
+    """Check and move every complete file in the drop zone; those not complete yet are `waiting`.
+
+    `families`: those of params.yaml that run. One process at a time does this; a second one waits.
+    """
+    with locks.held(root, "ingest", ""):
+        moment = datetime.now(UTC) if now is None else now
+        return [_one(root, families, file, moment) for file in list(dropped(root, settle_seconds, moment.timestamp()))]
+
+
+def _one(root: Path, families: Mapping[str, Family], file: Dropped, moment: datetime) -> Outcome:
+    name = file.path.relative_to(root)
+    if not file.complete:
+        return Outcome(name, "waiting", "it is still being written; a file with its name and .done says it is complete")
+    try:
+        before = _stamp(file.path)
+        family, task, found = _checked(families, file)
+        digest = file_digest(file.path).hex()
+        if _stamp(file.path) != before:
+            return Outcome(name, "waiting", "it changed while it was read", family, task)
+    except FileNotFoundError:
+        return Outcome(name, "waiting", "it was removed while it was read")
+    except PipelineError as error:
+        return _quarantined(root, file.path, str(error).removeprefix(f"{file.path}: "))
+    for accepted in store.files(root, family, task):
+        if store.received(accepted).digest == digest:
+            _remove(file.path)
+            return Outcome(name, "duplicate", f"its content is in {accepted.relative_to(root)} already", family, task)
+    place = store.next_name(root, family, task, found.metadata.quality)
+    known = store.Received(
+        source=name.as_posix(),
+        digest=digest,
+        quality=found.metadata.quality,
+        episodes=found.episodes,
+        steps=found.steps,
+        received=moment.isoformat(timespec="seconds"),
+    )
+    write_json(place.with_suffix(".json"), known.model_dump(mode="json"))
+    _move(file.path, place)
+    return Outcome(name, "accepted", f"{place.relative_to(root)}: {found.episodes} episodes", family, task)
+
+
+def _checked(families: Mapping[str, Family], file: Dropped) -> tuple[str, int, FileSummary]:
+    """Family, task and contents of a dropped file. Raises PipelineError if it cannot be accepted."""
+    if file.family is None or file.target is None:
+        raise PipelineError(f"not in a folder of a target: put it into {drop_zone.FOLDER}/<family>/<task>/")
+    if file.family not in families:
+        known = ", ".join(sorted(families))
+        raise PipelineError(f"'{file.family}' is not among run.families of params.yaml ({known}): add it there")
+    task, family = task_of(file.target), families[file.family]
+    if task is None:
+        raise PipelineError(f"'{file.target}' has no task number: name the folder 57 or {file.family}-57")
+    if task in family.train_tasks and task not in family.test_tasks:
+        raise PipelineError(f"task {task} is a training task of {family.name}, not a target: use another number")
+    if file.path.is_symlink():
+        raise PipelineError("a link: what it points to could change: copy the file itself")
+    if not file.path.is_file():
+        raise PipelineError("not a regular file")
+    if file.path.suffix != ".parquet":
+        raise PipelineError("not a .parquet file: `pd-pipeline import` converts other formats")
+    found = check_file(file.path, {family.name: family}, new_task=task)
+    if set(found.tasks) != {task}:
+        others = ", ".join(str(other) for other in sorted({*found.tasks} - {task}))
+        held = f"tasks {others}" if others else "no episode"
+        raise PipelineError(f"holds {held}, but its folder is that of task {task}: one file per target")
+    return family.name, task, found
+
+
+def _quarantined(root: Path, path: Path, reason: str) -> Outcome:
+    name = path.relative_to(root)
+    wanted = root / QUARANTINE / name.relative_to(drop_zone.FOLDER)
+    place, number = wanted, 1
+    while os.path.lexists(place) or os.path.lexists(_reason_of(place)):
+        number += 1
+        place = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
+    with atomic_file(_reason_of(place)) as temporary:
+        temporary.write_text(f"{name}: {reason}\n")
+    _move(path, place)
+    return Outcome(name, "quarantined", f"{reason} (now {place.relative_to(root)})")
+
+
+def _reason_of(place: Path) -> Path:
+    return place.with_name(place.name + ".reason.txt")
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    about = path.lstat()
+    return about.st_size, about.st_mtime_ns, about.st_ino
+
+
+def _move(path: Path, place: Path) -> None:
+    """Move a file as a whole, also from another file system, and remove its marker."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.rename(path, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with atomic_file(place) as temporary:
+            shutil.copyfile(path, temporary, follow_symlinks=False)
+        path.unlink()
+    path.with_name(path.name + DONE).unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    path.unlink()
+    path.with_name(path.name + DONE).unlink(missing_ok=True)
