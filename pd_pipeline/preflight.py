@@ -3,11 +3,10 @@
 import hashlib
 import importlib
 from collections.abc import Mapping
-from difflib import get_close_matches
 from pathlib import Path
 
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, closest, suggestion
 from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
@@ -90,11 +89,10 @@ def _check_names(graph: Graph, family: str, everything: Mapping[str, Stage]) -> 
                 "parameters from this block: add it"
             )
     for name in present:
-        close = get_close_matches(name, known, n=1)
-        slip = not name.startswith("tuned_") or get_close_matches(name, known - present.keys(), n=1, cutoff=0.9)
+        slip = not name.startswith("tuned_") or closest(name, known - present.keys(), similarity=0.9)
         if name not in known and slip:  # otherwise it is the block of a variant that is not run now
-            meant = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(sorted(known))}"
-            raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {meant}")
+            hint = suggestion(name, sorted(known))
+            raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {hint}")
 
 
 def _check_device(device: str) -> None:
@@ -120,8 +118,8 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
         asked = [getattr(target or params, "quality", None), *getattr(params, "qualities", ())]
         for quality in (quality for quality in asked if quality is not None):
             if quality not in collected:
-                known = ", ".join(collected)
-                raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: choose one of {known}")
+                hint = suggestion(quality, collected)
+                raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: {hint}")
         few_shot = getattr(target, "few_shot", None)
         count = collected[asked[0]].test if asked[0] is not None else 0
         if few_shot is not None and not family.targets_are_trained and few_shot > count:
