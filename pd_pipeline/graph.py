@@ -54,7 +54,9 @@ class Graph:
         return {name: stage.params_module for name, stage in self.stages.items() if stage.axes}
 
     def keys(self, stage: str) -> list[Key]:
-        """All keys of a stage, in the order family, task, seed."""
+        """All keys of a stage, in the order family, task, seed. Raises PipelineError if the graph has no such stage."""
+        if stage not in self.stages:
+            raise PipelineError(f"unknown stage '{stage}': {suggestion(stage, self.stages)}")
         axes = self.stages[stage].axes
         if not axes:
             return [Key()]
@@ -65,19 +67,13 @@ class Graph:
             for seed in (self.params.run.seeds if SEED in axes else (None,))
         ]
 
-    def known(self, stage: str) -> str:
-        """Return the stage's name. Raises PipelineError if the graph has no such stage."""
-        if stage not in self.stages:
-            raise PipelineError(f"unknown stage '{stage}': {suggestion(stage, self.stages)}")
-        return stage
-
     def key(self, stage: str, text: str) -> Key:
         """Parse the key `text`. Raises PipelineError if the graph has no such stage or key."""
-        for key in self.keys(self.known(stage)):
-            if str(key) == text:
-                return key
-        known = ", ".join(str(key) for key in self.keys(stage)) or "none"
-        raise PipelineError(f"stage {stage} has no key '{text}': the keys in {PARAMS_FILE} are {known}")
+        keys = {str(key): key for key in self.keys(stage)}
+        if text not in keys:
+            known = ", ".join(keys) or "none"
+            raise PipelineError(f"stage {stage} has no key '{text}': the keys in {PARAMS_FILE} are {known}")
+        return keys[text]
 
     def upstream(self, stage: str, key: Key) -> list[tuple[str, Key]]:
         """The (stage, key) pairs that a piece of work reads."""
