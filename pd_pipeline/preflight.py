@@ -1,21 +1,29 @@
-"""Checks of all parameters before any work starts, so that a typo does not stop it after hours."""
+"""Checks of all parameters before any work starts, so that a typo does not stop it after hours.
+
+Environments of users are tried, too: see `families.trial`.
+"""
 
 import hashlib
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from pd_pipeline import graph as graphs
+from pd_pipeline import lineage, rendering
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
 from pd_pipeline.errors import PipelineError, closest, suggestion
+from pd_pipeline.foreign import TIMEOUT_SECONDS
 from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import ACROSS, Stage, stages
-from pd_pipeline.storage import atomic_file
+from pd_pipeline.storage import atomic_file, digest
 from pd_pipeline.studies.definition import label, path, read
 from pd_pipeline.studies.points import error_context, point_graphs
 
 MARK = Path(".work/checked")  # digest of the last valid state: importing every stage takes seconds
+TRIALS = Path(".work/trials")  # a file per environment that was tried, with the family's own qualities
 
 
 def check(graph: Graph) -> None:
@@ -61,6 +69,8 @@ def check_blocks(graph: Graph) -> None:
             block = graph.params.block(family, name)
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
+    for family in graph.params.run.families:  # last, since the environments of users are tried
+        _check_environment(graph, family, blocks["behavior_policies", family], blocks["trajectories", family])
 
 
 def _state(graph: Graph) -> bytes:
@@ -132,3 +142,32 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
     needed = getattr(blocks.get("diffuser"), "quality", None)
     if needed is not None and needed not in getattr(prompts, "qualities", (needed,)):
         raise PipelineError(f"{where}.diffuser.quality: '{needed}' is not among prompts.qualities")
+
+
+def _check_environment(graph: Graph, name: str, policies: Parameters, data: Parameters) -> None:
+    """Try the environment of a user's family, unless its trajectories show that it works."""
+    if graph.family(name).is_foreign and not _is_collected(graph, Key(name)):
+        levels, episodes = getattr(policies, "levels", {}), getattr(data, "episodes", {})
+        collected = {quality: changes for quality, changes in levels.items() if quality in episodes}
+        _tried(graph, Key(name), collected, getattr(data, "patience", TIMEOUT_SECONDS))
+
+
+def _is_collected(graph: Graph, key: Key) -> bool:
+    """Whether the trajectories of a family are up to date, which shows that its environment works."""
+    recorded = lineage.is_recording(graph) and lineage.up_to_date(graph, "trajectories", key)
+    return bool(recorded) or graphs.is_made(graph, "trajectories", key)
+
+
+def _tried(graph: Graph, key: Key, levels: dict[str, Any], patience: float) -> list[str]:
+    """The qualities that a user's family itself has policies for. It is tried, once for its parameters and code."""
+    from pd_pipeline.families.trial import qualities
+
+    assert key.family is not None
+    made = rendering.digests(graph, "behavior_policies", key).values()
+    done = graph.root / TRIALS / digest(*made, *levels)[:16]
+    if not done.is_file():
+        block = graph.params.block(key.family, "environment")
+        found = qualities(key.family, block, levels, graph.root, patience)
+        with atomic_file(done) as temporary:
+            temporary.write_text("\n".join(found))
+    return done.read_text().splitlines()
