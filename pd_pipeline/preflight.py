@@ -1,11 +1,11 @@
 """Checks of all parameters before any work starts, so that a typo does not stop it after hours.
 
-Environments of users are tried, too: see `families.trial`.
+Environments and policies of users are tried, too: see `families.trial`.
 """
 
 import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,9 @@ def check_blocks(graph: Graph) -> None:
             block = graph.params.block(family, name)
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
-    for family in graph.params.run.families:  # last, since the environments of users are tried
-        _check_environment(graph, family, blocks["behavior_policies", family], blocks["trajectories", family])
+    for family in graph.params.run.families:  # last, since it may take seconds
+        levels = getattr(blocks["behavior_policies", family], "levels", {})
+        _check_qualities(graph, family, levels, blocks["trajectories", family])
 
 
 def _state(graph: Graph) -> bytes:
@@ -125,41 +126,72 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
         raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
     for stage, params in blocks.items():
         target = getattr(params, "target", None)
-        asked = [getattr(target or params, "quality", None), *getattr(params, "qualities", ())]
-        for quality in (quality for quality in asked if quality is not None):
-            if quality not in collected:
-                hint = suggestion(quality, collected)
-                raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: {hint}")
-        few_shot = getattr(target, "few_shot", None)
-        count = collected[asked[0]].test if asked[0] is not None else 0
-        if few_shot is not None and not family.targets_are_trained and few_shot > count:
-            own = TARGET in ((graph.params.families.get(name) or {}).get(stage) or {})
-            place = f"{where}.{stage}.{TARGET}" if own else f"{where}.{TARGET}"
+        place = f"{where}.{stage}.quality" if target is None else _place_in_target(graph, name, stage, "quality")
+        _check_named(
+            place, getattr(target or params, "quality", None), collected, f"families.{name}.trajectories.episodes"
+        )
+        for quality in getattr(params, "qualities", ()):
+            _check_named(f"{where}.{stage}.qualities", quality, collected, f"families.{name}.trajectories.episodes")
+        if target is None or target.few_shot is None or family.targets_are_trained:
+            continue
+        if target.few_shot > (count := collected[target.quality].test):
             raise PipelineError(
-                f"{place}.few_shot: {few_shot} trajectories of quality '{asked[0]}', but "
-                f"trajectories.episodes collects {count} per target"
+                f"{_place_in_target(graph, name, stage, 'few_shot')}: {target.few_shot} trajectories of quality "
+                f"'{target.quality}', but trajectories.episodes collects {count} per target"
             )
-    needed = getattr(blocks.get("diffuser"), "quality", None)
-    if needed is not None and needed not in getattr(prompts, "qualities", (needed,)):
-        raise PipelineError(f"{where}.diffuser.quality: '{needed}' is not among prompts.qualities")
+    if "diffuser" in blocks:
+        needed, of_prompts = getattr(blocks["diffuser"], "quality", None), getattr(prompts, "qualities", ())
+        _check_named(f"{where}.diffuser.quality", needed, of_prompts, f"families.{name}.prompts.qualities")
 
 
-def _check_environment(graph: Graph, name: str, policies: Parameters, data: Parameters) -> None:
-    """Try the environment of a user's family, unless its trajectories show that it works."""
-    if graph.family(name).is_foreign and not _is_collected(graph, Key(name)):
-        levels, episodes = getattr(policies, "levels", {}), getattr(data, "episodes", {})
-        collected = {quality: changes for quality, changes in levels.items() if quality in episodes}
-        _tried(graph, Key(name), collected, getattr(data, "patience", TIMEOUT_SECONDS))
+def _place_in_target(graph: Graph, name: str, stage: str, field: str) -> str:
+    """Where a field of the target's data is set: in the block of the tuning stage, else in that of the family."""
+    own = ((graph.params.families.get(name) or {}).get(stage) or {}).get(TARGET) or {}
+    return f"{PARAMS_FILE}: families.{name}.{f'{stage}.' if field in own else ''}{TARGET}.{field}"
+
+
+def _check_named(place: str, quality: str | None, known: Collection[str], there: str) -> None:
+    """Raise PipelineError if the quality at `place` is not among the `known` ones, which the block `there` names."""
+    if quality is not None and quality not in known:
+        hint = suggestion(quality, known)
+        raise PipelineError(f"{place}: '{quality}' is not among the qualities of {there}: {hint} (or add it there)")
+
+
+def _check_qualities(graph: Graph, name: str, levels: Mapping[str, Any], data: Parameters) -> None:
+    """Check that every quality that is collected has a policy, and that every described policy has a known quality.
+
+    What the user brings, an environment or descriptions of policies, is tried, unless the trajectories are up to date.
+    """
+    from pd_pipeline.trajectories.collection import refuse_without_policy
+
+    family, episodes, where = graph.family(name), getattr(data, "episodes", {}), f"families.{name}"
+    used = {quality: changes for quality, changes in levels.items() if quality in episodes}
+    if not family.is_foreign and not used:
+        own = list(family.default_behaviors())
+    elif _is_collected(graph, Key(name)):
+        return
+    else:
+        own = _tried(graph, Key(name), used, getattr(data, "patience", TIMEOUT_SECONDS))
+    for quality in levels:
+        if quality not in (*own, *episodes):
+            raise PipelineError(
+                f"{PARAMS_FILE}: {where}.behavior_policies.levels.{quality}: {where}.trajectories.episodes does not "
+                f"name this quality: {suggestion(quality, (*own, *episodes))} (or add it there)"
+            )
+    refuse_without_policy(name, episodes, (*own, *levels))
 
 
 def _is_collected(graph: Graph, key: Key) -> bool:
-    """Whether the trajectories of a family are up to date, which shows that its environment works."""
-    recorded = lineage.is_recording(graph) and lineage.up_to_date(graph, "trajectories", key)
-    return bool(recorded) or graphs.is_made(graph, "trajectories", key)
+    """Whether the trajectories of a family are up to date, which shows that its environment and policies work."""
+    recording = lineage.is_recording(graph)
+    return all(
+        bool(recording and lineage.up_to_date(graph, stage, key)) or graphs.is_made(graph, stage, key)
+        for stage in ("behavior_policies", "trajectories")
+    )
 
 
 def _tried(graph: Graph, key: Key, levels: dict[str, Any], patience: float) -> list[str]:
-    """The qualities that a user's family itself has policies for. It is tried, once for its parameters and code."""
+    """The qualities that a family itself has policies for. It is tried, once for the same parameters and code."""
     from pd_pipeline.families.trial import qualities
 
     assert key.family is not None

@@ -68,7 +68,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         r"\.tasks\.0: .*FileNotFoundError: meshes",
     ),
     "reset": (LINE | {"entry_point": "tests.families.broken:RaisingLater"}, r": .*reset .*RuntimeError: no license"),
-    "crash": (LINE | {"entry_point": "tests.families.broken:Crashing"}, r": a process that runs environments died"),
     "policy": (
         LINE | {"behaviors": {"expert": {"entry_point": POLICY + "s"}}},
         r"\.behaviors\.entry_point: cannot load",
@@ -93,16 +92,22 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path, mistake: str) -> Non
     assert not (tmp_path / preflight.MARK).exists()
 
 
+def test_an_environment_that_ends_its_process_is_named(tmp_path: Path) -> None:
+    environment = LINE | {"entry_point": "tests.families.broken:Crashing"}
+    with pytest.raises(PipelineError, match=r"^params\.yaml: families\.mine: a process that runs environments died"):
+        preflight.check(project(tmp_path, environment))
+
+
 def test_an_environment_that_hangs_is_named_with_its_line(tmp_path: Path) -> None:
     environment = LINE | {"entry_point": "tests.families.broken:Hanging"}
-    message = r"^params\.yaml: families\.mine\.environment: .*not returned for 5 seconds \(.*broken\.py, line \d+\)"
+    message = r"^params\.yaml: families\.mine: .*not returned for 5 seconds \(.*broken\.py, line \d+\)"
     with pytest.raises(PipelineError, match=message):
         preflight.check(project(tmp_path, environment, patience=5.0))
 
 
 def test_a_policy_that_params_yaml_describes_is_tried_too(tmp_path: Path) -> None:
     levels = {"expert": {"arguments": {"gian": 2.0}}}
-    with pytest.raises(PipelineError, match=r"families\.mine\.environment: .*unexpected keyword argument 'gian'"):
+    with pytest.raises(PipelineError, match=r"families\.mine\.behavior_policies\.levels\.expert: .*argument 'gian'"):
         preflight.check(project(tmp_path, LINE, behavior_policies={"levels": levels}))
 
 
@@ -139,6 +144,14 @@ def test_what_works_is_tried_once_until_it_changes(
     assert trials == ["mine"], "other parameters"
     preflight.check(project(tmp_path, environment | {"horizon": 7}))
     assert trials == ["mine"] * 2
+
+
+def test_where_a_policy_was_described_since_there_is_a_trial(tmp_path: Path, trials: list[str]) -> None:
+    made = project(tmp_path, LINE)
+    for stage in ("behavior_policies", "trajectories"):
+        graph.run(made, stage, Key("mine"), silent)
+    preflight.check(project(tmp_path, LINE, behavior_policies={"levels": {"expert": {"noise": 0.1}}}))
+    assert trials == ["mine"]
 
 
 @pytest.mark.parametrize("checked_out", [False, True])
