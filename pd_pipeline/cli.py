@@ -83,7 +83,7 @@ def run(
             raise PipelineError(f"--key {key}: `run all` runs every key: name a stage, or omit --key")
         pieces = [(name, one) for name in project.stages for one in project.keys(name)]
     else:
-        keys = [project.key(stage, key)] if key else project.keys(project.known(stage))
+        keys = [project.key(stage, key)] if key else project.keys(stage)
         pieces = [(stage, one) for one in keys]
     if override:
         typer.echo("note: --set replaces outs in data/ and records nothing; `dvc checkout` restores them", err=True)

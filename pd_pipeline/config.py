@@ -12,7 +12,6 @@ once has its block at the top level. A block that is left out gets the defaults 
 
 import copy
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -21,7 +20,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from pd_pipeline.errors import PipelineError, one_line
+from pd_pipeline.errors import PipelineError, one_line, suggestion
 
 PARAMS_FILE = "params.yaml"
 
@@ -164,11 +163,8 @@ def _violation(model: type[Parameters], item: Any, where: str) -> str:
     if item["type"] == "extra_forbidden":
         fields = _fields_at(model, item["loc"][:-1])
         name = str(item["loc"][-1])
-        close = get_close_matches(name, fields, n=1)
-        if name in MOVED and name not in fields and not close:
-            return f"{place}: no such parameter: it is now {MOVED[name]}"
-        meant = f": did you mean '{close[0]}'?" if close else f": choose one of {', '.join(fields)}"
-        return f"{place}: no such parameter{meant}"
+        moved = name in MOVED and name not in fields and f"{name[:-1]}ies" not in fields  # quality is now qualities
+        return f"{place}: no such parameter: {f'it is now {MOVED[name]}' if moved else suggestion(name, fields)}"
     message = "should be a list, such as [0]" if item["type"] in ("tuple_type", "list_type") else item["msg"]
     return f"{place}: {message} (found {one_line(repr(item['input']), 80)})"
 

@@ -1,6 +1,8 @@
 """Errors that the user can fix, each one line; everything else is a bug in the program."""
 
 import errno
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 MAX_MESSAGE = 1000  # characters; the contents of a broken file must not fill a terminal
 
@@ -28,6 +30,18 @@ def one_line(text: str, longest: int = MAX_MESSAGE) -> str:
 def _printable(text: str) -> str:
     lines = "; ".join(part for part in (line.strip() for line in text.splitlines()) if part)
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "replace").decode() for c in lines)
+
+
+def closest(name: str, known: Iterable[str], similarity: float = 0.6) -> str | None:
+    """The known name that is most like `name`; None if none is at least so similar (0 to 1)."""
+    return next(iter(get_close_matches(name, list(known), n=1, cutoff=similarity)), None)
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """What to do about an unknown name: "did you mean 'x'?", or "choose one of" all known names in their order."""
+    names = list(dict.fromkeys(known))
+    close = closest(name, names)
+    return f"choose one of {', '.join(names) or 'none'}" if close is None else f"did you mean '{close}'?"
 
 
 EXPECTED = (PipelineError, OSError, UnicodeDecodeError, RecursionError, MemoryError)

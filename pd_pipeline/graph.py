@@ -10,13 +10,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from pd_pipeline import config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families.base import Family, entry_point, load_family, source_files
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.progress import Progress
@@ -55,7 +54,9 @@ class Graph:
         return {name: stage.params_module for name, stage in self.stages.items() if stage.axes}
 
     def keys(self, stage: str) -> list[Key]:
-        """All keys of a stage, in the order family, task, seed."""
+        """All keys of a stage, in the order family, task, seed. Raises PipelineError if the graph has no such stage."""
+        if stage not in self.stages:
+            raise PipelineError(f"unknown stage '{stage}': {suggestion(stage, self.stages)}")
         axes = self.stages[stage].axes
         if not axes:
             return [Key()]
@@ -66,19 +67,13 @@ class Graph:
             for seed in (self.params.run.seeds if SEED in axes else (None,))
         ]
 
-    def known(self, stage: str) -> str:
-        """Return the stage's name. Raises PipelineError if the graph has no such stage."""
-        if stage not in self.stages:
-            raise PipelineError(f"unknown stage '{stage}': choose one of {', '.join(self.stages)}")
-        return stage
-
     def key(self, stage: str, text: str) -> Key:
         """Parse the key `text`. Raises PipelineError if the graph has no such stage or key."""
-        for key in self.keys(self.known(stage)):
-            if str(key) == text:
-                return key
-        known = ", ".join(str(key) for key in self.keys(stage)) or "none"
-        raise PipelineError(f"stage {stage} has no key '{text}': the keys in {PARAMS_FILE} are {known}")
+        keys = {str(key): key for key in self.keys(stage)}
+        if text not in keys:
+            known = ", ".join(keys) or "none"
+            raise PipelineError(f"stage {stage} has no key '{text}': the keys in {PARAMS_FILE} are {known}")
+        return keys[text]
 
     def upstream(self, stage: str, key: Key) -> list[tuple[str, Key]]:
         """The (stage, key) pairs that a piece of work reads."""
@@ -190,18 +185,14 @@ def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | 
     params = config.validated(values)
     for name in params.blocks:
         if name not in ACROSS:
-            known_ = (*config.PARTS, *ACROSS)
-            close = get_close_matches(name, known_, n=1)
-            meant = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(known_)}"
-            raise PipelineError(f"{PARAMS_FILE}: {name}: no such block: {meant}")
+            raise PipelineError(f"{PARAMS_FILE}: {name}: no such block: {suggestion(name, (*config.PARTS, *ACROSS))}")
     tasks = {}
     for name in params.run.families:
         if name not in {*params.families, *BUILT_IN}:
-            close = get_close_matches(name, {*params.families, *BUILT_IN}, n=1)
-            meant = f"did you mean '{close[0]}', or " if close else ""
             raise PipelineError(
-                f"{PARAMS_FILE}: unknown family '{name}': {meant}add a block `families.{name}` to define your own "
-                f"(built in: {', '.join(BUILT_IN)})"
+                f"{PARAMS_FILE}: run.families: unknown family '{name}': "
+                f"{suggestion(name, (*params.families, *BUILT_IN))} (or add a block `families.{name}` to define your "
+                f"own; built in: {', '.join(BUILT_IN)})"
             )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
     methods = known(params.run, root)

@@ -1,22 +1,29 @@
-"""Checks of all parameters before any work starts, so that a typo does not stop it after hours."""
+"""Checks of all parameters before any work starts, so that a typo does not stop it after hours.
+
+Environments and policies of users are tried, too: see `families.trial`.
+"""
 
 import hashlib
 import importlib
-from collections.abc import Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from pd_pipeline import graph as graphs
+from pd_pipeline import lineage, rendering
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, closest, suggestion
+from pd_pipeline.foreign import TIMEOUT_SECONDS
 from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import ACROSS, Stage, stages
-from pd_pipeline.storage import atomic_file
+from pd_pipeline.storage import atomic_file, digest
 from pd_pipeline.studies.definition import label, path, read
 from pd_pipeline.studies.points import error_context, point_graphs
 
 MARK = Path(".work/checked")  # digest of the last valid state: importing every stage takes seconds
+TRIALS = Path(".work/trials")  # a file per environment that was tried, with the family's own qualities
 
 
 def check(graph: Graph) -> None:
@@ -62,6 +69,9 @@ def check_blocks(graph: Graph) -> None:
             block = graph.params.block(family, name)
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
+    for family in graph.params.run.families:  # last, since it may take seconds
+        levels = getattr(blocks["behavior_policies", family], "levels", {})
+        _check_qualities(graph, family, levels, blocks["trajectories", family])
 
 
 def _state(graph: Graph) -> bytes:
@@ -90,11 +100,10 @@ def _check_names(graph: Graph, family: str, everything: Mapping[str, Stage]) -> 
                 "parameters from this block: add it"
             )
     for name in present:
-        close = get_close_matches(name, known, n=1)
-        slip = not name.startswith("tuned_") or get_close_matches(name, known - present.keys(), n=1, cutoff=0.9)
+        slip = not name.startswith("tuned_") or closest(name, known - present.keys(), similarity=0.9)
         if name not in known and slip:  # otherwise it is the block of a variant that is not run now
-            meant = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(sorted(known))}"
-            raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {meant}")
+            hint = suggestion(name, sorted(known))
+            raise PipelineError(f"{PARAMS_FILE}: families.{family}.{name}: no such block: {hint}")
 
 
 def _check_device(device: str) -> None:
@@ -117,20 +126,82 @@ def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
         raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
     for stage, params in blocks.items():
         target = getattr(params, "target", None)
-        of_target = [quality for quality in (target.quality, target.prompt_quality) if quality] if target else []
-        for quality in (*of_target, *getattr(params, "qualities", ())):
-            if quality not in collected:
-                known = ", ".join(collected)
-                raise PipelineError(f"{where}.{stage}: quality '{quality}' is not collected: choose one of {known}")
-        few_shot = getattr(target, "few_shot", None)
-        for quality in of_target if few_shot is not None and not family.targets_are_trained else ():
-            if few_shot > (count := collected[quality].test):
-                own = TARGET in ((graph.params.families.get(name) or {}).get(stage) or {})
-                place = f"{where}.{stage}.{TARGET}" if own else f"{where}.{TARGET}"
+        collecting = f"families.{name}.trajectories.episodes"
+        for quality in getattr(params, "qualities", ()):
+            _check_named(f"{where}.{stage}.qualities", quality, collected, collecting)
+        if target is None:
+            continue
+        of_target = {"quality": target.quality, "prompt_quality": target.prompt_quality or target.quality}
+        for field, quality in of_target.items():
+            _check_named(_place_in_target(graph, name, stage, field), quality, collected, collecting)
+            if target.few_shot is None or family.targets_are_trained:
+                continue
+            if target.few_shot > (count := collected[quality].test):
                 raise PipelineError(
-                    f"{place}.few_shot: {few_shot} trajectories of quality '{quality}', but "
-                    f"trajectories.episodes collects {count} per target"
+                    f"{_place_in_target(graph, name, stage, 'few_shot')}: {target.few_shot} trajectories of quality "
+                    f"'{quality}', but trajectories.episodes collects {count} per target"
                 )
-    for needed in getattr(blocks.get("diffuser"), "qualities", ()):
-        if needed not in getattr(prompts, "qualities", (needed,)):
-            raise PipelineError(f"{where}.diffuser.qualities: '{needed}' is not among prompts.qualities")
+    for quality in getattr(blocks.get("diffuser"), "qualities", ()):
+        of_prompts = getattr(prompts, "qualities", ())
+        _check_named(f"{where}.diffuser.qualities", quality, of_prompts, f"families.{name}.prompts.qualities")
+
+
+def _place_in_target(graph: Graph, name: str, stage: str, field: str) -> str:
+    """Where a field of the target's data is set: in the block of the tuning stage, else in that of the family."""
+    own = ((graph.params.families.get(name) or {}).get(stage) or {}).get(TARGET) or {}
+    return f"{PARAMS_FILE}: families.{name}.{f'{stage}.' if field in own else ''}{TARGET}.{field}"
+
+
+def _check_named(place: str, quality: str | None, known: Collection[str], there: str) -> None:
+    """Raise PipelineError if the quality at `place` is not among the `known` ones, which the block `there` names."""
+    if quality is not None and quality not in known:
+        hint = suggestion(quality, known)
+        raise PipelineError(f"{place}: '{quality}' is not among the qualities of {there}: {hint} (or add it there)")
+
+
+def _check_qualities(graph: Graph, name: str, levels: Mapping[str, Any], data: Parameters) -> None:
+    """Check that every quality that is collected has a policy, and that every described policy has a known quality.
+
+    What the user brings, an environment or descriptions of policies, is tried, unless the trajectories are up to date.
+    """
+    from pd_pipeline.trajectories.collection import refuse_without_policy
+
+    family, episodes, where = graph.family(name), getattr(data, "episodes", {}), f"families.{name}"
+    used = {quality: changes for quality, changes in levels.items() if quality in episodes}
+    if not family.is_foreign and not used:
+        own = list(family.default_behaviors())
+    elif _is_collected(graph, Key(name)):
+        return
+    else:
+        own = _tried(graph, Key(name), used, getattr(data, "patience", TIMEOUT_SECONDS))
+    for quality in levels:
+        if quality not in (*own, *episodes):
+            raise PipelineError(
+                f"{PARAMS_FILE}: {where}.behavior_policies.levels.{quality}: {where}.trajectories.episodes does not "
+                f"name this quality: {suggestion(quality, (*own, *episodes))} (or add it there)"
+            )
+    refuse_without_policy(name, episodes, (*own, *levels))
+
+
+def _is_collected(graph: Graph, key: Key) -> bool:
+    """Whether the trajectories of a family are up to date, which shows that its environment and policies work."""
+    recording = lineage.is_recording(graph)
+    return all(
+        bool(recording and lineage.up_to_date(graph, stage, key)) or graphs.is_made(graph, stage, key)
+        for stage in ("behavior_policies", "trajectories")
+    )
+
+
+def _tried(graph: Graph, key: Key, levels: dict[str, Any], patience: float) -> list[str]:
+    """The qualities that a family itself has policies for. It is tried, once for the same parameters and code."""
+    from pd_pipeline.families.trial import qualities
+
+    assert key.family is not None
+    made = rendering.digests(graph, "behavior_policies", key).values()
+    done = graph.root / TRIALS / digest(*made, *levels)[:16]
+    if not done.is_file():
+        block = graph.params.block(key.family, "environment")
+        found = qualities(key.family, block, levels, graph.root, patience)
+        with atomic_file(done) as temporary:
+            temporary.write_text("\n".join(found))
+    return done.read_text().splitlines()

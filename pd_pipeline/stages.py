@@ -1,10 +1,11 @@
 """The table of stages.
 
-To add a stage, write its module, with `Params` and `run(context) -> metrics`, and add its entry in `stages`.
+To add a stage, write its module, with `Params` and `run(context) -> metrics`, and add its entry: to `BEFORE_TUNING`, or
+to the list in `stages` if it works on what the methods made.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,92 +109,107 @@ class Stage:
         return found
 
 
+def _stage(group: str, name: str, module: str, axes: tuple[str, ...], needs: Sequence[str] = (), **rest: Any) -> Stage:
+    """A stage of this package whose `module` has both `run` and `Params`."""
+    path, uses = f"pd_pipeline.{module}", rest.pop("uses", ())
+    if "diffuser" in needs:
+        uses = (*uses, DIFFUSER_MODULE)
+    return Stage(name, path, path, axes, tuple(needs), group, uses, **rest)
+
+
+BEFORE_TUNING = (
+    _stage(DATA, "behavior_policies", "behavior.policies", (FAMILY,)),
+    _stage(
+        DATA,
+        "trajectories",
+        "trajectories.stage",
+        (FAMILY,),
+        ["behavior_policies"],
+        checks=(VALID, EXPERT_QUALITY),
+        plots=f"{PLOTS}:trajectories",
+    ),
+    _stage(DATA, "prompts", "prompts.stage", (FAMILY,), ["trajectories"]),
+    _stage(
+        PRE_TRAINING,
+        "plm",
+        "training.plm",
+        (FAMILY, SEED),
+        ["trajectories", "prompts"],
+        checks=(LOSSES_FINITE,),
+        plots=f"{PLOTS}:training",
+    ),
+    _stage(
+        PRE_TRAINING,
+        "diffuser",
+        "training.diffuser",
+        (FAMILY, SEED),
+        ["prompts"],
+        checks=(LOSSES_FINITE,),
+        plots=f"{PLOTS}:training",
+    ),
+)
+"""Stages that do not depend on the methods, except that `diffuser` is left out where no method reads it."""
+
+
+def _tuning(name: str, method: Method) -> Stage:
+    """The tuning stage of a method or variant."""
+    stage = _stage(TUNING, f"{TUNED}{name}", "tuning.stage", AXES, method.needs, plots=f"{PLOTS}:tuning")
+    source = None if PACKAGE in method.source.parents else method.source
+    return replace(stage, params_module=method.module, source=source)
+
+
+def _evaluation(outs: Sequence[str], tuners: tuple[str, ...]) -> Stage:
+    """Evaluation of the methods. `outs`: the stages it reads besides `plm`; `tuners`: the methods' modules."""
+    return _stage(
+        RESULTS,
+        "evaluation",
+        "evaluation.stage",
+        (FAMILY, SEED),
+        ["plm", *outs],
+        uses=tuners,
+        checks=(METRICS_COMPLETE,),
+        plots=f"{PLOTS}:evaluation",
+    )
+
+
+def _prompt_fit(measured: Mapping[str, Method]) -> Stage:
+    """The fit of the prompts in the `measured` tuned outs."""
+    return _stage(
+        RESULTS,
+        "prompt_fit",
+        "evaluation.prompt_fit",
+        (FAMILY, SEED),
+        ["trajectories", "prompts", "plm", "diffuser", *measured],
+        uses=tuple(method.module for method in measured.values()),
+        plots=f"{PLOTS}:prompt_fit",
+    )
+
+
+def _report(outs: Sequence[str], results: Sequence[str], tuners: tuple[str, ...]) -> Stage:
+    """The report. `outs` and `results`: the stages it reads besides `trajectories` and `plm`."""
+    needs = ["trajectories", "plm", *outs, *results]
+    return _stage(RESULTS, REPORT, "reporting.stage", (), needs, uses=tuners, folder="reports")
+
+
 def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = False) -> dict[str, Stage]:
     """All stages, upstream first. `methods` are those available to the project, by name.
 
     `diffuser` and `prompt_fit` are included if a method generates prompts, or with `everything`.
     """
     chosen = methods_chosen(asked, methods)
-    tuned = tuple(f"{TUNED}{name}" for name in chosen)
     tuners = tuple(dict.fromkeys(method.module for method in chosen.values()))
     generating = {name: method for name, method in chosen.items() if "diffuser" in method.needs}
-    measured = tuple(f"{TUNED}{name}" for name in generating if name in methods)  # the fit of variants is not measured
-    diffuser = ("diffuser",) if generating or everything else ()
-    fit = ("prompt_fit",) if measured or everything else ()
+    # the fit of variants is not measured
+    measured = {f"{TUNED}{name}": method for name, method in generating.items() if name in methods}
+    with_diffuser = everything or bool(generating)
 
-    def stage(group: str, name: str, module: str, axes: tuple[str, ...], *needs: str, **rest: Any) -> Stage:
-        uses = (*rest.pop("uses", ()), *((DIFFUSER_MODULE,) if "diffuser" in needs else ()))
-        return Stage(name, f"pd_pipeline.{module}", f"pd_pipeline.{module}", axes, needs, group, uses, **rest)
-
-    made = [
-        stage(DATA, "behavior_policies", "behavior.policies", (FAMILY,)),
-        stage(
-            DATA,
-            "trajectories",
-            "trajectories.stage",
-            (FAMILY,),
-            "behavior_policies",
-            checks=(VALID, EXPERT_QUALITY),
-            plots=f"{PLOTS}:trajectories",
-        ),
-        stage(DATA, "prompts", "prompts.stage", (FAMILY,), "trajectories"),
-        stage(
-            PRE_TRAINING,
-            "plm",
-            "training.plm",
-            (FAMILY, SEED),
-            "trajectories",
-            "prompts",
-            checks=(LOSSES_FINITE,),
-            plots=f"{PLOTS}:training",
-        ),
-        stage(
-            PRE_TRAINING,
-            "diffuser",
-            "training.diffuser",
-            (FAMILY, SEED),
-            "prompts",
-            checks=(LOSSES_FINITE,),
-            plots=f"{PLOTS}:training",
-        ),
-        *(
-            replace(
-                stage(TUNING, f"{TUNED}{name}", "tuning.stage", AXES, *method.needs, plots=f"{PLOTS}:tuning"),
-                params_module=method.module,
-                source=None if PACKAGE in method.source.parents else method.source,
-            )
-            for name, method in chosen.items()
-        ),
-        stage(
-            RESULTS,
-            "evaluation",
-            "evaluation.stage",
-            (FAMILY, SEED),
-            "plm",
-            *diffuser,
-            *tuned,
-            uses=tuners,
-            checks=(METRICS_COMPLETE,),
-            plots=f"{PLOTS}:evaluation",
-        ),
-        stage(
-            RESULTS,
-            "prompt_fit",
-            "evaluation.prompt_fit",
-            (FAMILY, SEED),
-            *("trajectories", "prompts", "plm", "diffuser", *measured),
-            uses=tuple(method.module for name, method in generating.items() if name in methods),
-            plots=f"{PLOTS}:prompt_fit",
-        ),
-        stage(
-            RESULTS,
-            REPORT,
-            "reporting.stage",
-            (),
-            *("trajectories", "plm", *diffuser, *tuned, "evaluation", *fit),
-            uses=tuners,
-            folder="reports",
-        ),
-    ]
-    absent = {"diffuser", "prompt_fit"} - {*diffuser, *fit}
-    return {found.name: found for found in made if found.name not in absent}
+    before = [stage for stage in BEFORE_TUNING if with_diffuser or stage.name != "diffuser"]
+    tuned = [_tuning(name, method) for name, method in chosen.items()]
+    outs = [stage.name for stage in tuned]
+    if with_diffuser:
+        outs = ["diffuser", *outs]
+    results = [_evaluation(outs, tuners)]
+    if everything or measured:
+        results.append(_prompt_fit(measured))
+    report = _report(outs, [stage.name for stage in results], tuners)
+    return {stage.name: stage for stage in (*before, *tuned, *results, report)}

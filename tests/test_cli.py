@@ -57,6 +57,7 @@ def test_run_without_record_leaves_no_trace_in_dvc(root: Path) -> None:
     ("arguments", "message"),
     [
         (("run", "nothing"), "unknown stage 'nothing'"),
+        (("run", "plmm"), "unknown stage 'plmm': did you mean 'plm'?"),
         (("run", "plm", "--key", "x-0"), "has no key 'x-0'"),
         (("run", "prompts", "--key", "other"), "run `pd-pipeline run trajectories --key other` first"),
         (("graph", "--check"), "graph --write"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pd_pipeline.errors import MAX_MESSAGE, PipelineError, described, one_line
+from pd_pipeline.errors import MAX_MESSAGE, PipelineError, closest, described, one_line, suggestion
 
 
 @given(st.text(max_size=5000))
@@ -29,6 +29,25 @@ def test_of_a_long_message_both_ends_are_kept() -> None:
 
 def test_control_characters_are_escaped() -> None:
     assert one_line("a\x1b[2Jb\tc\nd") == "a\\x1b[2Jb\\tc; d"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "words"),
+    [
+        ("stepz", ["width", "steps"], "did you mean 'steps'?"),
+        ("other", ["width", "steps", "width"], "choose one of width, steps"),
+        ("other", [], "choose one of none"),
+    ],
+)
+def test_for_an_unknown_name_the_closest_is_suggested_or_else_all(name: str, known: list[str], words: str) -> None:
+    assert suggestion(name, known) == words
+    assert suggestion(name, iter(known)) == words
+
+
+def test_how_similar_the_closest_name_must_be() -> None:
+    assert closest("tuned_mine", ["tuned_lora"]) == "tuned_lora"
+    assert closest("tuned_mine", ["tuned_lora"], similarity=0.9) is None
+    assert closest("tuned_lroa", ["tuned_lora"], similarity=0.9) == "tuned_lora"
 
 
 @pytest.mark.parametrize(

@@ -35,13 +35,23 @@ def test_every_key_is_found_by_its_text(project: Graph) -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "key", "named"), [("plm", "other-5", "other-7"), ("nothing", "", "behavior_policies")]
+    ("stage", "key", "named"),
+    [
+        ("plm", "other-5", "stage plm has no key 'other-5': .*other-7"),
+        ("report", "other-5", r"stage report has no key 'other-5': the keys in params\.yaml are none"),
+        ("nothing", "", "unknown stage 'nothing': choose one of behavior_policies"),
+    ],
 )
 def test_unknown_stages_and_keys_are_refused_with_the_known_ones(
     project: Graph, stage: str, key: str, named: str
 ) -> None:
     with pytest.raises(PipelineError, match=named):
         project.key(stage, key)
+
+
+def test_an_unknown_stage_has_no_keys(project: Graph) -> None:
+    with pytest.raises(PipelineError, match="unknown stage 'plmm': did you mean 'plm'"):
+        project.keys("plmm")
 
 
 def test_upstream_keys_agree_on_every_common_axis(project: Graph) -> None:

@@ -1,8 +1,11 @@
 """Every block is checked before any work."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 from pd_pipeline import graph, preflight
 from pd_pipeline.errors import PipelineError
@@ -33,7 +36,11 @@ def test_valid_blocks_are_not_checked_twice(tmp_path: Path, monkeypatch: pytest.
         ),
         ("plm: {", "plm: {heads: 3, ", r"plm: .*width 8 is not a multiple of heads 3"),
         ("diffusion: {steps: 4}", "diffusion: {stps: 4}", r"diffuser\.diffusion\.stps: .*did you mean 'steps'"),
-        ("plm: {", "plm: {qualities: [expert, mediun], ", r"point_robot\.plm: quality 'mediun' is not collected"),
+        (
+            "plm: {",
+            "plm: {qualities: [expert, mediun], ",
+            r"point_robot\.plm\.qualities: 'mediun' is not among the qualities of .*: choose one of expert",
+        ),
         ("plm: {", "plm: {qualities: [../../x], ", r"plm\.qualities\.0: String should match pattern"),
         ("prompts: {length: 3", "prompts: {length: 30", r"prompts\.length: 30 steps, but an episode has at most 6"),
         ("plm: {", "plm: {quality: expert, ", r"plm\.quality: no such parameter: did you mean 'qualities'\?"),
@@ -66,6 +73,87 @@ def test_valid_blocks_are_not_checked_twice(tmp_path: Path, monkeypatch: pytest.
 def test_mistakes_are_found_before_any_work(tmp_path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         checked(tmp_path, old, new)
+
+
+def episodes(*qualities: str) -> dict[str, Any]:
+    return {"trajectories": {"workers": 1, "episodes": {quality: {"train": 3, "test": 6} for quality in qualities}}}
+
+
+def levels(**described: dict[str, float]) -> dict[str, Any]:
+    return {"behavior_policies": {"levels": described}}
+
+
+POLICIES, EPISODES = r"families\.point_robot\.behavior_policies", r"families\.point_robot\.trajectories\.episodes"
+QUALITIES: dict[str, tuple[dict[str, Any], str]] = {
+    "collected, without a policy": (
+        episodes("expert", "mediun"),
+        rf"^params\.yaml: {EPISODES}\.mediun: {POLICIES} has no policy of this quality: did you mean 'medium'\? "
+        rf"\(or describe one in {POLICIES}\.levels\.mediun\)$",
+    ),
+    "described, not collected": (
+        levels(slow={"gain": 0.1, "noise": 0.1}),
+        rf"^params\.yaml: {POLICIES}\.levels\.slow: {EPISODES} does not name this quality: choose one of expert, "
+        r"medium, random \(or add it there\)$",
+    ),
+    "misspelt where it is described": (
+        levels(expret={"gain": 0.1}),
+        rf"{POLICIES}\.levels\.expret: {EPISODES} does not name this quality: did you mean 'expert'\?",
+    ),
+    "described in part": (
+        episodes("expert", "slow") | levels(slow={"gain": 0.1}),
+        rf"{POLICIES}\.levels\.slow: family 'point_robot': a behaviour policy raised KeyError: 'noise'",
+    ),
+    "of the PLM": (
+        {"plm": {"qualities": ["medium"]}},
+        rf"\.plm\.qualities: 'medium' is not among the qualities of {EPISODES}: choose one of expert \(or add it there\)",
+    ),
+    "of prompts": (
+        {"prompts": {"length": 3, "qualities": ["expert", "medium"]}},
+        rf"\.prompts\.qualities: 'medium' is not among the qualities of {EPISODES}",
+    ),
+    "of the diffuser": (
+        episodes("expert", "medium") | {"diffuser": {"qualities": ["medium"]}},
+        r"\.diffuser\.qualities: 'medium' is not among the qualities of families\.point_robot\.prompts\.qualities",
+    ),
+    "of the target": (
+        {"target": {"quality": "medium"}},
+        rf"point_robot\.target\.quality: 'medium' is not among the qualities of {EPISODES}",
+    ),
+    "of the target, for one method": (
+        {"tuned_prompt_dt": {"target": {"quality": "medium"}}},
+        rf"point_robot\.tuned_prompt_dt\.target\.quality: 'medium' is not among the qualities of {EPISODES}",
+    ),
+}
+
+
+def with_blocks(root: Path, blocks: dict[str, Any]) -> graph.Graph:
+    """A project whose methods read the diffuser too."""
+    values = YAML(typ="safe").load(SMALL_PARAMS)
+    values["run"] |= {"families": ["point_robot"], "methods": ["prompt_dt", "prompt_diffuser"]}
+    values["families"]["point_robot"] |= blocks
+    (root / "params.yaml").write_text(json.dumps(values))
+    return graph.load(root)
+
+
+@pytest.mark.parametrize("case", QUALITIES)
+def test_a_quality_that_one_block_names_and_another_lacks(tmp_path: Path, case: str) -> None:
+    blocks, message = QUALITIES[case]
+    with pytest.raises(PipelineError, match=message):
+        preflight.check(with_blocks(tmp_path, blocks))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "blocks",
+    [
+        levels(expert={"gain": 0.5}),
+        levels(medium={"gain": 0.5}),
+        episodes("expert", "slow") | levels(slow={"gain": 0.1, "noise": 0.1}),
+    ],
+)
+def test_qualities_that_fit(tmp_path: Path, blocks: dict[str, Any]) -> None:
+    preflight.check(with_blocks(tmp_path, blocks))
+    assert (tmp_path / preflight.MARK).is_file()
 
 
 def test_a_mistake_prevents_all_work(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.error import DeprecatedEnv, UnregisteredEnv
 from pydantic import Field
 
 from pd_pipeline.config import MAX_TASKS, PARAMS_FILE, Name, Parameters, parse
@@ -173,6 +174,8 @@ class GymnasiumFamily(Family):
         except PipelineError:
             raise
         except (Exception, SystemExit) as error:
+            if self.params.gymnasium is not None and isinstance(error, UnregisteredEnv | DeprecatedEnv):
+                raise PipelineError(f"{self._where}.gymnasium: '{self.named}' is not registered: {error}") from error
             raise PipelineError(f"{what}: {error_text(error)}") from error
         if not isinstance(environment, gymnasium.Env):
             raise PipelineError(f"{what}: returned {type(environment).__name__}, not a gymnasium.Env")

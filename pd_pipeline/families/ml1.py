@@ -5,7 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from pd_pipeline.config import PARAMS_FILE
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families.meta_world import MetaWorld, MetaWorldParams
 
 BENCHMARK_TASKS = 50
@@ -58,10 +58,8 @@ class ML1(MetaWorld):
         from metaworld.policies import ENV_POLICY_MAP  # takes half a second, which other families do not need
 
         if params.meta_world not in ENV_POLICY_MAP:
-            known = ", ".join(sorted(ENV_POLICY_MAP))
-            raise PipelineError(
-                f"{where}.meta_world: '{params.meta_world}' is not a task of Meta-World: choose one of {known}"
-            )
+            hint = suggestion(params.meta_world, sorted(ENV_POLICY_MAP))
+            raise PipelineError(f"{where}.meta_world: '{params.meta_world}' is not a task of Meta-World: {hint}")
         for split in ("test_tasks", "validation_tasks"):
             if outside := [task for task in getattr(params, split) if not 0 <= task < params.tasks]:
                 raise PipelineError(f"{where}.{split}: {outside} are not among tasks 0 to {params.tasks - 1}")

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from pd_pipeline import config
 from pd_pipeline.config import STAGE_NAME, Name, Parameters, Seed
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, suggestion
 
 FOLDER = Path("studies")
 PREFIX = "study_"
@@ -79,8 +79,7 @@ def read(root: Path, name: Name) -> Study:
     if not re.fullmatch(STAGE_NAME, name):
         raise PipelineError(f"study '{name}': a name starts with a small letter and has only letters, digits and '_'")
     if not file.is_file():
-        known = ", ".join(names(root)) or "none"
-        raise PipelineError(f"{file}: no such study: choose one of {known}")
+        raise PipelineError(f"{file}: no such study: {suggestion(name, names(root))}")
     study = config.parse(Study, config.values_of(config.read_file(file), file), str(file.relative_to(root)))
     if (count := len(study.points)) > MAX_POINTS:
         raise PipelineError(f"{file}: {count:,} points: at most {MAX_POINTS:,} are allowed")

@@ -9,11 +9,10 @@ does not change is trained once, and a study that was stopped resumes where it s
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 
 from pd_pipeline import rendering
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.stage import Key
@@ -77,9 +76,8 @@ def _check_families(project: Graph, study: Study, name: str) -> None:
     known = {*project.params.families, *BUILT_IN, *(running or ())}
     for family in asked if isinstance(asked, dict) else ():
         if family not in known:
-            close = get_close_matches(family, known, n=1)
-            meant = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(sorted(known))}"
-            raise PipelineError(f"{FOLDER}/{name}.yaml: base.families.{family}: unknown family: {meant}")
+            hint = suggestion(family, sorted(known))
+            raise PipelineError(f"{FOLDER}/{name}.yaml: base.families.{family}: unknown family: {hint}")
 
 
 @contextmanager

@@ -9,7 +9,7 @@ there the last bits depend on their number.
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ import gymnasium
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import Name, Parameters, Seed
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.config import PARAMS_FILE, Name, Parameters, Seed
+from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families import border
 from pd_pipeline.families.base import BatchPolicy, Family, Policy, load_family
 from pd_pipeline.families.goal_policy import located
@@ -75,6 +75,18 @@ def plan(family: Family, params: TrajectoriesParams) -> list[Shard]:
             for first in range(0, episodes, params.episodes_per_shard):
                 shards.append(Shard(quality, task, first, min(params.episodes_per_shard, episodes - first)))
     return shards
+
+
+def refuse_without_policy(family: str, collected: Iterable[str], policies: Iterable[str]) -> None:
+    """Raise PipelineError for a quality of `trajectories.episodes` that no policy of the family has."""
+    known, where = list(policies), f"families.{family}"
+    for quality in collected:
+        if quality not in known:
+            raise PipelineError(
+                f"{PARAMS_FILE}: {where}.trajectories.episodes.{quality}: {where}.behavior_policies has no policy of "
+                f"this quality: {suggestion(quality, known)} (or describe one in "
+                f"{where}.behavior_policies.levels.{quality})"
+            )
 
 
 class Pool:
@@ -222,8 +234,7 @@ def collect(
     of stage behavior_policies; `work` holds finished shards.
     """
     behaviors = {quality: located(d, policies) for quality, d in read_json(policies / "policies.json").items()}
-    if unknown := set(params.episodes) - set(behaviors):
-        raise PipelineError(f"trajectories.episodes names {sorted(unknown)}, but policies are {sorted(behaviors)}")
+    refuse_without_policy(family.name, params.episodes, behaviors)
     shards = plan(family, params)
     todo = [shard for shard in shards if not shard.file(work).exists()]
     work.mkdir(parents=True, exist_ok=True)

@@ -13,13 +13,12 @@ import ast
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from pd_pipeline.config import PARAMS_FILE, RunParams
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.foreign import module_file
 
 ALWAYS = ("trajectories", "plm")
@@ -64,8 +63,7 @@ def chosen(run: RunParams, methods: Mapping[str, Method]) -> dict[str, Method]:
     names = {name: run.method_of(name) for name in run.methods}
     for name, method in (names | run.variants).items():
         if method not in methods:
-            close = get_close_matches(method, methods, n=1)
-            hint = f"did you mean '{close[0]}'" if close else f"choose one of {', '.join(methods)}"
+            hint = suggestion(method, methods)
             raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is not a method: {hint}")
     if hidden := sorted(set(run.variants) & set(methods)):
         raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are names of methods: choose other names")

@@ -56,7 +56,8 @@ def test_weaker_behavior_is_worse() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"task": "psuh-v3"}, r"meta_world: 'psuh-v3' is not a task of Meta-World: choose one of assembly-v3, "),
+        ({"task": "psuh-v3"}, r"meta_world: 'psuh-v3' is not a task of Meta-World: did you mean 'push-v3'\?"),
+        ({"task": "xyzzy-v9"}, r"meta_world: 'xyzzy-v9' is not a task of Meta-World: choose one of assembly-v3, "),
         ({"task": "../push"}, r"meta_world: String should match"),
         ({"horizon": 501}, r"horizon: .*less than or equal to 500"),
         ({"tasks": 20}, r"environment\.test_tasks: \[24, 35, 40\] are not among tasks 0 to 19"),

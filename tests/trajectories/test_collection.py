@@ -125,7 +125,7 @@ def test_metadata_states_the_origin_of_the_data(tmp_path: Path, plane: PointRobo
 
 
 def test_unknown_qualities_are_named(tmp_path: Path, plane: PointRobot) -> None:
-    with pytest.raises(PipelineError, match=r"trajectories\.episodes names \['superb'\], but policies are"):
+    with pytest.raises(PipelineError, match=r"trajectories\.episodes\.superb: .*behavior_policies has no policy"):
         collected(tmp_path, tmp_path / "work", family=plane, episodes={"superb": {"train": 1, "test": 1}})
 
 
