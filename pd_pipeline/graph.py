@@ -15,15 +15,20 @@ from typing import Any
 
 from pd_pipeline import config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
+from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families.base import Family, entry_point, load_family, source_files
 from pd_pipeline.families.registry import BUILT_IN
+from pd_pipeline.incoming import store
 from pd_pipeline.progress import Progress
 from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.stages import ACROSS, REPORT, SEED, TASK, Stage, stages
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
 from pd_pipeline.tuning.methods import Method, known
+
+NEW = "-new"
+"""Ends the name of the folder with the outs of new targets."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ class Graph:
     """All methods available to the project, by name."""
     tasks: dict[str, tuple[int, ...]]
     """Family -> its target tasks."""
+    accepted: Mapping[str, Mapping[int, Mapping[str, int]]] = field(default_factory=dict)
+    """Family -> task -> quality -> number of trajectories that users brought and that were accepted."""
     overrides: tuple[str, ...] = ()
     """Overrides of values in params.yaml, for this process (`--set`)."""
     base: Mapping[str, Any] = field(default_factory=dict)
@@ -63,9 +70,27 @@ class Graph:
         return [
             Key(family, task, seed)
             for family in self.params.run.families
-            for task in (self.tasks[family] if TASK in axes else (None,))
+            for task in (self.targets(stage, family) if TASK in axes else (None,))
             for seed in (self.params.run.seeds if SEED in axes else (None,))
         ]
+
+    def targets(self, stage: str, family: str) -> tuple[int, ...]:
+        """The target tasks of a stage: those of the family, and the new ones with enough accepted trajectories."""
+        new = sorted(set(self.accepted.get(family, ())) - {*self.tasks[family]})
+        return (*self.tasks[family], *(task for task in new if not self.lacking(stage, family, task)))
+
+    def lacking(self, stage: str, family: str, task: int) -> dict[str, tuple[int, int]]:
+        """Quality -> (accepted, needed) trajectories, for those that a tuning stage still lacks for a new target."""
+        if not stage.startswith(config.TUNED):
+            return {}
+        target = self.stage_params(stage, Key(family)).model_dump()[config.TARGET]
+        counts, needed = self.accepted[family][task], target["few_shot"] or 1
+        qualities = {target["quality"], target["prompt_quality"] or target["quality"]}
+        return {q: (counts.get(q, 0), needed) for q in sorted(qualities) if counts.get(q, 0) < needed}
+
+    def is_new(self, key: Key) -> bool:
+        """Whether the task of a key is a new target: one that only users' accepted files make known."""
+        return key.task is not None and key.family in self.tasks and key.task not in self.tasks[key.family]
 
     def key(self, stage: str, text: str) -> Key:
         """Parse the key `text`. Raises PipelineError if the graph has no such stage or key."""
@@ -100,7 +125,10 @@ class Graph:
     def out(self, stage: str, key: Key) -> Path:
         """The path of the out of a piece of work, relative to the root."""
         base = self.home(stage, key).relative_to(self.root) / "data" / (self.stages[stage].folder or stage)
-        return base / f"{key.family}-{key.seed}" / str(key.task) if TASK in self.stages[stage].axes else base / str(key)
+        if TASK not in self.stages[stage].axes:
+            return base / str(key)
+        # evaluation reads the folder of all benchmark targets: new ones are elsewhere, so that they do not change it
+        return base / f"{Key(key.family, None, key.seed)}{NEW if self.is_new(key) else ''}" / str(key.task)
 
     def input(self, stage: str, key: Key, need: str) -> Path:
         """What a piece of work reads from one upstream stage: its out, or the directory with several outs."""
@@ -116,7 +144,7 @@ class Graph:
             return ["run", "families"]
         if key.family is None:  # the report shows the parameters of everything it reports
             return ["run", stage, *(f"families.{family}" for family in self.params.run.families)]
-        own = (config.TARGET, stage) if TASK in self.stages[stage].axes else (stage,)
+        own = (config.TARGET, stage) if stage.startswith(config.TUNED) else (stage,)
         return [f"families.{key.family}.{block}" for block in ("environment", *own)]
 
     def entry_points(self, key: Key) -> list[str]:
@@ -146,6 +174,12 @@ class Graph:
         sources = source_files(family, self.params.block(family, "environment"), self.root)
         return [source for source in sources if {PACKAGE, self.root} & {*source.parents}]
 
+    def recordings(self, stage: str, key: Key) -> list[Path]:
+        """The trajectory files of users that a piece of work reads, sorted."""
+        if key.family is None or not self.stages[stage].reads_accepted or key.task is None:
+            return []
+        return store.files(self.root, key.family, key.task)
+
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""
         if (preset := self.stages[stage].preset) is not None:
@@ -159,6 +193,8 @@ class Graph:
         if key.family is not None:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
         parts += [self.root / self.input(stage, key, need) for need in self.stages[stage].needs]
+        if recordings := self.recordings(stage, key):
+            parts.append(content_digest(self.root, recordings))
         return digest(*parts, *self.entry_points(key), *self.code(stage, key))
 
 
@@ -196,7 +232,9 @@ def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | 
             )
         tasks[name] = load_family(name, params.block(name, "environment"), root).test_tasks
     methods = known(params.run, root)
-    graph = Graph(root, text, values, params, stages(params.run, methods), methods, tasks, overrides, base or {})
+    accepted = {name: store.targets(root, name) for name in params.run.families}
+    found = stages(params.run, methods)
+    graph = Graph(root, text, values, params, found, methods, tasks, accepted, overrides, base or {})
     return _with_studies(graph) if params.run.studies else graph
 
 

@@ -116,7 +116,8 @@ def keep_rendered(graph: Graph) -> bool:
 
 def _state(graph: Graph) -> str:
     made = [graph.root / name for name in (rendering.DVC_FILE, rendering.DIGESTS_FILE, LOCK_FILE)]
-    stamps = [stamp(path) for path in (*rendering.code_files(graph), *made[:2]) if path.exists()]
+    read = (*rendering.code_files(graph), *rendering.recording_files(graph), *made[:2])
+    stamps = [stamp(path) for path in read if path.exists()]
     return as_json([graph.text, stamps, made[2].exists()])
 
 
@@ -191,7 +192,7 @@ def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tup
         found = {}
         for stage, key in [(name, key) for name in stages or graph.stages for key in graph.keys(name)]:
             piece = pieces.get(address(stage, key))
-            if rendering.recorded(graph.root, stage, key) != now[stage][key.family or "all"]:
+            if rendering.recorded(graph.root, stage, key) != now[stage][rendering.entry(key)]:
                 continue
             with suppress(LockError):  # another process works on it
                 if piece is not None and (data_version := _data_version(piece)):

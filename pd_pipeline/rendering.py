@@ -4,12 +4,13 @@ DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, ke
 its key, which are filled into the template in `do`.
 
 DVC tracks code and parameters through digests.json, next to dvc.yaml: it contains, per stage and family, one digest of
-the files that the stage uses and one of its sections of params.yaml. Each piece of work depends on its own entry. So an
-edit makes only the affected pieces stale, the location of the installed package does not matter, a block that is left
-out equals an empty one, and DVC reads one small file instead of params.yaml for each of hundreds of pieces. The stage
-`digests` depends on the files and on params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`;
-`pd-pipeline` and Dagster rewrite it themselves. Right after an edit, `dvc status` lists only `digests`; after
-`pd-pipeline graph --write` it lists the stale pieces. Paths of a package that is installed elsewhere do not appear.
+the files that the stage uses and one of its sections of params.yaml; where it reads trajectories of users, also one of
+these, then per target. Each piece of work depends on its own entry. So an edit makes only the affected
+pieces stale, the location of the installed package does not matter, a block that is left out equals an empty one, and
+DVC reads one small file instead of params.yaml for each of hundreds of pieces. The stage `digests` depends on all these
+files and on params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`; `pd-pipeline` and Dagster rewrite
+it themselves. Right after an edit, `dvc status` lists only `digests`; after `pd-pipeline graph --write` it lists the
+stale pieces. Paths of a package that is installed elsewhere do not appear.
 
 Outs are `persist`: otherwise DVC would remove them before the stage can refuse to replace files that it did not write.
 """
@@ -22,8 +23,9 @@ from pathlib import Path
 
 from pd_pipeline import graph as graph_module
 from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import Graph
+from pd_pipeline.graph import NEW, Graph
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import AXES, TASK
@@ -71,10 +73,13 @@ def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
     """Digests of the code and the parameters of a piece of work: the same for all keys of a stage and family."""
     named = sorted(f"{code_name(file, graph.root)} {file_digest(file).hex()}" for file in graph.code(stage, key))
     parameters = graph_module.sections_as_json(graph.values, graph.sections(stage, key)).values()
-    return {
+    found = {
         "code": digest(*named, *graph.entry_points(key))[:16],
         "parameters": digest(*parameters)[:16],
     }
+    if recordings := graph.recordings(stage, key):
+        found["recordings"] = content_digest(graph.root, recordings)[:16]
+    return found
 
 
 def all_digests(graph: Graph) -> dict[str, dict[str, dict[str, str]]]:
@@ -82,17 +87,27 @@ def all_digests(graph: Graph) -> dict[str, dict[str, dict[str, str]]]:
     found: dict[str, dict[str, dict[str, str]]] = {}
     for stage in graph.stages:
         for key in graph.keys(stage):
-            of_stage, family = found.setdefault(stage, {}), key.family or "all"
-            if family not in of_stage:
-                of_stage[family] = digests(graph, stage, key)
+            of_stage, name = found.setdefault(stage, {}), entry(key)
+            if name not in of_stage:
+                of_stage[name] = digests(graph, stage, key)
     return found
+
+
+def entry(key: Key) -> str:
+    """The name of a key's digests in digests.json: its family, or `all`; with a task but no seed, the key itself."""
+    return str(key) if key.task is not None and key.seed is None else key.family or "all"
+
+
+def recording_files(graph: Graph) -> list[Path]:
+    """The trajectory files of users that any piece of work reads, sorted."""
+    return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.recordings(name, key)})
 
 
 def recorded(root: Path, stage: str, key: Key) -> dict[str, str] | None:
     """The digests of a piece of work in digests.json; None if there are none."""
     if not (root / DIGESTS_FILE).is_file():
         return None
-    found: dict[str, str] | None = read_json(root / DIGESTS_FILE).get(stage, {}).get(key.family or "all")
+    found: dict[str, str] | None = read_json(root / DIGESTS_FILE).get(stage, {}).get(entry(key))
     return found
 
 
@@ -140,6 +155,7 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
     files = code_files(graph)
     if not in_checkout(graph.root):
         files = [file for file in files if PACKAGE not in file.parents]
+    files += sorted({file.parent for file in recording_files(graph)})  # a new file beside them matters too
     yield f"  {DIGESTS_STAGE}:"
     yield "    cmd: pd-pipeline graph --write"
     if files:
@@ -161,12 +177,16 @@ def _stage(graph: Graph, name: str) -> Iterator[str]:
         yield from (f"    {line}" for line in _body(graph, name, Key()))
         return
     yield "    foreach:"
+    with_new = any(graph.is_new(key) for key in keys)
     for key in keys:
         items = {axis: getattr(key, axis) for axis in AXES if axis in stage.axes}
+        if with_new:
+            items["new"] = NEW if graph.is_new(key) else ""
         yield f"      {_plain(str(key))}: {{{', '.join(f'{n}: {_plain(v)}' for n, v in items.items())}}}"
     yield "    do:"
     template = Key(*(getattr(_TEMPLATE_KEY, axis) if axis in stage.axes else None for axis in AXES))
-    yield from (f"      {line}" for line in _body(graph, name, template))
+    for line in _body(graph, name, template):
+        yield "      " + (line.replace("/${item.task}", "${item.new}/${item.task}") if with_new else line)
 
 
 def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
@@ -178,7 +198,7 @@ def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
         yield from (f"- {_plain(_input(graph, name, key, need))}" for need in stage.needs)
     yield "params:"
     yield f"- {DIGESTS_FILE}:"
-    yield f"  - {_plain(name + '.' + (key.family or 'all'))}"
+    yield f"  - {_plain(name + '.' + entry(key))}"
     yield "outs:"
     yield f"- {_plain(graph.out(name, key).as_posix())}:"
     yield "    persist: true"

@@ -83,6 +83,8 @@ class Stage:
     """File of `params_module`, if that is not in this package."""
     files: tuple[Path, ...] = ()
     """Other files that its outs depend on."""
+    reads_accepted: bool = False
+    """Whether it reads the trajectories that users brought for its target."""
     preset: Parameters | None = None
     """Its parameters, if they do not come from params.yaml."""
 
@@ -127,6 +129,14 @@ BEFORE_TUNING = (
         ["behavior_policies"],
         checks=(VALID, EXPERT_QUALITY),
         plots=f"{PLOTS}:trajectories",
+    ),
+    _stage(
+        DATA,
+        "target_data",
+        "trajectories.target_data",
+        (FAMILY, TASK),
+        ["trajectories"],
+        reads_accepted=True,
     ),
     _stage(DATA, "prompts", "prompts.stage", (FAMILY,), ["trajectories"]),
     _stage(
@@ -179,7 +189,7 @@ def _prompt_fit(measured: Mapping[str, Method]) -> Stage:
         "prompt_fit",
         "evaluation.prompt_fit",
         (FAMILY, SEED),
-        ["trajectories", "prompts", "plm", "diffuser", *measured],
+        ["target_data", "prompts", "plm", "diffuser", *measured],
         uses=tuple(method.module for method in measured.values()),
         plots=f"{PLOTS}:prompt_fit",
     )
@@ -187,7 +197,7 @@ def _prompt_fit(measured: Mapping[str, Method]) -> Stage:
 
 def _report(outs: Sequence[str], results: Sequence[str], tuners: tuple[str, ...]) -> Stage:
     """The report. `outs` and `results`: the stages it reads besides `trajectories` and `plm`."""
-    needs = ["trajectories", "plm", *outs, *results]
+    needs = ["trajectories", "target_data", "plm", *outs, *results]
     return _stage(RESULTS, REPORT, "reporting.stage", (), needs, uses=tuners, folder="reports")
 
 

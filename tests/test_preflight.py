@@ -105,7 +105,7 @@ QUALITIES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "of the PLM": (
         {"plm": {"qualities": ["medium"]}},
-        rf"\.plm\.qualities: 'medium' is not among the qualities of {EPISODES}: choose one of expert \(or add it there\)",
+        rf"\.plm\.qualities: 'medium' is not among the qualities of {EPISODES}: choose one of expert \(or add it",
     ),
     "of prompts": (
         {"prompts": {"length": 3, "qualities": ["expert", "medium"]}},

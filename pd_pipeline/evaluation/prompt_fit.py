@@ -78,8 +78,8 @@ def _target_fit(
 
     `shown` are the prompts that the method returned, if this denoiser generated them.
     """
-    path = context.inputs["trajectories"] / f"{tuned_summary.prompt_quality}.parquet"
-    data = read(path, [task], family=context.family)
+    path = context.inputs["target_data"] / str(task) / f"{tuned_summary.prompt_quality}.parquet"
+    data = read(path, family=context.family)
     unseen = np.flatnonzero(~np.isin(data.episode_id, tuned_summary.prompt_episodes))
     if not len(unseen):
         raise PipelineError(

@@ -128,9 +128,10 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
         return []
     first, prompts = next(iter(tuned.items()))
     recorded = summary.load(outs[first])
-    data = read(context.inputs["trajectories"] / results.name / f"{recorded.prompt_quality}.parquet")
-    own = (data.task_id == task) & np.isin(data.episode_id, recorded.prompt_episodes)
-    few_shot = data.select(np.flatnonzero(own))
+    file = f"{recorded.prompt_quality}.parquet"
+    own = read(context.inputs["target_data"] / results.name / str(task) / file)
+    few_shot = own.select(np.flatnonzero(np.isin(own.episode_id, recorded.prompt_episodes)))
+    data = read(context.inputs["trajectories"] / results.name / file)
     length = prompts.x0.shape[1]
     others = cut(_one_of_each(data, exclude=task), length, stride=max(1, int(data.lengths.max()) // 25))
     figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, plm.normalization, results.styles)

@@ -13,7 +13,6 @@ from pd_pipeline.storage import read_json
 from pd_pipeline.trajectories.quality import EXPERT, missed_bars
 from pd_pipeline.trajectories.reading import open_file, stream
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
-from pd_pipeline.trajectories.validation import check_family
 
 
 class FileSummary(NamedTuple):
@@ -35,9 +34,8 @@ def check_file(path: Path, families: Mapping[str, Family], new_task: int | None 
     if metadata.family not in families:
         known = ", ".join(sorted(families)) or "none"
         raise PipelineError(f"{path}: unknown family '{metadata.family}': known are {known}; add it to params.yaml")
-    check_family(str(path), metadata, families[metadata.family], new_task)
     episodes, steps, tasks = 0, 0, set[int]()
-    for batch in stream(path):
+    for batch in stream(path, family=families[metadata.family], new_task=new_task):
         episodes += int((batch.step == 0).sum())
         steps += len(batch.step)
         tasks |= {*np.unique(batch.task_id).tolist()}

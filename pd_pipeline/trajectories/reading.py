@@ -98,10 +98,11 @@ class Opened(NamedTuple):
     """None: written by another program."""
 
 
-def open_file(path: Path, family: Family | None = None) -> Opened:
+def open_file(path: Path, family: Family | None = None, new_task: int | None = None) -> Opened:
     """Open a trajectory file and check its schema and metadata. Raises PipelineError.
 
-    With a `family`, a file of another family, or one that contradicts it, is refused.
+    With a `family`, a file of another family, or one that contradicts it, is refused; `new_task` may be in it although
+    the family does not know it.
     """
     if not path.exists():
         raise PipelineError(f"{path}: no such file")
@@ -127,7 +128,7 @@ def open_file(path: Path, family: Family | None = None) -> Opened:
     metadata = parse_metadata(str(path), text)
     check_schema(str(path), schema, metadata)
     if family is not None:
-        check_family(str(path), metadata, family)
+        check_family(str(path), metadata, family, new_task)
     return Opened(file, metadata, seal)
 
 
@@ -155,13 +156,15 @@ def _check_layout(path: Path, file: pq.ParquetFile, seal: Seal | None) -> None:
         )
 
 
-def stream(path: Path, tasks: Iterable[int] | None = None, family: Family | None = None) -> Iterator[Columns]:
+def stream(
+    path: Path, tasks: Iterable[int] | None = None, family: Family | None = None, new_task: int | None = None
+) -> Iterator[Columns]:
     """Yield the validated steps of a file, one batch at a time, in constant memory.
 
     With `tasks`, only the row groups that may hold one of them are read, and only their rows are yielded; order and
     uniqueness are then checked among these. Raises PipelineError at the first bad step, and as `open_file` does.
     """
-    return _stream(path, open_file(path, family), None if tasks is None else np.fromiter(tasks, np.int64))
+    return _stream(path, open_file(path, family, new_task), None if tasks is None else np.fromiter(tasks, np.int64))
 
 
 def _stream(path: Path, opened: Opened, wanted: np.ndarray | None) -> Iterator[Columns]:
@@ -207,9 +210,11 @@ def _may_hold(file: pq.ParquetFile, group: int, tasks: np.ndarray, trusted: bool
     return any(np.isin(batch.column(0).to_numpy(zero_copy_only=False), tasks).any() for batch in batches)
 
 
-def read(path: Path, tasks: Iterable[int] | None = None, family: Family | None = None) -> Trajectories:
+def read(
+    path: Path, tasks: Iterable[int] | None = None, family: Family | None = None, new_task: int | None = None
+) -> Trajectories:
     """Read a file, or only the episodes of `tasks`, into contiguous arrays. Raises PipelineError."""
-    opened = open_file(path, family)
+    opened = open_file(path, family, new_task)
     batches = list(_stream(path, opened, None if tasks is None else np.fromiter(tasks, np.int64)))
     columns = {
         name: np.concatenate([getattr(batch, name) for batch in batches]) if batches else np.empty(0)

@@ -21,7 +21,7 @@ from pd_pipeline.config import PARAMS_FILE, RunParams
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.foreign import module_file
 
-ALWAYS = ("trajectories", "plm")
+ALWAYS = ("target_data", "plm")
 READABLE = ("diffuser",)
 """Stages that a method may name in NEEDS."""
 

@@ -45,6 +45,11 @@ class TargetParams(Parameters):
         default=5, gt=0, le=1_000_000, description="trajectories of the target task; null: all of them"
     )
     quality: Name = Field(default="expert", description="quality of these trajectories")
+    choose: Literal["random", "newest", "best"] = Field(
+        default="random",
+        description="which ones, if there are more: drawn at random by the seed, those that came last, or those with "
+        "the highest return",
+    )
     prompt_quality: Name | None = Field(
         default=None,
         description="quality of the trajectories that prompts are cut from, as many as few_shot; null: prompts are cut "
@@ -171,7 +176,7 @@ class Run:
 
 
 def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the few-shot episodes and of the others: the same for all methods with the same seed."""
+    """Indices of the few-shot episodes and of the others, sorted: the same for all methods with the same seed."""
     episodes = len(data.task_id)
     count = params.target.few_shot or episodes
     if episodes < count:
@@ -179,7 +184,12 @@ def draw_few_shot(data: Trajectories, params: TuningParams, seed: int) -> tuple[
             f"task {data.task_id[0]}: {count} few-shot trajectories are needed, but there are only {episodes}: "
             "collect more (trajectories.episodes) or use fewer (target.few_shot)"
         )
-    order = np.random.default_rng([seed, int(data.task_id[0])]).permutation(episodes)
+    if params.target.choose == "newest":
+        order = np.arange(episodes)[::-1]  # episodes are numbered in the order of arrival
+    elif params.target.choose == "best":
+        order = np.argsort(-data.episode_returns, kind="stable")
+    else:
+        order = np.random.default_rng([seed, int(data.task_id[0])]).permutation(episodes)
     return np.sort(order[:count]), np.sort(order[count:])
 
 

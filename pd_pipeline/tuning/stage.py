@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +11,13 @@ from pd_pipeline.acting.environments import LocalBatch, WorkerBatch, make_batch
 from pd_pipeline.acting.simulation import Simulation
 from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family
 from pd_pipeline.foreign import error_text
 from pd_pipeline.interruption import Interrupted
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.stage import StageContext
 from pd_pipeline.training.loop import History, OptimizationParams
 from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.trajectories.target_data import OTHER, other_task
 from pd_pipeline.tuning import summary as summaries
 from pd_pipeline.tuning.adaptation import Adaptation, Cost
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, draw_few_shot
@@ -106,27 +107,24 @@ class Drawn(NamedTuple):
 
 def drawn_trajectories(context: StageContext) -> tuple[Drawn, Drawn]:
     """Few-shot trajectories of the target and those shown to the method: the same, or drawn from another task."""
-    params, target = context.params, context.task
-    shown = target if params.shown == "own" else other_task(context.family, target)
-
-    def drawn(quality: str) -> dict[int, Trajectories]:
-        path = context.inputs["trajectories"] / f"{quality}.parquet"
-        data = read(path, sorted({target, shown}), family=context.family)
-        of_tasks = {task: data.select(np.flatnonzero(data.task_id == task)) for task in {target, shown}}
-        return {task: of.select(draw_few_shot(of, params, context.seed)[0]) for task, of in of_tasks.items()}
-
-    data = drawn(params.target.quality)
-    prompts = data if params.target.prompt_quality is None else drawn(params.target.prompt_quality)
-    return Drawn(data[target], prompts[target]), Drawn(data[shown], prompts[shown])
+    own = _drawn(context, context.inputs["target_data"])
+    if context.params.shown == "own":
+        return own, own
+    if other_task(context.family, context.task) is None:
+        raise PipelineError(f"family '{context.family.name}' has only one task: `shown: other` needs another")
+    return own, _drawn(context, context.inputs["target_data"] / OTHER)
 
 
-def other_task(family: Family, task: int) -> int:
-    """The target after `task`, cyclically; with a single target, the first training task. Raises PipelineError."""
-    targets = family.test_tasks
-    following = targets[(targets.index(task) + 1) % len(targets)]
-    if others := [other for other in (following, *family.train_tasks) if other != task]:
-        return others[0]
-    raise PipelineError(f"family '{family.name}' has only one task: `shown: other` needs another")
+def _drawn(context: StageContext, folder: Path) -> Drawn:
+    """What is drawn from the files of one task, a file per quality."""
+    target = context.params.target
+
+    def drawn(quality: str) -> Trajectories:
+        data = read(folder / f"{quality}.parquet", family=context.family, new_task=context.task)
+        return data.select(draw_few_shot(data, context.params, context.seed)[0])
+
+    data = drawn(target.quality)
+    return Drawn(data, data if target.prompt_quality is None else drawn(target.prompt_quality))
 
 
 def _summary(
@@ -146,6 +144,7 @@ def _summary(
         quality=params.target.quality,
         few_shot=len(own.data.task_id),
         few_shot_episodes=tuple(own.data.episode_id.tolist()),
+        choose=params.target.choose,
         prompt_quality=params.target.prompt_quality or params.target.quality,
         prompt_episodes=tuple(own.prompts.episode_id.tolist()),
         shown_task=int(shown.data.task_id[0]),

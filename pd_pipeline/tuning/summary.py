@@ -22,6 +22,7 @@ class Summary(Parameters):
     quality: Name
     few_shot: int = Field(gt=0, description="number of trajectories of the target")
     few_shot_episodes: tuple[int, ...] = Field(min_length=1)
+    choose: str = Field(description="the rule by which they were chosen")
     prompt_quality: Name = Field(description="quality of the trajectories that prompts are cut from")
     prompt_episodes: tuple[int, ...] = Field(min_length=1, description="those of the target that they are cut from")
     shown_task: int = Field(description="task of the trajectories shown to the method: the target or another")
