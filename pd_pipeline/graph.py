@@ -16,6 +16,7 @@ from typing import Any
 
 from pd_pipeline import config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
+from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, entry_point, load_family, source_files
 from pd_pipeline.families.registry import BUILT_IN
@@ -151,6 +152,12 @@ class Graph:
         sources = source_files(family, self.params.block(family, "environment"), self.root)
         return [source for source in sources if {PACKAGE, self.root} & {*source.parents}]
 
+    def recordings(self, stage: str, key: Key) -> list[Path]:
+        """The user's trajectory files that a piece of work reads, sorted; none for a family with a simulator."""
+        if key.family is None or not self.stages[stage].reads_recordings:
+            return []
+        return sorted(path for paths in self.family(key.family).recordings.values() for path in paths)
+
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""
         if (preset := self.stages[stage].preset) is not None:
@@ -164,6 +171,8 @@ class Graph:
         if key.family is not None:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
         parts += [self.root / self.input(stage, key, need) for need in self.stages[stage].needs]
+        if recordings := self.recordings(stage, key):
+            parts.append(content_digest(self.root, recordings))
         return digest(*parts, *self.entry_points(key), *self.code(stage, key))
 
 

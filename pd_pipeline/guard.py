@@ -15,6 +15,7 @@ from typing import Any
 from pd_pipeline import config, rendering
 from pd_pipeline import graph as graphs
 from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.rendering import address, relative
@@ -41,7 +42,8 @@ def snapshot(graph: Graph, stage: str, key: Key) -> Snapshot:
         if file.suffix == ".py" and _first_seen(file) != _md5(file):  # other files are not kept in memory
             raise PipelineError(f"{file}: edited after this process loaded it: run the command again")
     paths = [graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs]
-    inputs = {path: (stamp(path), digest(path)) for path in paths if path.exists()}
+    paths += graph.recordings(stage, key)
+    inputs = {path: (stamp(path), _content(graph, path)) for path in paths if path.exists()}
     parameters = graphs.sections_as_json(graph.values, graph.sections(stage, key))
     return Snapshot(code, parameters, rendering.digests(graph, stage, key), inputs)
 
@@ -56,13 +58,17 @@ def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None
     if digests not in (None, before.digests):
         changed.append(rendering.DIGESTS_FILE)
     for path, (seen, content) in before.inputs.items():
-        if not path.exists() or (stamp(path) != seen and digest(path) != content):
+        if not path.exists() or (stamp(path) != seen and _content(graph, path) != content):
             changed.append(relative(path, graph.root))
     if changed:
         raise PipelineError(
             f"{address(stage, key)}: {', '.join(changed)} changed during the work: the out is not "
             "recorded, since it may be made from either version: run it again"
         )
+
+
+def _content(graph: Graph, path: Path) -> str:
+    return digest(path) if path.is_dir() else content_digest(graph.root, [path])
 
 
 def _values_now(graph: Graph) -> Mapping[str, Any]:

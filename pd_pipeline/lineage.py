@@ -116,7 +116,8 @@ def keep_rendered(graph: Graph) -> bool:
 
 def _state(graph: Graph) -> str:
     made = [graph.root / name for name in (rendering.DVC_FILE, rendering.DIGESTS_FILE, LOCK_FILE)]
-    stamps = [stamp(path) for path in (*rendering.code_files(graph), *made[:2]) if path.exists()]
+    read = (*rendering.code_files(graph), *rendering.recording_files(graph), *made[:2])
+    stamps = [stamp(path) for path in read if path.exists()]
     return as_json([graph.text, stamps, made[2].exists()])
 
 

@@ -4,12 +4,13 @@ DVC names the work `plm@reach-0` and `tuned_prompt_dt@reach-5-0`: stage, `@`, ke
 its key, which are filled into the template in `do`.
 
 DVC tracks code and parameters through digests.json, next to dvc.yaml: it contains, per stage and family, one digest of
-the files that the stage uses and one of its sections of params.yaml. Each piece of work depends on its own entry. So an
-edit makes only the affected pieces stale, the location of the installed package does not matter, a block that is left
-out equals an empty one, and DVC reads one small file instead of params.yaml for each of hundreds of pieces. The stage
-`digests` depends on the files and on params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`;
-`pd-pipeline` and Dagster rewrite it themselves. Right after an edit, `dvc status` lists only `digests`; after
-`pd-pipeline graph --write` it lists the stale pieces. Paths of a package that is installed elsewhere do not appear.
+the files that the stage uses and one of its sections of params.yaml; for the trajectories of a family without a
+simulator also one of the user's files. Each piece of work depends on its own entry. So an edit makes only the affected
+pieces stale, the location of the installed package does not matter, a block that is left out equals an empty one, and
+DVC reads one small file instead of params.yaml for each of hundreds of pieces. The stage `digests` depends on all these
+files and on params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`; `pd-pipeline` and Dagster rewrite
+it themselves. Right after an edit, `dvc status` lists only `digests`; after `pd-pipeline graph --write` it lists the
+stale pieces. Paths of a package that is installed elsewhere do not appear.
 
 Outs are `persist`: otherwise DVC would remove them before the stage can refuse to replace files that it did not write.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from pd_pipeline import graph as graph_module
 from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.sources import PACKAGE
@@ -71,10 +73,13 @@ def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
     """Digests of the code and the parameters of a piece of work: the same for all keys of a stage and family."""
     named = sorted(f"{code_name(file, graph.root)} {file_digest(file).hex()}" for file in graph.code(stage, key))
     parameters = graph_module.sections_as_json(graph.values, graph.sections(stage, key)).values()
-    return {
+    found = {
         "code": digest(*named, *graph.entry_points(key))[:16],
         "parameters": digest(*parameters)[:16],
     }
+    if recordings := graph.recordings(stage, key):
+        found["recordings"] = content_digest(graph.root, recordings)[:16]
+    return found
 
 
 def all_digests(graph: Graph) -> dict[str, dict[str, dict[str, str]]]:
@@ -86,6 +91,11 @@ def all_digests(graph: Graph) -> dict[str, dict[str, dict[str, str]]]:
             if family not in of_stage:
                 of_stage[family] = digests(graph, stage, key)
     return found
+
+
+def recording_files(graph: Graph) -> list[Path]:
+    """The user's trajectory files of all families without a simulator, sorted."""
+    return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.recordings(name, key)})
 
 
 def recorded(root: Path, stage: str, key: Key) -> dict[str, str] | None:
@@ -140,6 +150,7 @@ def _digests_stage(graph: Graph) -> Iterator[str]:
     files = code_files(graph)
     if not in_checkout(graph.root):
         files = [file for file in files if PACKAGE not in file.parents]
+    files += sorted({file.parent for file in recording_files(graph)})  # a new file beside them matters too
     yield f"  {DIGESTS_STAGE}:"
     yield "    cmd: pd-pipeline graph --write"
     if files:

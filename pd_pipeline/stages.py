@@ -82,6 +82,8 @@ class Stage:
     """File of `params_module`, if that is not in this package."""
     files: tuple[Path, ...] = ()
     """Other files that its outs depend on."""
+    reads_recordings: bool = False
+    """Whether it reads the user's trajectories of a family without a simulator."""
     preset: Parameters | None = None
     """Its parameters, if they do not come from params.yaml."""
 
@@ -135,6 +137,7 @@ def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = F
             "behavior_policies",
             checks=(VALID, EXPERT_QUALITY),
             plots=f"{PLOTS}:trajectories",
+            reads_recordings=True,
         ),
         stage(DATA, "prompts", "prompts.stage", (FAMILY,), "trajectories"),
         stage(
@@ -169,6 +172,7 @@ def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = F
             "evaluation",
             "evaluation.stage",
             (FAMILY, SEED),
+            "trajectories",
             "plm",
             *diffuser,
             *tuned,
