@@ -175,10 +175,15 @@ class Graph:
         return [source for source in sources if {PACKAGE, self.root} & {*source.parents}]
 
     def recordings(self, stage: str, key: Key) -> list[Path]:
-        """The trajectory files of users that a piece of work reads, sorted."""
-        if key.family is None or not self.stages[stage].reads_accepted or key.task is None:
+        """The trajectory files of users that a piece of work reads, sorted.
+
+        They are those of a family without a simulator; for a stage of targets, those that were accepted for its target.
+        """
+        if key.family is None or not self.stages[stage].reads_recordings:
             return []
-        return store.files(self.root, key.family, key.task)
+        if key.task is not None:
+            return store.files(self.root, key.family, key.task)
+        return sorted(path for paths in self.family(key.family).recordings.values() for path in paths)
 
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""

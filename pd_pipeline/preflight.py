@@ -13,8 +13,13 @@ from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, rendering
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
 from pd_pipeline.errors import PipelineError, closest, suggestion
+from pd_pipeline.families.base import Family
+from pd_pipeline.families.recorded import RecordedFamily
 from pd_pipeline.foreign import TIMEOUT_SECONDS
 from pd_pipeline.graph import Graph
+from pd_pipeline.guard import stamp
+from pd_pipeline.preflight_recorded import check_recorded
+from pd_pipeline.rendering import recording_files
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import ACROSS, Stage, stages
@@ -44,6 +49,11 @@ def check_points(graph: Graph, name: str) -> list[Graph]:
     for point, of_point in zip(read(graph.root, name).points, graphs, strict=True):
         with error_context(name, label(point)):
             check_blocks(of_point)
+            for family in of_point.params.run.families:
+                if of_point.family(family).is_recorded:
+                    raise PipelineError(
+                        f"family '{family}' has no simulator, and studies compare returns: leave it out"
+                    )
     return graphs
 
 
@@ -68,19 +78,26 @@ def check_blocks(graph: Graph) -> None:
         for name, other in inactive.items():
             block = graph.params.block(family, name)
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
-        _check_data(graph, family, {stage: params for (stage, of), params in blocks.items() if of == family})
+        of_family = {stage: params for (stage, of), params in blocks.items() if of == family}
+        found = graph.family(family)
+        if isinstance(found, RecordedFamily):
+            check_recorded(graph, found, of_family)
+        else:
+            _check_data(graph, found, of_family)
     for family in graph.params.run.families:  # last, since it may take seconds
-        levels = getattr(blocks["behavior_policies", family], "levels", {})
-        _check_qualities(graph, family, levels, blocks["trajectories", family])
+        if not graph.family(family).is_recorded:
+            levels = getattr(blocks["behavior_policies", family], "levels", {})
+            _check_qualities(graph, family, levels, blocks["trajectories", family])
 
 
 def _state(graph: Graph) -> bytes:
-    """Digest of params.yaml, of all code that validates it and of the devices of this machine."""
+    """Digest of params.yaml, all code that validates it, the user's trajectories and the devices of this machine."""
     sources = {source for family in graph.params.run.families for source in graph.family_sources(family)}
     sources |= {method.source for method in graph.methods.values()}
     studies = {path(graph.root, name) for name in graph.params.run.studies}
     files = sorted({*PACKAGE.rglob("*.py"), *sources, *studies})
-    total = hashlib.sha256(repr((graph.text, graph.overrides, graph.base)).encode())
+    recordings = [stamp(file) for file in recording_files(graph)]
+    total = hashlib.sha256(repr((graph.text, graph.overrides, graph.base, recordings)).encode())
     for file in files:
         total.update(file.read_bytes())
     for device in ("/dev/nvidia0", "/dev/nvidiactl"):
@@ -117,9 +134,9 @@ def _check_device(device: str) -> None:
         raise PipelineError(f"{PARAMS_FILE}: machine.{error}") from None
 
 
-def _check_data(graph: Graph, name: str, blocks: dict[str, Parameters]) -> None:
+def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> None:
     """Check what blocks require of each other: qualities, numbers of trajectories and the length of a prompt."""
-    where, family = f"{PARAMS_FILE}: families.{name}", graph.family(name)
+    name, where = family.name, f"{PARAMS_FILE}: families.{family.name}"
     collected = getattr(blocks["trajectories"], "episodes", {})
     prompts = blocks["prompts"]
     if (length := getattr(prompts, "length", 1)) > family.horizon:

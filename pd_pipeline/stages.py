@@ -83,8 +83,8 @@ class Stage:
     """File of `params_module`, if that is not in this package."""
     files: tuple[Path, ...] = ()
     """Other files that its outs depend on."""
-    reads_accepted: bool = False
-    """Whether it reads the trajectories that users brought for its target."""
+    reads_recordings: bool = False
+    """Whether it reads trajectories of users: of a family without a simulator, or those accepted for its target."""
     preset: Parameters | None = None
     """Its parameters, if they do not come from params.yaml."""
 
@@ -129,6 +129,7 @@ BEFORE_TUNING = (
         ["behavior_policies"],
         checks=(VALID, EXPERT_QUALITY),
         plots=f"{PLOTS}:trajectories",
+        reads_recordings=True,
     ),
     _stage(
         DATA,
@@ -136,7 +137,7 @@ BEFORE_TUNING = (
         "trajectories.target_data",
         (FAMILY, TASK),
         ["trajectories"],
-        reads_accepted=True,
+        reads_recordings=True,
     ),
     _stage(DATA, "prompts", "prompts.stage", (FAMILY,), ["trajectories"]),
     _stage(
@@ -175,7 +176,7 @@ def _evaluation(outs: Sequence[str], tuners: tuple[str, ...]) -> Stage:
         "evaluation",
         "evaluation.stage",
         (FAMILY, SEED),
-        ["plm", *outs],
+        ["target_data", "plm", *outs],
         uses=tuners,
         checks=(METRICS_COMPLETE,),
         plots=f"{PLOTS}:evaluation",

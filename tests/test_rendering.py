@@ -58,7 +58,7 @@ def test_dvcs_view_of_one_piece(tmp_path: Path) -> None:
         assert piece.cmd == "pd-pipeline run tuned_prompt_dt --key other-3-0"
         assert [out.def_path for out in piece.outs] == ["data/tuned_prompt_dt/other-0/3"]
         files = {Path(dep.fs_path) for dep in piece.deps if "params" not in type(dep).__name__.lower()}
-        assert files == {root / "data/trajectories/other", root / "data/plm/other-0"}
+        assert files == {root / "data/target_data/other/3", root / "data/plm/other-0"}
         assert {dep.def_path: list(dep.params) for dep in piece.params} == {
             "digests.json": ["tuned_prompt_dt.other"],
         }

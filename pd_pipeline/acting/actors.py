@@ -105,6 +105,10 @@ class Started:
         self.policy, self._before = policy, before
         self._tokens = before[0][0].shape[1]
 
+    def select(self, rows: Tensor) -> "Started":
+        """The actors at these rows, on the actors' device; a row may appear more than once."""
+        return Started(self.policy, [(keys[rows], values[rows]) for keys, values in self._before])
+
     @torch.no_grad()
     def act(self, window: Steps) -> Tensor:
         """Actions (n, d_a) in [-1, 1] for the last step of windows (n, L); that step's own action is not read."""

@@ -76,8 +76,8 @@ def method_metrics(scores: pl.DataFrame, tuned: Mapping[str, Sequence[Tuned]], s
     method has scores of the same seeds and tasks.
     """
     methods = scores["method"].unique(maintain_order=True).to_list()
-    _check_complete(scores, methods)
-    given = {method: _agreed(method, [out.given for out in tuned.get(method, ())]) for method in methods}
+    check_complete(scores, methods)
+    given = {method: agreed(method, [out.given for out in tuned.get(method, ())]) for method in methods}
     runs = {method: by_task(scores, method) for method in methods}
     return {method: _result(scores, runs, given, method, tuned.get(method, ()), seed, draws) for method in methods}
 
@@ -115,7 +115,7 @@ def _result(
         difference_to_prompt_dt=differences[START],
         share=None if share is None or not (start and ceiling) else Share(*share, start=start, ceiling=ceiling),
         episodes=scores.filter(pl.col("method") == method).height,
-        costs=_total([out.costs for out in tuned]),
+        costs=total([out.costs for out in tuned]),
         tasks=_tasks(scores, method),
     )
 
@@ -136,14 +136,15 @@ def _data(given: Given) -> tuple[Any, ...]:
     return given.quality, given.few_shot, given.prompt_quality
 
 
-def _agreed(method: str, given: Sequence[Given]) -> Given:
+def agreed(method: str, given: Sequence[Given]) -> Given:
     """What all outs of a method agree on; None where they differ, and then the method is that of its name."""
     agreed = {name: {getattr(out, name) for out in given} for name in (one.name for one in fields(Given))}
     known: dict[str, Any] = {name: values.pop() for name, values in agreed.items() if len(values) == 1}
     return Given(**{"method": method} | known)
 
 
-def _total(costs: Sequence[Costs]) -> Costs:
+def total(costs: Sequence[Costs]) -> Costs:
+    """The costs of all outs of a method."""
     return Costs(
         tuned_parameters=max((cost.tuned_parameters for cost in costs), default=0),
         plm_passes=sum(cost.plm_passes for cost in costs),
@@ -183,7 +184,8 @@ def _tasks(scores: pl.DataFrame, method: str) -> dict[int, TaskResult]:
     }
 
 
-def _check_complete(scores: pl.DataFrame, methods: list[str]) -> None:
+def check_complete(scores: pl.DataFrame, methods: list[str]) -> None:
+    """Raise PipelineError unless every method has scores of the same seeds and tasks."""
     cells = scores.select("seed", "task").unique()
     for method in methods:
         present = scores.filter(pl.col("method") == method)

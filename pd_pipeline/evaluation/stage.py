@@ -1,22 +1,25 @@
-"""Stage evaluation: roll out what every method left, for all target tasks of a family and seed; score it."""
+"""Stage evaluation: score what every method left, for all target tasks of a family and seed.
 
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+It is rolled out; for a family without a simulator it is scored offline (see `offline`).
+"""
+
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
-from pd_pipeline.acting.actors import Actors
 from pd_pipeline.acting.environments import episode_seed, make_batch
 from pd_pipeline.acting.rollouts import Rollouts, grouped, rollout
 from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.config import Parameters
-from pd_pipeline.evaluation.results import Evaluation, Tuned, save
-from pd_pipeline.evaluation.scores import method_metrics, tuned_of
+from pd_pipeline.evaluation import offline
+from pd_pipeline.evaluation.offline import OfflineParams
+from pd_pipeline.evaluation.policies import TunedPolicy, by_method, tuned_policies
+from pd_pipeline.evaluation.results import Evaluation, save
+from pd_pipeline.evaluation.scores import method_metrics
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, save_arrays
-from pd_pipeline.tuning import adaptation, summary
 from pd_pipeline.tuning.protocol import Pretrained
 
 
@@ -34,26 +37,18 @@ class Params(Parameters):
         default="float32", description="bf16 is faster where hardware has it, and then gives other actions"
     )
     bootstrap: int = Field(default=2000, gt=0, le=1_000_000, description="draws of an interval")
-
-
-class TunedPolicy(NamedTuple):
-    """What one method left for one target: actors that follow one policy under its prompts."""
-
-    method: str
-    task: int
-    actors: Actors
-    target_return: float
-    """The return that the policy is asked for."""
-    tuned: Tuned
+    offline: OfflineParams = OfflineParams()
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `scores.parquet`, `metrics.json` and `rollouts.safetensors`."""
+    """Write `scores.parquet`, `metrics.json` and, where there is a simulator, `rollouts.safetensors`."""
     params: Params = context.params
     device = pick_device(context.device)
     context.facts.update(device=str(device), precision=params.precision)
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
-    policies = [_policy(context, name, task, plm) for name, task in tuned(context)]
+    policies = tuned_policies(context, plm)
+    if context.family.is_recorded:
+        return offline.score(context, policies, plm, params.offline)
     rollouts = _roll_out(context, policies, plm, 0)  # those of the first episode are kept
     tables = [_scores(context, policies, rollouts, 0)]
     for episode in range(1, params.episodes):
@@ -62,10 +57,7 @@ def run(context: StageContext) -> dict[str, Any]:
     scores = pl.concat(tables)
     with atomic_file(context.out / "scores.parquet") as temporary:
         scores.write_parquet(temporary)
-    outs: dict[str, list[Tuned]] = {}
-    for policy in policies:
-        outs.setdefault(policy.method, []).append(policy.tuned)
-    metrics = method_metrics(scores, outs, context.seed, params.bootstrap)
+    metrics = method_metrics(scores, by_method(policies), context.seed, params.bootstrap)
     save(context.out / "metrics.json", Evaluation(metrics, params.precision, context.key.family, context.seed))
     first = scores.with_row_index().filter(pl.col("prompt") == 0, pl.col("episode") == 0)
     rows = first["index"].to_numpy()
@@ -76,28 +68,10 @@ def run(context: StageContext) -> dict[str, Any]:
     return {f"return_mean_{method}": result.mean.value for method, result in metrics.items()}
 
 
-def tuned(context: StageContext) -> list[tuple[str, int]]:
-    """(stage, task) of every tuned out that this key reads."""
-    names = [name for name in context.inputs if name.startswith("tuned_")]
-    return [(name, task) for name in names for task in context.family.test_tasks]
-
-
-def tuned_out(context: StageContext, name: str, task: int) -> Path:
-    """Where a tuned out of this key lies."""
-    return context.inputs[name] / str(task)
-
-
-def _policy(context: StageContext, name: str, task: int, plm: Pretrained) -> TunedPolicy:
-    directory = tuned_out(context, name, task)
-    actors = adaptation.load(context.modules[name], directory, plm).actors(plm)
-    written = summary.load(directory)
-    return TunedPolicy(name.removeprefix("tuned_"), task, actors, written.target_return, tuned_of(written, task))
-
-
 def _roll_out(context: StageContext, policies: list[TunedPolicy], plm: Pretrained, episode: int) -> Rollouts:
     """One episode of every actor of every policy."""
     tasks = [policy.task for policy in policies for _ in range(len(policy.actors))]
-    targets = np.array([policy.target_return for policy in policies for _ in range(len(policy.actors))])
+    targets = np.array([policy.summary.target_return for policy in policies for _ in range(len(policy.actors))])
     numbers = [number for policy in policies for number in range(len(policy.actors))]
     seeds = [episode_seed(context.seed, task, number, episode) for task, number in zip(tasks, numbers, strict=True)]
     workers, patience = context.params.workers, context.params.patience
@@ -121,7 +95,7 @@ def _scores(context: StageContext, policies: list[TunedPolicy], rollouts: Rollou
             "seed": context.seed,
             "prompt": number,
             "episode": episode,
-            "target_return": policy.target_return,
+            "target_return": policy.summary.target_return,
             "origin": origin.name,
             "origin_step": origin.step,
         }

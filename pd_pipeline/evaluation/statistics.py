@@ -58,6 +58,17 @@ def estimate(
     return Estimate(value, *_percentiles(statistic(drawn), confidence))
 
 
+def mean_over_tasks(scores: Scores, rng: np.random.Generator, draws: int = 2000, confidence: float = 0.95) -> Estimate:
+    """Mean over tasks of the mean of their runs, each task with the same weight however many runs it has.
+
+    Given differences of runs that are paired, it is their mean with the interval of a paired comparison.
+    """
+    seeds = [_mean_over_tasks(seed) for seed in scores]
+    if len(seeds) > 1:
+        return _over_seeds(float(np.mean(seeds)), seeds, confidence)
+    return Estimate(seeds[0], *_percentiles(_drawn_means(scores[0], rng, draws), confidence))
+
+
 def paired_difference(
     scores: Scores, reference: Scores, rng: np.random.Generator, draws: int = 2000, confidence: float = 0.95
 ) -> Estimate:

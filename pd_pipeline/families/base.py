@@ -11,7 +11,8 @@ Write a subclass of `Family` in its own file and name its entry point in params.
 
 The built-in families need no entry point. An environment can also be used without a family class: by its Gymnasium id
 (`gymnasium: Reacher-v5`), by the entry point of its class or of a function that creates it (see `gymnasium_env`), or as
-a task of Meta-World's ML1 (`meta_world: push-v3`, see `ml1`).
+a task of Meta-World's ML1 (`meta_world: push-v3`, see `ml1`). Without an environment, a folder of trajectories is a
+family too (`data: data/imported/my_robot`, see `recorded`).
 """
 
 import importlib
@@ -68,8 +69,9 @@ EntryPoint = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za
 BY_NAME = {
     "gymnasium": "pd_pipeline.families.gymnasium_env:GymnasiumFamily",
     "meta_world": "pd_pipeline.families.ml1:ML1",
+    "data": "pd_pipeline.families.recorded:RecordedFamily",
 }
-"""Field of an `environment` block that names an environment instead of an entry point -> the family class for it."""
+"""Field of an `environment` block that stands in for an entry point -> the family class for it."""
 
 
 class FamilyParams(Parameters):
@@ -98,12 +100,21 @@ class Family(ABC):
     """Whether episodes can succeed; otherwise they only have a return."""
     targets_are_trained: ClassVar[bool] = False
     """Whether the targets of the published split are also training tasks."""
+    is_recorded: ClassVar[bool] = False
+    """Whether it has no simulator: its trajectories are files of the user, and methods are scored offline."""
     lanes: int = 1
     """Episodes that one process collects in parallel; more than one is faster with a `BatchPolicy`."""
 
     def __init__(self, name: str, params: FamilyParams):
         self.name = name
         self.params = params
+        self.root = Path()
+        """The folder of params.yaml, set after creation."""
+
+    @property
+    def recordings(self) -> dict[str, list[Path]]:
+        """Quality -> the user's trajectory files; empty for a family with a simulator."""
+        return {}
 
     @property
     def horizon(self) -> int:
@@ -171,8 +182,8 @@ def entry_point(name: str, block: dict[str, Any]) -> str:
     if not found:
         raise PipelineError(
             f"{PARAMS_FILE}: families.{name}: unknown family: built in are {', '.join(BUILT_IN)}; for your own, set "
-            f"families.{name}.environment.entry_point to 'module:Class', .gymnasium to the id of an environment, or "
-            ".meta_world to a task of Meta-World"
+            f"families.{name}.environment.entry_point to 'module:Class', .gymnasium to the id of an environment, "
+            ".meta_world to a task of Meta-World, or .data to a folder of trajectories"
         )
     try:
         return TypeAdapter(EntryPoint).validate_python(found)
@@ -213,6 +224,7 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
     try:
         with time_limit(f"{where}: creating '{cls.__name__}'"):
             family = cls(name, params)
+        family.root = root
         tasks = [*family.train_tasks, *family.test_tasks]
     except PipelineError:
         raise

@@ -11,7 +11,8 @@ import polars as pl
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
-from pd_pipeline.evaluation.results import Given, Metrics
+from pd_pipeline.evaluation.offline import offline_metrics
+from pd_pipeline.evaluation.results import Given, MethodResult, Metrics, OfflineMetrics, OfflineResult
 from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.canvas import Styles, method_styles
@@ -47,7 +48,9 @@ class FamilyResults:
     methods: tuple[str, ...]
     scores: pl.DataFrame
     metrics: Metrics
-    """Method -> its result over all seeds, computed as `evaluation` does it for one."""
+    """Method -> its result over all seeds, computed as `evaluation` does it for one; empty without a simulator."""
+    offline: OfflineMetrics
+    """The same for a family without a simulator; empty for one with."""
     precision: tuple[str, ...]
     """What evaluation computed in; more than one where its seeds differ."""
     training: dict[str, dict[int, Table]]
@@ -60,6 +63,11 @@ class FamilyResults:
     """Quality -> summary of its trajectories."""
     goals: dict[int, dict[str, Any]]
     episodes: list[Episode]
+
+    @property
+    def scored(self) -> Mapping[str, MethodResult | OfflineResult]:
+        """Method -> its result, whichever way it was scored."""
+        return self.offline or self.metrics
 
     @property
     def asked(self) -> dict[str, dict[str, float | None]]:
@@ -111,7 +119,8 @@ def phase(log: Table, which: int) -> Table:
 def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path, draws: int) -> FamilyResults:
     """Read the outs of family `name` below the directories `inputs` (stage -> directory); `draws` make an interval."""
     seeds, methods = params.run.seeds, params.run.methods
-    targets = load_family(name, params.block(name, "environment"), root).test_tasks
+    family = load_family(name, params.block(name, "environment"), root)
+    targets, offline = family.test_tasks, family.is_recorded
     keys = {seed: f"{name}-{seed}" for seed in seeds}
     scores = pl.concat([pl.read_parquet(inputs["evaluation"] / keys[seed] / "scores.parquet") for seed in seeds])
     scores = scores.filter(pl.col("method").is_in(methods), pl.col("task").is_in(targets))
@@ -127,7 +136,8 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         method: {key: read_table(d / "log.csv") for key, d in each.items() if (d / "log.csv").exists()}
         for method, each in outs.items()
     }
-    evaluations = [results.load(inputs["evaluation"] / key / "metrics.json") for key in keys.values()]
+    load_evaluation = results.load_offline if offline else results.load
+    evaluations = [load_evaluation(inputs["evaluation"] / key / "metrics.json") for key in keys.values()]
     trajectories = inputs["trajectories"] / name
     data = read_json(trajectories / "summary.json")
     return FamilyResults(
@@ -136,7 +146,8 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         seeds=seeds,
         methods=methods,
         scores=scores,
-        metrics=method_metrics(scores, tuned, seeds[0], draws),
+        metrics={} if offline else method_metrics(scores, tuned, seeds[0], draws),
+        offline=offline_metrics(scores, tuned, seeds[0], draws) if offline else {},
         precision=tuple(sorted({each.precision for each in evaluations if each.precision})),
         training={
             stage: {seed: read_table(inputs[stage] / keys[seed] / "losses.csv") for seed in seeds}
@@ -151,7 +162,7 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         goals=open_file(trajectories / f"{next(iter(data))}.parquet")[1].goals,
         episodes=[
             episode
-            for seed in seeds
+            for seed in (() if offline else seeds)
             for episode in read_episodes(inputs["evaluation"] / keys[seed])
             if episode.method in methods and episode.task in targets
         ],

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pd_pipeline.evaluation.results import Metrics
+from pd_pipeline.evaluation.results import OFFLINE, Metrics, OfflineMetrics
 from pd_pipeline.evaluation.scores import FLOOR, by_task
 from pd_pipeline.evaluation.statistics import Estimate, estimate, mean
 from pd_pipeline.reporting.canvas import (
@@ -112,6 +112,45 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
         axes.set_ylim(window)
     axes.set_xticks(range(len(tasks)), [f"task {task}" for task in tasks])
     axes.set_ylabel("return")
+    axes.grid(axis="x", visible=False)
+    legend_below(figure, axes)
+    return figure
+
+
+@styled
+def offline_comparison(metrics: OfflineMetrics, styles: Styles | None = None) -> Figure:
+    """Action loss on held-out trajectories of every method, with 95 % intervals: the best on top."""
+    styles = styles or method_styles(metrics)
+    order = sorted(metrics, key=lambda method: -metrics[method].action_loss.value)
+    figure, (axes,) = new_figure(0.34 * len(order) + 1.0)
+    for row, method in enumerate(order):
+        _interval(axes, row, metrics[method].action_loss, styles[method])
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlim(left=0)
+    axes.set_title(f"Offline: {OFFLINE} (lower is better)")
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+@styled
+def offline_per_task(metrics: OfflineMetrics, styles: Styles | None = None) -> Figure:
+    """Action loss on held-out trajectories of every method for each target task, with its 95 % interval."""
+    styles = styles or method_styles(metrics)
+    tasks = sorted({task for result in metrics.values() for task in result.tasks})
+    figure, (axes,) = new_figure(2.9)
+    width = 0.82 / len(metrics)
+    for i, (method, result) in enumerate(metrics.items()):
+        color, marker = styles[method]
+        x = np.arange(len(tasks)) + (i - (len(metrics) - 1) / 2) * width
+        found = [result.tasks[task] for task in tasks]
+        lows, highs = [f.action_loss_low for f in found], [f.action_loss_high for f in found]
+        axes.vlines(x, lows, highs, color=color, linewidth=1.6)
+        axes.plot(x, [f.action_loss for f in found], marker, color=color, markersize=5.5, label=method)
+    axes.set_xticks(range(len(tasks)), [f"task {task}" for task in tasks])
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("action loss, held-out trajectories")
     axes.grid(axis="x", visible=False)
     legend_below(figure, axes)
     return figure

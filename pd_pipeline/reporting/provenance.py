@@ -53,6 +53,15 @@ def effective_parameters(
     behavior = blocks["behavior_policies"]
     if not isinstance(loaded, Locomotion) or behavior["trained"] is not None:  # then no policy is trained
         del behavior["learning"]
+    if loaded.is_recorded:
+        unread = [
+            ("evaluation", name) for name in blocks["evaluation"] if name not in ("offline", "bootstrap", "precision")
+        ]
+        unread += [(stage, name) for stage in ("behavior_policies", "trajectories") for name in blocks[stage]]
+    else:
+        unread = [("evaluation", "offline")]
+    for stage, name in unread:
+        del blocks[stage][name]
     return {stage: flat(block) for stage, block in ({"environment": environment} | blocks).items()}
 
 

@@ -52,6 +52,22 @@ Drawn = list[tuple[str, str, Figure]]
 
 
 def _comparison(results: FamilyResults) -> Drawn:
+    if results.offline:
+        return [
+            (
+                "Methods compared, offline",
+                "Each mark is a method's action loss on held-out trajectories of the targets, the mean over targets, "
+                "with its 95 % interval: of one seed over trajectories (bootstrap), of several over seeds (Student). "
+                "Lower is better.",
+                plots.offline_comparison(results.offline, results.styles),
+            ),
+            (
+                "Action loss by target task",
+                "Marks are means over the held-out trajectories of a target, lines their 95 % intervals: a method that "
+                "fails on one task only shows it here.",
+                plots.offline_per_task(results.offline, results.styles),
+            ),
+        ]
     return [
         (
             "Methods compared",
@@ -218,6 +234,8 @@ def _data(results: FamilyResults, bars: ExpertBars) -> Drawn:
 
 def family_pictures(context: StageContext, block: dict[str, Any], results: FamilyResults) -> dict[str, Any]:
     """Animation and still frames of two methods on the target where they differ most, or why there are none."""
+    if results.offline:
+        return {"missing": "Nothing was rolled out: the family has no simulator."}
     chosen = _most_different(results)
     if not chosen:
         return {"missing": "No rollouts of two methods were recorded."}

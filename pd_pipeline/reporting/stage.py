@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from pydantic import Field
 
 from pd_pipeline.config import Parameters, ParamsFile
-from pd_pipeline.evaluation.results import MethodResult
+from pd_pipeline.evaluation.results import OFFLINE, MethodResult, OfflineResult
 from pd_pipeline.evaluation.scores import REFERENCE
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance
@@ -44,9 +44,9 @@ def run(context: StageContext) -> dict[str, Any]:
         draws = provenance.stage_parameters(params, name, "evaluation", context.modules)["bootstrap"]
         results = gather(context.inputs, params, name, context.root, draws)
         sections.append(section(context, params, results))
-        figures[name] = {method: main_figures(result) for method, result in results.metrics.items()}
-        verdict = sections[-1]["verdict"]
-        metrics |= {f"bars_met_{name}": sum(bool(check.met) for check in verdict.checks)}
+        figures[name] = {method: main_figures(result) for method, result in results.scored.items()}
+        if (verdict := sections[-1]["verdict"]) is not None:
+            metrics |= {f"bars_met_{name}": sum(bool(check.met) for check in verdict.checks)}
     studies = [entry for name, out in context.inputs.items() if name.startswith(PREFIX) for entry in section_of(out)]
     page = render(
         families=sections,
@@ -63,8 +63,10 @@ def run(context: StageContext) -> dict[str, Any]:
     return metrics
 
 
-def main_figures(result: MethodResult) -> dict[str, float]:
+def main_figures(result: MethodResult | OfflineResult) -> dict[str, float]:
     """The figures of a method that `dvc metrics` shows; those that are unknown are left out."""
+    if isinstance(result, OfflineResult):
+        return {"offline_action_loss": result.action_loss.value}
     found = {"return_mean": result.mean, "success_rate": result.success, "normalized": result.normalized}
     return {name: estimate.value for name, estimate in found.items() if estimate is not None}
 
@@ -80,7 +82,7 @@ def section(context: StageContext, params: ParamsFile, results: FamilyResults) -
     return {
         "name": name,
         "results": results,
-        "verdict": judge(results.metrics),
+        "verdict": None if results.offline else judge(results.metrics),  # its bars are about returns
         "asked": asked,
         "mattered": what_mattered(results.metrics, results.logs.get(REFERENCE, {}), fits),
         "figures": family_figures(context, results, family.expert_bars),
@@ -112,4 +114,5 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, data_name=data_name)
+    environment.globals["OFFLINE"] = OFFLINE
     return environment

@@ -13,7 +13,15 @@ from pd_pipeline.evaluation import results
 from pd_pipeline.reporting.canvas import BLUE, png
 from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
 from pd_pipeline.reporting.gather import read_table
-from pd_pipeline.reporting.plots import comparison, data_coverage, data_returns, fit_distances, per_task
+from pd_pipeline.reporting.plots import (
+    comparison,
+    data_coverage,
+    data_returns,
+    fit_distances,
+    offline_comparison,
+    offline_per_task,
+    per_task,
+)
 from pd_pipeline.reporting.study import figure, load
 from pd_pipeline.storage import read_json
 
@@ -47,7 +55,13 @@ def tuning(out: Path) -> Figures:
 
 
 def evaluation(out: Path) -> Figures:
-    """Scores of all methods, together and per task."""
+    """Scores of all methods, together and per task; of a family without a simulator those that are offline."""
+    if results.is_offline(out / "metrics.json"):
+        offline = results.load_offline(out / "metrics.json").methods
+        return {
+            f"offline: {results.OFFLINE}": offline_comparison(offline),
+            f"offline: {results.OFFLINE}, per task": offline_per_task(offline),
+        }
     metrics = results.load(out / "metrics.json").methods
     scores = pl.read_parquet(out / "scores.parquet")
     return {"comparison": comparison(metrics), "per task": per_task(scores, list(metrics))}

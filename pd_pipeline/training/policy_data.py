@@ -72,6 +72,11 @@ class PolicyData:
         self.episodes = [np.flatnonzero(data.task_id == task) for task in np.unique(data.task_id)]
         self.device = device
 
+    @property
+    def device_type(self) -> str:
+        """The kind of its device: cpu, cuda, ..."""
+        return torch.device(self.device).type
+
     def batch(
         self,
         rng: np.random.Generator,
@@ -114,6 +119,10 @@ class PolicyData:
         """A random window of each of these episodes: Steps (B, K) and its valid steps (B, K)."""
         end = rng.integers(1, self.lengths[episodes] + 1)
         return self._steps(episodes, np.maximum(end - context, 0), context, end)
+
+    def windows_before(self, episodes: np.ndarray, ends: np.ndarray, length: int) -> Steps:
+        """The last L = `length` of the first `ends` (B,) steps of each of these episodes, `ends` >= L: (B, L)."""
+        return self._steps(episodes, ends - length, length, ends)[0]
 
     def any_windows(self, rng: np.random.Generator, count: int, context: int) -> tuple[Steps, Tensor]:
         """`count` random windows of random episodes."""

@@ -108,7 +108,7 @@ def open_file(path: Path, family: Family | None = None, new_task: int | None = N
         raise PipelineError(f"{path}: no such file")
     if not path.is_file():  # opening a pipe would wait for its writer
         raise PipelineError(f"{path}: not a regular file")
-    with _refusing(f"{path}: not a readable Parquet file, perhaps truncated"):
+    with refusing(f"{path}: not a readable Parquet file, perhaps truncated"):
         seal = open_seal(path)
         # Pre-buffering would keep the whole file in memory, and so would unbuffered chunks of one large row group. With
         # a buffer, a damaged page takes as much memory as it claims; in a sealed file, damage is found before reading.
@@ -133,7 +133,7 @@ def open_file(path: Path, family: Family | None = None, new_task: int | None = N
 
 
 @contextmanager
-def _refusing(message: str) -> Iterator[None]:
+def refusing(message: str) -> Iterator[None]:
     """Turn pyarrow's errors on a damaged file into one line."""
     try:
         yield
@@ -183,7 +183,7 @@ def _batches(path: Path, opened: Opened, wanted: np.ndarray | None) -> Iterator[
     """The batches of the row groups that may hold a task of `wanted`, each group checked before it is read."""
     file, metadata, seal = opened
     names = [field.name for field in arrow_schema(metadata)]
-    with file, _refusing(f"{path}: damaged"):
+    with file, refusing(f"{path}: damaged"):
         for group in range(file.num_row_groups):
             if wanted is not None and not _may_hold(file, group, wanted, trusted=seal is not None):
                 continue

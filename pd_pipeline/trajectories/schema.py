@@ -31,9 +31,20 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"pd_pipeline"
 MAX_METADATA_BYTES = 4_000_000
 MAX_SIZE = 100_000  # numbers per observation or action
+MAX_ORIGINS = 10_000
 
 Bound = Annotated[float, Field(ge=float(np.finfo(np.float32).min), le=float(np.finfo(np.float32).max))]
 Task = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Origin(Parameters):
+    """Where recorded trajectories come from."""
+
+    source: str = Field(max_length=4096, description="path or name, as it was given")
+    format: str = Field(max_length=100)
+    digest: str = Field(max_length=100, description="SHA-256 of the contents of the source")
+    options: dict[str, Any] = Field(default={}, description="what was asked of the import")
+    versions: dict[str, str] = Field(default={}, description="of the packages that read it")
 
 
 class TrajectoryMetadata(Parameters):
@@ -51,6 +62,8 @@ class TrajectoryMetadata(Parameters):
     """Task id -> its hidden goal, for every task in the file."""
     environment: dict[str, Any]
     versions: dict[str, str]
+    origin: tuple[Origin, ...] = Field(default=(), max_length=MAX_ORIGINS)
+    """Of recorded trajectories; those that were collected by this pipeline have none."""
 
     @model_validator(mode="after")
     def _has_a_range(self) -> Self:
@@ -108,5 +121,5 @@ def arrow_schema(metadata: TrajectoryMetadata) -> pa.Schema:
             pa.field("success", pa.bool_(), nullable=False),
             pa.field("quality", pa.dictionary(pa.int32(), pa.string()), nullable=False),
         ],
-        metadata={METADATA_KEY: metadata.model_dump_json().encode()},
+        metadata={METADATA_KEY: metadata.model_dump_json(exclude=None if metadata.origin else {"origin"}).encode()},
     )

@@ -1,4 +1,4 @@
-"""Stage trajectories: collect trajectories and summarise them."""
+"""Stage trajectories: collect trajectories, or take those of the user, and summarise them."""
 
 from typing import Any
 
@@ -7,24 +7,29 @@ from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.collection import TrajectoriesParams, collect
 from pd_pipeline.trajectories.quality import summarise
 from pd_pipeline.trajectories.reading import read
+from pd_pipeline.trajectories.recorded import take
 
 Params = TrajectoriesParams
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write one Parquet file per quality and `summary.json`."""
-    collect(
-        context.family,
-        context.environment,
-        context.root,
-        context.inputs["behavior_policies"],
-        context.params,
-        context.out,
-        context.work,
-        context.progress,
-    )
-    files = {quality: context.out / f"{quality}.parquet" for quality in context.params.episodes}
-    summary = summarise(context.family, {quality: read(file, family=context.family) for quality, file in files.items()})
+    family = context.family
+    if family.is_recorded:
+        take(family, context.out, context.progress)
+    else:
+        collect(
+            family,
+            context.environment,
+            context.root,
+            context.inputs["behavior_policies"],
+            context.params,
+            context.out,
+            context.work,
+            context.progress,
+        )
+    files = {quality: context.out / f"{quality}.parquet" for quality in family.recordings or context.params.episodes}
+    summary = summarise(family, {quality: read(file, family=family) for quality, file in files.items()})
     write_json(context.out / "summary.json", summary)
     return {f"return_mean_{quality}": values["return_mean"] for quality, values in summary.items()} | {
         "row_count": sum(values["steps"] for values in summary.values())

@@ -6,12 +6,12 @@ import polars as pl
 import pytest
 
 from pd_pipeline import graph
-from pd_pipeline.evaluation.results import Given, MethodResult
+from pd_pipeline.evaluation.results import Given, MethodResult, OfflineResult, OfflineTask
 from pd_pipeline.evaluation.statistics import Estimate
 from pd_pipeline.reporting.canvas import CSS_VARIABLES, INK, PAPER, method_styles, svg
 from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean
 from pd_pipeline.reporting.formatting import number
-from pd_pipeline.reporting.plots import comparison, per_task
+from pd_pipeline.reporting.plots import comparison, offline_comparison, offline_per_task, per_task
 from pd_pipeline.reporting.stage_plots import drawn
 from tests.evaluation.builders import FREE
 
@@ -122,3 +122,19 @@ def test_phases_follow_each_other_on_one_axis() -> None:
     assert joined["step"].tolist() == [5, 10, 11, 12]
     assert joined["l_dm"].tolist() == [4, 3, 2, 1]
     assert table["step"].tolist() == [5, 10, 1, 2]
+
+
+def test_offline_the_lowest_action_loss_is_on_top() -> None:
+    def offline(loss: float) -> OfflineResult:
+        tasks = {task: OfflineTask(loss + task, loss, loss + 2 * task, 3) for task in (1, 4)}
+        return OfflineResult(Given("x"), FREE, Estimate(loss, loss - 0.01, loss + 0.01), 6, tasks)
+
+    metrics = {"good": offline(0.1), "bad": offline(0.4), "middling": offline(0.2)}
+    (axes,) = offline_comparison(metrics).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["bad", "middling", "good"]
+    assert axes.get_xlim()[0] == 0
+    assert "Offline: action loss on held-out trajectories" in axes.get_title(loc="left")
+    (axes,) = offline_per_task(metrics).axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["task 1", "task 4"]
+    drawn_losses = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
+    assert drawn_losses["bad"] == [1.4, 4.4]

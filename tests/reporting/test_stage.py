@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from pd_pipeline import config, graph
-from pd_pipeline.evaluation.results import Given, MethodResult, load
+from pd_pipeline.evaluation.results import Costs, Given, MethodResult, OfflineResult, load
 from pd_pipeline.evaluation.statistics import Estimate, Position
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting import provenance
@@ -128,21 +128,26 @@ def test_overview_has_one_column_per_family() -> None:
         {
             "name": name,
             "digits": 1,
-            "results": {"metrics": {"prompt_diffuser": outcome(value, place)}},
+            "results": {"metrics": {"prompt_diffuser": outcome(value, place)}, "offline": {}},
             "verdict": Verdict("", [met, missed, unknown]),
         }
         for name, value, place in (("reach", 1845.04, Position(1.003)), ("cheetah_vel", -19.09, None))
     ]
+    offline = OfflineResult(Given("prompt_diffuser"), Costs(0, 0, 0), Estimate(0.01234, 0.01, 0.02), 5, {})
+    results = {"metrics": {}, "offline": {"prompt_diffuser": offline}}
+    families.append({"name": "my_robot", "digits": 1, "results": results, "verdict": None})
     text = str(templates().get_template("parts.html").module.overview(families, ["prompt_diffuser"]))  # type: ignore[attr-defined]
     cells = re.findall(r"<td>(.*?)</td>", text.replace("\n", ""))
-    assert re.findall(r'href="#(\w+)"', text) == ["reach", "cheetah_vel"]
+    assert re.findall(r'href="#(\w+)"', text) == ["reach", "cheetah_vel", "my_robot"]
     assert cells == [
         "prompt_diffuser",
         "1,845.0<small>1.003</small>",
         "\N{MINUS SIGN}19.1<small>\N{EN DASH}</small>",
+        "0.0123<small>offline: action loss</small>",
         "bars met by prompt_diffuser",
         "1 of 2",
         "1 of 2",
+        "\N{EN DASH}",
     ]
 
 

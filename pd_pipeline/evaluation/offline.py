@@ -1,0 +1,161 @@
+"""Scores without a simulator: the action loss of what every method left on held-out trajectories of the targets.
+
+All methods of a family and seed are scored on the same trajectories of a target: those of one quality that no method
+was given, so that methods pair up by trajectory. With one seed an interval is over trajectories (bootstrap within
+targets), with several over the seeds (Student), as for returns.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import Field
+
+from pd_pipeline.compute import use_bf16
+from pd_pipeline.config import Name, Parameters
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.action_losses import action_losses
+from pd_pipeline.evaluation.policies import TunedPolicy, by_method
+from pd_pipeline.evaluation.results import (
+    Difference,
+    OfflineEvaluation,
+    OfflineMetrics,
+    OfflineResult,
+    OfflineTask,
+    Tuned,
+    save_offline,
+)
+from pd_pipeline.evaluation.scores import CEILING, REFERENCE, START, agreed, check_complete, same_data, total
+from pd_pipeline.evaluation.statistics import Scores, mean_over_tasks
+from pd_pipeline.stage import StageContext
+from pd_pipeline.storage import atomic_file
+from pd_pipeline.training.policy_data import PolicyData
+from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning.protocol import Pretrained
+
+
+class OfflineParams(Parameters):
+    """How methods are scored for a family without a simulator."""
+
+    quality: Name = Field(default="expert", description="quality of the held-out trajectories")
+    trajectories: int | None = Field(
+        default=20, ge=2, le=1_000_000, description="held-out trajectories per target, at most; null: all"
+    )
+    steps: int | None = Field(
+        default=50, gt=0, le=1_000_000, description="steps of each that count, evenly spaced; null: all"
+    )
+
+
+def score(
+    context: StageContext, policies: Sequence[TunedPolicy], plm: Pretrained, params: OfflineParams
+) -> dict[str, Any]:
+    """Write `scores.parquet`, one row per method, target, prompt and held-out trajectory, and `metrics.json`."""
+    folders = {task: context.inputs["target_data"] / str(task) for task in context.family.test_tasks}
+    data = {t: read(of / f"{params.quality}.parquet", family=context.family) for t, of in folders.items()}
+    tables: list[pl.DataFrame] = []
+    bf16 = use_bf16(context.params.precision, plm.device)
+    held_out = {task: _held_out(of_task, task, policies, context.seed, params) for task, of_task in data.items()}
+    windows = {task: PolicyData(found, plm.normalization, plm.device) for task, found in held_out.items()}
+    for done, policy in enumerate(policies):
+        context.progress(f"evaluation {context.key}", done, len(policies), f"{policy.method}, task {policy.task}")
+        losses = action_losses(policy.actors, windows[policy.task], params.steps, bf16)  # (prompts, trajectories)
+        tables.append(_table(context.seed, policy, held_out[policy.task], losses))
+    context.progress(f"evaluation {context.key}", len(policies), len(policies))
+    scores = pl.concat(tables)
+    with atomic_file(context.out / "scores.parquet") as temporary:
+        scores.write_parquet(temporary)
+    metrics = offline_metrics(scores, by_method(list(policies)), context.seed, context.params.bootstrap)
+    evaluation = OfflineEvaluation(metrics, context.params.precision, context.key.family, context.seed)
+    save_offline(context.out / "metrics.json", evaluation)
+    return {f"offline_action_loss_{method}": result.action_loss.value for method, result in metrics.items()}
+
+
+def _held_out(
+    data: Trajectories, task: int, policies: Sequence[TunedPolicy], seed: int, params: OfflineParams
+) -> Trajectories:
+    """Trajectories of a target that no method was given, in the order in which few-shot ones are drawn."""
+    given: set[int] = set()
+    for summary in (policy.summary for policy in policies if policy.task == task):
+        if summary.quality == params.quality:
+            given |= {*summary.few_shot_episodes}
+        if summary.prompt_quality == params.quality:
+            given |= {*summary.prompt_episodes}
+    order = np.random.default_rng([seed, task]).permutation(len(data.task_id))
+    unseen = order[~np.isin(data.episode_id[order], list(given))][: params.trajectories]
+    if len(unseen) < 2:
+        raise PipelineError(
+            f"task {task}: {len(unseen)} trajectories of quality '{params.quality}' are left to be scored on, and an "
+            "interval needs two: import more, or use fewer (target.few_shot)"
+        )
+    return data.select(np.sort(unseen))
+
+
+def _table(seed: int, policy: TunedPolicy, data: Trajectories, losses: np.ndarray) -> pl.DataFrame:
+    count, trajectories = losses.shape
+    origins = policy.actors.origins
+    return pl.DataFrame(
+        {
+            "method": [policy.method] * losses.size,
+            "task": [policy.task] * losses.size,
+            "seed": [seed] * losses.size,
+            "prompt": np.repeat(np.arange(count), trajectories),
+            "trajectory": np.tile(data.episode_id, count),
+            "action_loss": losses.reshape(-1),
+            "origin": [origin.name for origin in origins for _ in range(trajectories)],
+            "origin_step": [origin.step for origin in origins for _ in range(trajectories)],
+        }
+    )
+
+
+def offline_metrics(
+    scores: pl.DataFrame, tuned: Mapping[str, Sequence[Tuned]], seed: int, draws: int
+) -> OfflineMetrics:
+    """Method -> its result. `tuned`: method -> what its tuned outs record, one per target (and seed).
+
+    Raises PipelineError unless every method has scores of the same seeds and tasks.
+    """
+    methods = scores["method"].unique(maintain_order=True).to_list()
+    check_complete(scores, methods)
+    given = {method: agreed(method, [out.given for out in tuned.get(method, ())]) for method in methods}
+    losses = {method: by_trajectory(scores, method) for method in methods}
+    found = {}
+    for method in methods:
+        rng = np.random.default_rng(seed)
+        differences = {}
+        for base in (REFERENCE, CEILING, START):
+            partner = same_data(given, method, base)
+            if partner is not None:
+                paired = mean_over_tasks(_paired(losses[method], losses[partner]), rng, draws)
+                differences[f"difference_to_{base}"] = Difference(*paired, reference=partner)
+        found[method] = OfflineResult(
+            given=given[method],
+            costs=total([out.costs for out in tuned.get(method, ())]),
+            action_loss=mean_over_tasks(losses[method], rng, draws),
+            trajectories=sum(len(of_task) for of_seed in losses[method] for of_task in of_seed),
+            tasks=_tasks(scores, method, rng, draws),
+            **differences,
+        )
+    return found
+
+
+def by_trajectory(scores: pl.DataFrame, method: str) -> Scores:
+    """Action losses of a method, means over prompts: for each seed one array (trajectories,) per task, all sorted."""
+    runs = scores.filter(pl.col("method") == method).group_by("seed", "task", "trajectory")
+    losses = runs.agg(pl.col("action_loss").sort_by("prompt").mean()).sort("seed", "task", "trajectory")
+    tasks = losses.group_by("seed", "task", maintain_order=True).agg(pl.col("action_loss"))
+    seeds = tasks.partition_by("seed", maintain_order=True)
+    return [[np.asarray(values) for values in seed["action_loss"].to_list()] for seed in seeds]
+
+
+def _paired(one: Scores, other: Scores) -> Scores:
+    return [[a - b for a, b in zip(*tasks, strict=True)] for tasks in zip(one, other, strict=True)]
+
+
+def _tasks(scores: pl.DataFrame, method: str, rng: np.random.Generator, draws: int) -> dict[int, OfflineTask]:
+    found = {}
+    for part in scores.filter(pl.col("method") == method).partition_by("task", maintain_order=True):
+        losses = by_trajectory(part, method)
+        count = sum(len(of_task) for of_seed in losses for of_task in of_seed)
+        found[int(part["task"][0])] = OfflineTask(*mean_over_tasks(losses, rng, draws), count)
+    return found

@@ -1,0 +1,142 @@
+"""Stage trajectories for a family without a simulator: the user's files, checked and joined by quality."""
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family
+from pd_pipeline.progress import Progress
+from pd_pipeline.storage import file_digest
+from pd_pipeline.trajectories.contents import span
+from pd_pipeline.trajectories.reading import open_file, stream, write
+from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
+from pd_pipeline.trajectories.validation import Columns
+
+ROWS_PER_GROUP = 1 << 16
+
+
+class Episode(NamedTuple):
+    """One whole episode of a file."""
+
+    task: int
+    number: int
+    path: Path
+    steps: Columns
+
+
+def take(family: Family, out: Path, progress: Progress) -> None:
+    """Write `out`/<quality>.parquet from the files of each quality, in constant memory; the files stay as they are.
+
+    Every step is checked as `pd-pipeline validate` does. Raises PipelineError for a bad one, and for an episode that is
+    in two files.
+    """
+    recordings = family.recordings
+    for done, (quality, paths) in enumerate(recordings.items()):
+        progress(f"trajectories {family.name}", done, len(recordings), quality)
+        write(out / f"{quality}.parquet", _metadata(family, quality, paths), _groups(family, paths))
+    progress(f"trajectories {family.name}", len(recordings), len(recordings))
+
+
+def _metadata(family: Family, quality: str, paths: Sequence[Path]) -> TrajectoryMetadata:
+    found: list[TrajectoryMetadata] = []
+    origins: list[Origin] = []
+    for path in paths:
+        opened = open_file(path, family)
+        opened.file.close()
+        found.append(opened.metadata)
+        by_hand = Origin(source=path.name, format="parquet", digest=file_digest(path).hex())
+        origins += opened.metadata.origin or [by_hand]
+    return TrajectoryMetadata(
+        family=family.name,
+        quality=quality,
+        observation_size=family.observation_size,
+        action_low=tuple(family.action_low.tolist()),
+        action_high=tuple(family.action_high.tolist()),
+        horizon=family.horizon,
+        seed=found[0].seed,
+        goals=dict(sorted((task, goal) for metadata in found for task, goal in metadata.goals.items())),
+        environment=family.params.model_dump(mode="json"),
+        versions=family.versions(),
+        origin=tuple(origins),
+    )
+
+
+def _groups(family: Family, paths: Sequence[Path]) -> Iterator[Columns]:
+    """Batches of whole episodes of one task, sorted: a row group each."""
+    merged = (
+        episode
+        for cluster in _overlapping(paths)
+        for episode in heapq.merge(*(episodes(path, family) for path in cluster), key=lambda episode: episode[:2])
+    )
+    for _, of_task in groupby(_distinct(merged), key=lambda episode: episode.task):
+        waiting: list[Columns] = []
+        rows = 0
+        for episode in of_task:
+            waiting.append(episode.steps)
+            rows += len(episode.steps.step)
+            if rows >= ROWS_PER_GROUP:
+                yield joined(waiting)
+                waiting, rows = [], 0
+        if waiting:
+            yield joined(waiting)
+
+
+def _overlapping(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """The files in order, those together whose episodes lie between one another: only these are open at once."""
+    spans = sorted((*span(path), path) for path in paths)
+    cluster: list[Path] = []
+    end = (-1, -1)
+    for first, last, path in spans:
+        if cluster and first > end:
+            yield cluster
+            cluster = []
+        cluster.append(path)
+        end = max(end, last)
+    if cluster:
+        yield cluster
+
+
+def _distinct(merged: Iterator[Episode]) -> Iterator[Episode]:
+    before: Episode | None = None
+    for episode in merged:
+        if before is not None and episode[:2] == before[:2]:
+            raise PipelineError(
+                f"{episode.path}: task {episode.task}, episode {episode.number} is in {before.path.name} too: give it "
+                "another number, or remove one of the files"
+            )
+        before = episode
+        yield episode
+
+
+def episodes(path: Path, family: Family | None = None) -> Iterator[Episode]:
+    """The episodes of a file, validated, one at a time and each in memory of its own. Raises PipelineError."""
+    parts: list[Columns] = []
+    for batch in stream(path, family=family):
+        bounds = np.unique([0, *np.flatnonzero(batch.step == 0), len(batch.step)]).tolist()
+        for first, last in pairwise(bounds):
+            if batch.step[first] == 0 and parts:
+                yield _episode(path, parts)
+                parts = []
+            parts.append(_rows(batch, first, last))
+    if parts:
+        yield _episode(path, parts)
+
+
+def _episode(path: Path, parts: list[Columns]) -> Episode:
+    steps = joined(parts)
+    return Episode(int(steps.task_id[0]), int(steps.episode_id[0]), path, steps)
+
+
+def _rows(batch: Columns, first: int, last: int) -> Columns:
+    return replace(batch, **{name: getattr(batch, name)[first:last] for name in Columns.__dataclass_fields__})
+
+
+def joined(parts: Sequence[Columns]) -> Columns:
+    """Batches one after another, copied."""
+    return Columns(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in Columns.__dataclass_fields__})
