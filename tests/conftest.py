@@ -81,7 +81,7 @@ def trained_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def build(root: Path) -> None:
         root.mkdir()
         (root / "params.yaml").write_text(TINY_PARAMS)
-        run_stages(root, "behavior_policies", "trajectories", "prompts", "plm", "diffuser")
+        run_stages(root, "behavior_policies", "trajectories", "target_data", "prompts", "plm", "diffuser")
 
     return shared_project(tmp_path_factory, "trained_project", build)
 

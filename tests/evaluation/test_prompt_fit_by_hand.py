@@ -25,7 +25,7 @@ from tests.evaluation.builders import SEED, stage_context
 
 def context(root: Path, out: Path, *methods: str, **changes: Any) -> StageContext:
     params = prompt_fit.Params.model_validate(changes)
-    return stage_context(root, out, prompt_fit, params, methods, shared=("trajectories", "prompts"))
+    return stage_context(root, out, prompt_fit, params, methods, shared=("trajectories", "target_data", "prompts"))
 
 
 def fit_by_hand(given: StageContext, held_out: Prompts, most: int, unseen_prompts: dict[str, int]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def reported_project(trained_project: Path) -> Path:
             shutil.copytree(trained_project, building)
             tuned = [f"tuned_{method}" for method in graph.load(building).params.run.methods]
             run_stages(building, *tuned, "evaluation", "prompt_fit")
-            for stage in ("trajectories", "plm", "diffuser", "evaluation", "prompt_fit", *tuned):
+            for stage in ("trajectories", "target_data", "plm", "diffuser", "evaluation", "prompt_fit", *tuned):
                 leftover = building / "data" / stage / "forgotten-0"
                 leftover.mkdir()
                 (leftover / "summary.json").write_text("{")

@@ -76,7 +76,7 @@ def test_points_read_the_projects_own_outs_if_the_grid_changes_nothing(root: Pat
     tuned = Key("point_robot", 1, 0)
     assert not is_shared(first, "tuned_prompt_dt", tuned)
     assert first.input("evaluation", key, "tuned_prompt_dt") == first.out("tuned_prompt_dt", tuned).parent
-    assert project.stages[STAGE].needs == ("behavior_policies", "trajectories", "prompts", "plm")
+    assert project.stages[STAGE].needs == ("behavior_policies", "trajectories", "target_data", "prompts", "plm")
     assert STAGE in project.stages["report"].needs
 
 
@@ -134,7 +134,7 @@ def test_a_stopped_study_resumes_where_it_stopped(root: Path, monkeypatch: pytes
     study(root)
     after = done[len(before) :]
     assert [stage for stage, _ in after].count("evaluation") == 2
-    assert not [stage for stage, _ in after if stage in ("trajectories", "prompts", "plm")]
+    assert not [stage for stage, _ in after if stage in ("trajectories", "target_data", "prompts", "plm")]
 
 
 def test_after_an_edit_only_new_points_are_done(root: Path, counted: list[str]) -> None:
@@ -186,7 +186,9 @@ def test_dagster_has_an_asset_for_it(root: Path) -> None:
     (event,) = result.asset_materializations_for_node(STAGE)
     assert "How many trajectories are enough? point_robot" in event.metadata, "its curve"
     parents = definitions.resolve_asset_graph().get(dg.AssetKey(STAGE)).parent_keys
-    assert parents == {dg.AssetKey(name) for name in ("behavior_policies", "trajectories", "prompts", "plm")}
+    assert parents == {
+        dg.AssetKey(name) for name in ("behavior_policies", "trajectories", "target_data", "prompts", "plm")
+    }
     assert dg.AssetKey(STAGE) in definitions.resolve_asset_graph().get(dg.AssetKey("report")).parent_keys
 
 

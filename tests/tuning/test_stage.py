@@ -14,7 +14,6 @@ from pd_pipeline.acting.actors import prompted
 from pd_pipeline.acting.environments import LocalBatch, episode_seed
 from pd_pipeline.acting.rollouts import Group, rollout
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.saved_diffuser import load_diffuser
 from pd_pipeline.models.saved_policy import load_policy
@@ -58,7 +57,7 @@ def context(root: Path, out: Path, method: str, task: int = 4, seed: int = 0, **
         modules=project.modules,
         environment=project.params.block("point_robot", "environment"),
         inputs={
-            "trajectories": root / "data/trajectories/point_robot",
+            "target_data": root / f"data/target_data/point_robot/{task}",
             "plm": root / "data/plm/point_robot-0",
             "diffuser": root / "data/diffuser/point_robot-0",
         },
@@ -103,6 +102,7 @@ def test_contents_of_the_summary(method: str, trained_project: Path, tmp_path: P
         "quality": "expert",
         "few_shot": 3,
         "few_shot_episodes": drawn.episode_id.tolist(),
+        "choose": "random",
         "prompt_quality": "expert",
         "prompt_episodes": drawn.episode_id.tolist(),
         "shown_task": 4,
@@ -213,21 +213,6 @@ def test_another_tasks_trajectories_can_be_shown(method: str, trained_project: P
         assert other[name] == own[name]
     conditions = {row.tobytes() for row in np.round(cut(drawn, 3).y, 3)}
     assert {row.tobytes() for row in np.round(prompts.y, 3)} <= conditions
-
-
-def plane(*targets: int) -> Family:
-    return load_family("point_robot", {"tasks": 6, "test_tasks": list(targets)}, Path.cwd())
-
-
-def test_the_other_task_is_the_next_target() -> None:
-    assert [stage.other_task(plane(4, 1, 2), task) for task in (4, 1, 2)] == [1, 2, 4]
-    assert stage.other_task(plane(0), 0) == 1, "the first training task"
-    trained = plane(0)
-    trained.train_tasks = (0, 3)
-    assert stage.other_task(trained, 0) == 3, "of a family whose target is trained too"
-    trained.train_tasks = (0,)
-    with pytest.raises(PipelineError, match="only one task"):
-        stage.other_task(trained, 0)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def asked(**values: object) -> RunParams:
 def test_the_methods_of_the_package() -> None:
     table = built_in()
     assert {name for name, method in table.items() if "diffuser" in method.needs} == {"prompt_diffuser"}
-    assert all(method.needs[:2] == ("trajectories", "plm") for method in table.values())
+    assert all(method.needs[:2] == ("target_data", "plm") for method in table.values())
     assert all(method.source.name == f"{name}.py" for name, method in table.items())
     assert {"prompt_dt", "full_finetune", "noise_prompt"} <= set(table)
     assert not {"stage", "protocol", "adaptation", "methods"} & set(table)
@@ -37,7 +37,7 @@ def test_a_module_of_the_user_is_a_method(tmp_path: Path) -> None:
         'NEEDS = ("diffuser",)\nONLINE = True\n\n\nclass Params: ...\n\n\ndef tune(plm, target, params, run): ...\n'
     )
     found = known(asked(extensions={"bold": "bold_method"}), tmp_path)["bold"]
-    assert found.needs == ("trajectories", "plm", "diffuser")
+    assert found.needs == ("target_data", "plm", "diffuser")
     assert found.online
     assert found.source == tmp_path / "bold_method.py"
     assert "bold_method" not in sys.modules, "read, not imported"
