@@ -41,7 +41,7 @@ class GymnasiumParams(FamilyParams):
     )
     gymnasium: str | None = Field(
         default=None,
-        pattern=r"^([\w.-]+/)?[\w.:-]+-v\d+$",
+        pattern=r"^([\w.:-]+/)?[\w.:-]+-v\d+$",
         max_length=200,
         description="id of a registered environment, instead of entry_point; 'module:id' imports a module first",
     )

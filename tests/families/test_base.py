@@ -105,6 +105,11 @@ def test_every_entry_point_of_a_block_is_code_that_the_family_depends_on() -> No
     assert [file.name for file in found] == ["gymnasium_env.py", "test_base.py"]
 
 
+def test_so_is_the_module_that_registers_an_id() -> None:
+    found = source_files("line", {"gymnasium": "custom_family:mine/Line-v0"}, HERE)
+    assert [file.name for file in found] == ["gymnasium_env.py", "custom_family.py"]
+
+
 @pytest.mark.parametrize("other", [{"gymnasium": "Pendulum-v1"}, {"meta_world": "push-v3"}])
 def test_an_environment_named_twice_is_refused(other: dict[str, Any]) -> None:
     with pytest.raises(PipelineError, match=rf"line\.environment: entry_point and {next(iter(other))}: set only one"):
