@@ -220,6 +220,9 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
         raise PipelineError(f"{where}: '{cls.__name__}' cannot be created: {error_text(error)}") from error
     if len(tasks) > MAX_TASKS:
         raise PipelineError(f"{where}: {len(tasks):,} tasks: at most {MAX_TASKS:,} are allowed")
+    for kind, named in (("training", family.train_tasks), ("test", family.test_tasks)):
+        if twice := sorted({task for task in named if named.count(task) > 1}):
+            raise PipelineError(f"{where}: tasks {twice} appear more than once among the {kind} tasks: name each once")
     if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):
         raise PipelineError(f"{where}: tasks {sorted(overlap)} are both training and test tasks")
     if not family.train_tasks or not family.test_tasks:

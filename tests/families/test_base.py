@@ -78,6 +78,7 @@ def test_custom_family_is_collected_in_worker_processes(tmp_path: Path) -> None:
         ({"entry_point": "custom_family.Line", "horizon": 6}, "is not 'module:Class'"),
         (custom("Unrelated"), "neither a Family, a gymnasium.Env nor a function"),
         (custom("Overlapping"), r"tasks \[1\] are both training and test tasks"),
+        (custom("Repeating"), r"tasks \[0\] appear more than once among the training tasks"),
         (custom("NothingToTrain"), "at least one training and one test task"),
         (custom("Line", horizon=0), "environment.horizon: .*greater than 0"),
         (custom("Line", speed=1), "environment.speed: no such parameter"),
