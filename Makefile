@@ -76,8 +76,8 @@ bench: $(VENV)/.installed-bench
 faults: $(VENV)/.installed-test
 	$(BIN)/python -m tests.faults
 
-# Removes the outs that the pipeline recorded; your own files in data/ and the targets of links are kept. dvc.lock and
-# the DVC cache are kept too, so `dvc checkout` restores outs; `dvc gc -w` empties the cache.
+# Removes the outs that the pipeline recorded, and digests.json; your own files in data/ and the targets of links are
+# kept. dvc.lock and the DVC cache are kept too, so `dvc checkout` restores outs; `dvc gc -w` empties the cache.
 clean:
 	@$(PYTHON) -m pd_pipeline.clean .
 	@$(PYTHON) -m pd_pipeline.clean published

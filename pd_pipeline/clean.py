@@ -15,6 +15,7 @@ from pathlib import Path
 
 OWN = (".work", ".dagster", "data/tensorboard", "data/records", ".pytest_cache", ".mypy_cache", ".ruff_cache")
 """Folders of the project that hold only files written by tools."""
+DIGESTS = "digests.json"  # beside dvc.yaml; DVC does without it, as in a new clone, until the graph is written again
 
 
 def clean(root: Path) -> Iterator[str]:
@@ -41,6 +42,11 @@ def clean(root: Path) -> Iterator[str]:
             yield f"left: {path} lies behind a link"
         elif path.is_dir():
             shutil.rmtree(path)
+    digests = root / DIGESTS
+    if _is_of_graph(digests):
+        digests.unlink()
+    elif digests.exists():
+        yield f"left: {digests} is not the pipeline's"
     if data.is_dir() and not data.is_symlink():
         kept = sorted(path for path in data.iterdir() if path.name != ".gitkeep")
         yield from (f"left: {path}{_why(path)}" for path in kept)
@@ -54,6 +60,17 @@ def _made(record: Path, root: Path) -> tuple[Path, set[tuple[str, str]]] | None:
         return root / values["out"], files
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return None
+
+
+def _is_of_graph(path: Path) -> bool:
+    """Whether a file is what the graph writes: stage -> family -> digests of code and parameters."""
+    try:
+        stages = json.loads(path.read_bytes())
+        entries = [entry for families in stages.values() for entry in families.values()]
+        known = all(entry.keys() == {"code", "parameters"} for entry in entries)
+        return known and bool(entries) and not path.is_symlink()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def _remove_made(out: Path, files: set[tuple[str, str]]) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from pd_pipeline import clean as cleaning
-from pd_pipeline import graph
+from pd_pipeline import graph, rendering
 from pd_pipeline.progress import silent
-from tests.dvc_project import SMALL_PARAMS
+from tests.dvc_project import SMALL_PARAMS, call, make_project
 
 PACKAGE = Path(cleaning.__file__).parent
 
@@ -74,6 +75,39 @@ def test_the_users_own_files_stay_and_are_named(root: Path) -> None:
         "prompts/other/config.json",
     ):
         assert name in printed
+
+
+def test_the_digests_are_removed_and_dvc_does_without_them(tmp_path: Path) -> None:
+    root = make_project(tmp_path / "recorded")
+    call(root, "pd-pipeline", "run", "behavior_policies", "--key", "other")
+    before = (root / "digests.json").read_bytes()
+    assert cleaned(root) == ""
+    assert not (root / "digests.json").exists()
+    call(root, "dvc", "checkout", "behavior_policies@other")
+    assert (root / "data/behavior_policies/other/policies.json").is_file()
+    assert re.search(r"deleted: +digests\.json", call(root, "dvc", "status", "behavior_policies@other"))
+    call(root, "pd-pipeline", "graph", "--write")
+    assert (root / "digests.json").read_bytes() == before
+    assert "up to date" in call(root, "dvc", "status", "behavior_policies@other")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["mine", "{}", "[]", "5", '{"stage": {"family": {"code": "x"}}}', '{"stage": {"family": 5}}', '{"stage": 5}'],
+)
+def test_a_file_of_this_name_that_the_graph_did_not_write_stays(root: Path, content: str) -> None:
+    (root / "digests.json").write_text(content)
+    assert cleaned(root) == f"left: {root / 'digests.json'} is not the pipeline's\n"
+    assert (root / "digests.json").read_text() == content
+
+
+def test_digests_behind_a_link_stay(root: Path, tmp_path: Path) -> None:
+    rendering.write(graph.load(root))
+    (root / "digests.json").rename(tmp_path / "elsewhere.json")
+    (root / "digests.json").symlink_to(tmp_path / "elsewhere.json")
+    assert "digests.json is not the pipeline's" in cleaned(root)
+    assert (root / "digests.json").is_symlink()
+    assert (tmp_path / "elsewhere.json").is_file()
 
 
 def test_nothing_behind_a_link_is_touched(root: Path, tmp_path: Path) -> None:

@@ -232,6 +232,9 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
         raise PipelineError(f"{where}: '{cls.__name__}' cannot be created: {error_text(error)}") from error
     if len(tasks) > MAX_TASKS:
         raise PipelineError(f"{where}: {len(tasks):,} tasks: at most {MAX_TASKS:,} are allowed")
+    for kind, named in (("training", family.train_tasks), ("test", family.test_tasks)):
+        if twice := sorted({task for task in named if named.count(task) > 1}):
+            raise PipelineError(f"{where}: tasks {twice} appear more than once among the {kind} tasks: name each once")
     if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):
         raise PipelineError(f"{where}: tasks {sorted(overlap)} are both training and test tasks")
     if not family.train_tasks or not family.test_tasks:
@@ -240,20 +243,22 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
 
 
 def source_files(name: str, block: dict[str, Any], root: Path) -> list[Path]:
-    """The files of all entry points in an `environment` block, the family's own first: its stages depend on them."""
+    """The files of all modules that an `environment` block names, the family's own first: its stages depend on them."""
     files = []
     for module in dict.fromkeys(point.split(":")[0] for point in (entry_point(name, block), *_entry_points(block))):
         file = module_file(module, root)
         if file is None:
-            raise PipelineError(f"{PARAMS_FILE}: families.{name}.environment: entry_point: no module '{module}'")
+            raise PipelineError(
+                f"{PARAMS_FILE}: families.{name}.environment: no module '{module}' next to {PARAMS_FILE} or installed"
+            )
         files.append(file)
     return files
 
 
 def _entry_points(block: Mapping[str, Any]) -> Iterator[str]:
-    """Entry points in a block, at any depth."""
+    """Entry points in a block, at any depth, and Gymnasium ids that name the module which registers them."""
     for name, value in block.items():
         if isinstance(value, Mapping):
             yield from _entry_points(value)
-        elif name == "entry_point" and isinstance(value, str):
+        elif isinstance(value, str) and (name == "entry_point" or (name == "gymnasium" and ":" in value)):
             yield value

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import pkgutil
+from collections.abc import Hashable
 from contextlib import suppress
 from functools import cached_property, partial
 from typing import Any
@@ -41,7 +42,7 @@ class GymnasiumParams(FamilyParams):
     )
     gymnasium: str | None = Field(
         default=None,
-        pattern=r"^([\w.-]+/)?[\w.:-]+-v\d+$",
+        pattern=r"^([\w.:-]+/)?[\w.:-]+-v\d+$",
         max_length=200,
         description="id of a registered environment, instead of entry_point; 'module:id' imports a module first",
     )
@@ -51,6 +52,13 @@ class GymnasiumParams(FamilyParams):
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
     options: dict[str, Any] = Field(default={}, description="keyword arguments that all tasks share")
     behaviors: dict[Name, BehaviorParams] = Field(min_length=1)
+
+
+def _hashable(value: Any) -> Hashable:
+    """Equal for values of params.yaml that are equal."""
+    if isinstance(value, dict):
+        return frozenset((name, _hashable(inner)) for name, inner in value.items())
+    return tuple(_hashable(inner) for inner in value) if isinstance(value, list | tuple) else value
 
 
 class FlatEnv(gymnasium.Wrapper):
@@ -90,6 +98,7 @@ class GymnasiumFamily(Family):
 
     Observation: a one-dimensional Box. Action: a one-dimensional Box with finite bounds. Reward: the environment's own.
     Success: `info["success"]` or `info["is_success"]`, else never. End: the environment's own, or the horizon.
+    No two tasks may be the same; an environment with a single task has `tasks: [{}, {}]`, to train on and as target.
     A behaviour is a function (environment, observation, rng, **arguments) -> action; `environment.unwrapped` is the
     user's object, so an expert can read the goal. Noise is added before actions are clipped to the bounds, and the
     clipped action is stored. A change to the file of the environment or of a behaviour, or to a file next to
@@ -104,9 +113,25 @@ class GymnasiumFamily(Family):
         self._where = f"{PARAMS_FILE}: families.{name}.environment"
         if unknown := [task for task in params.test_tasks if not 0 <= task < len(params.tasks)]:
             raise PipelineError(f"{self._where}.test_tasks: {unknown} are not among tasks 0 to {len(params.tasks) - 1}")
+        self._refuse_equal_tasks()
         self.test_tasks = params.test_tasks
         self.train_tasks = tuple(task for task in range(len(params.tasks)) if task not in params.test_tasks)
         self.qualities = tuple(params.behaviors)
+
+    def _refuse_equal_tasks(self) -> None:
+        """Raise PipelineError if two tasks are the same, unless none has arguments: then there is a single task."""
+        if not any(self.params.tasks):
+            return
+        seen: dict[Hashable, int] = {}
+        for second, task in enumerate(self.params.tasks):
+            given = self.params.options | task
+            if (first := seen.setdefault(_hashable(given), second)) < second:
+                use = ["a target" if n in self.params.test_tasks else "for training" for n in (first, second)]
+                raise PipelineError(
+                    f"{self._where}.tasks: {first} ({use[0]}) and {second} ({use[1]}) are the same task, {given}: "
+                    "give each other arguments, or remove one (a single task has its arguments in `options`, and "
+                    "`tasks: [{}, {}]`)"
+                )
 
     @property
     def named(self) -> str:

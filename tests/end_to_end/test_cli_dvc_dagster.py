@@ -43,68 +43,34 @@ def shown_data_versions(instance: dg.DagsterInstance, project: Graph) -> dict[st
     return found
 
 
-def dagster_makes_everything(root: Path, instance: dg.DagsterInstance) -> None:
+def made_by_dagster(root: Path, instance: dg.DagsterInstance) -> dict[str, bool]:
+    """Address -> whether Dagster made it, for every piece of work."""
     project, assets = graph.load(root), list(build(root).assets or [])
-    for stage in project.stages:
-        for key in project.keys(stage):
-            assert dg.materialize(assets, selection=[stage], partition_key=str(key) or None, instance=instance).success
+    return {
+        name: dg.materialize(assets, selection=[stage], partition_key=key or None, instance=instance).success
+        for name, (stage, key) in work(project).items()
+    }
 
 
-def dvc_has_nothing_to_do(root: Path) -> None:
-    assert call(root, "dvc", "status").strip() == "Data and pipelines are up to date."
-    assert reproduced(call(root, "dvc", "repro")) == []
-
-
-def dagster_shows_the_versions_of_dvc_as_fresh(root: Path, instance: dg.DagsterInstance) -> None:
-    project = graph.load(root)
-    assert report(instance, project) == []
-    assert shown_data_versions(instance, project) == recorded_data_versions(root)
-    assert set(stale_status(instance, build(root), project).values()) == {"FRESH"}
-
-
-def a_new_dagster_instance_learns_everything(root: Path) -> None:
-    project = graph.load(root)
-    with dg.DagsterInstance.ephemeral() as fresh:
-        assert len(report(fresh, project)) == len(work(project))
-        dagster_shows_the_versions_of_dvc_as_fresh(root, fresh)
-
-
-def dvc_calls_stale(root: Path) -> set[str]:
+def left_for_dvc(root: Path) -> set[str]:
+    """The addresses that `dvc status` calls out of date."""
     status = call(root, "dvc", "status")
+    if status.strip() == "Data and pipelines are up to date.":
+        return set()
     return {line.rstrip(":") for line in status.splitlines() if line and not line.startswith("\t")}
 
 
-def changing_a_parameter_makes_its_stage_stale(root: Path, instance: dg.DagsterInstance) -> None:
-    change(root, "prompts: 4", "prompts: 3")
+def not_fresh(root: Path, instance: dg.DagsterInstance) -> set[str]:
+    """The addresses that Dagster does not show as fresh."""
     project = graph.load(root)
-    noise = {f"tuned_noise_prompt@point_robot-{task}-0" for task in (1, 3)}
     states = stale_status(instance, build(root), project)
-    stale = noise | {"report"}  # the report shows every parameter
-    assert {name for name, one in work(project).items() if states[one] != "FRESH"} == stale
-    assert dvc_calls_stale(root) == {"digests"}
-    call(root, "pd-pipeline", "graph", "--write")
-    assert dvc_calls_stale(root) == stale
-    assert set(reproduced(call(root, "dvc", "repro"))) == noise | {"evaluation@point_robot-0", "report"}
+    return {name for name, one in work(project).items() if states[one] != "FRESH"}
 
 
-def dagster_learns_about_dvc_repro(root: Path, instance: dg.DagsterInstance) -> None:
-    reported = report(instance, graph.load(root))
-    assert "evaluation point_robot-0" in reported
-    assert "plm point_robot-0" not in reported
-    dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
-
-
-def the_nightly_job_updates_stale_work(root: Path, instance: dg.DagsterInstance) -> None:
-    before = recorded_data_versions(root)
-    assert materialized(root, instance) == set()
-    assert recorded_data_versions(root) == before
-    assert isinstance(tick(root, instance), dg.SkipReason)
-    change(root, "prompts: 3", "prompts: 2")
-    assert isinstance(tick(root, instance), dg.RunRequest)
-    noise = {f"tuned_noise_prompt@point_robot-{task}-0" for task in (1, 3)}
-    assert materialized(root, instance) == noise | {"evaluation@point_robot-0", "report"}
-    after = recorded_data_versions(root)
-    assert {name for name in after if after[name] != before[name]} == noise | {"evaluation@point_robot-0", "report"}
+def shown_otherwise(root: Path, instance: dg.DagsterInstance) -> set[str]:
+    """The addresses that Dagster does not show in the version that DVC recorded."""
+    shown, recorded = shown_data_versions(instance, graph.load(root)), recorded_data_versions(root)
+    return {name for name in shown.keys() | recorded.keys() if shown.get(name) != recorded.get(name)}
 
 
 def materialized(root: Path, instance: dg.DagsterInstance) -> set[str]:
@@ -124,16 +90,52 @@ def tick(root: Path, instance: dg.DagsterInstance) -> object:
 
 def test_dvc_and_dagster_agree(tmp_path: Path) -> None:
     root = make_project(tmp_path, SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]"))
+    project = graph.load(root)
+    noise = {f"tuned_noise_prompt@point_robot-{task}-0" for task in (1, 3)}
+    after_noise = noise | {"evaluation@point_robot-0", "report"}
     with dg.DagsterInstance.ephemeral() as instance:
-        dagster_makes_everything(root, instance)
-        dvc_has_nothing_to_do(root)
-        dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
-        a_new_dagster_instance_learns_everything(root)
-        changing_a_parameter_makes_its_stage_stale(root, instance)
-        dagster_learns_about_dvc_repro(root, instance)
-        the_nightly_job_updates_stale_work(root, instance)
-        dvc_has_nothing_to_do(root)
-        dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
+        made = made_by_dagster(root, instance)
+        assert len(made) == 10
+        assert all(made.values())
+        assert left_for_dvc(root) == set()
+        assert reproduced(call(root, "dvc", "repro")) == []
+        assert report(instance, project) == [], "Dagster knows what it made"
+        assert shown_otherwise(root, instance) == set()
+        assert not_fresh(root, instance) == set()
+
+        with dg.DagsterInstance.ephemeral() as fresh:
+            assert len(report(fresh, project)) == len(made), "a new instance learns everything from DVC"
+            assert report(fresh, project) == []
+            assert shown_otherwise(root, fresh) == set()
+            assert not_fresh(root, fresh) == set()
+
+        change(root, "prompts: 4", "prompts: 3")
+        assert not_fresh(root, instance) == noise | {"report"}, "the report shows every parameter"
+        assert left_for_dvc(root) == {"digests"}
+        call(root, "pd-pipeline", "graph", "--write")
+        assert left_for_dvc(root) == noise | {"report"}
+        assert set(reproduced(call(root, "dvc", "repro"))) == after_noise
+
+        learned = report(instance, graph.load(root))
+        assert "evaluation point_robot-0" in learned
+        assert "plm point_robot-0" not in learned
+        assert shown_otherwise(root, instance) == set()
+        assert not_fresh(root, instance) == set()
+
+        before = recorded_data_versions(root)
+        assert isinstance(tick(root, instance), dg.SkipReason)
+        assert materialized(root, instance) == set(), "the nightly job has nothing to do"
+        assert recorded_data_versions(root) == before
+        change(root, "prompts: 3", "prompts: 2")
+        assert isinstance(tick(root, instance), dg.RunRequest)
+        assert materialized(root, instance) == after_noise
+        after = recorded_data_versions(root)
+        assert {name for name in after if after[name] != before[name]} == after_noise
+        assert left_for_dvc(root) == set()
+        assert reproduced(call(root, "dvc", "repro")) == []
+        assert report(instance, graph.load(root)) == []
+        assert shown_otherwise(root, instance) == set()
+        assert not_fresh(root, instance) == set()
 
 
 def test_materialize_all_in_the_ui(tmp_path: Path) -> None:
@@ -152,6 +154,8 @@ def test_materialize_all_in_the_ui(tmp_path: Path) -> None:
     ]
     waits = [after["creationTime"] - before["endTime"] for before, after in pairwise(click.runs)]
     assert sum(waits) < 10 * len(waits), f"waits between levels, 30 s with Dagster's default: {waits}"
-    assert call(root, "dvc", "status").strip() == "Data and pipelines are up to date."
+    assert left_for_dvc(root) == set()
     with dg.DagsterInstance.local_temp(str(root / ".dagster")) as instance:
-        dagster_shows_the_versions_of_dvc_as_fresh(root, instance)
+        assert report(instance, graph.load(root)) == []
+        assert shown_otherwise(root, instance) == set()
+        assert not_fresh(root, instance) == set()

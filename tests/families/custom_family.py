@@ -100,6 +100,12 @@ class Overlapping(Line):
         self.train_tasks = (0, 1)
 
 
+class Repeating(Line):
+    def __init__(self, name: str, params: LineParams):
+        super().__init__(name, params)
+        self.train_tasks = (0, 2, 0)
+
+
 class NothingToTrain(Line):
     def __init__(self, name: str, params: LineParams):
         super().__init__(name, params)

@@ -78,6 +78,7 @@ def test_custom_family_is_collected_in_worker_processes(tmp_path: Path) -> None:
         ({"entry_point": "custom_family.Line", "horizon": 6}, "is not 'module:Class'"),
         (custom("Unrelated"), "neither a Family, a gymnasium.Env nor a function"),
         (custom("Overlapping"), r"tasks \[1\] are both training and test tasks"),
+        (custom("Repeating"), r"tasks \[0\] appear more than once among the training tasks"),
         (custom("NothingToTrain"), "at least one training and one test task"),
         (custom("Line", horizon=0), "environment.horizon: .*greater than 0"),
         (custom("Line", speed=1), "environment.speed: no such parameter"),
@@ -103,6 +104,11 @@ def test_every_entry_point_of_a_block_is_code_that_the_family_depends_on() -> No
     block = {"gymnasium": "Pendulum-v1", "behaviors": behaviors}
     found = source_files("pendulum", block, HERE)
     assert [file.name for file in found] == ["gymnasium_env.py", "test_base.py"]
+
+
+def test_so_is_the_module_that_registers_an_id() -> None:
+    found = source_files("line", {"gymnasium": "custom_family:mine/Line-v0"}, HERE)
+    assert [file.name for file in found] == ["gymnasium_env.py", "custom_family.py"]
 
 
 @pytest.mark.parametrize("other", [{"gymnasium": "Pendulum-v1"}, {"meta_world": "push-v3"}])

@@ -140,6 +140,23 @@ def test_unsupported_spaces_are_refused_before_collecting(cls: str, message: str
         ({"test_tasks": [3]}, r"test_tasks: \[3\] are not among tasks 0 to 2"),
         ({"test_tasks": [0, 1, 2]}, "at least one training and one test task"),
         ({"tasks": [{"goal": 1}]}, "tasks"),
+        (
+            {"tasks": [{"goal": -1.0}, {"goal": 0.5}, {"goal": -1}]},
+            r"environment\.tasks: 0 \(for training\) and 2 \(for training\) are the same task, {'goal': -1}: give each",
+        ),
+        ({"tasks": [{"goal": 0.5}, {"goal": 0.5}]}, r"tasks: 0 \(for training\) and 1 \(a target\) are the same task"),
+        (
+            {"tasks": [{"goal": 1, "start": 0}, {"goal": 1}], "options": {"start": 0}},
+            r"0 .* and 1 .* are the same task",
+        ),
+        (
+            {"tasks": [{"goal": {"at": [0, 1]}}, {"goal": 1}, {"goal": {"at": [0.0, 1]}}]},
+            r"tasks: 0 .* and 2 .* are the same",
+        ),
+        (
+            {"test_tasks": [1, 1]},
+            r"environment: tasks \[1\] appear more than once among the test tasks: name each once",
+        ),
         ({"behaviors": {}}, "behaviors"),
         ({"speed": 3}, "speed"),
     ],
@@ -161,6 +178,12 @@ def test_mistakes_in_the_block_are_named(changes: dict[str, Any], message: str) 
 def test_mistakes_in_behaviors_are_named(behavior: dict[str, Any], message: str) -> None:
     with pytest.raises(PipelineError, match=message):
         family(behaviors={"expert": behavior}).default_behaviors()
+
+
+def test_an_environment_with_a_single_task_is_trained_on_and_is_a_target() -> None:
+    made = family(tasks=[{}, {}], options={"goal": 1.0})
+    assert (made.train_tasks, made.test_tasks) == ((0,), (1,))
+    assert made.make(1).unwrapped.goal == 1.0
 
 
 def test_wrong_constructor_arguments_are_refused() -> None:

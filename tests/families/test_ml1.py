@@ -61,6 +61,7 @@ def test_weaker_behavior_is_worse() -> None:
         ({"task": "../push"}, r"meta_world: String should match"),
         ({"horizon": 501}, r"horizon: .*less than or equal to 500"),
         ({"tasks": 20}, r"environment\.test_tasks: \[24, 35, 40\] are not among tasks 0 to 19"),
+        ({"test_tasks": (3, 5, 3)}, r"environment: tasks \[3\] appear more than once among the test tasks"),
         ({"tasks": 41}, r"environment\.validation_tasks: \[44\] are not among tasks 0 to 40"),
         ({"gain": 0}, r"gain"),
     ],

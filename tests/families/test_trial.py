@@ -50,7 +50,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "version of an id": (PENDULUM | {"gymnasium": "Pendulum-v9"}, r"\.gymnasium: 'Pendulum-v9' is not .*\[ `v1` \]"),
     "module of an id": (
         PENDULUM | {"gymnasium": "nowhere:X-v0"},
-        r"\.tasks\.0: nowhere:X-v0.*No module named 'nowhere'",
+        r": no module 'nowhere' next to params\.yaml",
     ),
     "meta_world": ({"meta_world": "psuh-v3"}, r"\.meta_world: 'psuh-v3' is not a task .*did you mean 'push-v3'"),
     "module": (FAMILY | {"entry_point": "nowhere:Line"}, r"\.entry_point: cannot import 'nowhere'"),

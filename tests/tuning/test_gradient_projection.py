@@ -156,37 +156,38 @@ def tensors(*values: list) -> list[Tensor]:
     return [torch.tensor(value, dtype=torch.float64) for value in values]
 
 
-def same(found: list[Tensor], *expected: list) -> None:
-    for x, y in zip(found, tensors(*expected), strict=True):
-        torch.testing.assert_close(x, y, atol=1e-12, rtol=0)
+def equal(found: list[Tensor], *expected: list) -> bool:
+    """Whether each layer has the expected shape and, to rounding, the expected values."""
+    pairs = list(zip(found, tensors(*expected), strict=True))
+    return all(x.shape == y.shape and torch.allclose(x, y, atol=1e-12, rtol=0) for x, y in pairs)
 
 
 def test_flat_by_hand() -> None:
     """<g, off> = 1*3 + 2*0 + 1*4 = 7 over |off|^2 = 25 times off."""
     found = project_flat(tensors([1.0, 2.0], [[1.0]]), tensors([3.0, 0.0], [[4.0]]))
-    same(found, [1 - 21 / 25, 2.0], [[1 - 28 / 25]])
+    assert equal(found, [1 - 21 / 25, 2.0], [[1 - 28 / 25]])
 
 
 def test_rows_by_hand() -> None:
     """`off` spans only the first axis: the first column is removed, whatever its values."""
     found = project_rows(*tensors([[1.0, 2.0], [3.0, 4.0]], [[5.0, 0.0], [-7.0, 0.0]]), energy=1.0)
-    same([found], [[0.0, 2.0], [0.0, 4.0]])
+    assert equal([found], [[0.0, 2.0], [0.0, 4.0]])
 
 
 def test_energy_by_hand() -> None:
     """Singular values 3 and 1: the first direction holds 0.9 of the energy."""
     g, off = tensors([[1.0, 2.0], [3.0, 4.0]], [[3.0, 0.0], [0.0, 1.0]])
-    same([project_rows(g, off, 0.8)], [[0.0, 2.0], [0.0, 4.0]])
-    same([project_rows(g, off, 0.95)], [[0.0, 0.0], [0.0, 0.0]])
+    assert equal([project_rows(g, off, 0.8)], [[0.0, 2.0], [0.0, 4.0]])
+    assert equal([project_rows(g, off, 0.95)], [[0.0, 0.0], [0.0, 0.0]])
 
 
 def test_eq_9_by_hand() -> None:
     """g_DM = (1, 0), g_DT = (-1, 1) conflict; projected g_DT is (0, 1)."""
     g_dm, g_dt = tensors([1.0, 0.0]), tensors([-1.0, 1.0])
-    same(combine(g_dm, g_dt, 2.0)[0], [1.0, 2.0])
-    same(combine(g_dm, g_dt, 2.0, "sum")[0], [-1.0, 2.0])
-    same(combine(g_dm, g_dt, 2.0, "dm_only")[0], [1.0, 0.0])
-    same(combine(g_dm, g_dt, 2.0, "dt_only")[0], [-2.0, 2.0])
+    assert equal(combine(g_dm, g_dt, 2.0)[0], [1.0, 2.0])
+    assert equal(combine(g_dm, g_dt, 2.0, "sum")[0], [-1.0, 2.0])
+    assert equal(combine(g_dm, g_dt, 2.0, "dm_only")[0], [1.0, 0.0])
+    assert equal(combine(g_dm, g_dt, 2.0, "dt_only")[0], [-2.0, 2.0])
     assert [combine(g_dm, g_dt, 2.0, mode)[1] for mode in MODES] == [1.0, 0.0, 0.0, 0.0]
 
 
@@ -194,22 +195,25 @@ def test_global_and_layer_tests_differ_by_hand() -> None:
     """Layers (1) and (1) against (-1) and (3): agree as a whole (2), the first layer conflicts."""
     g_dm, g_dt = tensors([1.0], [1.0]), tensors([-1.0], [3.0])
     found, share = combine(g_dm, g_dt, 1.0, "projection", "layer_flat", "global")
-    same(found, [0.0], [4.0])
+    assert equal(found, [0.0], [4.0])
     assert share == 0
     found, share = combine(g_dm, g_dt, 1.0, "projection", "layer_flat", "layer")
-    same(found, [1.0], [4.0])
+    assert equal(found, [1.0], [4.0])
     assert share == 0.5
 
 
 def test_the_readings_differ_by_hand() -> None:
     """Layers (1, 0) and (0, 1) against (-1, 1) and (1, -1): <., .> = -2."""
     g_dm, g_dt = tensors([1.0, 0.0], [0.0, 1.0]), tensors([-1.0, 1.0], [1.0, -1.0])
-    same(combine(g_dm, g_dt, 1.0, "projection", "flat")[0], [1.0, 1.0], [1.0, 1.0])
-    same(combine(g_dm, g_dt, 1.0, "projection", "layer_flat")[0], [1.0, 1.0], [1.0, 1.0])
-    same(project(tensors([-1.0, 1.0], [3.0, -1.0]), g_dm, "flat", 1.0), [0.0, 1.0], [3.0, 0.0])
+    assert equal(combine(g_dm, g_dt, 1.0, "projection", "flat")[0], [1.0, 1.0], [1.0, 1.0])
+    assert equal(combine(g_dm, g_dt, 1.0, "projection", "layer_flat")[0], [1.0, 1.0], [1.0, 1.0])
+    assert equal(project(tensors([-1.0, 1.0], [3.0, -1.0]), g_dm, "flat", 1.0), [0.0, 1.0], [3.0, 0.0])
     g_dt = tensors([-2.0, 1.0], [1.0, 0.0])
-    same(project(g_dt, g_dm, "flat", 1.0), [-1.0, 1.0], [1.0, 1.0])
-    same(project(g_dt, g_dm, "layer_flat", 1.0), [0.0, 1.0], [1.0, 0.0])
+    assert equal(project(g_dt, g_dm, "flat", 1.0), [-1.0, 1.0], [1.0, 1.0])
+    assert equal(project(g_dt, g_dm, "layer_flat", 1.0), [0.0, 1.0], [1.0, 0.0])
+    g, off = tensors([[1.0, 2.0], [3.0, 4.0]]), tensors([[1.0, 0.0], [0.0, 0.0]])
+    assert equal(project(g, off, "layer_flat", 1.0), [[0.0, 2.0], [3.0, 4.0]])
+    assert equal(project(g, off, "layer_svd", 1.0), [[0.0, 2.0], [0.0, 4.0]]), "the direction leaves every row"
 
 
 def test_the_arguments_are_not_modified() -> None:
@@ -231,7 +235,7 @@ def test_float32_of_real_size_is_orthogonal_to_rounding() -> None:
 def test_flat_is_flat_within_each_layer_under_a_test_per_layer() -> None:
     """Layers (1) and (1) against (-1) and (3): the first conflicts, and a projection of the whole would give -2."""
     found, share = combine(tensors([1.0], [1.0]), tensors([-1.0], [3.0]), 1.0, "projection", "flat", "layer")
-    same(found, [1.0], [4.0])
+    assert equal(found, [1.0], [4.0])
     assert share == 0.5
 
 
@@ -239,9 +243,9 @@ def test_flat_is_flat_within_each_layer_under_a_test_per_layer() -> None:
 def test_what_holds_95_percent_of_the_energy_is_removed_by_default(value: float, left: list) -> None:
     """Beside a singular value of 1, one of 5 holds 0.96 of the energy, one of 4 holds 0.94."""
     g, off = tensors([[1.0, 2.0], [3.0, 4.0]], [[value, 0.0], [0.0, 1.0]])
-    same([project_rows(g, off)], left)
+    assert equal([project_rows(g, off)], left)
     update, share = combine([-off], [g], 1.0, reading="layer_svd")
-    same(update, (torch.tensor(left).double() - off).tolist())
+    assert equal(update, (torch.tensor(left).double() - off).tolist())
     assert share == 1.0
 
 
