@@ -15,9 +15,9 @@ it runs no code of a method. The versions of a target are policy folders too:
 
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pd_pipeline.config import Name, Parameters, Seed
 from pd_pipeline.errors import PipelineError
@@ -45,6 +45,9 @@ class Description(Parameters):
     varies: Name = Field(description="the method itself; for a variant, the method it varies")
     module: str = Field(description="the module of the method")
     frozen: bool = Field(description="whether the PLM's weights are unchanged")
+    requires_grad: bool = Field(
+        description="whether the weights required gradients in evaluation: PyTorch multiplies in another order then"
+    )
     observation_size: int = Field(gt=0)
     action_size: int = Field(gt=0)
     action_low: tuple[float, ...]
@@ -61,6 +64,12 @@ class Description(Parameters):
     versions: dict[str, str] = Field(description="package -> the version it was written with")
     made_from: dict[str, str] = Field(description="file of the outs it was made from -> SHA-256")
     files: dict[str, str] = Field(description="file of this folder -> SHA-256")
+
+    @model_validator(mode="after")
+    def _has_bounds(self) -> Self:
+        if {len(self.action_low), len(self.action_high)} != {self.action_size}:
+            raise ValueError("action_low and action_high need action_size numbers each")
+        return self
 
 
 def describe(folder: Path) -> Description:

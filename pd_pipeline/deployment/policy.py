@@ -56,6 +56,7 @@ def read_policy(folder: Path, device: str = "cpu") -> Loaded:
     check_files(folder, description)
     where = pick_device(device)
     plm, normalization = saved_policy.load_policy(folder / PLM, where)
+    plm.requires_grad_(description.requires_grad)  # acting computes no gradients, but its last bits depend on this
     sizes = normalization.observation_size, normalization.action_size, normalization.horizon
     if sizes != (description.observation_size, description.action_size, description.horizon):
         raise PipelineError(f"{folder}: policy.json is not that of the PLM beside it: copy the whole folder again")

@@ -67,6 +67,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
             varies=given.method,
             module=context.module,
             frozen=given.frozen,
+            requires_grad=any(weight.requires_grad for weight in actors.policy.parameters()),
             observation_size=plm.normalization.observation_size,
             action_size=plm.normalization.action_size,
             action_low=few_shot.metadata.action_low,

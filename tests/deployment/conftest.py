@@ -1,0 +1,19 @@
+"""Policy folders of the tiny project."""
+
+from pathlib import Path
+
+import pytest
+
+from pd_pipeline import graph
+from pd_pipeline.deployment.writing import write_policy
+from pd_pipeline.stage import Key
+
+TARGET = Key("point_robot", 4, 0)
+
+
+@pytest.fixture(scope="session")
+def written(tuned_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The policy of prompt_dt for a target: tests must not write to it."""
+    folder = tmp_path_factory.mktemp("policies") / "prompt_dt"
+    write_policy(graph.load(tuned_project), "prompt_dt", TARGET, folder)
+    return folder
