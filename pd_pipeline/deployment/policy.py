@@ -18,6 +18,7 @@ import torch
 
 from pd_pipeline.acting.actors import KeysValues, Started
 from pd_pipeline.compute import pick_device
+from pd_pipeline.config import MachineParams, parse
 from pd_pipeline.deployment.folder import PLM, PREFIX, Description, check_files, describe, locate
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models import saved_policy
@@ -54,7 +55,7 @@ def read_policy(folder: Path, device: str = "cpu") -> Loaded:
     """Read a policy folder. Raises PipelineError if it is missing, damaged or of another format version."""
     description = describe(folder)
     check_files(folder, description)
-    where = pick_device(device)
+    where = pick_device(parse(MachineParams, {"device": device}, "load_policy").device)
     plm, normalization = saved_policy.load_policy(folder / PLM, where)
     plm.requires_grad_(description.requires_grad)  # acting computes no gradients, but its last bits depend on this
     sizes = normalization.observation_size, normalization.action_size, normalization.horizon

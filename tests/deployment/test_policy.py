@@ -4,26 +4,32 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
 import pd_pipeline
 from pd_pipeline import graph, load_policy
+from pd_pipeline.acting.actors import Started, read_prompt
 from pd_pipeline.acting.environments import episode_seed
 from pd_pipeline.acting.rollouts import Rollouts
-from pd_pipeline.deployment.policy import Policy
+from pd_pipeline.deployment.policy import Policy, read_policy
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import stage as evaluation
 from pd_pipeline.families.base import Family
 from pd_pipeline.graph import Graph
+from pd_pipeline.models.decision_transformer import Steps
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import load_arrays
 from pd_pipeline.tuning.protocol import Pretrained
+from tests.builders import policy as made_policy
+from tests.builders import steps
 from tests.conftest import run_stages
 from tests.deployment.conftest import TARGET
 from tests.training.test_stages import set_params
@@ -136,6 +142,30 @@ def test_a_row_of_a_batch_acts_as_it_would_alone_whenever_it_began(written: Path
         for row in rows:
             np.testing.assert_array_equal(found[row], alone[row][begun[row]], strict=True)
         begun += 1
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("heads", [1, 4])
+def test_the_last_bits_do_not_depend_on_the_batch(written: Path, heads: int, requires_grad: bool) -> None:
+    """At the size of the published policies, with weights that need gradients too, as those of full_finetune do."""
+    about = read_policy(written).description.model_copy(update={"requires_grad": requires_grad})
+    plm = made_policy(observation_size=2, max_timestep=HORIZON, context=6, width=128, layers=3, heads=heads)
+    plm.requires_grad_(requires_grad)
+    loaded = replace(read_policy(written), description=about, plm=plm, prefix=read_prompt(plm, *steps(1, 5, d_s=2)))
+    rng = np.random.default_rng(1)
+    observations = rng.normal(size=(HORIZON, 64, 2))
+    policies = {count: Policy(loaded, count) for count in (1, 2, 3, 4, 5, 64)}
+    for policy in policies.values():
+        policy.reset()
+    for given in observations:
+        actions = {count: policy.act(given[:count]) for count, policy in policies.items()}
+        for count, found in actions.items():
+            np.testing.assert_array_equal(found, actions[64][:count], err_msg=str(count))
+    # what evaluation computes for many actors
+    window = steps(64, 6, d_s=2)
+    many = Started(plm, [(keys.expand(64, -1, -1), values.expand(64, -1, -1)) for keys, values in loaded.prefix])
+    few = Started(plm, [(keys.expand(4, -1, -1), values.expand(4, -1, -1)) for keys, values in loaded.prefix])
+    assert torch.equal(few.act(Steps(*(part[:4] for part in window))), many.act(window)[:4])
 
 
 def test_the_reward_lowers_the_return_that_is_asked_for(written: Path) -> None:
