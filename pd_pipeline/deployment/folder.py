@@ -15,7 +15,7 @@ it runs no code of a method. The versions of a target are policy folders too:
 
 import re
 from pathlib import Path
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -23,7 +23,7 @@ from pd_pipeline.config import Name, Parameters, Seed
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import file_digest, read_json, read_model
 
-FORMAT = 1
+FORMAT: Final = 1
 FILE = "policy.json"
 PLM = "plm"
 PREFIX = "prefix.safetensors"
@@ -127,3 +127,11 @@ def locate(path_or_target: str | Path) -> Path:
     if not (path / FILE).exists() and (path / CURRENT).exists():
         return current_policy(path)
     return path
+
+
+def refuse_other_contents(folder: Path, *known: str) -> None:
+    """Raise PipelineError if `folder` is there and holds none of the files `known`: it would be replaced."""
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in known):
+        raise PipelineError(f"{folder}: holds other files, and would be replaced as a whole: name another folder")
+    if folder.exists() and not folder.is_dir():
+        raise PipelineError(f"{folder}: not a folder: name another one")

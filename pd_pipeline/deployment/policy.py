@@ -70,6 +70,11 @@ def read_policy(folder: Path, device: str = "cpu") -> Loaded:
     return Loaded(description, plm, normalization, [(tensors[keys], tensors[values]) for keys, values in names])
 
 
+def repeated(prefix: KeysValues, count: int) -> KeysValues:
+    """The prefix (1, tokens, width) of one actor for `count` windows."""
+    return [(keys.expand(count, -1, -1), values.expand(count, -1, -1)) for keys, values in prefix]
+
+
 class Policy:
     """A policy in one environment, or in n at once; `load_policy` makes it.
 
@@ -80,6 +85,8 @@ class Policy:
         self.description = loaded.description
         self._plm, self._normalization, self._prefix = loaded.plm, loaded.normalization, loaded.prefix
         self._batch, self._count = batch, batch or 1
+        low, high = self.description.action_low, self.description.action_high
+        self._bounds = np.asarray(low, np.float32), np.asarray(high, np.float32)
         context = self._plm.config.acting_window
         # the last steps of each episode: the current one is at the end, and its action is not read
         self._observations = np.zeros((self._count, context, self._normalization.observation_size), np.float32)
@@ -134,12 +141,14 @@ class Policy:
             torch.from_numpy(scaled.actions(self._actions[filled, -length:])),
             torch.from_numpy(timesteps),
         )
-        prefix = [(keys.expand(len(filled), -1, -1), values.expand(len(filled), -1, -1)) for keys, values in self._prefix]
         with torch.autocast(device.type, torch.bfloat16, enabled=self.description.precision == "bf16"):
-            normalized = Started(self._plm, prefix).act(Steps(*(part.to(device) for part in window)))
+            normalized = self._forward(Steps(*(part.to(device) for part in window)))
         actions = scaled.to_actions(normalized.cpu().numpy()[: len(rows)])
-        low, high = (np.asarray(bound, np.float32) for bound in (self.description.action_low, self.description.action_high))
-        return np.clip(actions, low, high)  # rounding may leave the bounds
+        return np.clip(actions, *self._bounds)  # rounding may leave them
+
+    def _forward(self, window: Steps) -> torch.Tensor:
+        """Actions (m, d_a) in [-1, 1] for windows (m, L)."""
+        return Started(self._plm, repeated(self._prefix, len(window.timesteps))).act(window)
 
     def _check_steps(self) -> None:
         """Raise PipelineError where an episode has not begun, or is over."""

@@ -37,7 +37,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
     """
     stage = graph.known(f"{TUNED}{method}")
     key = graph.key(stage, str(key))
-    refuse_other_contents(folder, folders.FILE)
+    folders.refuse_other_contents(folder, folders.FILE)
     for need, other in [*graph.upstream(stage, key), (stage, key)]:
         if not (graph.root / graph.out(need, other)).is_dir():
             raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {need} --key {other}` first")
@@ -99,14 +99,6 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
     return description
 
 
-def refuse_other_contents(folder: Path, *known: str) -> None:
-    """Raise PipelineError if `folder` is there and holds none of the files `known`: it would be replaced."""
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in known):
-        raise PipelineError(f"{folder}: holds other files, and would be replaced as a whole: name another folder")
-    if folder.exists() and not folder.is_dir():
-        raise PipelineError(f"{folder}: not a folder: name another one")
-
-
 @torch.no_grad()
 def actor_losses(actors: Actors, data: PolicyData, seed: int, windows: int = SELECTION_WINDOWS) -> np.ndarray:
     """Action loss (n,) of each of n actors over the same few-shot windows.
@@ -141,7 +133,7 @@ def _prefix(actors: Actors, chosen: int, bf16: bool) -> KeysValues:
 
 
 def _arrays(prefix: KeysValues) -> dict[str, np.ndarray]:
-    named = {}
+    named: dict[str, np.ndarray] = {}
     for block, (keys, values) in enumerate(prefix):
         named |= {f"keys.{block}": keys[0].float().cpu().numpy(), f"values.{block}": values[0].float().cpu().numpy()}
     return named

@@ -46,11 +46,16 @@ class _Uninitialised(TorchFunctionMode):
     """Leaves weights as they are allocated: to initialise those without memory, PyTorch would import its compiler."""
 
     def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        named = kwargs or {}
         if getattr(function, "__module__", "") == "torch.nn.init":
-            return args[0] if args else (kwargs or {})["tensor"]
-        return function(*args, **(kwargs or {}))
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
 
 
 def check_fit(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, Tensor], strict_to: str) -> None:

@@ -54,7 +54,7 @@ def test_a_version_in_use_that_is_not_there_is_refused(promoted: Path, version: 
 
 def test_a_missing_folder_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(PipelineError, match="^data/promoted/reach-5: no such folder: no policy of target reach-5"):
+    with pytest.raises(PipelineError, match=r"^data/promoted/reach-5: no such folder: no policy of target reach-5"):
         load_policy("reach-5")
     with pytest.raises(PipelineError, match=r"^some/where: no such folder: name a policy folder, or a target"):
         load_policy("some/where")
@@ -110,7 +110,7 @@ def test_a_description_that_was_edited_is_refused(policy: Path, change: dict[str
     with pytest.raises(PipelineError, match=message):
         load_policy(policy)
     (policy / "policy.json").write_text("{")
-    with pytest.raises(PipelineError, match="policy.json: not valid JSON"):
+    with pytest.raises(PipelineError, match=r"policy.json: not valid JSON"):
         load_policy(policy)
 
 

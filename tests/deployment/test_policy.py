@@ -102,7 +102,9 @@ def test_so_do_low_rank_weights_and_a_method_of_ones_own(project: Path, tmp_path
 
 
 def test_bf16_is_kept_where_evaluation_acted_so(project: Path, tmp_path: Path) -> None:
-    text = re.sub(r"^  methods: .*$", "  methods: [prompt_dt]", (project / "params.yaml").read_text(), flags=re.MULTILINE)
+    text = re.sub(
+        r"^  methods: .*$", "  methods: [prompt_dt]", (project / "params.yaml").read_text(), flags=re.MULTILINE
+    )
     (project / "params.yaml").write_text(text)
     run_stages(project, "tuned_prompt_dt")
     actions = {}

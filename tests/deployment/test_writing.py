@@ -100,9 +100,7 @@ def test_writing_again_gives_equal_files(tuned_project: Path, written: Path, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["policy"]
 
 
-def test_a_failure_leaves_what_was_there(
-    tuned_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_leaves_what_was_there(tuned_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "policy"
     write_policy(graph.load(tuned_project), "prompt_dt", TARGET, folder)
     before = digest(folder)
@@ -134,7 +132,9 @@ def test_what_is_not_there_is_named(project: Path, tmp_path: Path) -> None:
         write_policy(loaded, "best", TARGET, tmp_path / "policy")
     with pytest.raises(PipelineError, match="has no key 'point_robot-2-0'"):
         write_policy(loaded, "prompt_dt", Key("point_robot", 2, 0), tmp_path / "policy")
-    missing = "data/tuned_prompt_dt/point_robot-0/4: missing: run `pd-pipeline run tuned_prompt_dt --key point_robot-4-0`"
+    missing = (
+        "data/tuned_prompt_dt/point_robot-0/4: missing: run `pd-pipeline run tuned_prompt_dt --key point_robot-4-0`"
+    )
     with pytest.raises(PipelineError, match=missing):
         write_policy(loaded, "prompt_dt", TARGET, tmp_path / "policy")
     assert not (tmp_path / "policy").exists()
