@@ -1,6 +1,6 @@
-"""Acts with an exported policy: python act_with_onnx.py FOLDER < steps.jsonl
+"""Acts with an exported policy, without pd_pipeline: python act_with_onnx.py FOLDER < steps.jsonl
 
-One line per step comes in, such as {"observation": [0.1, -0.3], "reward": -0.5}, and one action per line goes out.
+One line per step comes in, such as {"observation": [0.1, -0.3], "reward": -0.5}; one action per line goes out.
 """
 
 import json
@@ -11,28 +11,23 @@ import numpy as np
 import onnxruntime
 
 
-class Policy:
-    def __init__(self, folder):
-        self.about = json.loads(Path(folder, "policy.onnx.json").read_text())
-        self.session = onnxruntime.InferenceSession(Path(folder, "policy.onnx"))
-
-    def reset(self):
-        self.steps, self.still_asked = [], self.about["target_return"]
-
-    def act(self, observation, reward=0.0):
-        about = {name: np.array(value) if isinstance(value, list) else value for name, value in self.about.items()}
-        self.still_asked -= reward  # of the previous step
-        scaled = (np.array(observation) - about["observation_mean"]) / about["observation_std"]
-        no_action = np.zeros(len(about["action_mean"]))  # that of the current step is not read
-        self.steps.append([self.still_asked / about["return_scale"], scaled, no_action, len(self.steps)])
-        columns = zip(self.about["inputs"], zip(*self.steps[-about["window"] :]))
-        inputs = {port["name"]: np.array([column], port["type"]) for port, column in columns}
-        self.steps[-1][2] = action = self.session.run(None, inputs)[0][0]
-        return np.clip(action * about["action_std"] + about["action_mean"], about["action_low"], about["action_high"])
+def act(about: dict, session: onnxruntime.InferenceSession, steps: list, observation: list) -> list:
+    """The action for an observation; `steps` are those of the episode so far, and the current one is added."""
+    scaled = (np.array(observation) - about["observation_mean"]) / about["observation_std"]
+    no_action = np.zeros(len(about["action_mean"]))  # that of the current step is not read
+    steps.append([about["target_return"] / about["return_scale"], scaled, no_action, len(steps)])
+    columns = zip(about["inputs"], zip(*steps[-about["window"] :], strict=True), strict=True)
+    action = session.run(None, {port["name"]: np.array([values], port["type"]) for port, values in columns})[0][0]
+    steps[-1][2] = action
+    in_units = action * about["action_std"] + about["action_mean"]
+    return np.clip(in_units, about["action_low"], about["action_high"]).tolist()
 
 
 if __name__ == "__main__":
-    policy = Policy(sys.argv[1])
-    policy.reset()
+    folder, steps = Path(sys.argv[1]), []
+    about = json.loads((folder / "policy.onnx.json").read_text())
+    session = onnxruntime.InferenceSession(folder / "policy.onnx")
     for line in sys.stdin:
-        print(json.dumps(policy.act(**json.loads(line)).tolist()), flush=True)
+        step = json.loads(line)
+        about["target_return"] -= step.get("reward", 0.0)  # what is still asked for, after the previous step's reward
+        print(json.dumps(act(about, session, steps, step["observation"])), flush=True)

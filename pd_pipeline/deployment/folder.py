@@ -28,6 +28,7 @@ FILE = "policy.json"
 PLM = "plm"
 PREFIX = "prefix.safetensors"
 SAMPLE = "sample.safetensors"
+CONTENTS = (FILE, PLM, PREFIX, SAMPLE)
 PROMOTED = Path("data/promoted")
 CURRENT = "current.json"
 
@@ -130,8 +131,9 @@ def locate(path_or_target: str | Path) -> Path:
 
 
 def refuse_other_contents(folder: Path, *known: str) -> None:
-    """Raise PipelineError if `folder` is there and holds none of the files `known`: it would be replaced."""
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).is_file() for name in known):
-        raise PipelineError(f"{folder}: holds other files, and would be replaced as a whole: name another folder")
+    """Raise PipelineError if `folder` holds anything but `known`: it would be replaced as a whole."""
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known) if folder.is_dir() else []
+    if others:
+        raise PipelineError(f"{folder}: holds {others[0]}, and would be replaced as a whole: name another folder")
     if folder.exists() and not folder.is_dir():
         raise PipelineError(f"{folder}: not a folder: name another one")

@@ -79,7 +79,7 @@ def export_onnx(path_or_target: str | Path, out: Path | None = None) -> tuple[Pa
     loaded = read_policy(folder)
     about = loaded.description
     out = Path(f"{about.family}-{about.task}-onnx") if out is None else out
-    refuse_other_contents(out, MODEL)
+    refuse_other_contents(out, MODEL, ABOUT)
     # ONNX runtimes compute in float32
     loaded = replace(
         loaded,

@@ -37,7 +37,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
     """
     stage = graph.known(f"{TUNED}{method}")
     key = graph.key(stage, str(key))
-    folders.refuse_other_contents(folder, folders.FILE)
+    folders.refuse_other_contents(folder, *folders.CONTENTS)
     for need, other in [*graph.upstream(stage, key), (stage, key)]:
         if not (graph.root / graph.out(need, other)).is_dir():
             raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {need} --key {other}` first")

@@ -20,7 +20,7 @@ from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest, load_arrays
 from pd_pipeline.tuning import adaptation, summary
-from pd_pipeline.tuning.protocol import Target, prompt_losses
+from pd_pipeline.tuning.protocol import prompt_losses
 from tests.conftest import run_stages
 from tests.deployment.conftest import TARGET
 from tests.training.test_stages import set_params
@@ -119,7 +119,7 @@ def test_a_failure_leaves_what_was_there(tuned_project: Path, tmp_path: Path, mo
 def test_other_files_are_not_replaced(tuned_project: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
-    with pytest.raises(PipelineError, match="mine: holds other files, and would be replaced as a whole"):
+    with pytest.raises(PipelineError, match=r"mine: holds notes.txt, and would be replaced as a whole"):
         write_policy(graph.load(tuned_project), "prompt_dt", TARGET, tmp_path / "mine")
     with pytest.raises(PipelineError, match=r"notes.txt: not a folder"):
         write_policy(graph.load(tuned_project), "prompt_dt", TARGET, tmp_path / "mine/notes.txt")
@@ -143,7 +143,9 @@ def test_what_is_not_there_is_named(project: Path, tmp_path: Path) -> None:
 def test_an_adaptation_of_other_trajectories_is_refused(project: Path, tmp_path: Path) -> None:
     run_stages(project, "tuned_prompt_dt")
     set_params(project, "tuned_prompt_dt: {}", "tuned_prompt_dt: {target: {few_shot: 3}}")
-    with pytest.raises(PipelineError, match="tuned with other few-shot trajectories .* run `pd-pipeline run tuned_pro"):
+    with pytest.raises(
+        PipelineError, match=r"tuned with other few-shot trajectories .* run `pd-pipeline run tuned_pro"
+    ):
         write_policy(graph.load(project), "prompt_dt", TARGET, tmp_path / "policy")
 
 
