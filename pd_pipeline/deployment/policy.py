@@ -5,9 +5,9 @@
     action = policy.act(observation)
     action = policy.act(observation, reward)
 
-The actions are those of evaluation. Matrix products of fewer than `MIN_ROWS` rows round differently on a CPU than those
-of more, so a smaller batch is filled up: a row's action then does not depend on the batch (with one thread; with
-several, they divide the rows of a product, and the last bits depend on how many there are).
+The actions are those of evaluation. On a CPU, matrix products of fewer than `MIN_ROWS` rows round differently than those
+of more, so small ones are filled up with repeated rows: an action then does not depend on the batch. (With one thread:
+several divide the rows of a product among them, and the last bits depend on how many there are.)
 """
 
 from dataclasses import dataclass
@@ -132,7 +132,7 @@ class Policy:
 
     def _predicted(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Actions (m, d_a) of the environments `rows` (m,), whose windows have `length` steps."""
-        filled = np.resize(rows, max(len(rows), MIN_ROWS))
+        filled = np.resize(rows, max(len(rows), -(-MIN_ROWS // length)))  # each step of a window is a row or more
         timesteps = self._steps[filled, None] + np.arange(1 - length, 1)
         scaled, device = self._normalization, next(self._plm.parameters()).device
         window = Steps(
@@ -148,7 +148,7 @@ class Policy:
 
     def _forward(self, window: Steps) -> torch.Tensor:
         """Actions (m, d_a) in [-1, 1] for windows (m, L)."""
-        return Started(self._plm, repeated(self._prefix, len(window.timesteps))).act(window)
+        return Started(self._plm, repeated(self._prefix, len(window.timesteps))).act(window, MIN_ROWS)
 
     def _check_steps(self) -> None:
         """Raise PipelineError where an episode has not begun, or is over."""
