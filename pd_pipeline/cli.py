@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from pd_pipeline import __version__
+from pd_pipeline.deployment import commands as deployment
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 
 T = TypeVar("T")
@@ -285,3 +286,7 @@ def doctor() -> None:
         problems += finding.problem
     if problems:
         raise typer.Exit(1)
+
+
+app.command("export-policy")(deployment.export_policy)
+app.command("rollout")(deployment.rollout)

@@ -290,21 +290,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
                 remove(other_work)
     work.mkdir(parents=True, exist_ok=True)
     with records.clock(work) as clock, atomic_directory(final) as out:
-        context = StageContext(
-            root=graph.root,
-            stage=stage,
-            key=key,
-            params=graph.stage_params(stage, key),
-            module=graph.stages[stage].params_module,
-            modules=graph.modules,
-            environment=graph.params.block(key.family, "environment") if key.family else {},
-            inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
-            out=out,
-            work=work,
-            logs=home / "data" / "tensorboard" / stage / name,
-            progress=progress,
-            params_file=graph.params,
-        )
+        context = stage_context(graph, stage, key, out, work, progress)
         metrics = importlib.import_module(graph.stages[stage].module).run(context)
         # a file may have been added in the meantime
         records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
@@ -312,6 +298,25 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
         records.write(home, stage, key, final, out, **figures, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
+
+
+def stage_context(graph: Graph, stage: str, key: Key, out: Path, work: Path, progress: Progress) -> StageContext:
+    """What the stage function of a piece of work gets."""
+    return StageContext(
+        root=graph.root,
+        stage=stage,
+        key=key,
+        params=graph.stage_params(stage, key),
+        module=graph.stages[stage].params_module,
+        modules=graph.modules,
+        environment=graph.params.block(key.family, "environment") if key.family else {},
+        inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
+        out=out,
+        work=work,
+        logs=graph.home(stage, key) / "data" / "tensorboard" / stage / (str(key) or "all"),
+        progress=progress,
+        params_file=graph.params,
+    )
 
 
 def is_made(graph: Graph, stage: str, key: Key) -> bool:

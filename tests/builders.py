@@ -115,7 +115,7 @@ def policy(seed: int = 0, **changes: Any) -> PromptingDecisionTransformer:
     return made.eval()
 
 
-def steps(batch: int, length: int, seed: int = 0, first: int = 0) -> Steps:
+def steps(batch: int, length: int, seed: int = 0, first: int = 0, d_s: int = D_S) -> Steps:
     """Random normalised steps from timestep `first` on."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -123,7 +123,7 @@ def steps(batch: int, length: int, seed: int = 0, first: int = 0) -> Steps:
         return torch.randn(shape, generator=generator)
 
     timesteps = torch.arange(first, first + length).expand(batch, -1)
-    return Steps(draw(batch, length), draw(batch, length, D_S), draw(batch, length, D_A).tanh(), timesteps)
+    return Steps(draw(batch, length), draw(batch, length, d_s), draw(batch, length, D_A).tanh(), timesteps)
 
 
 @lru_cache(maxsize=4)

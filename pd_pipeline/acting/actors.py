@@ -110,9 +110,12 @@ class Started:
         return Started(self.policy, [(keys[rows], values[rows]) for keys, values in self._before])
 
     @torch.no_grad()
-    def act(self, window: Steps) -> Tensor:
-        """Actions (n, d_a) in [-1, 1] for the last step of windows (n, L); that step's own action is not read."""
-        policy = self.policy
+    def act(self, window: Steps, rows: int = 1) -> Tensor:
+        """Actions (n, d_a) in [-1, 1] for the last step of windows (n, L); that step's own action is not read.
+
+        The matrix products of the last tokens have `rows` rows at least: where n is smaller, some are repeated.
+        """
+        policy, count = self.policy, len(window.timesteps)
         x = policy.norm_embedding(to_autocast_dtype(policy.embed_window(window)[:, :-1]))  # (n, 3L - 1, width)
         full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, tokens + 3L - 1)
         for index, (block, before) in enumerate(zip(policy.blocks, self._before, strict=True)):
@@ -120,9 +123,12 @@ class Started:
             own = _keys_values(block, normed)
             keys, values = (torch.cat(pair, dim=1) for pair in zip(before, own, strict=True))
             if index + 1 == len(policy.blocks):  # only the last state token is read
+                if count < rows:
+                    repeats = (-(-rows // count), 1, 1)
+                    x, normed, keys, values = (part.repeat(repeats) for part in (x, normed, keys, values))
                 x, normed, full = x[:, -1:], normed[:, -1:], full[-1:]
             x = block.attend(x, normed, keys, values, full, _NO_DROPOUT)
-        return policy.act(x[:, 0])
+        return policy.act(x[:, 0])[:count]
 
 
 _NO_DROPOUT = Dropout(0.0)

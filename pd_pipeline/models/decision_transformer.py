@@ -10,7 +10,7 @@ less work: the last block is computed only for the tokens that are read.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -115,7 +115,6 @@ class Dropout(nn.Module):
         self.pool = torch.empty(0)
         self.offsets: list[int] = []
 
-    @torch.compiler.disable
     def refresh(self, like: Tensor, elements: int, uses: int, generator: torch.Generator | None) -> None:
         """Draw a pool for `uses` layers of at most `elements` elements, of the type and device of `like`.
 
@@ -231,6 +230,12 @@ class PromptingDecisionTransformer(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, mask, self.dropout)
         return self.act(self.blocks[-1](x, mask[read], self.dropout, read))
+
+    def compile(self, *arguments: Any, **options: Any) -> None:
+        """As `nn.Module.compile`; dropout draws its pool outside the compiled code."""
+        # here and not as a decorator, which imports PyTorch's compiler: a second, wherever a policy is loaded
+        self.dropout.refresh = torch.compiler.disable(self.dropout.refresh)  # type: ignore[method-assign]
+        super().compile(*arguments, **options)
 
     def act(self, x: Tensor) -> Tensor:
         """Residual stream at state tokens (..., width) -> actions (..., d_a)."""

@@ -1,12 +1,13 @@
 """Saving and loading weights: a file that does not fit is refused before memory is allocated for the model."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import load_arrays
@@ -31,7 +32,7 @@ def load_model(build: Callable[[], M], path: Path, strict_to: str) -> M:
 
     It is first built without memory, so that a configuration of any size costs nothing unless the file matches it.
     """
-    with torch.random.fork_rng([]), torch.device("meta"):
+    with torch.random.fork_rng([]), torch.device("meta"), _Uninitialised():
         shape = build()
     arrays, _ = load_arrays(path)
     check_fit(path, arrays, shape.state_dict(), strict_to)
@@ -39,6 +40,22 @@ def load_model(build: Callable[[], M], path: Path, strict_to: str) -> M:
         model = build()
     model.load_state_dict(as_tensors(arrays))
     return model
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves weights as they are allocated: to initialise those without memory, PyTorch would import its compiler."""
+
+    def __torch_function__(
+        self,
+        function: Callable[..., Any],
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if getattr(function, "__module__", "") == "torch.nn.init":
+            return args[0] if args else named["tensor"]
+        return function(*args, **named)
 
 
 def check_fit(path: Path, found: Mapping[str, np.ndarray], like: Mapping[str, Tensor], strict_to: str) -> None:

@@ -3,13 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import expect_arrays, load_arrays, save_arrays
-from pd_pipeline.trajectories.reading import Trajectories
+
+if TYPE_CHECKING:  # so that a policy is loaded without Parquet and Gymnasium
+    from pd_pipeline.trajectories.reading import Trajectories
 
 MIN_STD = 1e-3  # an observation that hardly ever changes must not explode when it is divided by its deviation
 
@@ -62,7 +64,7 @@ class Prompts:
         return cls(**arrays)
 
 
-def cut(data: Trajectories, length: int, stride: int = 1) -> Prompts:
+def cut(data: "Trajectories", length: int, stride: int = 1) -> Prompts:
     """Every `stride`-th segment of `length` = K* steps of every episode; shorter episodes have none."""
     counts = np.maximum((data.lengths - length) // stride + 1, 0)  # segments per episode (m,)
     episode = np.repeat(np.arange(len(counts)), counts)  # (n,)
@@ -89,7 +91,7 @@ class Normalization:
     action_size: int
 
     @classmethod
-    def of(cls, data: list[Trajectories]) -> "Normalization":
+    def of(cls, data: "list[Trajectories]") -> "Normalization":
         """Statistics over all steps of several data sets of one family."""
         metadata = data[0].metadata
         observations = np.concatenate([part.observations for part in data]).astype(np.float64)

@@ -42,14 +42,29 @@ class Replay:
     """Why there is no picture; empty where there is one."""
 
 
-def replay(episodes: Sequence[Episode], family: str, block: dict[str, Any], root: Path, work: Path) -> Replay:
-    """Render `episodes` of a family with the first OpenGL that works; `work` is a directory for temporary files."""
+def replay(
+    episodes: Sequence[Episode],
+    family: str,
+    block: dict[str, Any],
+    root: Path,
+    work: Path,
+    starts: Sequence[int] | None = None,
+    frames: int = FRAMES,
+) -> Replay:
+    """Render `episodes` of a family with the first OpenGL that works; `work` is a directory for temporary files.
+
+    `starts` are the seeds of their resets, by default those of a first prompt. Of longer episodes, `frames` evenly
+    spaced steps are drawn.
+    """
     job = work / "replay"
     job.mkdir(parents=True, exist_ok=True)
     for index, episode in enumerate(episodes):
         save_arrays(job / f"{index}.safetensors", {"actions": episode.actions, "observations": episode.observations})
-    keys = [{"task": episode.task, "seed": episode_seed(episode.seed, episode.task, 0)} for episode in episodes]
-    write_json(job / "job.json", {"family": family, "block": block, "root": str(root), "episodes": keys})
+    if starts is None:
+        starts = [episode_seed(episode.seed, episode.task, 0) for episode in episodes]
+    keys = [{"task": episode.task, "seed": seed} for episode, seed in zip(episodes, starts, strict=True)]
+    described = {"family": family, "block": block, "root": str(root), "episodes": keys, "frames": frames}
+    write_json(job / "job.json", described)
     own = os.environ.get("MUJOCO_GL")
     tried = []
     for backend in (own,) if own else BACKENDS:

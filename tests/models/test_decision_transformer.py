@@ -226,3 +226,20 @@ def test_shapes() -> None:
     model = policy()
     assert model(steps(3, 2), steps(3, 1)).shape == (3, 1, D_A)
     assert model.config.observation_size == D_S
+
+
+def test_compiled_it_draws_its_dropout_outside_the_compiled_code() -> None:
+    plain, compiled = (policy(dropout=0.5).train() for _ in range(2))
+    graphs: list[str] = []
+
+    def keep(module: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
+        graphs.append(module.code)
+        return module
+
+    compiled.compile(backend=keep)
+    given = steps(3, 2), steps(3, 4)
+    outputs = [made(*given, torch.Generator().manual_seed(1)) for made in (plain, compiled)]
+    assert torch.equal(*outputs)
+    assert len(graphs) == 2, "before and after the pool is drawn"
+    assert not any("uint8" in code for code in graphs)
+    assert list(compiled.state_dict()) == list(plain.state_dict())

@@ -1,0 +1,154 @@
+"""Writing a policy folder: one target's adaptation, as the actor with the lowest loss on the few-shot trajectories."""
+
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import pd_pipeline
+from pd_pipeline import records
+from pd_pipeline.acting.actors import Actors, KeysValues
+from pd_pipeline.deployment import folder as folders
+from pd_pipeline.deployment.folder import Description
+from pd_pipeline.deployment.policy import MIN_ROWS, read_policy
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph, stage_context
+from pd_pipeline.models.decision_transformer import Steps, action_loss
+from pd_pipeline.models.saved_policy import save_policy
+from pd_pipeline.progress import silent
+from pd_pipeline.stage import Key
+from pd_pipeline.stages import TUNED
+from pd_pipeline.storage import atomic_directory, file_digest, save_arrays, write_json
+from pd_pipeline.training.policy_data import PolicyData
+from pd_pipeline.trajectories.reading import Trajectories
+from pd_pipeline.tuning import adaptation, summary
+from pd_pipeline.tuning.protocol import SELECTION_WINDOWS, Pretrained
+from pd_pipeline.tuning.stage import few_shot_trajectories
+
+CHOSEN_BY = "the lowest action loss on the few-shot trajectories"
+
+
+def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Description:
+    """Write the policy that `method` tuned for a target to `folder`, whole or not at all.
+
+    `method` is one of run.methods, a variant included; `key` has family, task and seed. Raises PipelineError if the
+    method or key is unknown, the outs are missing or do not belong together, or `folder` is in use for something else.
+    """
+    stage = graph.known(f"{TUNED}{method}")
+    key = graph.key(stage, str(key))
+    folders.refuse_other_contents(folder, *folders.CONTENTS)
+    for need, other in [*graph.upstream(stage, key), (stage, key)]:
+        if not (graph.root / graph.out(need, other)).is_dir():
+            raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {need} --key {other}` first")
+    out = graph.root / graph.out(stage, key)
+    with atomic_directory(folder) as made:
+        context = stage_context(graph, stage, key, made, made, silent)
+        plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), torch.device("cpu"))
+        given = summary.load(out)
+        few_shot, _ = few_shot_trajectories(context)
+        if tuple(few_shot.episode_id.tolist()) != given.few_shot_episodes:
+            raise PipelineError(
+                f"{graph.out(stage, key)}: tuned with other few-shot trajectories than {stage} has now: run "
+                f"`pd-pipeline run {stage} --key {key}` again"
+            )
+        actors = adaptation.load(context.module, out, plm).actors(plm)
+        losses = actor_losses(actors, PolicyData(few_shot, plm.normalization, plm.device), _seed_of(key))
+        chosen = int(np.argmin(losses))
+        precision = graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["precision"]
+        save_policy(made / folders.PLM, actors.policy, plm.normalization)
+        save_arrays(made / folders.PREFIX, _arrays(_prefix(actors, chosen, precision == "bf16")))
+        save_arrays(made / folders.SAMPLE, _sample(few_shot))
+        description = Description(
+            family=str(key.family),
+            task=context.task,
+            seed=context.seed,
+            method=method,
+            varies=given.method,
+            module=context.module,
+            frozen=given.frozen,
+            requires_grad=any(weight.requires_grad for weight in actors.policy.parameters()),
+            observation_size=plm.normalization.observation_size,
+            action_size=plm.normalization.action_size,
+            action_low=few_shot.metadata.action_low,
+            action_high=few_shot.metadata.action_high,
+            horizon=plm.normalization.horizon,
+            acting_context=actors.policy.config.acting_window,
+            target_return=given.target_return,
+            precision=precision,
+            actor=chosen,
+            origin=actors.origins[chosen].name,
+            origin_step=actors.origins[chosen].step,
+            actor_losses=tuple(losses.tolist()),
+            chosen_by=CHOSEN_BY,
+            versions={
+                "pd_pipeline": pd_pipeline.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+            },
+            made_from=_digests(graph, context.inputs["plm"], out),
+            files={
+                file.relative_to(made).as_posix(): file_digest(file).hex()
+                for file in sorted(made.rglob("*"))
+                if file.is_file()
+            },
+        )
+        write_json(made / folders.FILE, description.model_dump(mode="json"))
+        read_policy(made)  # what cannot be loaded here could not be loaded anywhere
+    return description
+
+
+@torch.no_grad()
+def actor_losses(actors: Actors, data: PolicyData, seed: int, windows: int = SELECTION_WINDOWS) -> np.ndarray:
+    """Action loss (n,) of each of n actors over the same few-shot windows.
+
+    The criterion that candidates are selected by (`tuning.protocol.prompt_losses`), for actors of any kind: each step
+    of a window is predicted as in acting, from the steps before it.
+    """
+    context = actors.policy.config.acting_window
+    window, valid = data.any_windows(np.random.default_rng(seed), windows, context)
+    losses = []
+    for actor in range(len(actors)):
+        started = actors.select([actor] * windows).started()
+        predicted = [started.act(Steps(*(part[:, : step + 1] for part in window))) for step in range(valid.shape[1])]
+        losses.append(float(action_loss(torch.stack(predicted, dim=1), window.actions, valid)))
+    return np.array(losses)
+
+
+def _seed_of(key: Key) -> int:
+    """The seed that the method had, as in `tuning.stage`: candidates were selected on the windows that it draws."""
+    assert key.seed is not None
+    assert key.task is not None
+    return int(np.random.SeedSequence([key.seed, key.task]).generate_state(1)[0])
+
+
+def _prefix(actors: Actors, chosen: int, bf16: bool) -> KeysValues:
+    """Keys and values of every block, each (1, tokens, width), rounded as among all actors."""
+    rows = np.resize(np.arange(len(actors)), max(len(actors), MIN_ROWS))
+    everyone = actors.select(rows)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        prefix = everyone.prefix(everyone.policy, *everyone.conditions)
+    return [(keys[chosen : chosen + 1], values[chosen : chosen + 1]) for keys, values in prefix]
+
+
+def _arrays(prefix: KeysValues) -> dict[str, np.ndarray]:
+    named: dict[str, np.ndarray] = {}
+    for block, (keys, values) in enumerate(prefix):
+        named |= {f"keys.{block}": keys[0].float().cpu().numpy(), f"values.{block}": values[0].float().cpu().numpy()}
+    return named
+
+
+def _sample(few_shot: Trajectories) -> dict[str, np.ndarray]:
+    """The longest few-shot trajectory."""
+    episode = few_shot.select(np.argmax(few_shot.lengths, keepdims=True))
+    return {"observations": episode.observations, "rewards": episode.rewards}
+
+
+def _digests(graph: Graph, *outs: Path) -> dict[str, str]:
+    """File of the outs, relative to the project -> SHA-256."""
+    return {
+        (out / name).relative_to(graph.root).as_posix(): digest
+        for out in outs
+        for name, digest in records.listing(out).items()
+    }
