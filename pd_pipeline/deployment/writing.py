@@ -24,7 +24,7 @@ from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories
 from pd_pipeline.tuning import adaptation, summary
 from pd_pipeline.tuning.protocol import SELECTION_WINDOWS, Pretrained
-from pd_pipeline.tuning.stage import few_shot_trajectories
+from pd_pipeline.tuning.stage import drawn_trajectories
 
 CHOSEN_BY = "the lowest action loss on the few-shot trajectories"
 
@@ -35,7 +35,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
     `method` is one of run.methods, a variant included; `key` has family, task and seed. Raises PipelineError if the
     method or key is unknown, the outs are missing or do not belong together, or `folder` is in use for something else.
     """
-    stage = graph.known(f"{TUNED}{method}")
+    stage = f"{TUNED}{method}"
     key = graph.key(stage, str(key))
     folders.refuse_other_contents(folder, *folders.CONTENTS)
     for need, other in [*graph.upstream(stage, key), (stage, key)]:
@@ -46,7 +46,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
         context = stage_context(graph, stage, key, made, made, silent)
         plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), torch.device("cpu"))
         given = summary.load(out)
-        few_shot, _ = few_shot_trajectories(context)
+        few_shot = drawn_trajectories(context)[0].data
         if tuple(few_shot.episode_id.tolist()) != given.few_shot_episodes:
             raise PipelineError(
                 f"{graph.out(stage, key)}: tuned with other few-shot trajectories than {stage} has now: run "
