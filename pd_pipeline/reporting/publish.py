@@ -12,7 +12,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.results import Evaluation, Given, MethodResult, Tuned
 from pd_pipeline.evaluation.scores import CEILING, method_metrics
-from pd_pipeline.graph import Graph, load
+from pd_pipeline.graph import Graph, is_made, load
 from pd_pipeline.lockfile import LOCK_FILE, only
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
@@ -23,22 +23,25 @@ from pd_pipeline.reporting.study import figure
 from pd_pipeline.reporting.study import load as load_study
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
-from pd_pipeline.studies.definition import PREFIX, path
+from pd_pipeline.studies.definition import PREFIX, names, path
 from pd_pipeline.tuning.methods import built_in
 
 
 def publish(root: Path, name: str, destination: Path) -> list[Path]:
     """Publish a family that runs, or a study: small files, with what made them, in a folder below `destination`.
 
-    Returns the files. Raises PipelineError where there is no such family or study here, or code is not committed.
+    A study need not be in run.studies. Returns the files. Raises PipelineError where there is no such family or study
+    here, where a study is out of date, or where code is not committed.
     """
     graph = load(root)
     if name in graph.params.run.families:
         return _publish_family(graph, name, destination / name)
     if name in graph.params.run.studies:
         return _publish_study(graph, name, destination / "studies" / name)
-    asked = ", ".join((*graph.params.run.families, *graph.params.run.studies))
-    raise PipelineError(f"publish: '{name}' is no family or study that runs here: {PARAMS_FILE} asks for {asked}")
+    if name in names(root):
+        return _publish_study(load(root, (f"run.studies=[{name}]",)), name, destination / "studies" / name)
+    here = ", ".join((*graph.params.run.families, *names(root)))
+    raise PipelineError(f"publish: '{name}' is no family or study that runs here: choose one of {here}")
 
 
 def _refuse_uncommitted(root: Path) -> None:
@@ -61,6 +64,8 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
     """The study's file, its results, scores and plots."""
     _refuse_uncommitted(graph.root)
     stage = PREFIX + name
+    if not is_made(graph, stage, Key()):
+        raise PipelineError(f"publish: study {name} is not made, or out of date: run `pd-pipeline study {name}` first")
     out = graph.root / graph.out(stage, Key())
     with atomic_directory(destination) as folder:
         _draw(folder, {found.family: png(figure(found)) for found in load_study(out)})
@@ -68,7 +73,7 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
         with atomic_file(folder / "scores.csv") as file:
             pl.read_parquet(out / "scores.parquet").write_csv(file)
         (folder / f"{name}.yaml").write_text(path(graph.root, name).read_text())
-        _exactly(graph, folder, [(stage, Key())])
+        _exactly(graph, folder, [(stage, Key()), *graph.upstream(stage, Key())])
         write_json(folder / "provenance.json", _made_by(graph))
     return sorted(destination.iterdir())
 

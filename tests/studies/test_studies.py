@@ -198,6 +198,13 @@ def test_the_command_needs_no_entry_in_run_studies(root: Path) -> None:
     assert [line[:3] for line in lines] == [["few_shot", n, "prompt_dt"] for n in "125"]
     assert "study" not in rendering.render(graph.load(root))
     assert "plm point_robot-0: up to date" in call(root, "pd-pipeline", "run", "plm"), "made by the study, and recorded"
+    files = {file.name for file in publish(root, "few_shot", root / "results")}
+    assert {"study.json", "few_shot.yaml", "dvc.lock"} <= files
+    recorded = (root / "results/studies/few_shot/dvc.lock").read_text()
+    assert "  plm@point_robot-0:\n" in recorded, "the project's own work that its points read"
+    (root / "studies/few_shot.yaml").write_text(STUDY.replace("5]", "3]"))
+    with pytest.raises(PipelineError, match=r"study few_shot is not made, or out of date: run"):
+        publish(root, "few_shot", root / "results")
 
 
 @pytest.mark.parametrize(
