@@ -26,6 +26,7 @@ from pd_pipeline.evaluation.results import Difference, MethodResult, Metrics
 from pd_pipeline.evaluation.scores import REFERENCE, START
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.formatting import interval, number, percent
+from pd_pipeline.reporting.study import load as load_study
 from pd_pipeline.reporting.verdict import Verdict, judge, rivals
 from pd_pipeline.storage import atomic_file, read_json
 
@@ -147,7 +148,8 @@ def environment(root: Path) -> Environment:
         default=Results(folder / "default" / "reach"),
         published={path.name: Results(path) for path in sorted((folder / "published").iterdir()) if path.is_dir()},
         families={name: load_family(name, params.block(name, "environment"), project) for name in params.run.families},
-        studies={path.stem: read_json(path) for path in sorted((folder / "studies").glob("*.json"))},
+        studies={path.stem: read_json(path) for path in sorted((folder / "studies").glob("*.json"))}
+        | {path.name: load_study(path)[0] for path in sorted((folder / "studies").iterdir()) if path.is_dir()},
         load=lambda name: read_json(folder / name),
     )
     return made
