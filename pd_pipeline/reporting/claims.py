@@ -115,7 +115,7 @@ class Results:
         total = sum(
             seconds or 0.0
             for piece, seconds in self.provenance["seconds"].items()
-            if piece.partition("@")[0] not in ("behavior_policies", "trajectories", "prompts")
+            if piece.partition("@")[0] not in ("behavior_policies", "trajectories", "target_data", "prompts")
         )
         return total / len(seeds) / 60
 

@@ -16,6 +16,7 @@ from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.storage import digest
 from pd_pipeline.studies.definition import PREFIX
 
+WITHOUT_SEEDS = ("trajectories", "target_data")
 UNCOMMITTED = " with uncommitted changes"
 PACKAGES = (
     "torch",
@@ -116,7 +117,7 @@ def outs(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> dict[st
     """Stage -> the directories that the report reads of one family, and no leftovers of other runs; without studies."""
     keys = [f"{family}-{seed}" for seed in params.run.seeds]
     return {
-        stage: [directory / family] if stage == "trajectories" else [directory / key for key in keys]
+        stage: [directory / family] if stage in WITHOUT_SEEDS else [directory / key for key in keys]
         for stage, directory in inputs.items()
         if not stage.startswith(PREFIX)
     }
