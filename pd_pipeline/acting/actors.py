@@ -115,7 +115,7 @@ class Started:
 
         The matrix products of the last tokens have `rows` rows at least: where n is smaller, some are repeated.
         """
-        policy, count = self.policy, len(window.timesteps)
+        policy, count = self.policy, window.timesteps.shape[0]
         x = policy.norm_embedding(to_autocast_dtype(policy.embed_window(window)[:, :-1]))  # (n, 3L - 1, width)
         full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, tokens + 3L - 1)
         for index, (block, before) in enumerate(zip(policy.blocks, self._before, strict=True)):
@@ -123,7 +123,7 @@ class Started:
             own = _keys_values(block, normed)
             keys, values = (torch.cat(pair, dim=1) for pair in zip(before, own, strict=True))
             if index + 1 == len(policy.blocks):  # only the last state token is read
-                if count < rows:
+                if rows > 1 and count < rows:
                     repeats = (-(-rows // count), 1, 1)
                     x, normed, keys, values = (part.repeat(repeats) for part in (x, normed, keys, values))
                 x, normed, full = x[:, -1:], normed[:, -1:], full[-1:]

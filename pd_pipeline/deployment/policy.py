@@ -5,8 +5,8 @@
     action = policy.act(observation)
     action = policy.act(observation, reward)
 
-The actions are those of evaluation. On a CPU, matrix products of fewer than `MIN_ROWS` rows round differently than those
-of more, so small ones are filled up with repeated rows: an action then does not depend on the batch. (With one thread:
+The actions are those of evaluation. On a CPU, matrix products of fewer than `MIN_ROWS` rows round differently than
+larger ones, so they are filled up with repeated rows: an action then does not depend on the batch. (With one thread:
 several divide the rows of a product among them, and the last bits depend on how many there are.)
 """
 

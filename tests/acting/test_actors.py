@@ -84,3 +84,15 @@ def test_only_actors_of_one_policy_prefix_and_length_share_a_group() -> None:
     assert [group.rows.tolist() for group in groups] == [[0, 1, 7, 8, 9], [2, 10, 11, 12], [3, 4], [5, 6]]
     assert [group.actors.policy is twin for group in groups] == [False, True, False, False]
     assert groups[0].actors.origins == parts[0].origins + parts[4].origins
+
+
+@pytest.mark.parametrize("rows", [2, 4, 7])
+def test_rows_that_fill_up_a_product_change_no_action(rows: int) -> None:
+    model, prompt, window = policy(layers=3, heads=2), steps(3, 2, seed=4), steps(3, 4, seed=5)
+    acting = started(model, prompt)
+    torch.testing.assert_close(acting.act(window, rows), acting.act(window), atol=1e-6, rtol=1e-5)
+    seen: list[int] = []
+    handle = model.blocks[-1].up.register_forward_hook(lambda module, given, output: seen.append(len(output)))
+    acting.act(window, rows)
+    handle.remove()
+    assert seen == [3 if rows <= 3 else 6 if rows <= 6 else 9]

@@ -27,6 +27,7 @@ from pd_pipeline.storage import load_arrays, read_json, read_model, save_arrays,
 from tests.builders import policy as made_policy
 from tests.deployment.conftest import TARGET
 
+pytestmark = pytest.mark.xdist_group("onnx")  # the policy is translated once
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/act_with_onnx.py"
 HORIZON = 12
 
