@@ -10,6 +10,7 @@ import typer
 from pd_pipeline import __version__
 from pd_pipeline.deployment import commands as deployment
 from pd_pipeline.errors import EXPECTED, PipelineError, described
+from pd_pipeline.incoming import commands as incoming
 
 T = TypeVar("T")
 
@@ -220,6 +221,8 @@ def params() -> None:
     _show(project.params.run, 1)
     typer.echo("machine:")
     _show(project.params.machine, 1)
+    typer.echo("promotion:")
+    _show(project.params.promotion, 1)
     for stage in ACROSS:
         typer.echo(f"{stage}:")
         _show(project.stage_params(stage, Key()), 1)
@@ -290,3 +293,6 @@ def doctor() -> None:
 
 app.command("export-policy")(deployment.export_policy)
 app.command("rollout")(deployment.rollout)
+app.command("ingest")(incoming.ingest)
+app.command("promote")(incoming.promote)
+app.command("status")(incoming.status)

@@ -4,10 +4,11 @@ Each stage defines its own `Params` class next to the code that reads it, so a n
 file that another stage depends on. This module contains what they share: the base class, the structure of the file
 and the error messages for wrong values.
 
-The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on; it is not
-a parameter of any result. `families` has one block per family, which contains one block per stage, named after the
-stage, beside `environment` and `target`, the target data that all methods get. A stage that works on all families at
-once has its block at the top level. A block that is left out gets the defaults in the code.
+The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on and
+`promotion` which policies are put in use: they are parameters of no result. `families` has one block per family, which
+contains one block per stage, named after the stage, beside `environment` and `target`, the target data that all methods
+get. A stage that works on all families at once has its block at the top level. A block that is left out gets the
+defaults in the code.
 """
 
 import copy
@@ -86,7 +87,24 @@ class MachineParams(Parameters):
     device: Device = "auto"
 
 
-PARTS = ("run", "machine", "families")
+class PromotionParams(Parameters):
+    """Which policies are put in use. Like `machine`, it is not part of any digest."""
+
+    method: Name | None = Field(default=None, description="method whose policies are used; null: the first in `run`")
+    seed: Seed | None = Field(default=None, description="the seed they were made with; null: the first in `run`")
+    episodes: int = Field(
+        default=20, ge=2, le=100_000, description="episodes in which a new policy is compared with the one in use"
+    )
+    margin: float = Field(
+        default=0.02,
+        ge=0,
+        le=10,
+        description="how much worse a new policy may be, as a fraction of the score of the one in use: the whole "
+        "interval of the paired difference must be above that",
+    )
+
+
+PARTS = ("run", "machine", "promotion", "families")
 """Top-level parts of params.yaml, beside the blocks of stages that work on all families at once."""
 
 TARGET = "target"
@@ -103,6 +121,7 @@ class ParamsFile(Parameters):
 
     run: RunParams
     machine: MachineParams = MachineParams()
+    promotion: PromotionParams = PromotionParams()
     families: dict[Name, dict[str, dict[str, Any] | None] | None] = {}
 
     @property

@@ -42,12 +42,15 @@ def family_of(about: Description, block: dict[str, Any], root: Path) -> Family:
     return family
 
 
-def roll_out(policy: Policy, root: Path, episodes: int) -> list[Episode]:
-    """Run episodes side by side with a policy loaded for as many, in the project at `root`. Raises PipelineError."""
+def roll_out(policy: Policy, root: Path, episodes: int, seeds: list[int] | None = None) -> list[Episode]:
+    """Run episodes side by side with a policy loaded for as many, in the project at `root`. Raises PipelineError.
+
+    `seeds` of the resets, one per episode; default: see `starts`.
+    """
     about = policy.description
     block = environment_block(about, root)
     family = family_of(about, block, root)
-    seeds, tasks = starts(about, episodes), [about.task] * episodes
+    seeds, tasks = starts(about, episodes) if seeds is None else seeds, [about.task] * episodes
     environments = make_batch(family, block, root, tasks, seeds, workers=1, stage="rollout")
     observations: list[np.ndarray] = []
     actions: list[np.ndarray] = []

@@ -1,0 +1,238 @@
+"""Promotion: which policy of a target is in use, and why.
+
+    data/promoted/reach-5/
+        current.json            the version in use, since when, and by which decision
+        0001/  0002/            policy folders: every version that was ever in use
+        decisions/0001.json     what was compared, with its figures (`Decision`)
+
+A new policy replaces the one in use only if it is not worse: both act in the same episodes (same starts), or, where
+nothing can simulate the target, predict the same held-out trajectories, and the 95 % interval of their paired
+difference must lie above minus the margin. Otherwise the refusal is written down.
+"""
+
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+from scipy import stats
+
+from pd_pipeline import locks
+from pd_pipeline.config import PARAMS_FILE, Name, Parameters, Seed
+from pd_pipeline.deployment import folder as folders
+from pd_pipeline.deployment.folder import CURRENT, PROMOTED, Description, current_policy, describe
+from pd_pipeline.deployment.scoring import paired_scores
+from pd_pipeline.deployment.writing import write_policy
+from pd_pipeline.errors import PipelineError, suggestion
+from pd_pipeline.evaluation.statistics import Estimate
+from pd_pipeline.graph import Graph
+from pd_pipeline.stage import Key
+from pd_pipeline.stages import TUNED
+from pd_pipeline.storage import read_json, read_model, remove, write_json
+from pd_pipeline.tuning import summary
+
+DECISIONS = "decisions"
+CANDIDATE = ".candidate"
+Outcome = Literal["promoted", "refused", "rolled back"]
+
+
+class Decision(Parameters):
+    """`decisions/NNNN.json`."""
+
+    outcome: Outcome
+    version: int | None = Field(description="the version that is in use since this decision; null: none changed")
+    against: int | None = Field(description="the version that was in use before")
+    reason: str
+    decided: str = Field(description="UTC time, ISO 8601")
+    family: Name
+    task: int
+    seed: Seed
+    method: Name
+    measure: str | None = Field(default=None, description="return, or action_loss, of which less is better")
+    count: int | None = Field(default=None, description="episodes or held-out trajectories of either policy")
+    candidate: float | None = Field(default=None, description="mean of the new policy")
+    in_use: float | None = Field(default=None, description="mean of the policy in use")
+    better_by: tuple[float, float, float] | None = Field(
+        default=None, description="mean by which the new one is better, and its paired 95 % interval"
+    )
+    margin: float | None = Field(default=None, description="how much worse it may be")
+    used_episodes: dict[str, tuple[int, ...]] = Field(
+        default={}, description="quality -> few-shot episodes that the new policy was tuned on"
+    )
+    made_from: dict[str, str] = Field(default={}, description="file of the outs it was made from -> SHA-256")
+
+
+def folder_of(root: Path, target: str) -> Path:
+    """The folder of a target such as `reach-5`."""
+    return root / PROMOTED / target
+
+
+def decisions(root: Path, target: str) -> list[Decision]:
+    """All decisions on a target, the oldest first."""
+    return [read_model(file, Decision) for file in sorted((folder_of(root, target) / DECISIONS).glob("*.json"))]
+
+
+def candidate_method(graph: Graph) -> str:
+    """The method whose policies are put in use. Raises PipelineError."""
+    run = graph.params.run
+    method = graph.params.promotion.method or next((m for m in run.methods if m not in run.variants), run.methods[0])
+    if method not in run.methods:
+        raise PipelineError(f"{PARAMS_FILE}: promotion.method: '{method}': {suggestion(method, run.methods)}")
+    return method
+
+
+def candidate_of(graph: Graph, target: str) -> tuple[str, Key]:
+    """Method and key of the policy that would be in use for a target, as params.yaml asks. Raises PipelineError."""
+    asked, run, method = graph.params.promotion, graph.params.run, candidate_method(graph)
+    seed = run.seeds[0] if asked.seed is None else asked.seed
+    if seed not in run.seeds:
+        raise PipelineError(f"{PARAMS_FILE}: promotion.seed: {seed} is not among run.seeds")
+    return method, graph.key(f"{TUNED}{method}", f"{target}-{seed}")
+
+
+def promote(graph: Graph, target: str, say: Callable[[str], None] = lambda _: None) -> Decision | None:
+    """Compare the tuned policy of a target with the one in use, and put it in use unless it is worse.
+
+    Returns the decision; None if nothing is new since the last one. Raises PipelineError if the target is unknown or
+    its policy has not been tuned. A kill at any instant leaves the old policy in use, or the new one.
+    """
+    method, key = candidate_of(graph, target)
+    home = folder_of(graph.root, target)
+    with locks.held(graph.root, "promote", target):
+        made = home / CANDIDATE
+        if made.exists():
+            remove(made)
+        new = write_policy(graph, method, key, made)
+        try:
+            earlier = decisions(graph.root, target)
+            if earlier and _same(earlier, new, home):
+                return None
+            incumbent = current_policy(home) if (home / CURRENT).is_file() else None
+            decision = _decide(graph, key, method, new, made, incumbent, say)
+            if decision.outcome == "promoted":
+                assert decision.version is not None
+                made.rename(home / f"{decision.version:04d}")
+            _write(home, decision, len(earlier) + 1)
+        finally:
+            if made.exists():
+                remove(made)
+    return decision
+
+
+def roll_back(root: Path, target: str) -> Decision:
+    """Put the version in use that was in use before the current one. Raises PipelineError if there is none."""
+    home = folder_of(root, target)
+    with locks.held(root, "promote", target):
+        now = int(current_policy(home).name)
+        before = [version for version in versions(home) if version < now]
+        if not before:
+            raise PipelineError(f"{home}: version {now} is the oldest one: there is nothing to go back to")
+        known = describe(home / f"{before[-1]:04d}")
+        decision = Decision(
+            outcome="rolled back",
+            version=before[-1],
+            against=now,
+            reason=f"version {before[-1]} is in use again, by hand",
+            decided=_now(),
+            family=known.family,
+            task=known.task,
+            seed=known.seed,
+            method=known.method,
+            made_from=known.made_from,
+        )
+        _write(home, decision, len(decisions(root, target)) + 1)
+    return decision
+
+
+def versions(home: Path) -> list[int]:
+    """The versions of a target, oldest first."""
+    return sorted(int(path.name) for path in home.glob("*") if re.fullmatch(r"\d{4,}", path.name) and path.is_dir())
+
+
+def in_use(root: Path, target: str) -> tuple[int, str] | None:
+    """The version of a target that is in use, and since when; None if none is."""
+    file = folder_of(root, target) / CURRENT
+    if not file.is_file():
+        return None
+    values = read_json(file)
+    return int(values["version"]), str(values.get("since", ""))
+
+
+def _decide(
+    graph: Graph,
+    key: Key,
+    method: str,
+    new: Description,
+    made: Path,
+    incumbent: Path | None,
+    say: Callable[[str], None],
+) -> Decision:
+    """Compare the policy folder `made` with the one in use."""
+    out = graph.root / graph.out(f"{TUNED}{method}", key)
+    given = summary.load(out)
+    used = {given.quality: {*given.few_shot_episodes}}
+    used.setdefault(given.prompt_quality, set()).update(given.prompt_episodes)
+    common: dict[str, Any] = {
+        "decided": _now(),
+        "family": new.family,
+        "task": new.task,
+        "seed": new.seed,
+        "method": method,
+        "used_episodes": {quality: tuple(sorted(episodes)) for quality, episodes in used.items()},
+        "made_from": new.made_from,
+    }
+    home = made.parent
+    version = max(versions(home), default=0) + 1
+    if incumbent is None:
+        return Decision(outcome="promoted", version=version, against=None, reason="it is the first one", **common)
+    before = int(incumbent.name)
+    earlier = next((d for d in reversed(decisions(graph.root, home.name)) if d.version == before), None)
+    seen = earlier.used_episodes if earlier else {}
+    found = paired_scores(graph, key, made, incumbent, [used, {q: {*e} for q, e in seen.items()}], say)
+    margin = graph.params.promotion.margin * abs(float(found.in_use.mean()))
+    better = found.sign * (found.candidate - found.in_use)
+    estimate = paired_interval(better)
+    worse = estimate.low <= -margin
+    text = f"better by {estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g}) in {found.measure}"
+    return Decision(
+        outcome="refused" if worse else "promoted",
+        version=None if worse else version,
+        against=before,
+        reason=f"{text}; {'not ' if worse else ''}above minus the margin of {margin:.4g}",
+        measure=found.measure,
+        count=len(better),
+        candidate=float(found.candidate.mean()),
+        in_use=float(found.in_use.mean()),
+        better_by=(estimate.value, estimate.low, estimate.high),
+        margin=margin,
+        **common,
+    )
+
+
+def paired_interval(differences: np.ndarray) -> Estimate:
+    """Mean of paired differences (n,), n >= 2, with Student's 95 % interval."""
+    count = len(differences)
+    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
+    reach = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
+    return Estimate(mean, mean - reach, mean + reach)
+
+
+def _same(earlier: list[Decision], new: Description, home: Path) -> bool:
+    """Whether the last decision on a tuned policy was on this one."""
+    last = next((decision for decision in reversed(earlier) if decision.outcome != "rolled back"), None)
+    return last is not None and last.made_from == new.made_from and last.method == new.method and home.is_dir()
+
+
+def _write(home: Path, decision: Decision, number: int) -> None:
+    """Write a decision, then what is in use since."""
+    write_json(home / DECISIONS / f"{number:04d}.json", decision.model_dump(mode="json"))
+    if decision.version is not None:
+        current = {"version": decision.version, "since": decision.decided, "decision": number}
+        write_json(home / folders.CURRENT, current)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,95 @@
+"""Two policies of one target on equal terms: the same episodes, or the same held-out trajectories."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pd_pipeline.acting.actors import Actors, KeysValues, Origin
+from pd_pipeline.acting.environments import episode_seed
+from pd_pipeline.deployment.policy import Loaded, Policy, read_policy
+from pd_pipeline.deployment.rollout import roll_out
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.action_losses import action_losses
+from pd_pipeline.graph import Graph
+from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
+from pd_pipeline.stage import Key
+from pd_pipeline.training.policy_data import PolicyData
+from pd_pipeline.trajectories.reading import read
+
+RETURN, ACTION_LOSS = "return", "action_loss"
+STEPS_PER_TRAJECTORY = 50
+FIRST_START = 1 << 20
+"""The episodes begin in other states than those of evaluation, on which settings may have been chosen."""
+
+
+class PairedScores(NamedTuple):
+    """Scores of both policies, n pairs."""
+
+    measure: str
+    sign: int
+    """1 if more is better, -1 if less is."""
+    candidate: np.ndarray  # (n,)
+    in_use: np.ndarray  # (n,)
+
+
+def paired_scores(
+    graph: Graph,
+    key: Key,
+    candidate: Path,
+    in_use: Path,
+    used: Sequence[Mapping[str, set[int]]],
+    say: Callable[[str], None],
+) -> PairedScores:
+    """Score two policy folders for the target of `key`.
+
+    They act in params.yaml's `promotion.episodes` episodes; where no environment knows the task, they predict the
+    held-out trajectories of the target, those that are in none of `used` (quality -> episodes). Raises PipelineError.
+    """
+    assert key.family is not None
+    assert key.task is not None
+    family = graph.family(key.family)
+    policies = [read_policy(folder) for folder in (candidate, in_use)]
+    if not family.is_recorded and key.task in (*family.train_tasks, *family.test_tasks):
+        count = graph.params.promotion.episodes
+        seeds = [episode_seed(FIRST_START, key.task, number, 0) for number in range(count)]
+        scores = []
+        for name, loaded in zip(("the new policy", "the policy in use"), policies, strict=True):
+            say(f"{key.family}-{key.task}: {count} episodes with {name}")
+            made = roll_out(Policy(loaded, count), graph.root, count, seeds)
+            scores.append(np.array([episode.episode_return for episode in made]))
+        return PairedScores(RETURN, 1, *scores)
+    data = graph.root / graph.out("target_data", Key(key.family, key.task))
+    quality = str(graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["offline"]["quality"])
+    held_out = read(data / f"{quality}.parquet", family=family, new_task=key.task)
+    seen = set().union(*(part.get(quality, set()) for part in used))
+    left = np.flatnonzero(~np.isin(held_out.episode_id, sorted(seen)))
+    if len(left) < 2:
+        raise PipelineError(
+            f"{key.family}-{key.task}: {len(left)} trajectories of quality '{quality}' are left to compare policies "
+            "on, and an interval needs two: bring more"
+        )
+    say(f"{key.family}-{key.task}: action loss on {len(left)} held-out trajectories")
+    losses = [_losses(loaded, PolicyData(held_out.select(left), loaded.normalization)) for loaded in policies]
+    return PairedScores(ACTION_LOSS, -1, *losses)
+
+
+def _losses(loaded: Loaded, data: PolicyData) -> np.ndarray:
+    """Action loss (m,) of a policy along m trajectories."""
+    return action_losses(actor_of(loaded), data, STEPS_PER_TRAJECTORY, loaded.description.precision == "bf16")[0]
+
+
+def actor_of(loaded: Loaded) -> Actors:
+    """The policy of a policy folder as one actor."""
+    flat = tuple(tensor for pair in loaded.prefix for tensor in pair)
+    about = loaded.description
+    return Actors(loaded.plm, stored, flat, (Origin(about.origin, about.origin_step),))
+
+
+@torch.no_grad()
+def stored(policy: PromptingDecisionTransformer, *flat: Tensor) -> KeysValues:
+    """Keys and values of every block from a flat list of both."""
+    return list(zip(flat[::2], flat[1::2], strict=True))

@@ -1,0 +1,79 @@
+"""The commands `ingest`, `promote` and `status` of `pd-pipeline`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pd_pipeline.errors import PipelineError
+
+
+def ingest(
+    settle: Annotated[
+        float, typer.Option(min=0, help="Seconds for which a file without a .done marker must have been left alone.")
+    ] = 10.0,
+    work: Annotated[bool, typer.Option("--work/--no-work", help="Tune and promote for the targets, too.")] = True,
+) -> None:
+    """Take new trajectories of targets from data/incoming/, tune for these targets, and promote what is not worse.
+
+    Exit 1 if a file was quarantined or a target failed.
+    """
+    from pd_pipeline import graph, progress
+    from pd_pipeline.incoming.ingest import ingest as take
+    from pd_pipeline.incoming.retuning import retune
+
+    root = Path.cwd()
+    project = graph.load(root)
+    outcomes = take(root, {name: project.family(name) for name in project.params.run.families}, settle)
+    for outcome in outcomes:
+        typer.echo(f"{outcome.file}: {outcome.state}: {outcome.message}")
+    good = all(outcome.state != "quarantined" for outcome in outcomes)
+    if work:
+        report = progress.console()
+        try:
+            good = retune(root, report, typer.echo) and good
+        finally:
+            if isinstance(report, progress.BarProgress):
+                report.close()
+    if not good:
+        raise typer.Exit(1)
+
+
+def promote(
+    target: Annotated[str, typer.Argument(help="Target, such as reach-5.")],
+    rollback: Annotated[bool, typer.Option("--rollback", help="Put the version before in use again.")] = False,
+) -> None:
+    """Compare the tuned policy of a target with the one in use, and put it in use unless it is worse.
+
+    Exit 1 if it is refused.
+    """
+    from pd_pipeline import graph
+    from pd_pipeline.deployment.promotion import promote as decide
+    from pd_pipeline.deployment.promotion import roll_back
+
+    root = Path.cwd()
+    decision = roll_back(root, target) if rollback else decide(graph.load(root), target, typer.echo)
+    if decision is None:
+        typer.echo(f"{target}: nothing new since the last decision")
+        return
+    typer.echo(f"{target}: {decision.outcome}: {decision.reason}")
+    if decision.outcome == "refused":
+        raise typer.Exit(1)
+
+
+def status() -> None:
+    """Show for each target which policy is in use, and what is newer, waits or was refused."""
+    from pd_pipeline import graph
+    from pd_pipeline.incoming.retuning import status as found
+
+    rows = list(found(graph.load(Path.cwd())))
+    if not rows:
+        raise PipelineError(
+            "no target has new data or a policy in use: put trajectories into data/incoming/<family>/<task>/ and run "
+            "`pd-pipeline ingest`, or promote a tuned target: `pd-pipeline promote reach-5`"
+        )
+    for row in rows:
+        typer.echo(f"{row.target}: {row.in_use} in use")
+        for name in ("newer", "waits", "refused"):
+            if text := getattr(row, name):
+                typer.echo(f"  {name}: {text}")

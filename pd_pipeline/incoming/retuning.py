@@ -1,0 +1,104 @@
+"""What new data of targets asks for: their data, their tuning, and the comparison with the policies in use."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from pd_pipeline import graph as graphs
+from pd_pipeline import lineage, preflight
+from pd_pipeline.deployment.promotion import candidate_method, candidate_of, decisions, folder_of, in_use, promote
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph
+from pd_pipeline.progress import Progress
+from pd_pipeline.stage import Key
+from pd_pipeline.stages import TUNED
+
+
+def pieces(graph: Graph, family: str, task: int) -> list[tuple[str, Key]]:
+    """The work of one target: its data and its tuning by every method that has enough trajectories of it."""
+    stages = ["target_data", *(name for name in graph.stages if name.startswith(TUNED))]
+    return [(name, key) for name in stages for key in graph.keys(name) if (key.family, key.task) == (family, task)]
+
+
+def waiting_for(graph: Graph, family: str, task: int) -> str:
+    """What a target still waits for until the policy to promote can be tuned; empty if it waits for nothing."""
+    if task in graph.tasks[family]:
+        return ""
+    method = candidate_method(graph)
+    lacking = graph.lacking(f"{TUNED}{method}", family, task)
+    return ", ".join(f"{found} of {needed} trajectories of quality {name}" for name, (found, needed) in lacking.items())
+
+
+def retune(root: Path, progress: Progress, say: Callable[[str], None]) -> bool:
+    """Do what is out of date for every target with accepted data, and compare its policy with the one in use.
+
+    One target that fails does not hold up the others. Returns whether all succeeded.
+    """
+    graph = graphs.load(root)
+    preflight.check(graph)
+    good = True
+    for family, tasks in graph.accepted.items():
+        for task in tasks:
+            target = f"{family}-{task}"
+            try:
+                if waits := waiting_for(graph, family, task):
+                    say(f"{target}: waits: {waits}")
+                    continue
+                for stage, key in pieces(graph, family, task):
+                    if not lineage.run(graph, stage, key, progress).skipped:
+                        say(f"{stage} {key}: done")
+                decision = promote(graph, target, say)
+                if decision is not None:
+                    say(f"{target}: {decision.outcome}: {decision.reason}")
+            except PipelineError as error:
+                good = False
+                say(f"{target}: {error}")
+    return good
+
+
+class Status(NamedTuple):
+    """How it stands with one target."""
+
+    target: str
+    in_use: str
+    newer: str
+    waits: str
+    refused: str
+
+
+def status(graph: Graph) -> Iterator[Status]:
+    """One entry per target that has accepted data or a policy in use."""
+    targets = [(family, task) for family, tasks in graph.accepted.items() for task in tasks]
+    targets += [(f, t) for f in graph.params.run.families for t in graph.tasks[f] if (f, t) not in targets]
+    for family, task in targets:
+        target = f"{family}-{task}"
+        current, made = in_use(graph.root, target), decisions(graph.root, target)
+        if current is None and task not in graph.accepted.get(family, {}) and not made:
+            continue
+        waits = waiting_for(graph, family, task)
+        last = made[-1] if made else None
+        yield Status(
+            target,
+            "nothing" if current is None else f"version {current[0]} since {current[1]}",
+            "" if waits else _newer(graph, target),
+            waits,
+            last.reason if last is not None and last.outcome == "refused" else "",
+        )
+
+
+def _newer(graph: Graph, target: str) -> str:
+    """What of the policy to promote is out of date or undecided; empty if nothing is."""
+    method, key = candidate_of(graph, target)
+    stale = [
+        name
+        for name, piece in (("target_data", Key(key.family, key.task)), (f"{TUNED}{method}", key))
+        if not graphs.is_made(graph, name, piece)
+    ]
+    if stale:
+        return f"{stale[0]} is out of date"
+    digests = {
+        name: digest for decision in decisions(graph.root, target) for name, digest in decision.made_from.items()
+    }
+    out = graph.out(f"{TUNED}{method}", key).as_posix()
+    known = any(name.startswith(out) for name in digests)
+    return "" if known and folder_of(graph.root, target).is_dir() else "a tuned policy that nothing was decided on"

@@ -1,0 +1,169 @@
+"""A policy is put in use, kept, refused or taken back; at every instant one whole policy is in use."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pd_pipeline import graph, load_policy
+from pd_pipeline.deployment import promotion
+from pd_pipeline.deployment.folder import describe
+from pd_pipeline.deployment.promotion import decisions, in_use, paired_interval, promote, roll_back, versions
+from pd_pipeline.deployment.scoring import PairedScores, paired_scores
+from pd_pipeline.deployment.writing import write_policy
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import read_json
+from tests.conftest import run_stages
+from tests.training.test_stages import set_params
+
+TARGET = "point_robot-4"
+
+
+@pytest.fixture
+def root(project: Path) -> Path:
+    run_stages(project, "tuned_prompt_dt")
+    return project
+
+
+def retuned(root: Path, prompts: int) -> Graph:
+    """The policy tuned again, with another number of prompts."""
+    before = "tuned_prompt_dt: {}" if prompts == 3 else f"tuned_prompt_dt: {{prompts: {prompts - 1}}}"
+    set_params(root, before, f"tuned_prompt_dt: {{prompts: {prompts}}}")
+    run_stages(root, "tuned_prompt_dt")
+    return graph.load(root)
+
+
+def given(monkeypatch: pytest.MonkeyPatch, candidate: list[float], incumbent: list[float]) -> None:
+    found = PairedScores("return", 1, np.array(candidate), np.array(incumbent))
+    monkeypatch.setattr(promotion, "paired_scores", lambda *arguments: found)
+
+
+def test_the_first_policy_is_put_in_use(root: Path) -> None:
+    decision = promote(graph.load(root), TARGET)
+    assert decision is not None
+    assert (decision.outcome, decision.version, decision.against) == ("promoted", 1, None)
+    assert in_use(root, TARGET) == (1, decision.decided)
+    policy = load_policy(root / "data/promoted" / TARGET)
+    assert (policy.description.method, policy.description.task) == ("prompt_dt", 4)
+    assert decisions(root, TARGET) == [decision]
+    given = read_json(root / "data/tuned_prompt_dt/point_robot-0/4/summary.json")
+    assert decision.used_episodes == {"expert": tuple(given["few_shot_episodes"])}
+
+
+def test_nothing_new_changes_nothing(root: Path) -> None:
+    promote(graph.load(root), TARGET)
+    before = sorted(path.name for path in (root / "data/promoted" / TARGET).rglob("*"))
+    assert promote(graph.load(root), TARGET) is None
+    assert sorted(path.name for path in (root / "data/promoted" / TARGET).rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("candidate", "outcome"),
+    [
+        ([10.0, 11.0, 12.0, 13.0], "promoted"),  # equal
+        ([10.1, 11.2, 12.0, 13.1], "promoted"),  # better
+        ([9.9, 10.9, 11.9, 12.9], "promoted"),  # worse by less than the margin of 2 % of 11.5
+        ([9.5, 10.5, 11.5, 12.5], "refused"),  # worse by more
+        ([5.0, 20.0, 5.0, 20.0], "refused"),  # better on average, but nobody knows
+    ],
+)
+def test_a_new_policy_is_refused_unless_the_whole_interval_is_above_the_margin(
+    candidate: list[float], outcome: str, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, candidate, [10.0, 11.0, 12.0, 13.0])
+    project = retuned(root, 3)
+    decision = promote(project, TARGET)
+    assert decision is not None
+    assert decision.outcome == outcome
+    now = 2 if outcome == "promoted" else 1
+    assert in_use(root, TARGET) == (now, decisions(root, TARGET)[now - 1].decided)
+    assert versions(root / "data/promoted" / TARGET) == list(range(1, now + 1))
+    assert (decision.against, decision.measure, decision.count, decision.margin) == (
+        1,
+        "return",
+        4,
+        pytest.approx(0.23),
+    )
+    assert decision.candidate == np.mean(candidate)
+    assert decision.better_by is not None
+    difference = np.array(candidate) - [10.0, 11.0, 12.0, 13.0]
+    assert decision.better_by[0] == pytest.approx(difference.mean())
+    assert promote(project, TARGET) is None, "a refused policy is not compared again"
+
+
+def test_students_interval_of_paired_differences() -> None:
+    found = paired_interval(np.array([1.0, 2.0, 3.0]))
+    assert found.value == 2
+    assert found.high - found.value == pytest.approx(4.302652729911275 / 3**0.5)
+    assert found.value - found.low == pytest.approx(4.302652729911275 / 3**0.5)
+
+
+def test_the_same_policy_scores_the_same_in_the_same_episodes(root: Path, tmp_path: Path) -> None:
+    project, key = graph.load(root), Key("point_robot", 4, 0)
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder in folders:
+        write_policy(project, "prompt_dt", key, folder)
+    found = paired_scores(project, key, *folders, [], lambda text: None)
+    assert (found.measure, found.sign, len(found.candidate)) == ("return", 1, 20)
+    np.testing.assert_array_equal(found.candidate, found.in_use)
+
+
+def test_back_to_the_version_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
+    promote(retuned(root, 3), TARGET)
+    promote(retuned(root, 4), TARGET)
+    assert in_use(root, TARGET) == (3, decisions(root, TARGET)[-1].decided)
+    assert roll_back(root, TARGET).version == 2
+    decision = roll_back(root, TARGET)
+    assert (decision.outcome, decision.version, decision.against) == ("rolled back", 1, 2)
+    assert in_use(root, TARGET) == (1, decision.decided)
+    assert (
+        describe(root / "data/promoted" / TARGET / "0001").actor_losses
+        == load_policy(root / "data/promoted" / TARGET).description.actor_losses
+    )
+    with pytest.raises(PipelineError, match="version 1 is the oldest one: there is nothing to go back to"):
+        roll_back(root, TARGET)
+    assert promote(graph.load(root), TARGET) is None, "what was taken back by hand is not promoted again"
+
+
+@pytest.mark.parametrize("step", ["write_policy", "paired_scores", "_write"])
+def test_a_kill_leaves_the_old_policy_in_use(step: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
+    project = retuned(root, 3)
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion, step, killed)
+        with pytest.raises(KeyboardInterrupt):
+            promote(project, TARGET)
+    assert in_use(root, TARGET) == (1, decisions(root, TARGET)[0].decided)
+    load_policy(root / "data/promoted" / TARGET)
+    decision = promote(project, TARGET)
+    assert decision is not None
+    assert decision.outcome == "promoted"
+    current = json.loads((root / "data/promoted" / TARGET / "current.json").read_text())
+    assert current["version"] == decision.version == versions(root / "data/promoted" / TARGET)[-1]
+
+
+@pytest.mark.parametrize(
+    ("target", "params", "message"),
+    [
+        ("point_robot-9", "", "stage tuned_prompt_dt has no key 'point_robot-9-0'"),
+        (TARGET, "promotion: {method: prompt_td}\n", "promotion.method: 'prompt_td': did you mean 'prompt_dt'"),
+        (TARGET, "promotion: {seed: 7}\n", "promotion.seed: 7 is not among run.seeds"),
+        (TARGET, "promotion: {method: noise_prompt}\n", "tuned_noise_prompt"),
+    ],
+)
+def test_what_cannot_be_promoted(target: str, params: str, message: str, root: Path) -> None:
+    (root / "params.yaml").write_text(params + (root / "params.yaml").read_text())
+    with pytest.raises(PipelineError, match=message):
+        promote(graph.load(root), target)
+    assert not (root / "data/promoted" / target / "current.json").exists()
