@@ -36,6 +36,8 @@ def retune(root: Path, progress: Progress, say: Callable[[str], None]) -> bool:
     """
     graph = graphs.load(root)
     preflight.check(graph)
+    if lineage.is_recording(graph):
+        lineage.keep_rendered(graph)  # so that DVC knows of new targets that wait for more data
     good = True
     for family, tasks in graph.accepted.items():
         for task in tasks:
