@@ -37,6 +37,7 @@ MARKS = ("<!-- rendered from docs/summary.md.j2 -->", "<!-- end -->")
 NAMES = (
     r"arXiv 2411\.01168",
     r"Python 3\.11",
+    r"D4RL|HDF5",
     r"ML1",
     r"reach-v3|pick-place-v3",
     r"K\*",

@@ -128,7 +128,7 @@ def offline_comparison(metrics: OfflineMetrics, styles: Styles | None = None) ->
     axes.set_yticks(range(len(order)), order)
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlim(left=0)
-    axes.set_title(f"Offline: {OFFLINE} (lower is better)")
+    axes.set_title(f"Offline: {OFFLINE}\n(lower is better)")
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     return figure

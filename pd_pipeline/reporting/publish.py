@@ -81,6 +81,10 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
 def _publish_family(graph: Graph, family: str, destination: Path) -> list[Path]:
     """Metrics, scores, fit, data quality and plots."""
     params = graph.params
+    if graph.family(family).is_recorded:
+        raise PipelineError(
+            f"publish: family '{family}' has no simulator: its scores are offline, and published numbers are returns"
+        )
     _refuse_uncommitted(graph.root)
     with atomic_directory(destination) as folder:
         tables: list[pl.DataFrame] = []

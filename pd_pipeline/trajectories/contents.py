@@ -47,3 +47,15 @@ def span(path: Path) -> tuple[tuple[int, int], tuple[int, int]]:
                 table = opened.file.read_row_group(group, columns=["task_id", "episode_id"])
                 ends[place] = (int(table["task_id"].to_numpy()[row]), int(table["episode_id"].to_numpy()[row]))
     return ends[0], ends[1]
+
+
+def last_episodes(path: Path) -> dict[int, int]:
+    """Task -> the largest number of an episode of it in a file. Raises PipelineError."""
+    opened = open_file(path)
+    found: dict[int, int] = {}
+    with opened.file, refusing(f"{path}: damaged"):
+        for batch in opened.file.iter_batches(ROWS_PER_BATCH, columns=["task_id", "episode_id"]):
+            tasks, numbers = (batch.column(i).to_numpy(zero_copy_only=False) for i in range(2))
+            for task in np.unique(tasks).tolist():
+                found[task] = max(found.get(task, -1), int(numbers[tasks == task].max()))
+    return found

@@ -2,32 +2,20 @@
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import file_digest
 from pd_pipeline.trajectories.contents import span
-from pd_pipeline.trajectories.reading import open_file, stream, write
+from pd_pipeline.trajectories.episodes import Episode, episodes, joined
+from pd_pipeline.trajectories.reading import open_file, write
 from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
 ROWS_PER_GROUP = 1 << 16
-
-
-class Episode(NamedTuple):
-    """One whole episode of a file."""
-
-    task: int
-    number: int
-    path: Path
-    steps: Columns
 
 
 def take(family: Family, out: Path, progress: Progress) -> None:
@@ -112,31 +100,3 @@ def _distinct(merged: Iterator[Episode]) -> Iterator[Episode]:
             )
         before = episode
         yield episode
-
-
-def episodes(path: Path, family: Family | None = None) -> Iterator[Episode]:
-    """The episodes of a file, validated, one at a time and each in memory of its own. Raises PipelineError."""
-    parts: list[Columns] = []
-    for batch in stream(path, family=family):
-        bounds = np.unique([0, *np.flatnonzero(batch.step == 0), len(batch.step)]).tolist()
-        for first, last in pairwise(bounds):
-            if batch.step[first] == 0 and parts:
-                yield _episode(path, parts)
-                parts = []
-            parts.append(_rows(batch, first, last))
-    if parts:
-        yield _episode(path, parts)
-
-
-def _episode(path: Path, parts: list[Columns]) -> Episode:
-    steps = joined(parts)
-    return Episode(int(steps.task_id[0]), int(steps.episode_id[0]), path, steps)
-
-
-def _rows(batch: Columns, first: int, last: int) -> Columns:
-    return replace(batch, **{name: getattr(batch, name)[first:last] for name in Columns.__dataclass_fields__})
-
-
-def joined(parts: Sequence[Columns]) -> Columns:
-    """Batches one after another, copied."""
-    return Columns(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in Columns.__dataclass_fields__})

@@ -1,6 +1,7 @@
 """What the pages show as files is read by the code that reads a user's files."""
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph, preflight
+from pd_pipeline.exchange.importing import Asked, bring
 from pd_pipeline.families.base import Family
 from pd_pipeline.progress import silent
 from pd_pipeline.tuning.adaptation import Prompted
@@ -21,6 +23,7 @@ from tests.tuning.tiny import few_shot_of, pretrained
 PARAMS = files("params.yaml")
 STUDIES = [file for file in files(".yaml") if file.name.startswith("studies/")]
 OFFSET = "prompt_offset.py"
+LOGS = "logs_to_hdf5.py"
 
 
 @pytest.fixture
@@ -37,8 +40,17 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def loaded(file: Shown, folder: Path) -> graph.Graph:
     lay_out(file.page, folder)
+    if (folder / LOGS).is_file():
+        import_logs(folder)
     (folder / "params.yaml").write_text(file.text)
     return graph.load(folder)
+
+
+def import_logs(folder: Path) -> None:
+    """What the reader of docs/data.md does before the family is known."""
+    subprocess.run([sys.executable, LOGS], cwd=folder, check=True)
+    for task in range(6):
+        bring(folder, str(folder / f"task_{task}.hdf5"), "my_robot", Asked(task=task), None, None, silent, str)
 
 
 def episode(family: Family, task: int, quality: str) -> float:
@@ -62,7 +74,7 @@ def episode(family: Family, task: int, quality: str) -> float:
 
 def test_pages_show_files() -> None:
     pages = {file.page.stem for file in PARAMS}
-    assert {"README", "quickstart", "concepts", "environment", "method", "study", "paper"} <= pages
+    assert {"README", "quickstart", "concepts", "environment", "data", "method", "study", "paper"} <= pages
     assert len(STUDIES) >= 2
 
 

@@ -17,6 +17,7 @@ from pd_pipeline.reporting.costs import table
 from pd_pipeline.reporting.publish import given_to, metrics_of, publish, read_scores, recompute
 from pd_pipeline.storage import digest, read_json, write_json
 from tests.evaluation.builders import FREE
+from tests.recorded_project import record_project
 
 
 def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp_path: Path) -> None:
@@ -43,6 +44,13 @@ def test_numbers_plots_and_what_made_them_are_copied(reported_project: Path, tmp
     assert made["seconds"]["tuned_prompt_diffuser@point_robot-1-0"] > 0
     assert made["device"]["plm@point_robot-0"] == "cpu"
     assert made["precision"]["evaluation@point_robot-0"] == "float32"
+
+
+def test_offline_scores_are_not_published_as_returns(trained_project: Path, tmp_path: Path) -> None:
+    root = record_project(trained_project, tmp_path / "project")
+    with pytest.raises(PipelineError, match="family 'my_robot' has no simulator: its scores are offline"):
+        publish(root, "my_robot", tmp_path / "results")
+    assert not (tmp_path / "results").exists()
 
 
 def test_uncommitted_code_or_parameters_are_not_published(reported_project: Path, tmp_path: Path) -> None:

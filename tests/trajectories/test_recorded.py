@@ -14,8 +14,9 @@ from pd_pipeline.progress import silent
 from pd_pipeline.storage import digest
 from pd_pipeline.trajectories import recorded
 from pd_pipeline.trajectories.contents import contents, span
+from pd_pipeline.trajectories.episodes import Episode, episodes
 from pd_pipeline.trajectories.reading import open_file, read, stream, write
-from pd_pipeline.trajectories.recorded import Episode, episodes, take
+from pd_pipeline.trajectories.recorded import take
 from pd_pipeline.trajectories.validation import Columns
 from tests.builders import changed, taken
 from tests.recorded_project import FAMILY, FOLDER, columns_of, metadata_of, record, record_project, short_episodes

@@ -1,0 +1,1 @@
+"""Import and export of trajectories in formats of other programs."""

@@ -1,0 +1,320 @@
+"""`pd-pipeline import`: a data set of another program becomes trajectories of a family without a simulator.
+
+The source is read episode by episode, every step is checked as everywhere, and each of its data sets becomes one new
+file in data/imported/<family>/, complete or not at all. Files that are there are never changed.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pd_pipeline import config, locks
+from pd_pipeline.config import PARAMS_FILE, Name, Parameters, parse
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.exchange.formats import open_sources
+from pd_pipeline.exchange.source import Source, Steps
+from pd_pipeline.families.base import BY_NAME
+from pd_pipeline.families.registry import BUILT_IN
+from pd_pipeline.progress import Progress
+from pd_pipeline.storage import remove
+from pd_pipeline.trajectories.contents import last_episodes
+from pd_pipeline.trajectories.reading import open_file, return_to_go, write
+from pd_pipeline.trajectories.schema import Bound, Origin, Task, TrajectoryMetadata
+from pd_pipeline.trajectories.validation import Columns
+
+IMPORTED = Path("data/imported")
+QUALITY = "expert"
+ROWS_PER_GROUP = 1 << 16
+TASKS_SHOWN = 10
+Say = Callable[[str], None]
+Goals = dict[int, dict[str, Any]]
+
+
+class Asked(Parameters):
+    """What is asked of an import; kept with the data."""
+
+    task: Task | None = Field(default=None, description="the task of all episodes; null: the tasks of the source")
+    quality: Name | None = Field(default=None, description="null: that of the source, else expert")
+    reward: float | Literal["success"] | None = Field(default=None, description="of every step; success: 1 and else 0")
+    without: tuple[str, ...] = Field(default=(), description="parts of observations to leave out")
+    action_low: Bound | None = Field(default=None, description="lower bound of all actions")
+    action_high: Bound | None = Field(default=None, description="upper bound of all actions")
+
+
+def bring(
+    root: Path,
+    source: str,
+    family: str,
+    asked: Asked,
+    out: Path | None,
+    named: str | None,
+    progress: Progress,
+    say: Say,
+) -> list[Path]:
+    """Import a source for a family of the project at `root`; returns the new files. `named`: its format.
+
+    Raises PipelineError for what cannot be mapped, what validation refuses, and what was imported otherwise before.
+    """
+    folder = _folder(root, family, out)
+    sources = open_sources(source, named, asked.without)
+    with locks.held(root, "import", family):
+        waiting = folder / f".import.{os.getpid()}.tmp"
+        for left in folder.glob(".import.*.tmp"):  # of killed processes, since we hold the lock
+            remove(left)
+        known = {path: _metadata(path) for path in sorted(folder.glob("*.parquet"))}
+        made: list[Path] = []
+        try:
+            for one in sources:
+                origin = Origin(
+                    source=one.name,
+                    format=one.format,
+                    digest=one.digest(),
+                    options=asked.model_dump(mode="json", exclude_defaults=True),
+                    versions=one.versions,
+                )
+                if (before := _imported(known, origin)) is not None:
+                    say(f"{one.name}: imported already, as {before}: nothing to do")
+                    continue
+                metadata, tasks = _plan(one, family, asked, origin, known)
+                _describe(one, metadata, tasks, asked, say)
+                path = waiting / f"{metadata.quality}-{origin.digest[:12]}.parquet"
+                _write(path, one, metadata, tasks, asked, known, progress)
+                known[path] = metadata
+                made.append(path)
+            final = [folder / path.name for path in made]
+            for path, place in zip(made, final, strict=True):
+                os.replace(path, place)
+        finally:
+            if waiting.exists():
+                remove(waiting)
+    return final
+
+
+def _folder(root: Path, family: str, out: Path | None) -> Path:
+    """Where the files of a family go. Raises PipelineError for a family with a simulator."""
+    parse(_Named, {"family": family}, "--family")
+    path = root / PARAMS_FILE
+    params = config.load(root) if path.is_file() else None
+    block = params.block(family, "environment") if params is not None else {}
+    ways = [way for way in ("entry_point", *BY_NAME) if block.get(way) is not None]
+    if "data" not in ways and (ways or family in BUILT_IN):
+        raise PipelineError(
+            f"--family {family}: this family has a simulator, so that its trajectories are collected: give imported "
+            "ones another name"
+        )
+    return out if out is not None else root / block.get("data", IMPORTED / family)
+
+
+def declaration(root: Path, family: str, folder: Path) -> str:
+    """What to add to params.yaml so that the imported family is known; empty if it is."""
+    path = root / PARAMS_FILE
+    declared = (config.load(root).families if path.is_file() else {}).get(family) or {}
+    if (declared.get("environment") or {}).get("data"):
+        return ""
+    inside = folder.relative_to(root) if root in folder.parents else folder
+    block = f"families:\n  {family}:\n    environment: {{data: {inside}}}"
+    return f"add to {PARAMS_FILE}, and {family} to run.families:\n{block}"
+
+
+class _Named(Parameters):
+    family: Name
+
+
+def _metadata(path: Path) -> TrajectoryMetadata:
+    opened = open_file(path)
+    opened.file.close()
+    return opened.metadata
+
+
+def _imported(known: Mapping[Path, TrajectoryMetadata], origin: Origin) -> Path | None:
+    """The file that was made from the same source in the same way. Raises PipelineError if in another way."""
+    for path, metadata in known.items():
+        for before in metadata.origin:
+            if before.digest != origin.digest:
+                continue
+            if before.options == origin.options:
+                return path
+            raise PipelineError(
+                f"{origin.source}: imported before with other options ({before.options or 'none'}), as {path}: remove "
+                "that file to import it differently"
+            )
+    return None
+
+
+def _plan(
+    source: Source, family: str, asked: Asked, origin: Origin, known: Mapping[Path, TrajectoryMetadata]
+) -> tuple[TrajectoryMetadata, dict[int, int]]:
+    """The metadata of the new file, and task of the source -> task of the family. Raises PipelineError."""
+    if not source.has_reward and asked.reward is None:
+        success = ", or --reward success for 1 at steps that succeed and else 0" if source.has_success else ""
+        raise PipelineError(
+            f"{source.name}: holds no rewards: --reward 0 gives every step the same{success}; without rewards a policy "
+            "cannot be asked for a better return than another"
+        )
+    if asked.reward == "success" and not source.has_success:
+        raise PipelineError(f"{source.name}: --reward success: it does not say which steps succeed: give a number")
+    for path, metadata in known.items():
+        for name in ("observation_size", "action_size"):
+            if (size := getattr(source, name)) != (wanted := getattr(metadata, name)):
+                raise PipelineError(
+                    f"{source.name}: {name} is {size}, but {wanted} in {path}: import it for another family"
+                )
+    existing: Goals = {task: goal for metadata in known.values() for task, goal in metadata.goals.items()}
+    tasks = assign(source.goals, existing, asked.task)
+    low, high = _bounds(source, asked)
+    goals = {new: existing.get(new, _common(source, tasks, new)) for new in sorted(set(tasks.values()))}
+    stated = source.stated
+    values = {
+        "family": family,
+        "quality": asked.quality or (stated.quality if stated else QUALITY),
+        "observation_size": source.observation_size,
+        "action_low": tuple(low.tolist()),
+        "action_high": tuple(high.tolist()),
+        "horizon": source.horizon,
+        "seed": stated.seed if stated else 0,
+        "goals": goals,
+        "environment": stated.environment if stated else {},
+        "versions": stated.versions if stated else {},
+        "origin": (*(stated.origin if stated else ()), origin),
+    }
+    return parse(TrajectoryMetadata, values, f"{source.name}: metadata"), tasks
+
+
+def assign(goals: Goals, existing: Goals, asked: int | None) -> dict[int, int]:
+    """Task of the source -> task of the family.
+
+    A task with a goal that the family has is that task. Any other keeps its number if the family does not have it,
+    else it gets the next free one.
+    """
+    if asked is not None:
+        return dict.fromkeys(goals, asked)
+    found: dict[int, int] = {}
+    by_goal = {repr(sorted(goal.items())): task for task, goal in existing.items() if goal}
+    for task, goal in sorted(goals.items()):
+        taken = {*existing, *found.values()}
+        same = by_goal.get(repr(sorted(goal.items()))) if goal else None
+        found[task] = same if same is not None else task if task not in taken else max(taken) + 1
+    return found
+
+
+def _common(source: Source, tasks: Mapping[int, int], new: int) -> dict[str, Any]:
+    """The goal of a new task: that of its tasks in the source, if they agree."""
+    goals = [goal for task, goal in source.goals.items() if tasks[task] == new]
+    return goals[0] if all(goal == goals[0] for goal in goals) else {}
+
+
+def _bounds(source: Source, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds of actions: as asked, else as the source states, else the range of its actions."""
+    size = source.action_size
+    wanted = [None if b is None else np.full(size, b, np.float32) for b in (asked.action_low, asked.action_high)]
+    low, high = wanted
+    if low is None or high is None:
+        stated = source.bounds or _range(source)
+        low, high = (stated[0] if low is None else low), (stated[1] if high is None else high)
+    return low, high
+
+
+def _range(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    """[-1, 1] if all actions are in it, else the smallest and largest of each number, apart by at least 2."""
+    low, high = np.full(source.action_size, np.inf, np.float32), np.full(source.action_size, -np.inf, np.float32)
+    for actions in source.actions():
+        low, high = np.minimum(low, actions.min(0)), np.maximum(high, actions.max(0))
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise PipelineError(f"{source.name}: it holds actions that are not finite: remove these episodes")
+    if (low >= -1).all() and (high <= 1).all():
+        return np.full_like(low, -1), np.full_like(high, 1)
+    still = low == high  # a number that never changes has no range
+    return np.where(still, low - 1, low), np.where(still, high + 1, high)
+
+
+def _describe(source: Source, metadata: TrajectoryMetadata, tasks: Mapping[int, int], asked: Asked, say: Say) -> None:
+    """Say what becomes what, and what is left out."""
+    say(f"{source.name}: {source.format}, {source.episode_count:,} episodes of at most {source.horizon:,} steps")
+    say(f"  observation: {' + '.join(map(str, source.observation))}, as float32")
+    given = asked.action_low is not None and asked.action_high is not None
+    whence = "as asked" if given else "as stated" if source.bounds is not None else "read off the actions"
+    low, high = min(metadata.action_low), max(metadata.action_high)
+    say(f"  action: {source.action_size} numbers between {low:g} and {high:g} ({whence}), as float32")
+    reward = "as recorded" if asked.reward is None else f"{asked.reward}, as asked"
+    say(f"  reward: {reward}; success: {'as recorded' if source.has_success else 'not recorded, never'}")
+    for line in source.mapped:
+        say(f"  {line}")
+    for task, new in list(tasks.items())[:TASKS_SHOWN]:
+        goal = f" {metadata.goals[new]}" if metadata.goals[new] else ""
+        say(f"  task {task} -> task {new} of {metadata.family}, quality {metadata.quality}{goal}")
+    if len(tasks) > TASKS_SHOWN:
+        say(f"  and {len(tasks) - TASKS_SHOWN} more tasks")
+    for line in source.left_out:
+        say(f"  left out: {line}")
+
+
+def _write(
+    path: Path,
+    source: Source,
+    metadata: TrajectoryMetadata,
+    tasks: Mapping[int, int],
+    asked: Asked,
+    known: Mapping[Path, TrajectoryMetadata],
+    progress: Progress,
+) -> None:
+    last: dict[int, int] = {}
+    for file, found in known.items():
+        if set(found.goals) & set(tasks.values()):
+            last |= {task: max(last.get(task, -1), number) for task, number in last_episodes(file).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        write(path, metadata, _groups(source, tasks, asked, last, progress))
+    except PipelineError as error:
+        raise PipelineError(str(error).replace(str(path), f"{source.name}: refused, nothing is imported")) from None
+
+
+def _groups(
+    source: Source, tasks: Mapping[int, int], asked: Asked, last: dict[int, int], progress: Progress
+) -> Iterator[Columns]:
+    """Batches of whole episodes of one task, in order: a row group each."""
+    done = 0
+    for new in sorted(set(tasks.values())):
+        waiting: list[dict[str, np.ndarray]] = []
+        rows = 0
+        for task in (task for task in sorted(tasks) if tasks[task] == new):
+            for steps in source.episodes(task):
+                last[new] = max(last.get(new, -1) + 1, steps.number)  # its own number, if that is free
+                waiting.append(_columns(steps, new, last[new], asked))
+                rows, done = rows + len(steps.action), done + 1
+                progress(f"import {source.name}", done, source.episode_count)
+                if rows >= ROWS_PER_GROUP:
+                    yield _joined(waiting)
+                    waiting, rows = [], 0
+        if waiting:
+            yield _joined(waiting)
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> Columns:
+    return Columns(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _columns(steps: Steps, task: int, number: int, asked: Asked) -> dict[str, np.ndarray]:
+    count = len(steps.action)
+    success = np.zeros(count, bool) if steps.success is None else steps.success
+    if asked.reward is None:
+        assert steps.reward is not None, "a source without rewards is refused"
+        reward = steps.reward
+    else:
+        reward = success.astype(np.float32) if asked.reward == "success" else np.full(count, asked.reward, np.float32)
+    last = np.arange(count) == count - 1
+    return {
+        "task_id": np.full(count, task, np.int32),
+        "episode_id": np.full(count, number, np.int64),
+        "step": np.arange(count, dtype=np.int32),
+        "observation": steps.observation,
+        "action": steps.action,
+        "reward": reward,
+        "return_to_go": return_to_go(reward),
+        "terminated": last & steps.terminated,
+        "truncated": last & (not steps.terminated),
+        "success": success,
+    }

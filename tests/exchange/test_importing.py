@@ -1,0 +1,252 @@
+"""An import says what it does, refuses what is bad, and does nothing twice."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.exchange import formats
+from pd_pipeline.exchange.importing import assign
+from pd_pipeline.exchange.lerobot_writing import write as write_lerobot
+from pd_pipeline.storage import digest
+from pd_pipeline.trajectories.checking import check_file
+from pd_pipeline.trajectories.reading import open_file, read
+from tests.dvc_project import SMALL_PARAMS
+from tests.exchange.builders import ALL, FAMILY, about, every, exported, imported, trajectory_file
+from tests.exchange.test_d4rl import plain
+
+
+@pytest.fixture
+def original(tmp_path: Path) -> Path:
+    return trajectory_file(tmp_path / "original/medium.parquet")
+
+
+def test_the_same_source_is_imported_once(tmp_path: Path, original: Path) -> None:
+    (made,), _ = imported(tmp_path, original)
+    before = made.stat().st_mtime_ns
+    again, said = imported(tmp_path, original)
+    assert again == []
+    assert f"imported already, as {made}: nothing to do" in said
+    copy = shutil.copytree(original.parent, tmp_path / "copy")
+    assert imported(tmp_path, copy)[0] == [], "the same contents elsewhere"
+    assert made.stat().st_mtime_ns == before
+    with pytest.raises(PipelineError, match=r"imported before with other options \(none\), as .*: remove that file"):
+        imported(tmp_path, original, task=3)
+
+
+def test_another_source_adds_tasks_and_episodes_with_numbers_of_their_own(tmp_path: Path, original: Path) -> None:
+    """A goal that the family has is its task, whatever its number; what has no goal is a new task."""
+    imported(tmp_path, original)
+    goals = {2: {"words": "stack"}, 5: {"words": "turn"}}
+    second = trajectory_file(tmp_path / "second.parquet", goals=goals)
+    (made,), said = imported(tmp_path, second)
+    assert "task 2 -> task 5 of robot" in said
+    assert "task 5 -> task 6 of robot" in said
+    data = read(made)
+    assert data.task_id.tolist() == [5, 5, 5, 6, 6]
+    assert data.episode_id.tolist() == [4, 7, 8, 0, 3], "3 was the last of task 5; other numbers stay"
+    assert open_file(made).metadata.goals == {5: {"words": "stack"}, 6: {"words": "turn"}}
+
+
+def test_all_episodes_may_be_of_one_task(tmp_path: Path, original: Path) -> None:
+    (made,), _ = imported(tmp_path, original, task=9, quality="expert")
+    data = read(made)
+    assert set(data.task_id) == {9}
+    assert data.episode_id.tolist() == [0, 7, 8, 9, 10]
+    metadata = open_file(made).metadata
+    assert (metadata.goals, metadata.quality) == ({9: {}}, "expert")
+    assert metadata.origin[0].options == {"task": 9, "quality": "expert"}
+    more, _ = imported(tmp_path, exported("d4rl", tmp_path, original), task=9)
+    assert read(more[0]).episode_id.tolist() == [11, 12, 13, 14, 15]
+
+
+@pytest.mark.parametrize(
+    ("goals", "existing", "asked", "found"),
+    [
+        ({0: {}}, {}, None, {0: 0}),
+        ({0: {}}, {0: {}, 4: {}}, None, {0: 5}),
+        ({0: {"a": 1}, 1: {}}, {0: {"a": 2}, 1: {"a": 1}}, None, {0: 1, 1: 2}),
+        ({3: {"a": 1}, 1: {"a": 2}}, {1: {}}, None, {1: 2, 3: 3}),
+        ({3: {}, 1: {"a": 2}}, {1: {}}, 1, {1: 1, 3: 1}),
+    ],
+)
+def test_tasks_are_assigned(goals: dict, existing: dict, asked: int | None, found: dict) -> None:
+    assert assign(goals, existing, asked) == found
+
+
+def test_rewards_may_be_given(tmp_path: Path) -> None:
+    source = plain(tmp_path / "a.hdf5", rewards=None)
+    with pytest.raises(PipelineError, match="holds no rewards: --reward 0 gives every step the same; without rewards"):
+        imported(tmp_path, source)
+    with pytest.raises(PipelineError, match="--reward success: it does not say which steps succeed"):
+        imported(tmp_path, source, reward="success")
+    (made,), said = imported(tmp_path, source, reward="0.5")
+    assert "reward: 0.5, as asked; success: not recorded, never" in said
+    assert set(every(made).reward) == {0.5}
+
+
+def test_a_reward_of_success_is_sparse(tmp_path: Path, original: Path) -> None:
+    (made,), _ = imported(tmp_path, original, reward="success")
+    found = every(made)
+    np.testing.assert_array_equal(found.reward, found.success.astype(np.float32))
+    assert found.reward.any()
+
+
+def test_bounds_are_asked_for_stated_or_read_off(tmp_path: Path) -> None:
+    actions = np.linspace(-3, 5, 20, dtype=np.float32).reshape(10, 2)
+    actions[:, 1] = 2.0
+    (made,), said = imported(tmp_path, plain(tmp_path / "wide.hdf5", actions=actions))
+    metadata = open_file(made).metadata
+    assert metadata.action_low == pytest.approx((-3.0, 1.0))
+    assert metadata.action_high == pytest.approx((float(actions[-1, 0]), 3.0))
+    assert "(read off the actions)" in said
+    (asked,), _ = imported(tmp_path, plain(tmp_path / "asked.hdf5"), "other", action_low=-2, action_high=2)
+    assert open_file(asked).metadata.action_high == (2.0, 2.0)
+    (unit,), _ = imported(tmp_path, plain(tmp_path / "unit.hdf5"), "unit")
+    assert open_file(unit).metadata.action_low == (-1.0, -1.0)
+
+
+def test_what_validation_refuses_is_not_imported(tmp_path: Path) -> None:
+    observations = np.zeros((10, 3), np.float32)
+    observations[7, 1] = np.nan
+    source = plain(tmp_path / "bad.hdf5", observations=observations)
+    with pytest.raises(
+        PipelineError, match=r"bad\.hdf5: refused, nothing is imported: task 0, episode 1, step 3: observation is not"
+    ):
+        imported(tmp_path, source)
+    assert not list((tmp_path / "data/imported").rglob("*.parquet"))
+    with pytest.raises(PipelineError, match=r"action .* is outside \[\[-0\.5, -0\.5\], \[0\.5, 0\.5\]\]"):
+        imported(tmp_path, plain(tmp_path / "far.hdf5"), action_low=-0.5, action_high=0.5)
+
+
+def test_all_files_of_a_folder_or_none(tmp_path: Path, original: Path) -> None:
+    (original.parent / "zzz.parquet").write_bytes(original.read_bytes()[:-40])
+    with pytest.raises(PipelineError, match=r"zzz\.parquet"):
+        imported(tmp_path, original.parent)
+    assert not list((tmp_path / "data/imported").rglob("*.parquet"))
+    assert not list((tmp_path / "data/imported").rglob(".import*"))
+
+
+def test_what_a_killed_import_left_is_removed(tmp_path: Path, original: Path) -> None:
+    left = tmp_path / f"data/imported/{FAMILY}/.import.99.tmp"
+    left.mkdir(parents=True)
+    (left / "half.parquet").write_text("half")
+    imported(tmp_path, original)
+    assert not left.exists()
+
+
+def test_another_width_is_refused(tmp_path: Path, original: Path) -> None:
+    imported(tmp_path, plain(tmp_path / "a.hdf5", observations=np.zeros((10, 4), np.float32)))
+    with pytest.raises(PipelineError, match=r"observation_size is 3, but 4 in .*: import it for another family"):
+        imported(tmp_path, original)
+
+
+def test_a_family_with_a_simulator_is_not_imported_for(tmp_path: Path, original: Path) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
+    for family in ("reach", "other"):
+        with pytest.raises(PipelineError, match=f"--family {family}: this family has a simulator"):
+            imported(tmp_path, original, family)
+    with pytest.raises(PipelineError, match=r"--family\.family: String should match pattern"):
+        imported(tmp_path, original, "no/name")
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS + "  mine: {environment: {data: recordings}}\n")
+    (made,), _ = imported(tmp_path, original, "mine")
+    assert made.parent == tmp_path / "recordings", "where params.yaml says"
+    (elsewhere,), _ = imported(tmp_path, original, "mine", out=tmp_path / "other")
+    assert check_file(elsewhere, {"mine": _family(tmp_path)}).episodes == 5
+
+
+def _family(root: Path):  # type: ignore[no-untyped-def]
+    from pd_pipeline.families.base import load_family
+
+    return load_family("mine", {"data": "recordings"}, root)
+
+
+@pytest.mark.parametrize("source", ["nothing.hdf5", "no/such/folder", "."])
+def test_an_unknown_source_is_named_with_the_formats(tmp_path: Path, source: str) -> None:
+    with pytest.raises(PipelineError, match=r"not found, or of no known format \(lerobot: .*; minari: .*; d4rl: .*"):
+        imported(tmp_path, tmp_path / source)
+    with pytest.raises(PipelineError, match=r"--format csv: no such format: choose one of lerobot, minari, d4rl, parq"):
+        imported(tmp_path, tmp_path / source, format="csv")
+
+
+def test_a_format_that_is_named_must_fit(tmp_path: Path, original: Path) -> None:
+    with pytest.raises(PipelineError, match=r"of no known format \(d4rl: an HDF5 file"):
+        imported(tmp_path, original, format="d4rl")
+    assert imported(tmp_path, original, format="parquet")[0]
+
+
+def test_each_format_recognises_its_own(tmp_path: Path, original: Path) -> None:
+    for named in formats.FORMATS:
+        source = original if named == "parquet" else exported(named, tmp_path, original)
+        assert [n for n in formats.FORMATS if formats.module(n).detect(str(source))] == [named]
+
+
+def test_many_tasks_are_counted_and_not_listed(tmp_path: Path) -> None:
+    import dataclasses
+
+    from pd_pipeline.trajectories.reading import write
+
+    made = [dataclasses.replace(ALL[3], task_id=np.full(4, task, np.int32)) for task in range(30)]
+    write(tmp_path / "many.parquet", about(goals={task: {} for task in range(30)}), made)
+    _, said = imported(tmp_path, tmp_path / "many.parquet")
+    assert sum("-> task" in line for line in said) == 10
+    assert "and 20 more tasks" in said
+
+
+def test_sources_stay_as_they_are(tmp_path: Path, original: Path) -> None:
+    for named in ("d4rl", "lerobot", "minari"):
+        source = exported(named, tmp_path, original)
+        before = digest(source)
+        imported(tmp_path / "project", source, named)
+        assert digest(source) == before
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from pd_pipeline.exchange import importing
+import h5py, pyarrow.parquet
+importing.ROWS_PER_GROUP = 2048
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+importing.bring(Path(sys.argv[2]), sys.argv[1], "x", importing.Asked(), None, None, lambda *_: None, lambda _: None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
+    grown = {}
+    for steps in (60_000, 600_000):
+        source, rng = tmp_path / f"{steps}.hdf5", np.random.default_rng(0)
+        with h5py.File(source, "w") as file:
+            for name, shape in (("observations", (steps, 20)), ("actions", (steps, 4)), ("rewards", (steps,))):
+                file[name] = rng.uniform(-1, 1, shape).astype(np.float32)
+            file["terminals"] = np.zeros(steps, bool)
+            file["timeouts"] = np.arange(steps) % 500 == 499
+        command = [sys.executable, "-c", MEASURE, str(source), str(tmp_path / f"project-{steps}")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        grown[steps] = int(done.stdout) / 1024  # MB
+    assert grown[600_000] - grown[60_000] < 20, f"{grown}, while the data are 54 MB larger"
+
+
+def test_a_long_import_of_lerobot_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    from tests.exchange.builders import many
+
+    write_lerobot(tmp_path / "le", about(goals={0: {}}, observation_size=10), many(6, 10), 10)
+    count = 0
+    real = pq.ParquetFile.read_row_group
+
+    def counted(self, *given, **named):  # type: ignore[no-untyped-def]
+        nonlocal count
+        count += 1
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    imported(tmp_path, tmp_path / "le")
+    assert count == 6
