@@ -14,11 +14,9 @@ from pd_pipeline import lineage, rendering
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
 from pd_pipeline.errors import PipelineError, closest, suggestion
 from pd_pipeline.families.base import Family
-from pd_pipeline.families.recorded import RecordedFamily
 from pd_pipeline.foreign import TIMEOUT_SECONDS
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import stamp
-from pd_pipeline.preflight_recorded import check_recorded
 from pd_pipeline.rendering import recording_files
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
@@ -80,7 +78,9 @@ def check_blocks(graph: Graph) -> None:
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         of_family = {stage: params for (stage, of), params in blocks.items() if of == family}
         found = graph.family(family)
-        if isinstance(found, RecordedFamily):
+        if found.is_recorded:
+            from pd_pipeline.preflight_recorded import check_recorded  # imports pyarrow
+
             check_recorded(graph, found, of_family)
         else:
             _check_data(graph, found, of_family)

@@ -7,6 +7,7 @@ import numpy as np
 
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family
 from pd_pipeline.families.recorded import RecordedFamily
 from pd_pipeline.graph import Graph
 from pd_pipeline.stages import TUNED
@@ -16,8 +17,9 @@ LEAST_HELD_OUT = 2
 """Trajectories of a target beside the few-shot ones: an interval needs two."""
 
 
-def check_recorded(graph: Graph, family: RecordedFamily, blocks: Mapping[str, Parameters]) -> None:
+def check_recorded(graph: Graph, family: Family, blocks: Mapping[str, Parameters]) -> None:
     """Raise PipelineError where a stage needs a simulator, or trajectories that the files do not hold."""
+    assert isinstance(family, RecordedFamily)
     where = f"{PARAMS_FILE}: families.{family.name}"
     for method in graph.params.run.methods:
         if graph.methods[graph.params.run.method_of(method)].online:
@@ -52,7 +54,8 @@ def _qualities(blocks: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     """(stage, quality) of all trajectories that are read."""
     for stage, params in blocks.items():
         of_block = getattr(params, "target", None) or getattr(params, "offline", None) or params
-        for quality in (getattr(of_block, "quality", None), *getattr(params, "qualities", ())):
+        named = (getattr(of_block, name, None) for name in ("quality", "prompt_quality"))
+        for quality in (*named, *getattr(params, "qualities", ())):
             if quality is not None:
                 yield stage, quality
 
@@ -65,7 +68,8 @@ def _check_training(where: str, family: RecordedFamily, blocks: Mapping[str, Any
     if length > family.horizon:
         raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
     read = [(quality, blocks["prompts"].held_out) for quality in blocks["prompts"].qualities]
-    for quality, share in (*read, (blocks["plm"].quality, blocks["plm"].held_out)):
+    read += [(quality, blocks["plm"].held_out) for quality in blocks["plm"].qualities]
+    for quality, share in read:
         for task in family.train_tasks:
             lengths = family.episode_lengths[quality].get(task, np.empty(0))
             held_out = held_out_episodes(np.zeros(len(lengths)), share)
@@ -76,9 +80,9 @@ def _check_training(where: str, family: RecordedFamily, blocks: Mapping[str, Any
                     f"two, one of them held out (the last {share:.0%}): import more, or leave the task out of "
                     f"families.{family.name}.environment.train_tasks"
                 )
-    needed = getattr(blocks.get("diffuser"), "quality", None)
-    if needed is not None and needed not in blocks["prompts"].qualities:
-        raise PipelineError(f"{where}.diffuser.quality: '{needed}' is not among prompts.qualities")
+    for needed in getattr(blocks.get("diffuser"), "qualities", ()):
+        if needed not in blocks["prompts"].qualities:
+            raise PipelineError(f"{where}.diffuser.qualities: '{needed}' is not among prompts.qualities")
 
 
 def _check_targets(graph: Graph, where: str, family: RecordedFamily, blocks: Mapping[str, Any]) -> None:

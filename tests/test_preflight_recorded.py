@@ -57,7 +57,7 @@ def test_valid_parameters_pass(root: Path) -> None:
         ),
         (
             "plm: {",
-            "plm: {quality: medium, ",
+            "plm: {qualities: [medium], ",
             r"my_robot\.plm: quality 'medium' is in no file of .*: found expert, rand",
         ),
         ("{few_shot: 3}", "{quality: medium}", r"tuned_prompt_dt: quality 'medium' is in no file"),
@@ -80,7 +80,11 @@ def test_valid_parameters_pass(root: Path) -> None:
         ("prompts: {length: 3", "prompts: {length: 30", r"prompts\.length: 30 steps, but an episode has at most 12"),
         ("targets: [1, 4]", "targets: [1, 9]", r"holds 0 of task 9"),
         ("targets: [1, 4]", "targets: [1], train_tasks: [0, 7]", r"task 7 has 0 trajectories of quality 'expert'"),
-        ("diffuser: {", "diffuser: {quality: random, ", r"diffuser\.quality: 'random' is not among prompts\.qualities"),
+        (
+            "diffuser: {",
+            "diffuser: {qualities: [random], ",
+            r"diffuser\.qualities: 'random' is not among prompts\.qualities",
+        ),
     ],
 )
 def test_mistakes_are_found_before_any_work(root: Path, old: str, new: str, message: str) -> None:

@@ -95,7 +95,7 @@ def test_dvc_and_dagster_agree(tmp_path: Path) -> None:
     after_noise = noise | {"evaluation@point_robot-0", "report"}
     with dg.DagsterInstance.ephemeral() as instance:
         made = made_by_dagster(root, instance)
-        assert len(made) == 10
+        assert len(made) == 12
         assert all(made.values())
         assert left_for_dvc(root) == set()
         assert reproduced(call(root, "dvc", "repro")) == []
@@ -147,7 +147,7 @@ def test_materialize_all_in_the_ui(tmp_path: Path) -> None:
     made = [sorted(asset["path"][0] for asset in run["assetSelection"]) for run in click.runs]
     assert made == [
         ["behavior_policies", "prompts", "trajectories"],
-        ["plm"],
+        ["plm", "target_data"],
         ["tuned_prompt_dt"],
         ["evaluation"],
         ["report"],
