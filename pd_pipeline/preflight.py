@@ -9,10 +9,8 @@ from pathlib import Path
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
-from pd_pipeline.families.recorded import RecordedFamily
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import stamp
-from pd_pipeline.preflight_recorded import check_recorded
 from pd_pipeline.rendering import recording_files
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
@@ -73,8 +71,8 @@ def check_blocks(graph: Graph) -> None:
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         of_family = {stage: params for (stage, of), params in blocks.items() if of == family}
         found = graph.family(family)
-        if isinstance(found, RecordedFamily):
-            check_recorded(graph, found, of_family)
+        if found.is_recorded:  # its checks read Parquet, which no other family needs here
+            importlib.import_module("pd_pipeline.preflight_recorded").check_recorded(graph, found, of_family)
         else:
             _check_data(graph, found, of_family)
 
