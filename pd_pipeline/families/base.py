@@ -101,7 +101,8 @@ class Family(ABC):
     targets_are_trained: ClassVar[bool] = False
     """Whether the targets of the published split are also training tasks."""
     is_recorded: ClassVar[bool] = False
-    """Whether it has no simulator: its trajectories are files of the user, and methods are scored offline."""
+    """Whether it has no simulator: its trajectories are files of the user, and methods are scored offline. True of
+    `RecordedFamily` alone, and of what is derived from it."""
     lanes: int = 1
     """Episodes that one process collects in parallel; more than one is faster with a `BatchPolicy`."""
 

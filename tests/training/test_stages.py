@@ -139,9 +139,7 @@ def test_the_record_names_device_and_precision(trained_project: Path) -> None:
 
 def test_a_quality_without_prompts_is_refused(project: Path) -> None:
     set_params(project, "{steps: 80,", "{qualities: [random], steps: 80,")
-    with pytest.raises(
-        PipelineError, match=r"diffuser\.qualities: there are no prompts of 'random': add it"
-    ):
+    with pytest.raises(PipelineError, match=r"diffuser\.qualities: there are no prompts of 'random': add it"):
         run_stages(project, "diffuser")
 
 
