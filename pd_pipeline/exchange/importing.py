@@ -72,6 +72,7 @@ def bring(
                 origin = Origin(
                     source=one.name,
                     format=one.format,
+                    dataset=one.dataset,
                     digest=one.digest(),
                     options=asked.model_dump(mode="json", exclude_defaults=True),
                     versions=one.versions,

@@ -70,6 +70,7 @@ class MinariSource(Source):
         if not self._parts:
             raise PipelineError(f"{source}: no observation is a vector of numbers: {'; '.join(self.left_out)}")
         about = read_json(folder / METADATA)
+        self.dataset = str(about["dataset_id"])
         extra = about.get(EXTRA)
         self.stated = stated_metadata(source, None if extra is None else json.dumps(extra))
         self._episodes = self._index()

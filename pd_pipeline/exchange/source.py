@@ -53,6 +53,8 @@ class Source(ABC):
     """That read it, besides NumPy."""
     name: str
     """As the user named it."""
+    dataset: str | None = None
+    """Its id, if it has one."""
     files: Sequence[Path]
     """All that is read of it."""
     observation: Sequence[Part]

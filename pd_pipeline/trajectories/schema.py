@@ -42,6 +42,7 @@ class Origin(Parameters):
 
     source: str = Field(max_length=4096, description="path or name, as it was given")
     format: str = Field(max_length=100)
+    dataset: str | None = Field(default=None, max_length=1000, description="id of the data set, if it has one")
     digest: str = Field(max_length=100, description="SHA-256 of the contents of the source")
     options: dict[str, Any] = Field(default={}, description="what was asked of the import")
     versions: dict[str, str] = Field(default={}, description="of the packages that read it")

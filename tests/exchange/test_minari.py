@@ -74,6 +74,7 @@ def test_a_data_set_by_its_path(tmp_path: Path, datasets: Path) -> None:
     made_by_minari()
     for folder in (datasets / "lab/door-v1", datasets / "lab/door-v1/data"):
         (made,), said = imported(tmp_path / folder.name, folder)
+        assert open_file(made).metadata.origin[0].dataset == "lab/door-v1"
         assert "success: not recorded" in said
         assert not every(made).success.any()
 
