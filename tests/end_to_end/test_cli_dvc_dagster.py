@@ -145,13 +145,9 @@ def test_materialize_all_in_the_ui(tmp_path: Path) -> None:
         click = server.materialize_all(patience=200)
     assert click.status == "COMPLETED_SUCCESS"
     made = [sorted(asset["path"][0] for asset in run["assetSelection"]) for run in click.runs]
-    assert made == [
-        ["behavior_policies", "prompts", "trajectories"],
-        ["plm", "target_data"],
-        ["tuned_prompt_dt"],
-        ["evaluation"],
-        ["report"],
-    ]
+    assert made[0] == ["behavior_policies", "prompts", "trajectories"]
+    assert sorted(made[1:3]) == [["plm"], ["target_data"]], "the same level, with keys of different axes"
+    assert made[3:] == [["tuned_prompt_dt"], ["evaluation"], ["report"]]
     waits = [after["creationTime"] - before["endTime"] for before, after in pairwise(click.runs)]
     assert sum(waits) < 10 * len(waits), f"waits between levels, 30 s with Dagster's default: {waits}"
     assert left_for_dvc(root) == set()
