@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pd_pipeline import graph as graphs
-from pd_pipeline import lineage, preflight
-from pd_pipeline.deployment.promotion import candidate_method, candidate_of, decisions, folder_of, in_use, promote
+from pd_pipeline import lineage, preflight, records
+from pd_pipeline.deployment.promotion import candidate_method, candidate_of, decisions, in_use, promote
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress
@@ -91,16 +91,13 @@ def status(graph: Graph) -> Iterator[Status]:
 def _newer(graph: Graph, target: str) -> str:
     """What of the policy to promote is out of date or undecided; empty if nothing is."""
     method, key = candidate_of(graph, target)
-    stale = [
-        name
-        for name, piece in (("target_data", Key(key.family, key.task)), (f"{TUNED}{method}", key))
-        if not graphs.is_made(graph, name, piece)
-    ]
-    if stale:
-        return f"{stale[0]} is out of date"
-    digests = {
-        name: digest for decision in decisions(graph.root, target) for name, digest in decision.made_from.items()
-    }
-    out = graph.out(f"{TUNED}{method}", key).as_posix()
-    known = any(name.startswith(out) for name in digests)
-    return "" if known and folder_of(graph.root, target).is_dir() else "a tuned policy that nothing was decided on"
+    stage = f"{TUNED}{method}"
+    for name, piece in (("target_data", Key(key.family, key.task)), (stage, key)):
+        if not graphs.is_made(graph, name, piece):
+            return f"{name} is out of date"
+    record = records.find(graph.root, stage, key)
+    assert record is not None, "it is made"
+    files = {f"{record.out}/{name}": digest for name, digest in record.files.items()}
+    if any(files.items() <= decision.made_from.items() for decision in decisions(graph.root, target)):
+        return ""
+    return "a tuned policy that nothing was decided on"

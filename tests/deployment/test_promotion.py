@@ -14,6 +14,7 @@ from pd_pipeline.deployment.scoring import PairedScores, paired_scores
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
+from pd_pipeline.incoming.retuning import Status, status
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
 from tests.conftest import run_stages
@@ -110,6 +111,23 @@ def test_the_same_policy_scores_the_same_in_the_same_episodes(root: Path, tmp_pa
     found = paired_scores(project, key, *folders, [], lambda text: None)
     assert (found.measure, found.sign, len(found.candidate)) == ("return", 1, 20)
     np.testing.assert_array_equal(found.candidate, found.in_use)
+
+
+def test_status_says_what_is_in_use_and_what_is_newer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(status(graph.load(root))) == []
+    decision = promote(graph.load(root), TARGET)
+    assert decision is not None
+    (found,) = status(graph.load(root))
+    assert found == Status(TARGET, f"version 1 since {decision.decided}", "", "", "")
+    set_params(root, "tuned_prompt_dt: {}", "tuned_prompt_dt: {prompts: 3}")
+    assert [one.newer for one in status(graph.load(root))] == ["tuned_prompt_dt is out of date"]
+    run_stages(root, "tuned_prompt_dt")
+    assert [one.newer for one in status(graph.load(root))] == ["a tuned policy that nothing was decided on"]
+    given(monkeypatch, [1.0, 1.0], [2.0, 2.0])
+    refused = promote(graph.load(root), TARGET)
+    assert refused is not None
+    (found,) = status(graph.load(root))
+    assert (found.in_use, found.newer, found.refused) == (f"version 1 since {decision.decided}", "", refused.reason)
 
 
 def test_back_to_the_version_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
