@@ -90,7 +90,9 @@ class MachineParams(Parameters):
 class PromotionParams(Parameters):
     """Which policies are put in use. Like `machine`, it is not part of any digest."""
 
-    method: Name | None = Field(default=None, description="method whose policies are used; null: the first in `run`")
+    method: Name | None = Field(
+        default=None, description="method whose policies are used; null: prompt_diffuser, or else the first in `run`"
+    )
     seed: Seed | None = Field(default=None, description="the seed they were made with; null: the first in `run`")
     episodes: int = Field(
         default=20, ge=2, le=100_000, description="episodes in which a new policy is compared with the one in use"

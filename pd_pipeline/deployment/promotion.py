@@ -36,6 +36,8 @@ from pd_pipeline.tuning import summary
 
 DECISIONS = "decisions"
 CANDIDATE = ".candidate"
+PREFERRED = "prompt_diffuser"
+"""The method whose policies are used, unless params.yaml names another."""
 Outcome = Literal["promoted", "refused", "rolled back"]
 
 
@@ -78,7 +80,7 @@ def decisions(root: Path, target: str) -> list[Decision]:
 def candidate_method(graph: Graph) -> str:
     """The method whose policies are put in use. Raises PipelineError."""
     run = graph.params.run
-    method = graph.params.promotion.method or next((m for m in run.methods if m not in run.variants), run.methods[0])
+    method = graph.params.promotion.method or (PREFERRED if PREFERRED in run.methods else run.methods[0])
     if method not in run.methods:
         raise PipelineError(f"{PARAMS_FILE}: promotion.method: '{method}': {suggestion(method, run.methods)}")
     return method

@@ -26,6 +26,7 @@ TARGET = "point_robot-4"
 @pytest.fixture
 def root(project: Path) -> Path:
     run_stages(project, "tuned_prompt_dt")
+    (project / "params.yaml").write_text("promotion: {method: prompt_dt}\n" + (project / "params.yaml").read_text())
     return project
 
 
@@ -177,11 +178,12 @@ def test_a_kill_leaves_the_old_policy_in_use(step: str, root: Path, monkeypatch:
         ("point_robot-9", "", "stage tuned_prompt_dt has no key 'point_robot-9-0'"),
         (TARGET, "promotion: {method: prompt_td}\n", "promotion.method: 'prompt_td': did you mean 'prompt_dt'"),
         (TARGET, "promotion: {seed: 7}\n", "promotion.seed: 7 is not among run.seeds"),
+        (TARGET, "promotion: {}\n", "tuned_prompt_diffuser"),  # not tuned yet; preferred where it runs
         (TARGET, "promotion: {method: noise_prompt}\n", "tuned_noise_prompt"),
     ],
 )
 def test_what_cannot_be_promoted(target: str, params: str, message: str, root: Path) -> None:
-    (root / "params.yaml").write_text(params + (root / "params.yaml").read_text())
+    set_params(root, "promotion: {method: prompt_dt}\n", params or "promotion: {method: prompt_dt}\n")
     with pytest.raises(PipelineError, match=message):
         promote(graph.load(root), target)
     assert not (root / "data/promoted" / target / "current.json").exists()
