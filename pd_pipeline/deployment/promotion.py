@@ -16,18 +16,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from pydantic import Field
-from scipy import stats
 
 from pd_pipeline import locks
 from pd_pipeline.config import PARAMS_FILE, Name, Parameters, Seed
-from pd_pipeline.deployment import folder as folders
 from pd_pipeline.deployment.folder import CURRENT, PROMOTED, Description, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
-from pd_pipeline.deployment.writing import write_policy
+from pd_pipeline.deployment.writing import digests_of, write_policy
 from pd_pipeline.errors import PipelineError, suggestion
-from pd_pipeline.evaluation.statistics import Estimate
+from pd_pipeline.evaluation.statistics import student
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import TUNED
@@ -104,14 +101,14 @@ def promote(graph: Graph, target: str, say: Callable[[str], None] = lambda _: No
     method, key = candidate_of(graph, target)
     home = folder_of(graph.root, target)
     with locks.held(graph.root, "promote", target):
+        earlier = _finished(graph.root, target)
+        if is_decided(graph, target):
+            return None
         made = home / CANDIDATE
         if made.exists():
             remove(made)
-        new = write_policy(graph, method, key, made)
         try:
-            earlier = decisions(graph.root, target)
-            if earlier and _same(earlier, new, home):
-                return None
+            new = write_policy(graph, method, key, made)
             incumbent = current_policy(home) if (home / CURRENT).is_file() else None
             decision = _decide(graph, key, method, new, made, incumbent, say)
             if decision.outcome == "promoted":
@@ -128,8 +125,9 @@ def roll_back(root: Path, target: str) -> Decision:
     """Put the version in use that was in use before the current one. Raises PipelineError if there is none."""
     home = folder_of(root, target)
     with locks.held(root, "promote", target):
+        earlier = _finished(root, target)
         now = int(current_policy(home).name)
-        before = [version for version in versions(home) if version < now]
+        before = sorted(d.version for d in earlier if d.outcome == "promoted" and d.version and d.version < now)
         if not before:
             raise PipelineError(f"{home}: version {now} is the oldest one: there is nothing to go back to")
         known = describe(home / f"{before[-1]:04d}")
@@ -145,8 +143,15 @@ def roll_back(root: Path, target: str) -> Decision:
             method=known.method,
             made_from=known.made_from,
         )
-        _write(home, decision, len(decisions(root, target)) + 1)
+        _write(home, decision, len(earlier) + 1)
     return decision
+
+
+def is_decided(graph: Graph, target: str) -> bool:
+    """Whether the last decision on a tuned policy of a target was on the one that is there now."""
+    method, key = candidate_of(graph, target)
+    made = [decision for decision in decisions(graph.root, target) if decision.outcome != "rolled back"]
+    return bool(made) and (made[-1].method, made[-1].made_from) == (method, digests_of(graph, method, key))
 
 
 def versions(home: Path) -> list[int]:
@@ -191,12 +196,13 @@ def _decide(
     if incumbent is None:
         return Decision(outcome="promoted", version=version, against=None, reason="it is the first one", **common)
     before = int(incumbent.name)
-    earlier = next((d for d in reversed(decisions(graph.root, home.name)) if d.version == before), None)
+    tuned = [d for d in decisions(graph.root, home.name) if d.outcome == "promoted"]  # these name what it was tuned on
+    earlier = next((d for d in tuned if d.version == before), None)
     seen = earlier.used_episodes if earlier else {}
     found = paired_scores(graph, key, made, incumbent, [used, {q: {*e} for q, e in seen.items()}], say)
     margin = graph.params.promotion.margin * abs(float(found.in_use.mean()))
     better = found.sign * (found.candidate - found.in_use)
-    estimate = paired_interval(better)
+    estimate = student(float(better.mean()), better)
     worse = estimate.low <= -margin
     text = f"better by {estimate.value:.4g} ({estimate.low:.4g} to {estimate.high:.4g}) in {found.measure}"
     return Decision(
@@ -214,26 +220,25 @@ def _decide(
     )
 
 
-def paired_interval(differences: np.ndarray) -> Estimate:
-    """Mean of paired differences (n,), n >= 2, with Student's 95 % interval."""
-    count = len(differences)
-    mean, deviation = float(differences.mean()), float(differences.std(ddof=1))
-    reach = float(stats.t.ppf(0.975, count - 1)) * deviation / count**0.5
-    return Estimate(mean, mean - reach, mean + reach)
-
-
-def _same(earlier: list[Decision], new: Description, home: Path) -> bool:
-    """Whether the last decision on a tuned policy was on this one."""
-    last = next((decision for decision in reversed(earlier) if decision.outcome != "rolled back"), None)
-    return last is not None and last.made_from == new.made_from and last.method == new.method and home.is_dir()
-
-
 def _write(home: Path, decision: Decision, number: int) -> None:
     """Write a decision, then what is in use since."""
     write_json(home / DECISIONS / f"{number:04d}.json", decision.model_dump(mode="json"))
+    _use(home, decision, number)
+
+
+def _use(home: Path, decision: Decision, number: int) -> None:
+    """Put the version of a decision in use, if it names one."""
     if decision.version is not None:
-        current = {"version": decision.version, "since": decision.decided, "decision": number}
-        write_json(home / folders.CURRENT, current)
+        write_json(home / CURRENT, {"version": decision.version, "since": decision.decided, "decision": number})
+
+
+def _finished(root: Path, target: str) -> list[Decision]:
+    """All decisions on a target, after the last one took effect: a kill may have come between both."""
+    home, made = folder_of(root, target), decisions(root, target)
+    current = home / CURRENT
+    if made and (not current.is_file() or int(read_json(current).get("decision", 0)) < len(made)):
+        _use(home, made[-1], len(made))
+    return made
 
 
 def _now() -> str:

@@ -87,7 +87,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
                 "torch": torch.__version__,
                 "numpy": np.__version__,
             },
-            made_from=_digests(graph, context.inputs["plm"], out),
+            made_from=digests_of(graph, method, key),
             files={
                 file.relative_to(made).as_posix(): file_digest(file).hex()
                 for file in sorted(made.rglob("*"))
@@ -145,10 +145,9 @@ def _sample(few_shot: Trajectories) -> dict[str, np.ndarray]:
     return {"observations": episode.observations, "rewards": episode.rewards}
 
 
-def _digests(graph: Graph, *outs: Path) -> dict[str, str]:
-    """File of the outs, relative to the project -> SHA-256."""
+def digests_of(graph: Graph, method: str, key: Key) -> dict[str, str]:
+    """File of the PLM and of a tuned out, relative to the project -> SHA-256."""
+    outs = graph.input(f"{TUNED}{method}", key, "plm"), graph.out(f"{TUNED}{method}", key)
     return {
-        (out / name).relative_to(graph.root).as_posix(): digest
-        for out in outs
-        for name, digest in records.listing(out).items()
+        (out / name).as_posix(): digest for out in outs for name, digest in records.listing(graph.root / out).items()
     }

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pd_pipeline import graph as graphs
-from pd_pipeline import lineage, preflight, records
-from pd_pipeline.deployment.promotion import candidate_method, candidate_of, decisions, in_use, promote
+from pd_pipeline import lineage, preflight
+from pd_pipeline.deployment.promotion import candidate_method, candidate_of, decisions, in_use, is_decided, promote
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress
@@ -95,9 +95,4 @@ def _newer(graph: Graph, target: str) -> str:
     for name, piece in (("target_data", Key(key.family, key.task)), (stage, key)):
         if not graphs.is_made(graph, name, piece):
             return f"{name} is out of date"
-    record = records.find(graph.root, stage, key)
-    assert record is not None, "it is made"
-    files = {f"{record.out}/{name}": digest for name, digest in record.files.items()}
-    if any(files.items() <= decision.made_from.items() for decision in decisions(graph.root, target)):
-        return ""
-    return "a tuned policy that nothing was decided on"
+    return "" if is_decided(graph, target) else "a tuned policy that nothing was decided on"

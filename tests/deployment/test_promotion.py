@@ -9,7 +9,7 @@ import pytest
 from pd_pipeline import graph, load_policy
 from pd_pipeline.deployment import promotion
 from pd_pipeline.deployment.folder import describe
-from pd_pipeline.deployment.promotion import decisions, in_use, paired_interval, promote, roll_back, versions
+from pd_pipeline.deployment.promotion import decisions, in_use, promote, roll_back, versions
 from pd_pipeline.deployment.scoring import PairedScores, paired_scores
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
@@ -97,13 +97,6 @@ def test_a_new_policy_is_refused_unless_the_whole_interval_is_above_the_margin(
     assert promote(project, TARGET) is None, "a refused policy is not compared again"
 
 
-def test_students_interval_of_paired_differences() -> None:
-    found = paired_interval(np.array([1.0, 2.0, 3.0]))
-    assert found.value == 2
-    assert found.high - found.value == pytest.approx(4.302652729911275 / 3**0.5)
-    assert found.value - found.low == pytest.approx(4.302652729911275 / 3**0.5)
-
-
 def test_the_same_policy_scores_the_same_in_the_same_episodes(root: Path, tmp_path: Path) -> None:
     project, key = graph.load(root), Key("point_robot", 4, 0)
     folders = [tmp_path / name for name in ("a", "b")]
@@ -150,17 +143,71 @@ def test_back_to_the_version_before(root: Path, monkeypatch: pytest.MonkeyPatch)
     assert promote(graph.load(root), TARGET) is None, "what was taken back by hand is not promoted again"
 
 
+def test_after_a_rollback_a_new_policy_is_compared_on_what_neither_was_tuned_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
+    promote(retuned(root, 3), TARGET)
+    roll_back(root, TARGET)
+    seen: list[list[dict[str, set[int]]]] = []
+
+    def watched(*arguments: object) -> PairedScores:
+        seen.append(arguments[4])  # type: ignore[arg-type]
+        return PairedScores("return", 1, np.ones(2), np.ones(2))
+
+    monkeypatch.setattr(promotion, "paired_scores", watched)
+    promote(retuned(root, 4), TARGET)
+    episodes = set(read_json(root / "data/tuned_prompt_dt/point_robot-0/4/summary.json")["few_shot_episodes"])
+    assert seen == [[{"expert": episodes}, {"expert": episodes}]], "both were tuned on the same few"
+
+
+def test_a_version_that_was_never_in_use_is_not_gone_back_to(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
+    project = retuned(root, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion, "_write", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            promote(project, TARGET)
+    assert versions(root / "data/promoted" / TARGET) == [1, 2], "a kill came before the decision was written"
+    promote(project, TARGET)
+    assert in_use(root, TARGET) == (3, decisions(root, TARGET)[-1].decided)
+    assert roll_back(root, TARGET).version == 1
+
+
+def interrupted(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_decision_that_a_kill_kept_from_taking_effect_takes_effect(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
+    project = retuned(root, 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(promotion, "_use", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            promote(project, TARGET)
+    assert in_use(root, TARGET) == (1, decisions(root, TARGET)[0].decided)
+    assert promote(project, TARGET) is None, "it was decided before the kill"
+    assert in_use(root, TARGET) == (2, decisions(root, TARGET)[1].decided)
+
+
+def test_without_news_no_policy_is_written(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(graph.load(root), TARGET)
+    monkeypatch.setattr(promotion, "write_policy", interrupted)
+    assert promote(graph.load(root), TARGET) is None
+
+
 @pytest.mark.parametrize("step", ["write_policy", "paired_scores", "_write"])
 def test_a_kill_leaves_the_old_policy_in_use(step: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     promote(graph.load(root), TARGET)
     given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
     project = retuned(root, 3)
-
-    def killed(*arguments: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patched:
-        patched.setattr(promotion, step, killed)
+        patched.setattr(promotion, step, interrupted)
         with pytest.raises(KeyboardInterrupt):
             promote(project, TARGET)
     assert in_use(root, TARGET) == (1, decisions(root, TARGET)[0].decided)
