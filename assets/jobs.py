@@ -1,12 +1,11 @@
-"""Scheduled retraining: all work that is not up to date, in the order of the graph."""
+"""One job for everything: all work that is not up to date, in the order of the graph."""
 
 from collections.abc import Iterator
 
 import dagster as dg
 
-from assets.stages import GPU_POOL, RETRIES, make
-from pd_pipeline import graph, lineage
-from pd_pipeline.errors import PipelineError
+from assets.stages import make
+from assets.work import GPU_POOL, RETRIES
 from pd_pipeline.graph import Graph
 
 
@@ -39,19 +38,3 @@ def _step(project: Graph, stage: str) -> dg.OpDefinition:
         yield from make(context, project, stage)
 
     return step
-
-
-def nightly(project: Graph, job: dg.JobDefinition) -> dg.ScheduleDefinition:
-    """Nightly retraining after changes of trajectories, parameters or code. Off until switched on."""
-
-    @dg.schedule(name="retrain_nightly", job=job, cron_schedule="0 2 * * *")
-    def body(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        try:
-            now = graph.load(project.root)
-            if len(lineage.data_versions(now)) == sum(len(now.keys(stage)) for stage in now.stages):
-                return dg.SkipReason("everything is up to date")
-        except PipelineError as error:
-            context.log.warning(str(error))  # the run then fails visibly with the same message
-        return dg.RunRequest()
-
-    return body

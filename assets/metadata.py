@@ -2,6 +2,7 @@
 
 import base64
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 
@@ -25,3 +26,15 @@ def plots(stage: Stage, out: Path) -> dict[str, dg.MetadataValue]:
 
 def _image(title: str, png: bytes) -> str:
     return f"![{title}](data:image/png;base64,{base64.b64encode(png).decode()})"
+
+
+def table(rows: list[dict[str, Any]]) -> dg.MetadataValue:
+    """Rows with the same columns as a table."""
+    return dg.MetadataValue.md(_markdown(rows))
+
+
+def _markdown(rows: list[dict[str, Any]]) -> str:
+    if not rows:
+        return "none"
+    lines = [rows[0].keys(), ["---"] * len(rows[0]), *(row.values() for row in rows)]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)

@@ -1,8 +1,32 @@
-"""Partitions and their dependencies, both taken from the graph. Partition keys are the keys that DVC uses."""
+"""Partitions and their dependencies, both taken from the graph. Partition keys are the keys that DVC uses.
+
+Pieces of targets that only new data make known are no partitions of their stages, whose partitions are fixed when the
+definitions are loaded: they belong to the dynamic partitions of `assets.targets`.
+"""
 
 import dagster as dg
 
 from pd_pipeline.graph import Graph
+from pd_pipeline.stage import Key
+from pd_pipeline.stages import TARGET_EVALUATION
+
+TARGETS = dg.DynamicPartitionsDefinition(name="targets")
+"""The targets with data of users, or with a policy in use."""
+ACCEPTED, ADAPTATION, IN_USE = "accepted_data", "target_adaptation", "policy_in_use"
+OF_TARGETS = (ACCEPTED, ADAPTATION, TARGET_EVALUATION, IN_USE)
+"""The assets with these partitions, upstream first."""
+OF_REPORT = (TARGET_EVALUATION, IN_USE)
+"""Those that the report shows."""
+
+
+def known_targets(instance: dg.DagsterInstance) -> list[str]:
+    """The targets that are partitions already."""
+    return sorted(instance.get_dynamic_partitions(str(TARGETS.name)))
+
+
+def has_partition(project: Graph, stage: str, key: Key) -> bool:
+    """Whether a piece of work is a partition of the asset of its stage."""
+    return stage != TARGET_EVALUATION and not project.is_new(key)
 
 
 def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition | None:
@@ -13,7 +37,8 @@ def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition |
     if not project.stages[stage].axes:
         return None
     keys = sorted(
-        project.keys(stage), key=lambda key: (project.params.run.families.index(str(key.family)), key.seed or 0)
+        (key for key in project.keys(stage) if has_partition(project, stage, key)),
+        key=lambda key: (project.params.run.families.index(str(key.family)), key.seed or 0),
     )
     return dg.StaticPartitionsDefinition([str(key) for key in keys])
 
@@ -29,6 +54,6 @@ def dependency(project: Graph, stage: str, need: str) -> dg.AssetDep:
     readers: dict[str, set[str]] = {}
     for key in project.keys(stage):
         for name, other in project.upstream(stage, key):
-            if name == need:
+            if name == need and has_partition(project, stage, key) and has_partition(project, name, other):
                 readers.setdefault(str(other), set()).add(str(key))
     return dg.AssetDep(need, partition_mapping=dg.StaticPartitionMapping(readers))

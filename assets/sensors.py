@@ -1,4 +1,4 @@
-"""The sensor that watches dvc.lock."""
+"""The sensor that watches dvc.lock, and the one that lets the report follow new results."""
 
 from hashlib import md5
 from pathlib import Path
@@ -9,6 +9,7 @@ from assets.external_results import report
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.lockfile import LOCK_FILE
+from pd_pipeline.stages import REPORT
 
 
 def dvc_lock_sensor(root: Path) -> dg.SensorDefinition:
@@ -35,3 +36,14 @@ def dvc_lock_sensor(root: Path) -> dg.SensorDefinition:
         return dg.SkipReason(f"reported {', '.join(reported)}" if reported else "nothing new to report")
 
     return body
+
+
+def report_sensor() -> dg.AutomationConditionSensorDefinition:
+    """Lets the report follow its automation condition."""
+    return dg.AutomationConditionSensorDefinition(
+        "report_follows_results",
+        target=dg.AssetSelection.assets(REPORT),
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        minimum_interval_seconds=30,
+        description="Writes the report again after new results of targets.",
+    )

@@ -4,9 +4,9 @@ One step handles all selected partitions in one process, since starting processe
 its own event, with its own data version, as soon as it is done.
 """
 
-import time
 import warnings
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import dagster as dg
@@ -15,21 +15,24 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from assets.checks import check_results, check_specs
 from assets.metadata import describe, plots
-from assets.partitions import dependency, partitions_of
+from assets.partitions import OF_REPORT, dependency, has_partition, partitions_of
 from assets.versions import Versions, latest
-from pd_pipeline import graph, guard, lineage, preflight
-from pd_pipeline.errors import EXPECTED, PipelineError, described
+from assets.work import GPU_POOL, RETRIES, Context, Done, current, do, failure
+from pd_pipeline import guard, lineage
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.lineage import Outcome
-from pd_pipeline.progress import LineProgress
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import digest
-from pd_pipeline.studies import execution
-
-GPU_POOL = "gpu"
-RETRIES = dg.RetryPolicy(max_retries=1)  # for transient errors; those that the user has to fix are not retried
+from pd_pipeline.stages import DATA, PRE_TRAINING, REPORT, RESULTS, TUNING
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
+
+KINDS = {
+    DATA: {"parquet", "dvc"},
+    PRE_TRAINING: {"pytorch", "dvc"},
+    TUNING: {"pytorch", "dvc"},
+    RESULTS: {"python", "dvc"},
+}
+"""Group of a stage -> the kinds of its asset."""
 
 NO_EVENT = {SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION: True}
 """Suppresses Dagster's own event, which would give all partitions of a step the same data version."""
@@ -48,10 +51,11 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dg.BetaWarning)  # for `backfill_policy`
+        rest: dict[str, Any] = _of_report(project) if stage == REPORT else {"deps": []}
         asset = dg.asset(
             name=stage,
             group_name=project.stages[stage].group,
-            deps=[dependency(project, stage, need) for need in project.stages[stage].needs],
+            deps=[dependency(project, stage, need) for need in project.stages[stage].needs] + rest.pop("deps"),
             partitions_def=partitions,
             backfill_policy=dg.BackfillPolicy.single_run(),
             code_version=guard.version(project, stage),
@@ -60,78 +64,71 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
             retry_policy=RETRIES,
             description=f"`pd-pipeline run {stage}`"
             + (f" --key {partitions.get_first_partition_key()}" if partitions else ""),
-            kinds={"python"},
+            kinds=KINDS[project.stages[stage].group],
+            owners=project.params.automation.owners,
+            **rest,
         )
     return asset(body)
 
 
-def make(
-    context: dg.AssetExecutionContext | dg.OpExecutionContext,
-    project: Graph,
-    stage: str,
-    selected: list[str] | None = None,
-) -> Iterator[Event]:
+def _of_report(project: Graph) -> dict[str, Any]:
+    """What the asset of the report has besides: it follows new results of targets, and can be overdue."""
+    changed = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
+    under_way = dg.AutomationCondition.in_progress() | dg.AutomationCondition.any_deps_in_progress()
+    shown = dg.AssetSelection.assets(*OF_REPORT, *project.stages[REPORT].needs)
+    hours = project.params.automation.report_max_age_hours
+    return {
+        "deps": [dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in OF_REPORT],
+        "automation_condition": (changed.allow(shown).since_last_handled() & ~under_way).with_label("new results"),
+        "freshness_policy": None if hours is None else dg.FreshnessPolicy.time_window(timedelta(hours=hours)),
+    }
+
+
+def make(context: Context, project: Graph, stage: str, selected: list[str] | None = None) -> Iterator[Event]:
     """Do the work of the `selected` keys of a stage; by default, of all that are stale or unknown to Dagster.
 
     If one piece fails, the others are still done. Raises dagster.Failure at the end.
     """
+    project = current(project)
+    versions = Versions(context.instance, project)
     try:
-        project = graph.load(project.root)  # params.yaml may have changed since the definitions were loaded
-        preflight.check(project)
-        versions = Versions(context.instance, project)
         keys = (
             [project.key(stage, text) for text in selected]
             if selected is not None
             else _stale(project, stage, versions)
         )
     except PipelineError as error:
-        raise dg.Failure(str(error), allow_retries=False) from None
-    problems, transient = [], False
+        raise failure(error) from None
     if not keys:
         context.log.info(f"{stage}: everything is up to date")
-    for number, key in enumerate(keys, 1):
-        name = f"{stage} {key}".strip()
-        count = f" ({number} of {len(keys)})" if len(keys) > 1 else ""
-        try:
-            began = time.monotonic()
-            outcome = execution.run(project, stage, key, LineProgress(context.log.info))
-            seconds = time.monotonic() - began
-            context.log.info(f"{name}: {'up to date' if outcome.skipped else f'done in {seconds:.1f} s'}{count}")
-            version = outcome.data_version or digest(project.root / project.out(stage, key))
-            tags = versions.tags(stage, key, version)
-            yield from _events(context.instance, project, stage, key, outcome, tags, seconds)
-        except EXPECTED as error:  # a mistake of the user, or a transient error such as a full disk
-            transient = transient or not isinstance(error, PipelineError)
-            problems.append(described(error) if len(keys) == 1 else f"{name}: {described(error)}")
-            context.log.error(f"{name}: {described(error)}{count}")
-    if problems:
-        others = f"{len(problems)} of {len(keys)} failed: " if len(keys) > 1 else ""
-        raise dg.Failure(others + "; ".join(problems), allow_retries=transient)
+    for done in do(context, project, [(stage, key) for key in keys]):
+        if has_partition(project, stage, done.key):
+            yield from events(context.instance, project, versions, done)
 
 
 def _stale(project: Graph, stage: str, versions: Versions) -> list[Key]:
     """The keys of a stage that are out of date, or whose current state Dagster does not know."""
     made = lineage.data_versions(project, [stage])
     tags = {key: versions.tags(name, key, data_version) for (name, key), data_version in made.items()}
-    return [key for key in project.keys(stage) if key not in tags or not versions.known(stage, key, tags[key])]
+    return [
+        key
+        for key in project.keys(stage)
+        if key not in tags or (has_partition(project, stage, key) and not versions.known(stage, key, tags[key]))
+    ]
 
 
-def _events(
-    instance: dg.DagsterInstance,
-    project: Graph,
-    stage: str,
-    key: Key,
-    outcome: Outcome,
-    tags: dict[str, str],
-    seconds: float,
-) -> Iterator[Event]:
+def events(instance: dg.DagsterInstance, project: Graph, versions: Versions, done: Done) -> Iterator[Event]:
     """The events for a piece of work and its checks."""
+    stage, key, outcome = done.stage, done.key, done.outcome
     out, partition = project.root / project.out(stage, key), str(key) or None
+    tags = versions.tags(stage, key, done.data_version)
     if outcome.skipped:
         metadata = _previous_metadata(instance, stage, key)
     else:
         metadata = {name: float(value) for name, value in outcome.metrics.items() if name != "row_count"}
-        metadata["duration_seconds"] = seconds
+        metadata["duration_seconds"] = done.seconds
+        if done.why:
+            metadata["why"] = done.why
         if "row_count" in outcome.metrics:
             metadata["dagster/row_count"] = int(outcome.metrics["row_count"])
     metadata = metadata | describe(out) | plots(project.stages[stage], out)
@@ -154,7 +151,7 @@ def _events(
 
 def _target(instance: dg.DagsterInstance, stage: str, key: Key) -> AssetCheckEvaluationTargetMaterializationData | None:
     """The materialization that a check refers to."""
-    if (record := latest(instance, stage, key)) is None:
+    if (record := latest(instance, stage, str(key))) is None:
         return None
     return AssetCheckEvaluationTargetMaterializationData(
         storage_id=record.storage_id, run_id=record.run_id, timestamp=record.timestamp
@@ -163,6 +160,6 @@ def _target(instance: dg.DagsterInstance, stage: str, key: Key) -> AssetCheckEva
 
 def _previous_metadata(instance: dg.DagsterInstance, stage: str, key: Key) -> dict[str, Any]:
     """Metadata of the last materialization, kept when work is skipped."""
-    record = latest(instance, stage, key)
+    record = latest(instance, stage, str(key))
     found = record.asset_materialization if record else None
     return dict(found.metadata) if found else {}

@@ -269,8 +269,9 @@ def params() -> None:
     _show(project.params.run, 1)
     typer.echo("machine:")
     _show(project.params.machine, 1)
-    typer.echo("promotion:")
-    _show(project.params.promotion, 1)
+    for name in ("promotion", "automation"):
+        typer.echo(f"{name}:")
+        _show(getattr(project.params, name), 1)
     for stage in ACROSS:
         typer.echo(f"{stage}:")
         _show(project.stage_params(stage, Key()), 1)

@@ -4,19 +4,21 @@ Each stage defines its own `Params` class next to the code that reads it, so a n
 file that another stage depends on. This module contains what they share: the base class, the structure of the file
 and the error messages for wrong values.
 
-The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on and
-`promotion` which policies are put in use: they are parameters of no result. `families` has one block per family, which
-contains one block per stage, named after the stage, beside `environment` and `target`, the target data that all methods
-get. A stage that works on all families at once has its block at the top level. A block that is left out gets the
-defaults in the code.
+The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on,
+`promotion` which policies are put in use, and `automation` what runs unattended: they are parameters of no result.
+`families` has one block per family, which contains one block per stage, named after the stage, beside `environment` and
+`target`, the target data that all methods get. A stage that works on all families at once has its block at the top
+level. A block that is left out gets the defaults in the code.
 """
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
@@ -106,7 +108,78 @@ class PromotionParams(Parameters):
     )
 
 
-PARTS = ("run", "machine", "promotion", "families")
+_CRON = re.compile(r"@(hourly|daily|weekly|monthly|yearly)|([\w*/,\-#?]+ +){4}[\w*/,\-#?]+")
+
+
+def _cron(value: str) -> str:
+    if not _CRON.fullmatch(value.strip()):
+        raise ValueError("not a cron expression: write five fields, such as '0 2 * * *' for two o'clock each night")
+    return value.strip()
+
+
+Cron = Annotated[str, Field(max_length=100), AfterValidator(_cron)]
+"""When something runs by itself: minute, hour, day of month, month, day of week."""
+
+
+class AlertParams(Parameters):
+    """Who hears of failures, quarantined files and refused policies."""
+
+    command: str | None = Field(
+        default=None, max_length=1000, description="shell command that gets the alert as JSON on standard input"
+    )
+    url: str | None = Field(
+        default=None,
+        pattern=r"^(https?://|\$)",
+        max_length=1000,
+        description="address that gets it by POST; $NAME is taken from the environment, for secrets",
+    )
+    timeout: float = Field(default=30.0, gt=0, le=600, description="seconds until an alert is given up")
+
+
+class AutomationParams(Parameters):
+    """What runs unattended, and when. Like `machine`, it is not part of any digest."""
+
+    time_zone: str = Field(default="UTC", max_length=64, description="of the schedules, such as Europe/Berlin")
+    owners: tuple[str, ...] = Field(
+        default=(), max_length=20, description="of all assets in Dagster: mail addresses, or team:NAME"
+    )
+    retune: Cron | None = Field(
+        default=None,
+        description="when to adapt to targets whose data or upstream models changed; null: not by itself",
+    )
+    retrain: Cron | None = Field(
+        default=None, description="when to do all work that is out of date, pre-training included; null: not by itself"
+    )
+    report: Cron | None = Field(
+        default=None, description="when to bring the evaluation and the report up to date; null: not by itself"
+    )
+    report_max_age_hours: float | None = Field(
+        default=None, gt=0, le=10_000, description="the report counts as overdue in Dagster after that; null: never"
+    )
+    settle_seconds: float = Field(
+        default=10.0, ge=0, le=86_400, description="how long a dropped file without a .done marker must be left alone"
+    )
+    alert: AlertParams = AlertParams()
+
+    @field_validator("time_zone")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise ValueError("not a known time zone: write one such as UTC or Europe/Berlin") from None
+        return value
+
+    @field_validator("owners")
+    @classmethod
+    def _are_owners(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for owner in value:
+            if not re.fullmatch(r"team:[\w-]+|[^@\s]+@[^@\s]+\.[^@\s]+", owner):
+                raise ValueError(f"'{owner}' is neither a mail address nor team:NAME")
+        return value
+
+
+PARTS = ("run", "machine", "promotion", "automation", "families")
 """Top-level parts of params.yaml, beside the blocks of stages that work on all families at once."""
 
 TARGET = "target"
@@ -124,6 +197,7 @@ class ParamsFile(Parameters):
     run: RunParams
     machine: MachineParams = MachineParams()
     promotion: PromotionParams = PromotionParams()
+    automation: AutomationParams = AutomationParams()
     families: dict[Name, dict[str, dict[str, Any] | None] | None] = {}
 
     @property

@@ -181,6 +181,29 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
     return _with_repo(graph.root, lambda repo: _data_version(_piece(repo, stage, key)), locks.Waiting())
 
 
+def why(graph: Graph, stage: str, key: Key) -> str:
+    """Why a piece of work is out of date, such as `plm changed`; empty if it is up to date, or DVC records nothing."""
+    if not rendering.is_project(graph.root):
+        return ""
+    if not (graph.root / graph.out(stage, key)).exists():
+        return "not made yet"
+    now = rendering.digests(graph, stage, key)
+
+    def look(repo: Any) -> list[str]:
+        piece, found = _piece(repo, stage, key), []
+        for dep in piece.deps:
+            if (known := dep.hash_info.value) is None:
+                return ["not recorded yet"]
+            if isinstance(known, dict):  # an entry of digests.json
+                (before,) = known.values()
+                found += [f"its {name} changed" for name in now if before.get(name) != now[name]]
+            elif dep.status():
+                found.append(f"{dep.def_path} changed")
+        return found + ["its files changed"] * any(out.status() for out in piece.outs)
+
+    return ", ".join(_with_repo(graph.root, look, locks.Waiting()))
+
+
 def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[str, Key], str]:
     """(stage, key) -> MD5 of the out, for all work that is up to date in the given stages (default: all)."""
     from dvc.lock import LockError

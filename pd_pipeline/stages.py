@@ -20,6 +20,7 @@ from pd_pipeline.tuning.methods import chosen as methods_chosen
 FAMILY, TASK, SEED = AXES = "family", "task", "seed"
 DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results"
 REPORT = "report"
+TARGET_EVALUATION = "target_evaluation"
 ACROSS = (REPORT,)
 """Stages that work on all families at once: their blocks are at the top level of params.yaml."""
 

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pd_pipeline import locks
+from pd_pipeline.alerts import alert
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
+from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import drop_zone, store
 from pd_pipeline.incoming.drop_zone import DONE, Dropped, dropped, task_of
 from pd_pipeline.storage import atomic_file, file_digest, write_json
 from pd_pipeline.trajectories.checking import FileSummary, check_file
 
 QUARANTINE = Path("data/quarantine")
+REASON = ".reason.txt"
 State = Literal["accepted", "quarantined", "duplicate", "waiting"]
 
 
@@ -34,6 +37,26 @@ class Outcome(NamedTuple):
     """Where it is now, and for a quarantined file the reason."""
     family: str | None = None
     task: int | None = None
+
+
+def take(graph: Graph, settle_seconds: float | None = None) -> list[Outcome]:
+    """Ingest for a project, with an alert for every quarantined file.
+
+    `settle_seconds`: by default that of params.yaml.
+    """
+    families = {name: graph.family(name) for name in graph.params.run.families}
+    settle = graph.params.automation.settle_seconds if settle_seconds is None else settle_seconds
+    found = ingest(graph.root, families, settle)
+    for outcome in found:
+        if outcome.state == "quarantined":
+            alert(graph, "quarantine", str(outcome.file), outcome.message)
+    return found
+
+
+def quarantined(root: Path, family: str, task: int) -> list[str]:
+    """The reasons of the files of a target that are in quarantine, each with the name of its file."""
+    folders = [path for path in (root / QUARANTINE / family).glob("*") if task_of(path.name) == task]
+    return [reason.read_text().strip() for folder in sorted(folders) for reason in sorted(folder.glob(f"*{REASON}"))]
 
 
 def ingest(
@@ -120,7 +143,7 @@ def _quarantined(root: Path, path: Path, reason: str) -> Outcome:
 
 
 def _reason_of(place: Path) -> Path:
-    return place.with_name(place.name + ".reason.txt")
+    return place.with_name(place.name + REASON)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -150,7 +150,7 @@ def test_a_transient_error_is_retried_once(
             raise OSError(ENOSPC, "No space left on device")
         return real(project, stage, key, progress, **options)
 
-    monkeypatch.setattr("assets.stages.execution.run", full_once)
+    monkeypatch.setattr("assets.work.execution.run", full_once)
     result = backfill(root, instance, "behavior_policies")
     assert result.success
     assert calls == ["point_robot", "other", "point_robot", "other"]

@@ -1,0 +1,134 @@
+"""New data of targets: a sensor on the drop zone, and the job that takes what was dropped."""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from assets.partitions import ACCEPTED, OF_TARGETS, TARGETS, known_targets
+from assets.targets import files_accepted, targets
+from pd_pipeline import graph
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph
+from pd_pipeline.incoming import retuning, store
+from pd_pipeline.incoming.drop_zone import dropped
+from pd_pipeline.incoming.ingest import take
+from pd_pipeline.storage import digest
+
+REASON = "pd_pipeline/reason"
+"""The tag of a run that says why it was asked for."""
+
+
+def take_job(project: Graph) -> dg.JobDefinition:
+    """Check and move what is in the drop zone: the first half of `pd-pipeline ingest`."""
+
+    @dg.op(out=dg.Out(dg.Nothing), description="`pd-pipeline ingest --no-work`")
+    def take_files(context: dg.OpExecutionContext) -> Iterator[dg.AssetCheckEvaluation | dg.Output]:
+        try:
+            now = graph.load(project.root)
+            outcomes = take(now)
+        except PipelineError as error:
+            raise dg.Failure(str(error), allow_retries=False) from None
+        for outcome in outcomes:
+            write = context.log.error if outcome.state == "quarantined" else context.log.info
+            write(f"{outcome.file}: {outcome.state}: {outcome.message}")
+        seen = {(outcome.family, outcome.task) for outcome in outcomes if outcome.state != "waiting"}
+        for family, task in sorted((f, t) for f, t in seen if f is not None and t is not None):
+            result = files_accepted(now, family, task)
+            yield dg.AssetCheckEvaluation(
+                asset_key=dg.AssetKey(ACCEPTED),
+                check_name=str(result.check_name),
+                passed=result.passed,
+                metadata={},
+                description=result.description,
+                partition=f"{family}-{task}",
+            )
+        yield dg.Output(None)
+
+    @dg.job(name="take_new_data", description="Check what is in data/incoming/, and accept it or quarantine it.")
+    def job() -> None:
+        take_files()
+
+    return job
+
+
+def retune_job() -> UnresolvedAssetJobDefinition:
+    """What new data of a target asks for: the other half of `pd-pipeline ingest`."""
+    return dg.define_asset_job(
+        "retune_target",
+        selection=dg.AssetSelection.assets(*OF_TARGETS),
+        partitions_def=TARGETS,
+        description="Adapt to a target, evaluate it, and put the new policy in use unless it is worse.",
+    )
+
+
+def request(project: Graph, target: str, reason: str, run_key: str | None = None) -> dg.RunRequest:
+    """Ask for the work of a target; of one that waits for more data, only what was accepted is shown."""
+    family, _, task = target.rpartition("-")
+    waits = retuning.waiting_for(project, family, int(task))
+    shown = [dg.AssetKey(name) for name in ([ACCEPTED] if waits else OF_TARGETS)]
+    return dg.RunRequest(
+        run_key=run_key,
+        job_name="retune_target",
+        partition_key=target,
+        asset_selection=shown,
+        tags={REASON: reason},
+    )
+
+
+def new_data_sensor(root: Path, take: dg.JobDefinition, retune: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    """Sees complete files in the drop zone, and accepted data that no run has worked on yet."""
+
+    @dg.sensor(
+        name="new_data",
+        jobs=[take, retune],
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Takes what is dropped into data/incoming/<family>/<task>/, and asks for the work of its target.",
+    )
+    def body(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
+        try:
+            project = graph.load(root)
+            found = _asked(project, json.loads(context.cursor or "{}"))
+            wanted = targets(project)
+        except PipelineError as error:
+            return dg.SkipReason(str(error))
+        requests, cursor = found
+        missing = sorted({*wanted} - {*known_targets(context.instance)})
+        if not requests and not missing:
+            return dg.SkipReason("nothing new")
+        return dg.SensorResult(
+            run_requests=requests,
+            dynamic_partitions_requests=[TARGETS.build_add_request(missing)] if missing else [],
+            cursor=json.dumps(cursor),
+        )
+
+    return body
+
+
+def _asked(project: Graph, before: dict[str, str]) -> tuple[list[dg.RunRequest], dict[str, str]]:
+    """What to run, and for each target the version of its accepted data that a run was asked for."""
+    requests, now = [], {}
+    settle = project.params.automation.settle_seconds
+    if complete := [file.path for file in dropped(project.root, settle) if file.complete]:
+        stamps = [(str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in complete]
+        key = sha256(json.dumps(stamps).encode()).hexdigest()
+        requests.append(dg.RunRequest(run_key=f"take {key}", job_name="take_new_data"))
+    for family, tasks in project.accepted.items():
+        for task in tasks:
+            target, version = f"{family}-{task}", _version(project, family, task)
+            now[target] = version
+            if before.get(target) != version:
+                reason = "more data" if target in before else "new data"
+                requests.append(request(project, target, reason, f"{target} {version}"))
+    return requests, now
+
+
+def _version(project: Graph, family: str, task: int) -> str:
+    """Digest of the accepted files of a target and of whether they are enough."""
+    files = store.files(project.root, family, task)
+    waits = retuning.waiting_for(project, family, task)
+    return digest(waits, *(store.received(file).digest for file in files))
