@@ -12,14 +12,16 @@ import subprocess
 import urllib.request
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Literal
 from urllib.parse import urlsplit
 
-from pd_pipeline.config import AlertParams
+from pd_pipeline.config import PARAMS_FILE, AlertParams
 from pd_pipeline.errors import one_line
 from pd_pipeline.graph import Graph
 
 Event = Literal["failure", "quarantine", "refusal"]
+WHERE = f"{PARAMS_FILE}: automation"
 log = logging.getLogger(__name__)
 
 
@@ -47,36 +49,42 @@ def alert(graph: Graph, event: Event, subject: str, message: str) -> None:
 
 def _to_command(asked: AlertParams, body: bytes, root: Path) -> None:
     assert asked.command is not None
-    try:
-        done = subprocess.run(
-            asked.command, shell=True, input=body, cwd=root, capture_output=True, timeout=asked.timeout, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        log.warning("alert.command of %s: %s", _where(), one_line(str(error), 200))
-        return
-    if done.returncode:
-        said = one_line(done.stderr.decode(errors="replace"), 200)
-        log.warning("alert.command of %s: exit %d: %s", _where(), done.returncode, said)
+    # a file rather than a pipe: after a timeout, children of the shell could hold a pipe open
+    with TemporaryFile() as said:
+        try:
+            done = subprocess.run(
+                asked.command,
+                shell=True,
+                input=body,
+                cwd=root,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                timeout=asked.timeout,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            log.warning("alert.command of %s: %s", WHERE, one_line(str(error), 200))
+            return
+        if done.returncode:
+            said.seek(0)
+            text = one_line(said.read(10_000).decode(errors="replace"), 200)
+            log.warning("alert.command of %s: exit %d: %s", WHERE, done.returncode, text)
 
 
 def _to_url(asked: AlertParams, body: bytes) -> None:
     assert asked.url is not None
     address = os.path.expandvars(asked.url)
     if unset := re.findall(r"\$\{?(\w+)", address):
-        log.warning("alert.url of %s: the environment has no variable %s", _where(), ", ".join(unset))
+        log.warning("alert.url of %s: the environment has no variable %s", WHERE, ", ".join(unset))
         return
     try:
         host = urlsplit(address).hostname
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
         if urlsplit(address).scheme not in ("http", "https"):
-            log.warning("alert.url of %s: neither http nor https", _where())
+            log.warning("alert.url of %s: neither http nor https", WHERE)
             return
         urllib.request.urlopen(request, timeout=asked.timeout).close()
     except ValueError:
-        log.warning("alert.url of %s: not an address", _where())
+        log.warning("alert.url of %s: not an address", WHERE)
     except OSError as error:  # includes the HTTP errors of urllib
-        log.warning("alert.url of %s, host %s: %s", _where(), host, one_line(str(error), 200))
-
-
-def _where() -> str:
-    return "params.yaml: automation"
+        log.warning("alert.url of %s, host %s: %s", WHERE, host, one_line(str(error), 200))

@@ -19,6 +19,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from pd_pipeline import locks
+from pd_pipeline.alerts import alert
 from pd_pipeline.config import PARAMS_FILE, Name, Parameters, Seed
 from pd_pipeline.deployment.folder import CURRENT, PROMOTED, Description, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
@@ -118,6 +119,8 @@ def promote(graph: Graph, target: str, say: Callable[[str], None] = lambda _: No
         finally:
             if made.exists():
                 remove(made)
+    if decision.outcome == "refused":
+        alert(graph, "refusal", target, decision.reason)
     return decision
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, preflight
+from pd_pipeline.alerts import alert
 from pd_pipeline.deployment.promotion import candidate_method, candidate_of, decisions, in_use, is_decided, promote
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
@@ -55,6 +56,7 @@ def retune(root: Path, progress: Progress, say: Callable[[str], None]) -> bool:
             except PipelineError as error:
                 good = False
                 say(f"{target}: {error}")
+                alert(graph, "failure", target, str(error))
     return good
 
 

@@ -77,6 +77,8 @@ def test_a_new_policy_is_refused_unless_the_whole_interval_is_above_the_margin(
 ) -> None:
     promote(graph.load(root), TARGET)
     given(monkeypatch, candidate, [10.0, 11.0, 12.0, 13.0])
+    alerts: list[tuple[str, ...]] = []
+    monkeypatch.setattr(promotion, "alert", lambda _, *said: alerts.append(said))
     project = retuned(root, 3)
     decision = promote(project, TARGET)
     assert decision is not None
@@ -95,6 +97,7 @@ def test_a_new_policy_is_refused_unless_the_whole_interval_is_above_the_margin(
     difference = np.array(candidate) - [10.0, 11.0, 12.0, 13.0]
     assert decision.better_by[0] == pytest.approx(difference.mean())
     assert promote(project, TARGET) is None, "a refused policy is not compared again"
+    assert alerts == ([("refusal", TARGET, decision.reason)] if outcome == "refused" else [])
 
 
 def test_the_same_policy_scores_the_same_in_the_same_episodes(root: Path, tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""The schedules ask for what is out of date, and run when params.yaml says."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from assets.definitions import build
+from assets.partitions import OF_TARGETS, known_targets
+from pd_pipeline import graph, lineage
+from pd_pipeline.incoming.ingest import take
+from pd_pipeline.progress import silent
+from pd_pipeline.stages import REPORT
+from tests.assets.test_targets import NEW, PARAMS, drop
+from tests.dvc_project import change, make_project
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> dg.DagsterInstance:
+    (tmp_path / "dagster").mkdir()
+    return dg.DagsterInstance.local_temp(str(tmp_path / "dagster"))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make_project(tmp_path / "project", PARAMS)
+
+
+def make(root: Path, *stages: str) -> None:
+    project = graph.load(root)
+    for stage in stages:
+        for key in project.keys(stage):
+            lineage.run(project, stage, key, silent)
+
+
+def tick(root: Path, name: str, instance: dg.DagsterInstance) -> list[dg.RunRequest] | str:
+    """What a schedule asks for, or why it asks for nothing."""
+    found = evaluated(build(root), name, instance)
+    return list(found.run_requests or []) or str(found.skip_message)
+
+
+def evaluated(definitions: dg.Definitions, name: str, instance: dg.DagsterInstance) -> ScheduleExecutionData:
+    moment, repository = datetime(2030, 1, 1, tzinfo=UTC), definitions.get_repository_def()
+    context = dg.build_schedule_context(instance, moment, repository_def=repository)
+    return definitions.resolve_schedule_def(name).evaluate_tick(context)
+
+
+def test_all_are_off_until_params_say_when(root: Path) -> None:
+    schedules = {one.name: one for one in build(root).get_repository_def().schedule_defs}
+    assert {name: one.default_status.value for name, one in schedules.items()} == dict.fromkeys(
+        ("retune", "retrain", "report"), "STOPPED"
+    )
+    change(root, "settle_seconds: 0", "settle_seconds: 0, time_zone: Europe/Berlin, retune: '30 4 * * 1'")
+    (retune,) = [one for one in build(root).get_repository_def().schedule_defs if one.name == "retune"]
+    found = (retune.cron_schedule, retune.execution_timezone, retune.default_status.value)
+    assert found == ("30 4 * * 1", "Europe/Berlin", "RUNNING")
+
+
+def test_retraining_is_asked_for_only_if_something_is_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:
+    pieces = sum(len(graph.load(root).keys(stage)) for stage in graph.load(root).stages)
+    (request,) = tick(root, "retrain", instance)
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags["pd_pipeline/reason"] == f"{pieces} out of date"
+    make(root, *graph.load(root).stages)
+    assert tick(root, "retrain", instance) == "everything is up to date"
+    change(root, "bootstrap: 50", "bootstrap: 51")
+    assert len(tick(root, "retrain", instance)) == 1
+
+
+def test_the_report_is_preceded_by_the_results_that_are_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:
+    make(root, *graph.load(root).stages)
+    (request,) = tick(root, "report", instance)
+    assert isinstance(request, dg.RunRequest)
+    assert request.asset_selection == [dg.AssetKey(REPORT)]
+    change(root, "bootstrap: 50", "bootstrap: 51")
+    (request,) = tick(root, "report", instance)
+    assert isinstance(request, dg.RunRequest)
+    assert request.partition_key == "point_robot-0"
+    assert dg.AssetKey("evaluation") in (request.asset_selection or [])
+    assert request.tags["pd_pipeline/reason"] == "its parameters changed"
+
+
+def test_targets_are_tuned_again_when_their_data_or_models_changed(root: Path, instance: dg.DagsterInstance) -> None:
+    make(root, "behavior_policies", "trajectories", "prompts", "plm")
+    assert tick(root, "retune", instance) == "everything is up to date"
+    drop(root)
+    take(graph.load(root))
+    (request,) = tick(root, "retune", instance)
+    assert isinstance(request, dg.RunRequest)
+    assert (request.partition_key, request.tags["pd_pipeline/reason"]) == (
+        NEW,
+        f"target_data {NEW}: not made yet",
+    )
+    assert request.asset_selection == [dg.AssetKey(name) for name in OF_TARGETS]
+    assert known_targets(instance) == [NEW]
+    result = build(root).resolve_job_def("retune_target").execute_in_process(instance=instance, partition_key=NEW)
+    assert result.success
+    assert tick(root, "retune", instance) == "everything is up to date"
+    change(root, "plm: {steps: 4", "plm: {steps: 5")
+    make(root, "plm")
+    (request,) = tick(root, "retune", instance)
+    assert isinstance(request, dg.RunRequest)
+    assert request.tags["pd_pipeline/reason"] == f"tuned_prompt_dt {NEW}-0: data/plm/point_robot-0 changed"
+
+
+def test_wrong_params_are_said(root: Path, instance: dg.DagsterInstance) -> None:
+    definitions = build(root)
+    change(root, "settle_seconds: 0", "settle_seconds: never")
+    assert "automation.settle_seconds" in str(evaluated(definitions, "retune", instance).skip_message)
