@@ -85,8 +85,8 @@ def _one(root: Path, families: Mapping[str, Family], file: Dropped, moment: date
         return Outcome(name, "waiting", "it was removed while it was read")
     except PipelineError as error:
         outcome = _quarantined(root, file.path, str(error).removeprefix(f"{file.path}: "))
-        known = file.family in families and file.target is not None
-        return outcome._replace(family=file.family, task=task_of(str(file.target))) if known else outcome
+        named = file.family in families and file.target is not None
+        return outcome._replace(family=file.family, task=task_of(str(file.target))) if named else outcome
     for accepted in store.files(root, family, task):
         if store.received(accepted).digest == digest:
             _remove(file.path)
