@@ -22,7 +22,7 @@ from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes
-from pd_pipeline.trajectories.reading import open_file, return_to_go, write
+from pd_pipeline.trajectories.reading import read_metadata, return_to_go, write
 from pd_pipeline.trajectories.schema import Bound, Origin, Task, TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
@@ -65,7 +65,7 @@ def bring(
         waiting = folder / f".import.{os.getpid()}.tmp"
         for left in folder.glob(".import.*.tmp"):  # of killed processes, since we hold the lock
             remove(left)
-        known = {path: _metadata(path) for path in sorted(folder.glob("*.parquet"))}
+        known = {path: read_metadata(path) for path in sorted(folder.glob("*.parquet"))}
         made: list[Path] = []
         try:
             for one in sources:
@@ -123,12 +123,6 @@ def declaration(root: Path, family: str, folder: Path) -> str:
 
 class _Named(Parameters):
     family: Name
-
-
-def _metadata(path: Path) -> TrajectoryMetadata:
-    opened = open_file(path)
-    opened.file.close()
-    return opened.metadata
 
 
 def _imported(known: Mapping[Path, TrajectoryMetadata], origin: Origin) -> Path | None:

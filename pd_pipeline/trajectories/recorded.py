@@ -11,7 +11,7 @@ from pd_pipeline.progress import Progress
 from pd_pipeline.storage import file_digest
 from pd_pipeline.trajectories.contents import span
 from pd_pipeline.trajectories.episodes import Episode, episodes, joined
-from pd_pipeline.trajectories.reading import open_file, write
+from pd_pipeline.trajectories.reading import read_metadata, write
 from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
@@ -35,11 +35,10 @@ def _metadata(family: Family, quality: str, paths: Sequence[Path]) -> Trajectory
     found: list[TrajectoryMetadata] = []
     origins: list[Origin] = []
     for path in paths:
-        opened = open_file(path, family)
-        opened.file.close()
-        found.append(opened.metadata)
+        metadata = read_metadata(path, family)
+        found.append(metadata)
         by_hand = Origin(source=path.name, format="parquet", digest=file_digest(path).hex())
-        origins += opened.metadata.origin or [by_hand]
+        origins += metadata.origin or [by_hand]
     return TrajectoryMetadata(
         family=family.name,
         quality=quality,

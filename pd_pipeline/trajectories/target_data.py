@@ -22,7 +22,7 @@ from pd_pipeline.incoming import store
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.contents import contents, last_episodes
-from pd_pipeline.trajectories.reading import open_file, stream, write
+from pd_pipeline.trajectories.reading import read_metadata, stream, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
@@ -38,7 +38,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """Write the target's trajectories, one file per quality."""
     family, task = context.family, context.task
     collected = {file.stem: file for file in sorted(context.inputs["trajectories"].glob("*.parquet"))}
-    of_target = {name: file for name, file in collected.items() if task in _goals(file)}
+    of_target = {name: file for name, file in collected.items() if task in read_metadata(file).goals}
     accepted: dict[str, list[Path]] = {}
     for file in store.files(context.root, family.name, task):
         accepted.setdefault(store.received(file).quality, []).append(file)
@@ -100,25 +100,17 @@ def _origin(file: Path, first: int) -> dict[str, Any]:
     }
 
 
-def _goals(file: Path) -> dict[int, dict[str, Any]]:
-    opened = open_file(file)
-    opened.file.close()
-    return opened.metadata.goals
-
-
 def _metadata(family: Family, task: int, file: Path) -> TrajectoryMetadata:
     """The metadata of `file` for one of its tasks, with the family's bounds and horizon.
 
     Of a recorded family, a file that is joined with it may need more than `file` states.
     """
-    opened = open_file(file, family, task)
-    opened.file.close()
-    goals = opened.metadata.goals
-    if task not in goals:
+    metadata = read_metadata(file, family, task)
+    if task not in metadata.goals:
         raise PipelineError(f"{file}: holds no goal of task {task}: run stage trajectories again")
-    return opened.metadata.model_copy(
+    return metadata.model_copy(
         update={
-            "goals": {task: goals[task]},
+            "goals": {task: metadata.goals[task]},
             "action_low": tuple(family.action_low.tolist()),
             "action_high": tuple(family.action_high.tolist()),
             "horizon": family.horizon,
