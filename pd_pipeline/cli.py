@@ -3,7 +3,7 @@
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,14 +12,9 @@ from pd_pipeline.deployment import commands as deployment
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.incoming import commands as incoming
 
-T = TypeVar("T")
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pd_pipeline.config import Parameters
     from pd_pipeline.graph import Graph
-    from pd_pipeline.progress import Progress
     from pd_pipeline.stage import Key
 
 
@@ -98,26 +93,16 @@ def run(
 
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
     """Do a piece of work with a progress bar, and print its metrics."""
+    from pd_pipeline.progress import console
     from pd_pipeline.studies import execution
 
-    outcome = _with_progress(lambda report: execution.run(project, stage, key, report, force=force, record=record))
+    with console() as progress:
+        outcome = execution.run(project, stage, key, progress, force=force, record=record)
     title = f"{stage} {key}".strip()
     if outcome.skipped:
         typer.echo(f"{title}: up to date")
     else:
         typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
-
-
-def _with_progress(work: "Callable[[Progress], T]") -> "T":
-    """Give `work` a progress bar, or lines where there is no terminal."""
-    from pd_pipeline import progress
-
-    report = progress.console()
-    try:
-        return work(report)
-    finally:
-        if isinstance(report, progress.BarProgress):
-            report.close()
 
 
 @app.command()
@@ -126,6 +111,7 @@ def study(
 ) -> None:
     """Run every point of a study and show the results. Studies in run.studies are recorded in DVC."""
     from pd_pipeline import graph, preflight
+    from pd_pipeline.progress import console
     from pd_pipeline.reporting.study import table
     from pd_pipeline.stage import Key
     from pd_pipeline.studies import execution
@@ -143,7 +129,8 @@ def study(
     project = graph.load(root)
     known = name in project.params.run.studies
     if not known:
-        _with_progress(lambda report: execution.make_points(project, name, report))  # records the project's own work
+        with console() as progress:
+            execution.make_points(project, name, progress)  # records the project's own work
         project = graph.load(root, (f"run.studies=[{name}]",))
     preflight.check(project)
     _make(project, PREFIX + name, Key(), False, known)
@@ -231,11 +218,13 @@ def import_(
     """Import trajectories of another program for a family without a simulator. What was imported is not repeated."""
     from pd_pipeline.config import parse
     from pd_pipeline.exchange.importing import Asked, bring, declaration
+    from pd_pipeline.progress import console
 
     values = {"task": task, "quality": quality, "reward": reward, "without": without or ()}
     asked = parse(Asked, values | {"action_low": action_low, "action_high": action_high}, "import")
     root = Path.cwd()
-    made = _with_progress(lambda report: bring(root, source, family, asked, out, named, report, typer.echo))
+    with console() as progress:
+        made = bring(root, source, family, asked, out, named, progress, typer.echo)
     for file in made:
         typer.echo(f"{file.relative_to(root) if root in file.parents else file}: written")
     if made and (text := declaration(root, family, made[0].parent)):
