@@ -6,6 +6,8 @@ file in data/imported/<family>/, complete or not at all. Files that are there ar
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +24,13 @@ from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes
+from pd_pipeline.trajectories.episodes import row_groups
 from pd_pipeline.trajectories.reading import read_metadata, return_to_go, write
 from pd_pipeline.trajectories.schema import Bound, Origin, Task, TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
 IMPORTED = Path("data/imported")
 QUALITY = "expert"
-ROWS_PER_GROUP = 1 << 16
 TASKS_SHOWN = 10
 Say = Callable[[str], None]
 Goals = dict[int, dict[str, Any]]
@@ -271,28 +273,26 @@ def _groups(
     source: Source, tasks: Mapping[int, int], asked: Asked, last: dict[int, int], progress: Progress
 ) -> Iterator[Columns]:
     """Batches of whole episodes of one task, in order: a row group each."""
+    made = _episodes(source, tasks, asked, last, progress)
+    for _, of_task in groupby(made, key=itemgetter(0)):
+        yield from row_groups(steps for _, steps in of_task)
+
+
+def _episodes(
+    source: Source, tasks: Mapping[int, int], asked: Asked, last: dict[int, int], progress: Progress
+) -> Iterator[tuple[int, Columns]]:
+    """(task of the family, steps) of every episode; `last`: task -> the largest number of an episode of it so far."""
     done = 0
-    for new in sorted(set(tasks.values())):
-        waiting: list[dict[str, np.ndarray]] = []
-        rows = 0
-        for task in (task for task in sorted(tasks) if tasks[task] == new):
-            for steps in source.episodes(task):
-                last[new] = max(last.get(new, -1) + 1, steps.number)  # its own number, if that is free
-                waiting.append(_columns(steps, new, last[new], asked))
-                rows, done = rows + len(steps.action), done + 1
-                progress(f"import {source.name}", done, source.episode_count)
-                if rows >= ROWS_PER_GROUP:
-                    yield _joined(waiting)
-                    waiting, rows = [], 0
-        if waiting:
-            yield _joined(waiting)
+    for task in sorted(tasks, key=lambda task: (tasks[task], task)):
+        new = tasks[task]
+        for steps in source.episodes(task):
+            last[new] = max(last.get(new, -1) + 1, steps.number)  # its own number, if that is free
+            done += 1
+            progress(f"import {source.name}", done, source.episode_count)
+            yield new, _columns(steps, new, last[new], asked)
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> Columns:
-    return Columns(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-
-def _columns(steps: Steps, task: int, number: int, asked: Asked) -> dict[str, np.ndarray]:
+def _columns(steps: Steps, task: int, number: int, asked: Asked) -> Columns:
     count = len(steps.action)
     success = np.zeros(count, bool) if steps.success is None else steps.success
     if asked.reward is None:
@@ -301,15 +301,15 @@ def _columns(steps: Steps, task: int, number: int, asked: Asked) -> dict[str, np
     else:
         reward = success.astype(np.float32) if asked.reward == "success" else np.full(count, asked.reward, np.float32)
     last = np.arange(count) == count - 1
-    return {
-        "task_id": np.full(count, task, np.int32),
-        "episode_id": np.full(count, number, np.int64),
-        "step": np.arange(count, dtype=np.int32),
-        "observation": steps.observation,
-        "action": steps.action,
-        "reward": reward,
-        "return_to_go": return_to_go(reward),
-        "terminated": last & steps.terminated,
-        "truncated": last & (not steps.terminated),
-        "success": success,
-    }
+    return Columns(
+        task_id=np.full(count, task, np.int32),
+        episode_id=np.full(count, number, np.int64),
+        step=np.arange(count, dtype=np.int32),
+        observation=steps.observation,
+        action=steps.action,
+        reward=reward,
+        return_to_go=return_to_go(reward),
+        terminated=last & steps.terminated,
+        truncated=last & (not steps.terminated),
+        success=success,
+    )

@@ -10,12 +10,10 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import file_digest
 from pd_pipeline.trajectories.contents import span
-from pd_pipeline.trajectories.episodes import Episode, episodes, joined
+from pd_pipeline.trajectories.episodes import Episode, episodes, row_groups
 from pd_pipeline.trajectories.reading import read_metadata, write
 from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
-
-ROWS_PER_GROUP = 1 << 16
 
 
 def take(family: Family, out: Path, progress: Progress) -> None:
@@ -62,16 +60,7 @@ def _groups(family: Family, paths: Sequence[Path]) -> Iterator[Columns]:
         for episode in heapq.merge(*(episodes(path, family) for path in cluster), key=lambda episode: episode[:2])
     )
     for _, of_task in groupby(_distinct(merged), key=lambda episode: episode.task):
-        waiting: list[Columns] = []
-        rows = 0
-        for episode in of_task:
-            waiting.append(episode.steps)
-            rows += len(episode.steps.step)
-            if rows >= ROWS_PER_GROUP:
-                yield joined(waiting)
-                waiting, rows = [], 0
-        if waiting:
-            yield joined(waiting)
+        yield from row_groups(episode.steps for episode in of_task)
 
 
 def _overlapping(paths: Sequence[Path]) -> Iterator[list[Path]]:

@@ -210,8 +210,9 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 from pd_pipeline.exchange import importing
+from pd_pipeline.trajectories import episodes
 import h5py, pyarrow.parquet
-importing.ROWS_PER_GROUP = 2048
+episodes.ROWS_PER_GROUP = 2048
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 importing.bring(Path(sys.argv[2]), sys.argv[1], "x", importing.Asked(), None, None, lambda *_: None, lambda _: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)

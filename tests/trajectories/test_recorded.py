@@ -12,6 +12,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import digest
+from pd_pipeline.trajectories import episodes as module
 from pd_pipeline.trajectories import recorded
 from pd_pipeline.trajectories.contents import contents, span
 from pd_pipeline.trajectories.episodes import Episode, episodes
@@ -48,7 +49,7 @@ def same(one: Columns, other: Columns) -> bool:
 
 
 def everything(path: Path) -> Columns:
-    return recorded.joined(list(stream(path)))
+    return module.joined(list(stream(path)))
 
 
 def test_a_file_is_taken_as_it_is_and_stays(root: Path) -> None:
@@ -85,7 +86,7 @@ def test_files_of_a_quality_are_joined_in_order(root: Path, expert: Path) -> Non
 
 
 def test_a_row_group_holds_one_task(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "ROWS_PER_GROUP", 30)
+    monkeypatch.setattr(module, "ROWS_PER_GROUP", 30)
     file = pq.ParquetFile(joined(root))
     assert file.num_row_groups > 12
     for group in range(file.num_row_groups):
