@@ -26,7 +26,8 @@ def import_(
 ) -> None:
     """Import trajectories of another program for a family without a simulator. What was imported is not repeated."""
     from pd_pipeline.config import parse
-    from pd_pipeline.exchange.importing import Asked, bring, declaration
+    from pd_pipeline.exchange.importing import bring, declaration
+    from pd_pipeline.exchange.mapping import Asked
     from pd_pipeline.progress import console
 
     values = {"task": task, "quality": quality, "reward": reward, "without": without or ()}

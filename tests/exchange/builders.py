@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from pd_pipeline.exchange.formats import WRITERS, module
-from pd_pipeline.exchange.importing import Asked, bring
+from pd_pipeline.exchange.importing import bring
+from pd_pipeline.exchange.mapping import Asked
 from pd_pipeline.progress import silent
 from pd_pipeline.trajectories.episodes import Episode, episodes
 from pd_pipeline.trajectories.reading import read_metadata, return_to_go, stream, write

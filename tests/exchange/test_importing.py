@@ -11,8 +11,8 @@ import pytest
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange import formats
-from pd_pipeline.exchange.importing import assign
 from pd_pipeline.exchange.lerobot_writing import write as write_lerobot
+from pd_pipeline.exchange.mapping import assign
 from pd_pipeline.storage import digest
 from pd_pipeline.trajectories.checking import check_file
 from pd_pipeline.trajectories.reading import read, read_metadata
@@ -209,12 +209,12 @@ def test_sources_stay_as_they_are(tmp_path: Path, original: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from pd_pipeline.exchange import importing
+from pd_pipeline.exchange import importing, mapping
 from pd_pipeline.trajectories import episodes
 import h5py, pyarrow.parquet
 episodes.ROWS_PER_GROUP = 2048
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-importing.bring(Path(sys.argv[2]), sys.argv[1], "x", importing.Asked(), None, None, lambda *_: None, lambda _: None)
+importing.bring(Path(sys.argv[2]), sys.argv[1], "x", mapping.Asked(), None, None, lambda *_: None, lambda _: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
