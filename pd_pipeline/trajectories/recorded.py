@@ -12,7 +12,7 @@ from pd_pipeline.storage import file_digest
 from pd_pipeline.trajectories.contents import span
 from pd_pipeline.trajectories.episodes import Episode, episodes, row_groups
 from pd_pipeline.trajectories.reading import read_metadata, write
-from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
+from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata, metadata_of
 from pd_pipeline.trajectories.validation import Columns
 
 
@@ -37,19 +37,8 @@ def _metadata(family: Family, quality: str, paths: Sequence[Path]) -> Trajectory
         found.append(metadata)
         by_hand = Origin(source=path.name, format="parquet", digest=file_digest(path).hex())
         origins += metadata.origin or [by_hand]
-    return TrajectoryMetadata(
-        family=family.name,
-        quality=quality,
-        observation_size=family.observation_size,
-        action_low=tuple(family.action_low.tolist()),
-        action_high=tuple(family.action_high.tolist()),
-        horizon=family.horizon,
-        seed=found[0].seed,
-        goals=dict(sorted((task, goal) for metadata in found for task, goal in metadata.goals.items())),
-        environment=family.params.model_dump(mode="json"),
-        versions=family.versions(),
-        origin=tuple(origins),
-    )
+    tasks = {task for metadata in found for task in metadata.goals}
+    return metadata_of(family, quality, tasks, found[0].seed, tuple(origins))
 
 
 def _groups(family: Family, paths: Sequence[Path]) -> Iterator[Columns]:

@@ -23,7 +23,7 @@ from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.contents import contents, last_episodes
 from pd_pipeline.trajectories.reading import read_metadata, stream, write
-from pd_pipeline.trajectories.schema import TrajectoryMetadata
+from pd_pipeline.trajectories.schema import TrajectoryMetadata, limits_of
 from pd_pipeline.trajectories.validation import Columns
 
 OTHER = "other"
@@ -108,11 +108,4 @@ def _metadata(family: Family, task: int, file: Path) -> TrajectoryMetadata:
     metadata = read_metadata(file, family, task)
     if task not in metadata.goals:
         raise PipelineError(f"{file}: holds no goal of task {task}: run stage trajectories again")
-    return metadata.model_copy(
-        update={
-            "goals": {task: metadata.goals[task]},
-            "action_low": tuple(family.action_low.tolist()),
-            "action_high": tuple(family.action_high.tolist()),
-            "horizon": family.horizon,
-        }
-    )
+    return metadata.model_copy(update={"goals": {task: metadata.goals[task]}} | limits_of(family))
