@@ -3,23 +3,19 @@
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pd_pipeline import __version__
 from pd_pipeline.deployment import commands as deployment
 from pd_pipeline.errors import EXPECTED, PipelineError, described
+from pd_pipeline.exchange import commands as exchange
 from pd_pipeline.incoming import commands as incoming
 
-T = TypeVar("T")
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from pd_pipeline.config import Parameters
     from pd_pipeline.graph import Graph
-    from pd_pipeline.progress import Progress
     from pd_pipeline.stage import Key
 
 
@@ -98,26 +94,16 @@ def run(
 
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
     """Do a piece of work with a progress bar, and print its metrics."""
+    from pd_pipeline.progress import console
     from pd_pipeline.studies import execution
 
-    outcome = _with_progress(lambda report: execution.run(project, stage, key, report, force=force, record=record))
+    with console() as progress:
+        outcome = execution.run(project, stage, key, progress, force=force, record=record)
     title = f"{stage} {key}".strip()
     if outcome.skipped:
         typer.echo(f"{title}: up to date")
     else:
         typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
-
-
-def _with_progress(work: "Callable[[Progress], T]") -> "T":
-    """Give `work` a progress bar, or lines where there is no terminal."""
-    from pd_pipeline import progress
-
-    report = progress.console()
-    try:
-        return work(report)
-    finally:
-        if isinstance(report, progress.BarProgress):
-            report.close()
 
 
 @app.command()
@@ -126,6 +112,7 @@ def study(
 ) -> None:
     """Run every point of a study and show the results. Studies in run.studies are recorded in DVC."""
     from pd_pipeline import graph, preflight
+    from pd_pipeline.progress import console
     from pd_pipeline.reporting.study import table
     from pd_pipeline.stage import Key
     from pd_pipeline.studies import execution
@@ -143,7 +130,8 @@ def study(
     project = graph.load(root)
     known = name in project.params.run.studies
     if not known:
-        _with_progress(lambda report: execution.make_points(project, name, report))  # records the project's own work
+        with console() as progress:
+            execution.make_points(project, name, progress)  # records the project's own work
         project = graph.load(root, (f"run.studies=[{name}]",))
     preflight.check(project)
     _make(project, PREFIX + name, Key(), False, known)
@@ -209,52 +197,9 @@ def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files 
         raise typer.Exit(1)
 
 
-@app.command(name="import")
-def import_(
-    source: Annotated[str, typer.Argument(help="Path of a data set, or the id of a Minari data set on this machine.")],
-    family: Annotated[str, typer.Option(help="Family without a simulator that gets the trajectories.")],
-    task: Annotated[int | None, typer.Option(help="Task of all episodes; default: the tasks of the source.")] = None,
-    quality: Annotated[str | None, typer.Option(help="Quality; default: that of the source, else expert.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: the family's, else data/imported/FAMILY.")] = None,
-    named: Annotated[
-        str | None, typer.Option("--format", help="minari, d4rl, lerobot or parquet; default: recognised.")
-    ] = None,
-    reward: Annotated[
-        str | None, typer.Option(help="Reward of every step, instead of the recorded one: a number, or success.")
-    ] = None,
-    without: Annotated[
-        list[str] | None, typer.Option(help="Part of the observations to leave out, such as a goal; may be repeated.")
-    ] = None,
-    action_low: Annotated[float | None, typer.Option(help="Lower bound of all actions.")] = None,
-    action_high: Annotated[float | None, typer.Option(help="Upper bound of all actions.")] = None,
-) -> None:
-    """Import trajectories of another program for a family without a simulator. What was imported is not repeated."""
-    from pd_pipeline.config import parse
-    from pd_pipeline.exchange.importing import Asked, bring, declaration
-
-    values = {"task": task, "quality": quality, "reward": reward, "without": without or ()}
-    asked = parse(Asked, values | {"action_low": action_low, "action_high": action_high}, "import")
-    root = Path.cwd()
-    made = _with_progress(lambda report: bring(root, source, family, asked, out, named, report, typer.echo))
-    for file in made:
-        typer.echo(f"{file.relative_to(root) if root in file.parents else file}: written")
-    if made and (text := declaration(root, family, made[0].parent)):
-        typer.echo(text)
-
-
-@app.command()
-def export(
-    out: Annotated[Path, typer.Argument(help="Folder or file to write; must not be there yet.")],
-    family: Annotated[str, typer.Option(help="Family in params.yaml.")],
-    named: Annotated[str, typer.Option("--format", help="minari, lerobot or d4rl.")],
-    quality: Annotated[str, typer.Option(help="Quality of the trajectories.")] = "expert",
-    fps: Annotated[int, typer.Option(min=1, help="Steps per second, for the time stamps of LeRobot.")] = 10,
-) -> None:
-    """Write the trajectories of a family and quality in a format of another program."""
-    from pd_pipeline.exchange.exporting import send
-
-    episodes, steps = send(Path.cwd(), family, quality, named, out, fps)
-    typer.echo(f"{out}: {episodes:,} episodes, {steps:,} steps")
+# here, since --help lists the commands in the order of this file
+app.command("import")(exchange.import_)
+app.command("export")(exchange.export)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 
@@ -79,11 +80,17 @@ class BarProgress:
         self._bar.stop()
 
 
-def console() -> Progress:
-    """The progress that suits standard error: a bar on a terminal, otherwise lines."""
-    if sys.stderr.isatty():
-        return BarProgress()
-    return LineProgress(lambda line: print(line, file=sys.stderr, flush=True))
+@contextmanager
+def console() -> Iterator[Progress]:
+    """The progress that suits standard error: a bar on a terminal, which is restored at the end, otherwise lines."""
+    if not sys.stderr.isatty():
+        yield LineProgress(lambda line: print(line, file=sys.stderr, flush=True))
+        return
+    bar = BarProgress()
+    try:
+        yield bar
+    finally:
+        bar.close()
 
 
 def _duration(seconds: float) -> str:

@@ -5,12 +5,12 @@ its key, which are filled into the template in `do`.
 
 DVC tracks code and parameters through digests.json, next to dvc.yaml: it contains, per stage and family, one digest of
 the files that the stage uses and one of its sections of params.yaml; where it reads trajectories of users, also one of
-these, then per target. Each piece of work depends on its own entry. So an edit makes only the affected
-pieces stale, the location of the installed package does not matter, a block that is left out equals an empty one, and
-DVC reads one small file instead of params.yaml for each of hundreds of pieces. The stage `digests` depends on all these
-files and on params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`; `pd-pipeline` and Dagster rewrite
-it themselves. Right after an edit, `dvc status` lists only `digests`; after `pd-pipeline graph --write` it lists the
-stale pieces. Paths of a package that is installed elsewhere do not appear.
+these, then per target. Each piece of work depends on its own entry. So an edit makes only the affected pieces stale,
+the location of the installed package does not matter, a block that is left out equals an empty one, and DVC reads one
+small file instead of params.yaml for each of hundreds of pieces. The stage `digests` depends on all these files and on
+params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`; `pd-pipeline` and Dagster rewrite it
+themselves. Right after an edit, `dvc status` lists only `digests`; after `pd-pipeline graph --write` it lists the stale
+pieces. Paths of a package that is installed elsewhere do not appear.
 
 Outs are `persist`: otherwise DVC would remove them before the stage can refuse to replace files that it did not write.
 """
@@ -186,6 +186,8 @@ def _stage(graph: Graph, name: str) -> Iterator[str]:
     yield "    do:"
     template = Key(*(getattr(_TEMPLATE_KEY, axis) if axis in stage.axes else None for axis in AXES))
     for line in _body(graph, name, template):
+        # `Graph.out` adds NEW to the folder of a new target, but a template may stand for any target: the item says it.
+        # Without new targets no item does, and dvc.yaml stays as it is.
         yield "      " + (line.replace("/${item.task}", "${item.new}/${item.task}") if with_new else line)
 
 

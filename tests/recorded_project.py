@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pd_pipeline.trajectories.reading import Trajectories, open_file, read, write
+from pd_pipeline.trajectories.reading import Trajectories, read, read_metadata, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
@@ -33,7 +33,7 @@ families:
 
 def metadata_of(source: Path, tasks: Sequence[int] | None = None, **changes: object) -> TrajectoryMetadata:
     """Metadata of a collected file for the recorded family, of some of its tasks."""
-    found = open_file(source).metadata
+    found = read_metadata(source)
     goals = {task: goal for task, goal in found.goals.items() if tasks is None or task in tasks}
     return found.model_copy(update={"family": FAMILY, "goals": goals} | changes)
 

@@ -14,6 +14,7 @@ from pd_pipeline import clean as cleaning
 from pd_pipeline import graph, rendering
 from pd_pipeline.progress import silent
 from tests.dvc_project import SMALL_PARAMS, call, make_project
+from tests.recorded_project import record_project
 
 PACKAGE = Path(cleaning.__file__).parent
 
@@ -93,12 +94,29 @@ def test_the_digests_are_removed_and_dvc_does_without_them(tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "content",
-    ["mine", "{}", "[]", "5", '{"stage": {"family": {"code": "x"}}}', '{"stage": {"family": 5}}', '{"stage": 5}'],
+    [
+        "mine",
+        "{}",
+        "[]",
+        "5",
+        '{"stage": {"family": {"code": "x"}}}',
+        '{"stage": {"family": {"code": "x", "parameters": "x", "mine": "x"}}}',
+        '{"stage": {"family": 5}}',
+        '{"stage": 5}',
+    ],
 )
 def test_a_file_of_this_name_that_the_graph_did_not_write_stays(root: Path, content: str) -> None:
     (root / "digests.json").write_text(content)
     assert cleaned(root) == f"left: {root / 'digests.json'} is not the pipeline's\n"
     assert (root / "digests.json").read_text() == content
+
+
+def test_digests_of_recordings_are_removed_too(trained_project: Path, tmp_path: Path) -> None:
+    root = record_project(trained_project, tmp_path / "recorded")
+    rendering.write(graph.load(root))
+    assert '"recordings"' in (root / "digests.json").read_text()
+    assert "digests.json" not in cleaned(root)
+    assert not (root / "digests.json").exists()
 
 
 def test_digests_behind_a_link_stay(root: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from pd_pipeline import progress
-from pd_pipeline.progress import BarProgress, LineProgress, silent
+from pd_pipeline.progress import BarProgress, LineProgress, console, silent
 
 
 @pytest.fixture
@@ -53,8 +53,23 @@ def test_bar_draws_on_standard_error(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_console_writes_lines_where_there_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    progress.console()("collecting", 1, 1)
+    with console() as report:
+        report("collecting", 1, 1)
     assert "collecting: 1 of 1" in capsys.readouterr().err
+
+
+def test_console_restores_the_terminal_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[BarProgress] = []
+
+    class Watched(BarProgress):
+        def close(self) -> None:
+            closed.append(self)
+
+    monkeypatch.setattr(progress.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(progress, "BarProgress", Watched)
+    with pytest.raises(ValueError, match="half way"), console() as report:
+        raise ValueError("half way")
+    assert closed == [report]
 
 
 def test_silent_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:

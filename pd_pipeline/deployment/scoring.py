@@ -14,14 +14,14 @@ from pd_pipeline.deployment.policy import Loaded, Policy, read_policy
 from pd_pipeline.deployment.rollout import roll_out
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.action_losses import action_losses
+from pd_pipeline.evaluation.offline import OfflineParams
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
-from pd_pipeline.trajectories.reading import read
+from pd_pipeline.trajectories.reading import Trajectories, read
 
 RETURN, ACTION_LOSS = "return", "action_loss"
-STEPS_PER_TRAJECTORY = 50
 FIRST_START = 1 << 20
 """The episodes begin in other states than those of evaluation, on which settings may have been chosen."""
 
@@ -47,39 +47,45 @@ def paired_scores(
     """Score two policy folders for the target of `key`.
 
     They act in params.yaml's `promotion.episodes` episodes; where no environment knows the task, they predict the
-    held-out trajectories of the target, those that are in none of `used` (quality -> episodes). Raises PipelineError.
+    held-out trajectories of the target, those that are in none of `used` (quality -> episodes). Quality and steps of
+    these are those of `evaluation.offline`. Raises PipelineError.
     """
     assert key.family is not None
-    assert key.task is not None
-    family = graph.family(key.family)
+    family, target = graph.family(key.family), f"{key.family}-{key.task}"
     policies = [read_policy(folder) for folder in (candidate, in_use)]
     if not family.is_recorded and key.task in (*family.train_tasks, *family.test_tasks):
         count = graph.params.promotion.episodes
         seeds = [episode_seed(FIRST_START, key.task, number, 0) for number in range(count)]
         scores = []
         for name, loaded in zip(("the new policy", "the policy in use"), policies, strict=True):
-            say(f"{key.family}-{key.task}: {count} episodes with {name}")
+            say(f"{target}: {count} episodes with {name}")
             made = roll_out(Policy(loaded, count), graph.root, count, seeds)
             scores.append(np.array([episode.episode_return for episode in made]))
         return PairedScores(RETURN, 1, *scores)
-    data = graph.root / graph.out("target_data", Key(key.family, key.task))
-    quality = str(graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["offline"]["quality"])
-    held_out = read(data / f"{quality}.parquet", family=family, new_task=key.task)
+    asked = OfflineParams(**graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["offline"])
+    held_out = _held_out(graph, key, asked.quality, used)
+    say(f"{target}: action loss on {len(held_out.task_id)} held-out trajectories")
+    losses = [_losses(loaded, PolicyData(held_out, loaded.normalization), asked.steps) for loaded in policies]
+    return PairedScores(ACTION_LOSS, -1, *losses)
+
+
+def _held_out(graph: Graph, key: Key, quality: str, used: Sequence[Mapping[str, set[int]]]) -> Trajectories:
+    """The trajectories of the target that are in none of `used`. Raises PipelineError if fewer than two are left."""
+    path = graph.root / graph.out("target_data", Key(key.family, key.task)) / f"{quality}.parquet"
+    data = read(path, family=graph.family(str(key.family)), new_task=key.task)
     seen = set().union(*(part.get(quality, set()) for part in used))
-    left = np.flatnonzero(~np.isin(held_out.episode_id, sorted(seen)))
+    left = np.flatnonzero(~np.isin(data.episode_id, sorted(seen)))
     if len(left) < 2:
         raise PipelineError(
             f"{key.family}-{key.task}: {len(left)} trajectories of quality '{quality}' are left to compare policies "
             "on, and an interval needs two: bring more"
         )
-    say(f"{key.family}-{key.task}: action loss on {len(left)} held-out trajectories")
-    losses = [_losses(loaded, PolicyData(held_out.select(left), loaded.normalization)) for loaded in policies]
-    return PairedScores(ACTION_LOSS, -1, *losses)
+    return data.select(left)
 
 
-def _losses(loaded: Loaded, data: PolicyData) -> np.ndarray:
-    """Action loss (m,) of a policy along m trajectories."""
-    return action_losses(actor_of(loaded), data, STEPS_PER_TRAJECTORY, loaded.description.precision == "bf16")[0]
+def _losses(loaded: Loaded, data: PolicyData, steps: int | None) -> np.ndarray:
+    """Action loss (m,) of a policy along m trajectories, over `steps` steps of each; None: all."""
+    return action_losses(actor_of(loaded), data, steps, loaded.description.precision == "bf16")[0]
 
 
 def actor_of(loaded: Loaded) -> Actors:

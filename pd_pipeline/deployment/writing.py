@@ -2,6 +2,7 @@
 
 import platform
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from pd_pipeline.graph import Graph, stage_context
 from pd_pipeline.models.decision_transformer import Steps, action_loss
 from pd_pipeline.models.saved_policy import save_policy
 from pd_pipeline.progress import silent
-from pd_pipeline.stage import Key
+from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.stages import TUNED
 from pd_pipeline.storage import atomic_directory, file_digest, save_arrays, write_json
 from pd_pipeline.training.policy_data import PolicyData
@@ -25,6 +26,7 @@ from pd_pipeline.trajectories.reading import Trajectories
 from pd_pipeline.tuning import adaptation, summary
 from pd_pipeline.tuning.protocol import SELECTION_WINDOWS, Pretrained
 from pd_pipeline.tuning.stage import drawn_trajectories
+from pd_pipeline.tuning.summary import Summary
 
 CHOSEN_BY = "the lowest action loss on the few-shot trajectories"
 
@@ -41,62 +43,90 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
     for need, other in [*graph.upstream(stage, key), (stage, key)]:
         if not (graph.root / graph.out(need, other)).is_dir():
             raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {need} --key {other}` first")
-    out = graph.root / graph.out(stage, key)
     with atomic_directory(folder) as made:
         context = stage_context(graph, stage, key, made, made, silent)
-        plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), torch.device("cpu"))
-        given = summary.load(out)
-        few_shot = drawn_trajectories(context)[0].data
-        if tuple(few_shot.episode_id.tolist()) != given.few_shot_episodes:
-            raise PipelineError(
-                f"{graph.out(stage, key)}: tuned with other few-shot trajectories than {stage} has now: run "
-                f"`pd-pipeline run {stage} --key {key}` again"
-            )
-        actors = adaptation.load(context.module, out, plm).actors(plm)
-        losses = actor_losses(actors, PolicyData(few_shot, plm.normalization, plm.device), _seed_of(key))
-        chosen = int(np.argmin(losses))
+        tuned = _tuned(graph, context)
         precision = graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["precision"]
-        save_policy(made / folders.PLM, actors.policy, plm.normalization)
-        save_arrays(made / folders.PREFIX, _arrays(_prefix(actors, chosen, precision == "bf16")))
-        save_arrays(made / folders.SAMPLE, _sample(few_shot))
-        description = Description(
-            family=str(key.family),
-            task=context.task,
-            seed=context.seed,
-            method=method,
-            varies=given.method,
-            module=context.module,
-            frozen=given.frozen,
-            requires_grad=any(weight.requires_grad for weight in actors.policy.parameters()),
-            observation_size=plm.normalization.observation_size,
-            action_size=plm.normalization.action_size,
-            action_low=few_shot.metadata.action_low,
-            action_high=few_shot.metadata.action_high,
-            horizon=plm.normalization.horizon,
-            acting_context=actors.policy.config.acting_window,
-            target_return=given.target_return,
-            precision=precision,
-            actor=chosen,
-            origin=actors.origins[chosen].name,
-            origin_step=actors.origins[chosen].step,
-            actor_losses=tuple(losses.tolist()),
-            chosen_by=CHOSEN_BY,
-            versions={
-                "pd_pipeline": pd_pipeline.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "numpy": np.__version__,
-            },
-            made_from=digests_of(graph, method, key),
-            files={
-                file.relative_to(made).as_posix(): file_digest(file).hex()
-                for file in sorted(made.rglob("*"))
-                if file.is_file()
-            },
-        )
+        save_policy(made / folders.PLM, tuned.actors.policy, tuned.plm.normalization)
+        save_arrays(made / folders.PREFIX, _arrays(_prefix(tuned.actors, tuned.chosen, precision == "bf16")))
+        save_arrays(made / folders.SAMPLE, _sample(tuned.few_shot))
+        description = _description(context, method, tuned, precision, digests_of(graph, method, key))
         write_json(made / folders.FILE, description.model_dump(mode="json"))
         read_policy(made)  # what cannot be loaded here could not be loaded anywhere
     return description
+
+
+class _Tuned(NamedTuple):
+    """What a method left for a target."""
+
+    plm: Pretrained
+    summary: Summary
+    few_shot: Trajectories
+    actors: Actors
+    losses: np.ndarray  # (n,) of the actors
+
+    @property
+    def chosen(self) -> int:
+        """The actor with the lowest loss."""
+        return int(np.argmin(self.losses))
+
+
+def _tuned(graph: Graph, context: StageContext) -> _Tuned:
+    """What a method left. Raises PipelineError if its stage has other few-shot trajectories now."""
+    stage, key, out = context.stage, context.key, graph.out(context.stage, context.key)
+    plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), torch.device("cpu"))
+    given = summary.load(graph.root / out)
+    few_shot = drawn_trajectories(context)[0].data
+    if tuple(few_shot.episode_id.tolist()) != given.few_shot_episodes:
+        raise PipelineError(
+            f"{out}: tuned with other few-shot trajectories than {stage} has now: run "
+            f"`pd-pipeline run {stage} --key {key}` again"
+        )
+    actors = adaptation.load(context.module, graph.root / out, plm).actors(plm)
+    losses = actor_losses(actors, PolicyData(few_shot, plm.normalization, plm.device), _seed_of(key))
+    return _Tuned(plm, given, few_shot, actors, losses)
+
+
+def _description(
+    context: StageContext, method: str, tuned: _Tuned, precision: Literal["float32", "bf16"], made_from: dict[str, str]
+) -> Description:
+    """The description of the folder `context.out`, whose other files have been written."""
+    actors, normalization, origin = tuned.actors, tuned.plm.normalization, tuned.actors.origins[tuned.chosen]
+    return Description(
+        family=context.family.name,
+        task=context.task,
+        seed=context.seed,
+        method=method,
+        varies=tuned.summary.method,
+        module=context.module,
+        frozen=tuned.summary.frozen,
+        requires_grad=any(weight.requires_grad for weight in actors.policy.parameters()),
+        observation_size=normalization.observation_size,
+        action_size=normalization.action_size,
+        action_low=tuned.few_shot.metadata.action_low,
+        action_high=tuned.few_shot.metadata.action_high,
+        horizon=normalization.horizon,
+        acting_context=actors.policy.config.acting_window,
+        target_return=tuned.summary.target_return,
+        precision=precision,
+        actor=tuned.chosen,
+        origin=origin.name,
+        origin_step=origin.step,
+        actor_losses=tuple(tuned.losses.tolist()),
+        chosen_by=CHOSEN_BY,
+        versions={
+            "pd_pipeline": pd_pipeline.__version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        made_from=made_from,
+        files={
+            file.relative_to(context.out).as_posix(): file_digest(file).hex()
+            for file in sorted(context.out.rglob("*"))
+            if file.is_file()
+        },
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from pd_pipeline.exchange.formats import WRITERS, module
 from pd_pipeline.stage import Key
 from pd_pipeline.trajectories.contents import contents
 from pd_pipeline.trajectories.episodes import episodes
-from pd_pipeline.trajectories.reading import open_file
+from pd_pipeline.trajectories.reading import read_metadata
 
 FPS = 10
 """Steps per second that a LeRobot data set states, if none are given: trajectories hold no times."""
@@ -30,8 +30,7 @@ def send(root: Path, family: str, quality: str, named: str, out: Path, fps: int 
         raise PipelineError(f"{path}: no trajectories of quality '{quality}': {missing}")
     if out.exists():
         raise PipelineError(f"{out}: is there already: choose another place, or move it away")
-    opened = open_file(path, project.family(family))
-    opened.file.close()
-    module(WRITERS[named]).write(out, opened.metadata, episodes(path), fps)
+    metadata = read_metadata(path, project.family(family))
+    module(WRITERS[named]).write(out, metadata, episodes(path), fps)
     lengths = contents(path).lengths.values()
     return sum(map(len, lengths)), sum(int(of_task.sum()) for of_task in lengths)

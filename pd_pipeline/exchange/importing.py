@@ -6,43 +6,31 @@ file in data/imported/<family>/, complete or not at all. Files that are there ar
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
 from pd_pipeline import config, locks
 from pd_pipeline.config import PARAMS_FILE, Name, Parameters, parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.formats import open_sources
+from pd_pipeline.exchange.mapping import Asked, plan
 from pd_pipeline.exchange.source import Source, Steps
 from pd_pipeline.families.base import BY_NAME
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes
-from pd_pipeline.trajectories.reading import open_file, return_to_go, write
-from pd_pipeline.trajectories.schema import Bound, Origin, Task, TrajectoryMetadata
+from pd_pipeline.trajectories.episodes import row_groups
+from pd_pipeline.trajectories.reading import read_metadata, return_to_go, write
+from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
 IMPORTED = Path("data/imported")
-QUALITY = "expert"
-ROWS_PER_GROUP = 1 << 16
 TASKS_SHOWN = 10
 Say = Callable[[str], None]
-Goals = dict[int, dict[str, Any]]
-
-
-class Asked(Parameters):
-    """What is asked of an import; kept with the data."""
-
-    task: Task | None = Field(default=None, description="the task of all episodes; null: the tasks of the source")
-    quality: Name | None = Field(default=None, description="null: that of the source, else expert")
-    reward: float | Literal["success"] | None = Field(default=None, description="of every step; success: 1 and else 0")
-    without: tuple[str, ...] = Field(default=(), description="parts of observations to leave out")
-    action_low: Bound | None = Field(default=None, description="lower bound of all actions")
-    action_high: Bound | None = Field(default=None, description="upper bound of all actions")
 
 
 def bring(
@@ -65,7 +53,7 @@ def bring(
         waiting = folder / f".import.{os.getpid()}.tmp"
         for left in folder.glob(".import.*.tmp"):  # of killed processes, since we hold the lock
             remove(left)
-        known = {path: _metadata(path) for path in sorted(folder.glob("*.parquet"))}
+        known = {path: read_metadata(path) for path in sorted(folder.glob("*.parquet"))}
         made: list[Path] = []
         try:
             for one in sources:
@@ -80,7 +68,7 @@ def bring(
                 if (before := _imported(known, origin)) is not None:
                     say(f"{one.name}: imported already, as {before}: nothing to do")
                     continue
-                metadata, tasks = _plan(one, family, asked, origin, known)
+                metadata, tasks = plan(one, family, asked, origin, known)
                 _describe(one, metadata, tasks, asked, say)
                 path = waiting / f"{metadata.quality}-{origin.digest[:12]}.parquet"
                 _write(path, one, metadata, tasks, asked, known, progress)
@@ -125,12 +113,6 @@ class _Named(Parameters):
     family: Name
 
 
-def _metadata(path: Path) -> TrajectoryMetadata:
-    opened = open_file(path)
-    opened.file.close()
-    return opened.metadata
-
-
 def _imported(known: Mapping[Path, TrajectoryMetadata], origin: Origin) -> Path | None:
     """The file that was made from the same source in the same way. Raises PipelineError if in another way."""
     for path, metadata in known.items():
@@ -144,92 +126,6 @@ def _imported(known: Mapping[Path, TrajectoryMetadata], origin: Origin) -> Path 
                 "that file to import it differently"
             )
     return None
-
-
-def _plan(
-    source: Source, family: str, asked: Asked, origin: Origin, known: Mapping[Path, TrajectoryMetadata]
-) -> tuple[TrajectoryMetadata, dict[int, int]]:
-    """The metadata of the new file, and task of the source -> task of the family. Raises PipelineError."""
-    if not source.has_reward and asked.reward is None:
-        success = ", or --reward success for 1 at steps that succeed and else 0" if source.has_success else ""
-        raise PipelineError(
-            f"{source.name}: holds no rewards: --reward 0 gives every step the same{success}; without rewards a policy "
-            "cannot be asked for a better return than another"
-        )
-    if asked.reward == "success" and not source.has_success:
-        raise PipelineError(f"{source.name}: --reward success: it does not say which steps succeed: give a number")
-    for path, metadata in known.items():
-        for name in ("observation_size", "action_size"):
-            if (size := getattr(source, name)) != (wanted := getattr(metadata, name)):
-                raise PipelineError(
-                    f"{source.name}: {name} is {size}, but {wanted} in {path}: import it for another family"
-                )
-    existing: Goals = {task: goal for metadata in known.values() for task, goal in metadata.goals.items()}
-    tasks = assign(source.goals, existing, asked.task)
-    low, high = _bounds(source, asked)
-    goals = {new: existing.get(new, _common(source, tasks, new)) for new in sorted(set(tasks.values()))}
-    stated = source.stated
-    values = {
-        "family": family,
-        "quality": asked.quality or (stated.quality if stated else QUALITY),
-        "observation_size": source.observation_size,
-        "action_low": tuple(low.tolist()),
-        "action_high": tuple(high.tolist()),
-        "horizon": source.horizon,
-        "seed": stated.seed if stated else 0,
-        "goals": goals,
-        "environment": stated.environment if stated else {},
-        "versions": stated.versions if stated else {},
-        "origin": (*(stated.origin if stated else ()), origin),
-    }
-    return parse(TrajectoryMetadata, values, f"{source.name}: metadata"), tasks
-
-
-def assign(goals: Goals, existing: Goals, asked: int | None) -> dict[int, int]:
-    """Task of the source -> task of the family.
-
-    A task with a goal that the family has is that task. Any other keeps its number if the family does not have it,
-    else it gets the next free one.
-    """
-    if asked is not None:
-        return dict.fromkeys(goals, asked)
-    found: dict[int, int] = {}
-    by_goal = {repr(sorted(goal.items())): task for task, goal in existing.items() if goal}
-    for task, goal in sorted(goals.items()):
-        taken = {*existing, *found.values()}
-        same = by_goal.get(repr(sorted(goal.items()))) if goal else None
-        found[task] = same if same is not None else task if task not in taken else max(taken) + 1
-    return found
-
-
-def _common(source: Source, tasks: Mapping[int, int], new: int) -> dict[str, Any]:
-    """The goal of a new task: that of its tasks in the source, if they agree."""
-    goals = [goal for task, goal in source.goals.items() if tasks[task] == new]
-    return goals[0] if all(goal == goals[0] for goal in goals) else {}
-
-
-def _bounds(source: Source, asked: Asked) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of actions: as asked, else as the source states, else the range of its actions."""
-    size = source.action_size
-    wanted = [None if b is None else np.full(size, b, np.float32) for b in (asked.action_low, asked.action_high)]
-    low, high = wanted
-    if low is None or high is None:
-        stated = source.bounds or _range(source)
-        low, high = (stated[0] if low is None else low), (stated[1] if high is None else high)
-    return low, high
-
-
-def _range(source: Source) -> tuple[np.ndarray, np.ndarray]:
-    """[-1, 1] if all actions are in it, else the smallest and largest of each number, apart by at least 2."""
-    low, high = np.full(source.action_size, np.inf, np.float32), np.full(source.action_size, -np.inf, np.float32)
-    for actions in source.actions():
-        low, high = np.minimum(low, actions.min(0)), np.maximum(high, actions.max(0))
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise PipelineError(f"{source.name}: it holds actions that are not finite: remove these episodes")
-    if (low >= -1).all() and (high <= 1).all():
-        return np.full_like(low, -1), np.full_like(high, 1)
-    still = low == high  # a number that never changes has no range
-    return np.where(still, low - 1, low), np.where(still, high + 1, high)
 
 
 def _describe(source: Source, metadata: TrajectoryMetadata, tasks: Mapping[int, int], asked: Asked, say: Say) -> None:
@@ -277,28 +173,26 @@ def _groups(
     source: Source, tasks: Mapping[int, int], asked: Asked, last: dict[int, int], progress: Progress
 ) -> Iterator[Columns]:
     """Batches of whole episodes of one task, in order: a row group each."""
+    made = _episodes(source, tasks, asked, last, progress)
+    for _, of_task in groupby(made, key=itemgetter(0)):
+        yield from row_groups(steps for _, steps in of_task)
+
+
+def _episodes(
+    source: Source, tasks: Mapping[int, int], asked: Asked, last: dict[int, int], progress: Progress
+) -> Iterator[tuple[int, Columns]]:
+    """(task of the family, steps) of every episode; `last`: task -> the largest number of an episode of it so far."""
     done = 0
-    for new in sorted(set(tasks.values())):
-        waiting: list[dict[str, np.ndarray]] = []
-        rows = 0
-        for task in (task for task in sorted(tasks) if tasks[task] == new):
-            for steps in source.episodes(task):
-                last[new] = max(last.get(new, -1) + 1, steps.number)  # its own number, if that is free
-                waiting.append(_columns(steps, new, last[new], asked))
-                rows, done = rows + len(steps.action), done + 1
-                progress(f"import {source.name}", done, source.episode_count)
-                if rows >= ROWS_PER_GROUP:
-                    yield _joined(waiting)
-                    waiting, rows = [], 0
-        if waiting:
-            yield _joined(waiting)
+    for task in sorted(tasks, key=lambda task: (tasks[task], task)):
+        new = tasks[task]
+        for steps in source.episodes(task):
+            last[new] = max(last.get(new, -1) + 1, steps.number)  # its own number, if that is free
+            done += 1
+            progress(f"import {source.name}", done, source.episode_count)
+            yield new, _columns(steps, new, last[new], asked)
 
 
-def _joined(parts: list[dict[str, np.ndarray]]) -> Columns:
-    return Columns(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
-
-
-def _columns(steps: Steps, task: int, number: int, asked: Asked) -> dict[str, np.ndarray]:
+def _columns(steps: Steps, task: int, number: int, asked: Asked) -> Columns:
     count = len(steps.action)
     success = np.zeros(count, bool) if steps.success is None else steps.success
     if asked.reward is None:
@@ -307,15 +201,15 @@ def _columns(steps: Steps, task: int, number: int, asked: Asked) -> dict[str, np
     else:
         reward = success.astype(np.float32) if asked.reward == "success" else np.full(count, asked.reward, np.float32)
     last = np.arange(count) == count - 1
-    return {
-        "task_id": np.full(count, task, np.int32),
-        "episode_id": np.full(count, number, np.int64),
-        "step": np.arange(count, dtype=np.int32),
-        "observation": steps.observation,
-        "action": steps.action,
-        "reward": reward,
-        "return_to_go": return_to_go(reward),
-        "terminated": last & steps.terminated,
-        "truncated": last & (not steps.terminated),
-        "success": success,
-    }
+    return Columns(
+        task_id=np.full(count, task, np.int32),
+        episode_id=np.full(count, number, np.int64),
+        step=np.arange(count, dtype=np.int32),
+        observation=steps.observation,
+        action=steps.action,
+        reward=reward,
+        return_to_go=return_to_go(reward),
+        terminated=last & steps.terminated,
+        truncated=last & (not steps.terminated),
+        success=success,
+    )

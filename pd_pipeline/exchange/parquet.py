@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from pd_pipeline.exchange.source import Part, Source, Steps
 from pd_pipeline.trajectories.contents import contents
 from pd_pipeline.trajectories.episodes import episodes
-from pd_pipeline.trajectories.reading import open_file
+from pd_pipeline.trajectories.reading import read_metadata
 from pd_pipeline.trajectories.schema import METADATA_KEY
 
 FORMAT = "parquet"
@@ -44,9 +44,7 @@ class ParquetSource(Source):
     packages = ("pyarrow",)
 
     def __init__(self, path: Path):
-        opened = open_file(path)
-        opened.file.close()
-        metadata, held = opened.metadata, contents(path)
+        metadata, held = read_metadata(path), contents(path)
         self.name, self.files, self.stated = str(path), [path], metadata
         self.observation = [Part("observation", metadata.observation_size)]
         self.action_size = metadata.action_size

@@ -13,7 +13,7 @@ from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, FamilyParams, Policy
 from pd_pipeline.trajectories.contents import contents
-from pd_pipeline.trajectories.reading import open_file
+from pd_pipeline.trajectories.reading import read_metadata
 from pd_pipeline.trajectories.schema import MAX_SIZE, Bound, Task, TrajectoryMetadata
 
 TARGET_SHARE = 5
@@ -91,9 +91,7 @@ class RecordedFamily(Family):
         found = {}
         for path in sorted(self.folder.glob("*.parquet")):
             if not path.name.startswith("."):  # what another process is writing
-                opened = open_file(path)
-                opened.file.close()
-                found[path] = opened.metadata
+                found[path] = read_metadata(path)
         if not found:
             raise PipelineError(f"{self._where}.data: {self.folder} holds no Parquet files: import trajectories first")
         self._check_agreement(found)

@@ -18,9 +18,10 @@ def ingest(
 
     Exit 1 if a file was quarantined or a target failed.
     """
-    from pd_pipeline import graph, progress
+    from pd_pipeline import graph
     from pd_pipeline.incoming.ingest import ingest as take
     from pd_pipeline.incoming.retuning import retune
+    from pd_pipeline.progress import console
 
     root = Path.cwd()
     project = graph.load(root)
@@ -29,12 +30,8 @@ def ingest(
         typer.echo(f"{outcome.file}: {outcome.state}: {outcome.message}")
     good = all(outcome.state != "quarantined" for outcome in outcomes)
     if work:
-        report = progress.console()
-        try:
-            good = retune(root, report, typer.echo) and good
-        finally:
-            if isinstance(report, progress.BarProgress):
-                report.close()
+        with console() as progress:
+            good = retune(root, progress, typer.echo) and good
     if not good:
         raise typer.Exit(1)
 

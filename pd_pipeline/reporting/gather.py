@@ -17,7 +17,7 @@ from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.canvas import Styles, method_styles
 from pd_pipeline.storage import load_arrays, read_json
-from pd_pipeline.trajectories.reading import open_file
+from pd_pipeline.trajectories.reading import read_metadata
 from pd_pipeline.tuning.summary import load
 
 Table = dict[str, np.ndarray]
@@ -159,7 +159,7 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         if "prompt_fit" in inputs
         else {},
         data=data,
-        goals=open_file(trajectories / f"{next(iter(data))}.parquet")[1].goals,
+        goals=read_metadata(trajectories / f"{next(iter(data))}.parquet").goals,
         episodes=[
             episode
             for seed in (() if offline else seeds)

@@ -11,7 +11,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.storage import read_json
 from pd_pipeline.trajectories.quality import EXPERT, missed_bars
-from pd_pipeline.trajectories.reading import open_file, stream
+from pd_pipeline.trajectories.reading import read_metadata, stream
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
 
 
@@ -30,7 +30,7 @@ def check_file(path: Path, families: Mapping[str, Family], new_task: int | None 
 
     `new_task` may be in it, although the family does not know it.
     """
-    metadata = open_file(path).metadata
+    metadata = read_metadata(path)
     if metadata.family not in families:
         known = ", ".join(sorted(families)) or "none"
         raise PipelineError(f"{path}: unknown family '{metadata.family}': known are {known}; add it to params.yaml")

@@ -25,7 +25,7 @@ from pd_pipeline.families.goal_policy import located
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
-from pd_pipeline.trajectories.schema import TrajectoryMetadata
+from pd_pipeline.trajectories.schema import TrajectoryMetadata, metadata_of
 from pd_pipeline.trajectories.validation import Columns, Validator
 from pd_pipeline.workers import Answer, Workers, beat
 
@@ -193,7 +193,7 @@ def _worker(name: str, block: str, root: Path, params: TrajectoriesParams, work:
     def collect_shard(shard: Shard) -> int:
         arrays = collect_episodes(pool, described[shard.quality], shard, params.seed)
         # checked before it is saved: otherwise every later attempt would read the bad episode from the work folder
-        validator = Validator(f"policy '{shard.quality}'", metadata_of(family, shard.quality, params))
+        validator = Validator(f"policy '{shard.quality}'", _metadata(family, shard.quality, params))
         validator.feed(Columns(**arrays))
         validator.finish(np.array([shard.task]))
         save_arrays(shard.file(work), arrays)
@@ -202,20 +202,9 @@ def _worker(name: str, block: str, root: Path, params: TrajectoriesParams, work:
     return collect_shard
 
 
-def metadata_of(family: Family, quality: str, params: TrajectoriesParams) -> TrajectoryMetadata:
+def _metadata(family: Family, quality: str, params: TrajectoriesParams) -> TrajectoryMetadata:
     """The metadata of a quality's file."""
-    return TrajectoryMetadata(
-        family=family.name,
-        quality=quality,
-        observation_size=family.observation_size,
-        action_low=tuple(family.action_low.tolist()),
-        action_high=tuple(family.action_high.tolist()),
-        horizon=family.horizon,
-        seed=params.seed,
-        goals={task: family.goal(task) for task in sorted({*family.train_tasks, *family.test_tasks})},
-        environment=family.params.model_dump(mode="json"),
-        versions=family.versions(),
-    )
+    return metadata_of(family, quality, {*family.train_tasks, *family.test_tasks}, params.seed)
 
 
 def collect(
@@ -248,7 +237,7 @@ def collect(
         progress(title, done, len(shards), f"{steps / (time.monotonic() - started):,.0f} steps/s")
     for quality in params.episodes:
         some = [shard for shard in shards if shard.quality == quality]
-        write(out / f"{quality}.parquet", metadata_of(family, quality, params), _merged(work, some))
+        write(out / f"{quality}.parquet", _metadata(family, quality, params), _merged(work, some))
     return steps
 
 

@@ -12,6 +12,8 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.trajectories.reading import stream
 from pd_pipeline.trajectories.validation import Columns
 
+ROWS_PER_GROUP = 1 << 16
+
 
 class Episode(NamedTuple):
     """One whole episode of a file."""
@@ -43,6 +45,20 @@ def _episode(path: Path, parts: list[Columns]) -> Episode:
 
 def _rows(batch: Columns, first: int, last: int) -> Columns:
     return replace(batch, **{name: getattr(batch, name)[first:last] for name in Columns.__dataclass_fields__})
+
+
+def row_groups(parts: Iterable[Columns]) -> Iterator[Columns]:
+    """Whole episodes of one task, joined into row groups that end once they have ROWS_PER_GROUP steps."""
+    waiting: list[Columns] = []
+    rows = 0
+    for steps in parts:
+        waiting.append(steps)
+        rows += len(steps.step)
+        if rows >= ROWS_PER_GROUP:
+            yield joined(waiting)
+            waiting, rows = [], 0
+    if waiting:
+        yield joined(waiting)
 
 
 def joined(parts: Sequence[Columns]) -> Columns:

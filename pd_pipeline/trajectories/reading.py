@@ -132,6 +132,12 @@ def open_file(path: Path, family: Family | None = None, new_task: int | None = N
     return Opened(file, metadata, seal)
 
 
+def read_metadata(path: Path, family: Family | None = None, new_task: int | None = None) -> TrajectoryMetadata:
+    """The metadata of a trajectory file that passed the checks of `open_file`. Raises PipelineError as that does."""
+    with (opened := open_file(path, family, new_task)).file:
+        return opened.metadata
+
+
 @contextmanager
 def refusing(message: str) -> Iterator[None]:
     """Turn pyarrow's errors on a damaged file into one line."""

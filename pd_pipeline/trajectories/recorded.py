@@ -10,12 +10,10 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import file_digest
 from pd_pipeline.trajectories.contents import span
-from pd_pipeline.trajectories.episodes import Episode, episodes, joined
-from pd_pipeline.trajectories.reading import open_file, write
-from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
+from pd_pipeline.trajectories.episodes import Episode, episodes, row_groups
+from pd_pipeline.trajectories.reading import read_metadata, write
+from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata, metadata_of
 from pd_pipeline.trajectories.validation import Columns
-
-ROWS_PER_GROUP = 1 << 16
 
 
 def take(family: Family, out: Path, progress: Progress) -> None:
@@ -35,24 +33,12 @@ def _metadata(family: Family, quality: str, paths: Sequence[Path]) -> Trajectory
     found: list[TrajectoryMetadata] = []
     origins: list[Origin] = []
     for path in paths:
-        opened = open_file(path, family)
-        opened.file.close()
-        found.append(opened.metadata)
+        metadata = read_metadata(path, family)
+        found.append(metadata)
         by_hand = Origin(source=path.name, format="parquet", digest=file_digest(path).hex())
-        origins += opened.metadata.origin or [by_hand]
-    return TrajectoryMetadata(
-        family=family.name,
-        quality=quality,
-        observation_size=family.observation_size,
-        action_low=tuple(family.action_low.tolist()),
-        action_high=tuple(family.action_high.tolist()),
-        horizon=family.horizon,
-        seed=found[0].seed,
-        goals=dict(sorted((task, goal) for metadata in found for task, goal in metadata.goals.items())),
-        environment=family.params.model_dump(mode="json"),
-        versions=family.versions(),
-        origin=tuple(origins),
-    )
+        origins += metadata.origin or [by_hand]
+    tasks = {task for metadata in found for task in metadata.goals}
+    return metadata_of(family, quality, tasks, found[0].seed, tuple(origins))
 
 
 def _groups(family: Family, paths: Sequence[Path]) -> Iterator[Columns]:
@@ -63,16 +49,7 @@ def _groups(family: Family, paths: Sequence[Path]) -> Iterator[Columns]:
         for episode in heapq.merge(*(episodes(path, family) for path in cluster), key=lambda episode: episode[:2])
     )
     for _, of_task in groupby(_distinct(merged), key=lambda episode: episode.task):
-        waiting: list[Columns] = []
-        rows = 0
-        for episode in of_task:
-            waiting.append(episode.steps)
-            rows += len(episode.steps.step)
-            if rows >= ROWS_PER_GROUP:
-                yield joined(waiting)
-                waiting, rows = [], 0
-        if waiting:
-            yield joined(waiting)
+        yield from row_groups(episode.steps for episode in of_task)
 
 
 def _overlapping(paths: Sequence[Path]) -> Iterator[list[Path]]:

@@ -18,6 +18,7 @@ covers the rest; files written by other programs need neither.
 
 import json
 import math
+from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
 import numpy as np
@@ -26,6 +27,7 @@ from pydantic import Field, model_validator
 
 from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, Name, Parameters, Seed, parse
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.base import Family
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"pd_pipeline"
@@ -79,6 +81,32 @@ class TrajectoryMetadata(Parameters):
     def action_size(self) -> int:
         """Width d_a of an action."""
         return len(self.action_low)
+
+
+def limits_of(family: Family) -> dict[str, Any]:
+    """What the metadata of a file states of its family: the sizes and bounds of a step, and the horizon."""
+    return {
+        "observation_size": family.observation_size,
+        "action_low": tuple(family.action_low.tolist()),
+        "action_high": tuple(family.action_high.tolist()),
+        "horizon": family.horizon,
+    }
+
+
+def metadata_of(
+    family: Family, quality: str, tasks: Iterable[int], seed: int, origin: tuple[Origin, ...] = ()
+) -> TrajectoryMetadata:
+    """The metadata of a file with trajectories of some tasks of a family."""
+    return TrajectoryMetadata(
+        family=family.name,
+        quality=quality,
+        **limits_of(family),
+        seed=seed,
+        goals={task: family.goal(task) for task in sorted(tasks)},
+        environment=family.params.model_dump(mode="json"),
+        versions=family.versions(),
+        origin=origin,
+    )
 
 
 def parse_metadata(source: str, text: bytes) -> TrajectoryMetadata:

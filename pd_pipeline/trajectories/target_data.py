@@ -8,7 +8,7 @@ nor other targets depend on it.
     origin.json                 the accepted files: their digests, and which episodes are theirs
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.incoming import store
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import write_json
-from pd_pipeline.trajectories.reading import open_file, stream, write
-from pd_pipeline.trajectories.schema import TrajectoryMetadata
+from pd_pipeline.trajectories.contents import contents, last_episodes
+from pd_pipeline.trajectories.reading import read_metadata, stream, write
+from pd_pipeline.trajectories.schema import TrajectoryMetadata, limits_of
 from pd_pipeline.trajectories.validation import Columns
 
 OTHER = "other"
@@ -37,7 +38,7 @@ def run(context: StageContext) -> dict[str, Any]:
     """Write the target's trajectories, one file per quality."""
     family, task = context.family, context.task
     collected = {file.stem: file for file in sorted(context.inputs["trajectories"].glob("*.parquet"))}
-    of_target = {name: file for name, file in collected.items() if task in _goals(file)}
+    of_target = {name: file for name, file in collected.items() if task in read_metadata(file).goals}
     accepted: dict[str, list[Path]] = {}
     for file in store.files(context.root, family.name, task):
         accepted.setdefault(store.received(file).quality, []).append(file)
@@ -45,11 +46,13 @@ def run(context: StageContext) -> dict[str, Any]:
     counts: dict[str, int] = {}
     for done, quality in enumerate(qualities := sorted({*of_target, *accepted})):
         context.progress(f"target_data {context.key}", done, len(qualities), quality)
-        numbering = _Numbering()
-        parts = _parts(family, task, of_target.get(quality), accepted.get(quality, ()), numbering, origin)
-        first = of_target.get(quality) or accepted[quality][0]
-        write(context.out / f"{quality}.parquet", _metadata(family, task, first), parts)
-        counts[quality] = numbering.next
+        from_pipeline, from_users = of_target.get(quality), accepted.get(quality, [])
+        numbered = _numbered(task, from_pipeline, from_users)
+        path = context.out / f"{quality}.parquet"
+        metadata = _metadata(family, task, from_pipeline or from_users[0])
+        write(path, metadata, _parts(family, task, from_pipeline, numbered))
+        origin += [_origin(file, first) for file, first in numbered.items()]
+        counts[quality] = len(contents(path).lengths[task])
     if (other := other_task(family, task)) is not None:
         for quality, file in collected.items():
             rows = stream(file, [other], family)
@@ -65,55 +68,44 @@ def other_task(family: Family, task: int) -> int | None:
     return next((other for other in (following, *family.train_tasks) if other != task), None)
 
 
-class _Numbering:
-    """Numbers episodes in the order in which they come."""
-
-    def __init__(self) -> None:
-        self.next = 0
-
-    def renumbered(self, batch: Columns) -> Columns:
-        """The batch with running numbers of episodes; an episode may reach over several batches."""
-        begun = np.cumsum(batch.step == 0)
-        numbers = self.next - 1 + begun
-        self.next += int(begun[-1]) if len(begun) else 0
-        return replace(batch, episode_id=numbers.astype(np.int64))
-
-
-def _parts(
-    family: Family,
-    task: int,
-    collected: Path | None,
-    accepted: list[Path] | tuple[()],
-    numbering: _Numbering,
-    origin: list[dict[str, Any]],
-) -> Iterator[Columns]:
-    """The steps of one quality; adds where they come from to `origin`."""
-    if collected is not None:
-        for batch in stream(collected, [task], family):
-            numbering.next = max(numbering.next, int(batch.episode_id[-1]) + 1) if len(batch.step) else numbering.next
-            if len(batch.step):
-                yield batch
+def _numbered(task: int, collected: Path | None, accepted: Sequence[Path]) -> dict[Path, int]:
+    """Accepted file -> the number of its first episode in the out: they follow the collected ones and each other."""
+    found: dict[Path, int] = {}
+    following = last_episodes(collected)[task] + 1 if collected is not None and accepted else 0
     for file in accepted:
-        first, known = numbering.next, store.received(file)
+        found[file] = following
+        following += store.received(file).episodes
+    return found
+
+
+def _parts(family: Family, task: int, collected: Path | None, numbered: Mapping[Path, int]) -> Iterator[Columns]:
+    """The steps of one quality: the collected episodes as they are, then those of the accepted files, renumbered."""
+    if collected is not None:
+        yield from (batch for batch in stream(collected, [task], family) if len(batch.step))
+    for file, first in numbered.items():
+        begun = 0
         for batch in stream(file, family=family, new_task=task):
-            yield numbering.renumbered(batch)
-        origin.append(
-            known.model_dump(include={"quality", "digest", "source", "received"})
-            | {"file": file.name, "first_episode": first, "episodes": numbering.next - first}
-        )
+            numbers = begun + np.cumsum(batch.step == 0)  # from 1; an episode may reach over several batches
+            begun = int(numbers.max(initial=begun))
+            yield replace(batch, episode_id=first - 1 + numbers)
 
 
-def _goals(file: Path) -> dict[int, dict[str, Any]]:
-    opened = open_file(file)
-    opened.file.close()
-    return opened.metadata.goals
+def _origin(file: Path, first: int) -> dict[str, Any]:
+    """Where an accepted file comes from, and which episodes are its own."""
+    known = store.received(file)
+    return known.model_dump(include={"quality", "digest", "source", "received"}) | {
+        "file": file.name,
+        "first_episode": first,
+        "episodes": known.episodes,
+    }
 
 
 def _metadata(family: Family, task: int, file: Path) -> TrajectoryMetadata:
-    """The metadata of `file`, for one of its tasks."""
-    opened = open_file(file, family, task)
-    opened.file.close()
-    goals = opened.metadata.goals
-    if task not in goals:
+    """The metadata of `file` for one of its tasks, with the family's bounds and horizon.
+
+    Of a recorded family, a file that is joined with it may need more than `file` states.
+    """
+    metadata = read_metadata(file, family, task)
+    if task not in metadata.goals:
         raise PipelineError(f"{file}: holds no goal of task {task}: run stage trajectories again")
-    return opened.metadata.model_copy(update={"goals": {task: goals[task]}})
+    return metadata.model_copy(update={"goals": {task: metadata.goals[task]}} | limits_of(family))

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from pd_pipeline.errors import PipelineError, one_line
 from pd_pipeline.families.base import Family
-from pd_pipeline.trajectories.schema import TrajectoryMetadata, arrow_schema
+from pd_pipeline.trajectories.schema import TrajectoryMetadata, arrow_schema, limits_of
 
 ACTION_TOLERANCE = 1e-6
 # Relative to the batch's largest return-to-go, at least 1. Float32 rounds at 6e-8 of it; a larger tolerance would let
@@ -40,13 +40,7 @@ def check_family(source: str, metadata: TrajectoryMetadata, family: Family, new_
     """
     if metadata.family != family.name:
         raise PipelineError(f"{source}: holds trajectories of family '{metadata.family}', not of '{family.name}'")
-    expected = {
-        "observation_size": family.observation_size,
-        "action_low": tuple(family.action_low.tolist()),
-        "action_high": tuple(family.action_high.tolist()),
-        "horizon": family.horizon,
-    }
-    for name, value in expected.items():
+    for name, value in limits_of(family).items():
         found = getattr(metadata, name)
         if found != value and not (family.is_recorded and _within(name, np.asarray(found), np.asarray(value))):
             raise PipelineError(

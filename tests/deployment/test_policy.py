@@ -62,27 +62,31 @@ def acted(policy: Policy, family: Family) -> tuple[np.ndarray, np.ndarray]:
     return np.array(observations), np.array(actions)
 
 
-def same_as_evaluation(root: Path, work: Path) -> None:
-    """Assert that the policy of every method and target acts as evaluation did, bit by bit."""
+def side_by_side(root: Path, work: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Name -> (what was found, what evaluation's own code gives): the recorded rollouts, and every policy's episode."""
     project = graph.load(root)
     named, rollouts = evaluated(project, work)
     out = root / "data/evaluation/point_robot-0"
     recorded, _ = load_arrays(out / "rollouts.safetensors")
     scores = pl.read_parquet(out / "scores.parquet")[recorded["rows"].tolist()]
     assert [(*row, 0) for row in scores.select("method", "task").rows()] == [named[row] for row in recorded["rows"]]
-    np.testing.assert_array_equal(rollouts.actions[recorded["rows"]], recorded["actions"], strict=True)
+    found = {"recorded actions": (recorded["actions"], rollouts.actions[recorded["rows"]])}
     for method in project.params.run.methods:
         for task in project.tasks["point_robot"]:
             write_policy(project, method, Key("point_robot", task, 0), work / f"{method}-{task}")
             policy = load_policy(work / f"{method}-{task}")
             observations, actions = acted(policy, project.family("point_robot"))
             row = named.index((method, task, policy.description.actor))
-            np.testing.assert_array_equal(observations, rollouts.observations[row], err_msg=f"{method} {task}")
-            np.testing.assert_array_equal(actions, rollouts.actions[row], err_msg=f"{method} {task}", strict=True)
+            found[f"{method} {task} observations"] = (observations, rollouts.observations[row])
+            found[f"{method} {task} actions"] = (actions, rollouts.actions[row])
+    return found
 
 
 def test_it_acts_as_evaluation_did_to_the_bit(tuned_project: Path, tmp_path: Path) -> None:
-    same_as_evaluation(tuned_project, tmp_path)
+    compared = side_by_side(tuned_project, tmp_path)
+    assert len(compared) == 1 + 6 * 2 * 2, "methods, targets, observations and actions"
+    for name, (found, expected) in compared.items():
+        np.testing.assert_array_equal(found, expected, err_msg=name, strict=True)
 
 
 def test_so_do_low_rank_weights_and_a_method_of_ones_own(project: Path, tmp_path: Path) -> None:
@@ -91,7 +95,10 @@ def test_so_do_low_rank_weights_and_a_method_of_ones_own(project: Path, tmp_path
     text = re.sub(r"^  methods: .*$", run, (project / "params.yaml").read_text(), count=1, flags=re.MULTILINE)
     (project / "params.yaml").write_text(text + "    tuned_lora: {steps: 8, batch: 8, rank: 2}\n")
     run_stages(project, "tuned_lora", "tuned_mine", "evaluation")
-    same_as_evaluation(project, tmp_path / "work")
+    compared = side_by_side(project, tmp_path / "work")
+    assert len(compared) == 1 + 2 * 2 * 2, "methods, targets, observations and actions"
+    for name, (found, expected) in compared.items():
+        np.testing.assert_array_equal(found, expected, err_msg=name, strict=True)
     # the folder alone is enough: it runs no code of the method
     sys.modules.pop("my_method")
     sys.path.remove(str(project))

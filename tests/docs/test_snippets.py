@@ -12,7 +12,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph, preflight
-from pd_pipeline.exchange.importing import Asked, bring
+from pd_pipeline.exchange.importing import bring
+from pd_pipeline.exchange.mapping import Asked
 from pd_pipeline.families.base import Family
 from pd_pipeline.progress import silent
 from pd_pipeline.tuning.adaptation import Prompted

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from pd_pipeline.exchange.formats import WRITERS, module
-from pd_pipeline.exchange.importing import Asked, bring
+from pd_pipeline.exchange.importing import bring
+from pd_pipeline.exchange.mapping import Asked
 from pd_pipeline.progress import silent
 from pd_pipeline.trajectories.episodes import Episode, episodes
-from pd_pipeline.trajectories.reading import open_file, return_to_go, stream, write
+from pd_pipeline.trajectories.reading import read_metadata, return_to_go, stream, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 from tests.builders import metadata
@@ -60,7 +61,7 @@ def exported(named: str, folder: Path, source: Path) -> Path:
     """A trajectory file in another format."""
     out = folder / OUTS[named]
     out.parent.mkdir(parents=True, exist_ok=True)
-    module(WRITERS[named]).write(out, open_file(source).metadata, episodes(source), 10)
+    module(WRITERS[named]).write(out, read_metadata(source), episodes(source), 10)
     return out
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange import formats
-from pd_pipeline.exchange.importing import assign
 from pd_pipeline.exchange.lerobot_writing import write as write_lerobot
+from pd_pipeline.exchange.mapping import assign
 from pd_pipeline.storage import digest
 from pd_pipeline.trajectories.checking import check_file
-from pd_pipeline.trajectories.reading import open_file, read
+from pd_pipeline.trajectories.reading import read, read_metadata
 from tests.dvc_project import SMALL_PARAMS
 from tests.exchange.builders import ALL, FAMILY, about, every, exported, imported, trajectory_file
 from tests.exchange.test_d4rl import plain
@@ -50,7 +50,7 @@ def test_another_source_adds_tasks_and_episodes_with_numbers_of_their_own(tmp_pa
     data = read(made)
     assert data.task_id.tolist() == [5, 5, 5, 6, 6]
     assert data.episode_id.tolist() == [4, 7, 8, 0, 3], "3 was the last of task 5; other numbers stay"
-    assert open_file(made).metadata.goals == {5: {"words": "stack"}, 6: {"words": "turn"}}
+    assert read_metadata(made).goals == {5: {"words": "stack"}, 6: {"words": "turn"}}
 
 
 def test_all_episodes_may_be_of_one_task(tmp_path: Path, original: Path) -> None:
@@ -58,7 +58,7 @@ def test_all_episodes_may_be_of_one_task(tmp_path: Path, original: Path) -> None
     data = read(made)
     assert set(data.task_id) == {9}
     assert data.episode_id.tolist() == [0, 7, 8, 9, 10]
-    metadata = open_file(made).metadata
+    metadata = read_metadata(made)
     assert (metadata.goals, metadata.quality) == ({9: {}}, "expert")
     assert metadata.origin[0].options == {"task": 9, "quality": "expert"}
     more, _ = imported(tmp_path, exported("d4rl", tmp_path, original), task=9)
@@ -101,14 +101,14 @@ def test_bounds_are_asked_for_stated_or_read_off(tmp_path: Path) -> None:
     actions = np.linspace(-3, 5, 20, dtype=np.float32).reshape(10, 2)
     actions[:, 1] = 2.0
     (made,), said = imported(tmp_path, plain(tmp_path / "wide.hdf5", actions=actions))
-    metadata = open_file(made).metadata
+    metadata = read_metadata(made)
     assert metadata.action_low == pytest.approx((-3.0, 1.0))
     assert metadata.action_high == pytest.approx((float(actions[-1, 0]), 3.0))
     assert "(read off the actions)" in said
     (asked,), _ = imported(tmp_path, plain(tmp_path / "asked.hdf5"), "other", action_low=-2, action_high=2)
-    assert open_file(asked).metadata.action_high == (2.0, 2.0)
+    assert read_metadata(asked).action_high == (2.0, 2.0)
     (unit,), _ = imported(tmp_path, plain(tmp_path / "unit.hdf5"), "unit")
-    assert open_file(unit).metadata.action_low == (-1.0, -1.0)
+    assert read_metadata(unit).action_low == (-1.0, -1.0)
 
 
 def test_what_validation_refuses_is_not_imported(tmp_path: Path) -> None:
@@ -209,11 +209,12 @@ def test_sources_stay_as_they_are(tmp_path: Path, original: Path) -> None:
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from pd_pipeline.exchange import importing
+from pd_pipeline.exchange import importing, mapping
+from pd_pipeline.trajectories import episodes
 import h5py, pyarrow.parquet
-importing.ROWS_PER_GROUP = 2048
+episodes.ROWS_PER_GROUP = 2048
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-importing.bring(Path(sys.argv[2]), sys.argv[1], "x", importing.Asked(), None, None, lambda *_: None, lambda _: None)
+importing.bring(Path(sys.argv[2]), sys.argv[1], "x", mapping.Asked(), None, None, lambda *_: None, lambda _: None)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -12,7 +12,7 @@ import pytest
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange import lerobot_writing
-from pd_pipeline.trajectories.reading import open_file, read
+from pd_pipeline.trajectories.reading import read, read_metadata
 from tests.exchange.builders import ALL, every, exported, imported, trajectory_file
 
 FEATURES: dict[str, Any] = {
@@ -85,7 +85,7 @@ def test_both_layouts(tmp_path: Path, layout: Any) -> None:
     data, steps = read(made), every(made)
     assert data.task_id.tolist() == [0, 0, 1]
     assert data.lengths.tolist() == [4, 3, 6]
-    assert open_file(made).metadata.goals == {0: {"task": "push the T"}, 1: {"task": "pull the T"}}
+    assert read_metadata(made).goals == {0: {"task": "push the T"}, 1: {"task": "pull the T"}}
     expected = [frames(episode) for episode in (0, 2, 1)]
     state = np.concatenate([np.float32(e["observation.state"]) for e in expected])
     force = np.concatenate([np.float32(e["observation.force"]) for e in expected])[:, None]
@@ -105,7 +105,7 @@ def test_a_task_that_the_family_has_is_known_by_its_words(tmp_path: Path) -> Non
     more = version_3(tmp_path / "two")
     pd.DataFrame({"task_index": [0, 1]}, index=["pull the T", "lift"]).to_parquet(more / "meta/tasks.parquet")
     (made,), _ = imported(tmp_path, more)
-    metadata = open_file(made).metadata
+    metadata = read_metadata(made)
     assert metadata.goals == {1: {"task": "pull the T"}, 2: {"task": "lift"}}
     data = read(made)
     assert data.episode_id[data.task_id == 1].tolist() == [1, 2]

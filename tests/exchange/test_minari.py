@@ -11,7 +11,7 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.trajectories.reading import open_file, read
+from pd_pipeline.trajectories.reading import read, read_metadata
 from tests.exchange.builders import ALL, every, exported, imported, trajectory_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is set to None", "ignore:env_spec is None")
@@ -62,7 +62,7 @@ def test_a_data_set_by_its_id(tmp_path: Path) -> None:
     np.testing.assert_array_equal(steps.reward[:4], np.float32(buffers[0].rewards))
     assert np.flatnonzero(steps.terminated).tolist() == [3]
     assert np.flatnonzero(steps.success).tolist() == [3, 9], "the first info is that of the reset"
-    metadata = open_file(made).metadata
+    metadata = read_metadata(made)
     assert (metadata.action_low, metadata.quality, metadata.horizon) == ((-2.0, -2.0), "expert", 6)
     assert metadata.origin[0].source == "lab/door-v1"
     assert {"minari", "h5py"} < metadata.origin[0].versions.keys()
@@ -74,7 +74,7 @@ def test_a_data_set_by_its_path(tmp_path: Path, datasets: Path) -> None:
     made_by_minari()
     for folder in (datasets / "lab/door-v1", datasets / "lab/door-v1/data"):
         (made,), said = imported(tmp_path / folder.name, folder)
-        assert open_file(made).metadata.origin[0].dataset == "lab/door-v1"
+        assert read_metadata(made).origin[0].dataset == "lab/door-v1"
         assert "success: not recorded" in said
         assert not every(made).success.any()
 
@@ -118,7 +118,7 @@ def test_bounds_that_are_not_finite_are_read_off(tmp_path: Path) -> None:
     made_by_minari(action=gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float32))
     (made,), said = imported(tmp_path, "lab/door-v1")
     actions = every(made).action
-    assert open_file(made).metadata.action_low == pytest.approx(actions.min(0))
+    assert read_metadata(made).action_low == pytest.approx(actions.min(0))
     assert "(read off the actions)" in said
 
 

@@ -7,7 +7,7 @@ import pytest
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.exporting import send
 from pd_pipeline.exchange.formats import WRITERS
-from pd_pipeline.trajectories.reading import open_file
+from pd_pipeline.trajectories.reading import read_metadata
 from tests.exchange.builders import FAMILY, OUTS, assert_same, every, exported, imported, trajectory_file
 
 
@@ -21,7 +21,7 @@ def test_nothing_is_lost(tmp_path: Path, original: Path, named: str) -> None:
     source = original if named == "parquet" else exported(named, tmp_path, original)
     (made,), said = imported(tmp_path / "project", source)
     assert_same(every(made), every(original))
-    before, after = open_file(original).metadata, open_file(made).metadata
+    before, after = read_metadata(original), read_metadata(made)
     origin = after.origin[-1]
     assert after.model_copy(update={"family": before.family, "origin": ()}) == before
     assert (origin.format, origin.source, origin.options) == (named, str(source), {})
@@ -37,7 +37,7 @@ def test_through_another_format_and_back(tmp_path: Path, original: Path, named: 
     (first,), _ = imported(tmp_path / "one", exported("d4rl", tmp_path, original))
     (second,), _ = imported(tmp_path / "two", exported(named, tmp_path / "again", first))
     assert_same(every(second), every(original))
-    assert [origin.format for origin in open_file(second).metadata.origin] == ["d4rl", named]
+    assert [origin.format for origin in read_metadata(second).origin] == ["d4rl", named]
 
 
 @pytest.mark.parametrize("named", WRITERS)

@@ -12,10 +12,11 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import digest
+from pd_pipeline.trajectories import episodes as module
 from pd_pipeline.trajectories import recorded
 from pd_pipeline.trajectories.contents import contents, span
 from pd_pipeline.trajectories.episodes import Episode, episodes
-from pd_pipeline.trajectories.reading import open_file, read, stream, write
+from pd_pipeline.trajectories.reading import read, read_metadata, stream, write
 from pd_pipeline.trajectories.recorded import take
 from pd_pipeline.trajectories.validation import Columns
 from tests.builders import changed, taken
@@ -48,7 +49,7 @@ def same(one: Columns, other: Columns) -> bool:
 
 
 def everything(path: Path) -> Columns:
-    return recorded.joined(list(stream(path)))
+    return module.joined(list(stream(path)))
 
 
 def test_a_file_is_taken_as_it_is_and_stays(root: Path) -> None:
@@ -57,7 +58,7 @@ def test_a_file_is_taken_as_it_is_and_stays(root: Path) -> None:
     assert same(everything(out), everything(root / FOLDER / "expert.parquet"))
     assert sorted(path.name for path in out.parent.iterdir()) == ["expert.parquet", "random.parquet"]
     assert digest(root / FOLDER) == before
-    metadata = open_file(out).metadata
+    metadata = read_metadata(out)
     assert (metadata.family, metadata.quality, metadata.environment["data"]) == (FAMILY, "expert", FOLDER)
     (origin,) = metadata.origin
     assert (origin.source, origin.format) == ("expert.parquet", "parquet")
@@ -81,11 +82,11 @@ def test_files_of_a_quality_are_joined_in_order(root: Path, expert: Path) -> Non
     assert data.episode_id[data.task_id == 1].tolist() == [*range(7), *range(50, 57)]
     made = everything(out)
     assert same(taken(made, (made.task_id < 8) & (made.episode_id < 50)), whole)
-    assert {origin.source for origin in open_file(out).metadata.origin} == {f"{name}.parquet" for name in "abcd"}
+    assert {origin.source for origin in read_metadata(out).origin} == {f"{name}.parquet" for name in "abcd"}
 
 
 def test_a_row_group_holds_one_task(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorded, "ROWS_PER_GROUP", 30)
+    monkeypatch.setattr(module, "ROWS_PER_GROUP", 30)
     file = pq.ParquetFile(joined(root))
     assert file.num_row_groups > 12
     for group in range(file.num_row_groups):

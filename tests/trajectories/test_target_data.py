@@ -1,5 +1,6 @@
 """The data of a target: what was collected and what users brought, and nothing else depends on the latter."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,12 +10,14 @@ import pytest
 from pd_pipeline import graph, rendering
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.incoming.ingest import ingest
+from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
 from pd_pipeline.trajectories.reading import Trajectories, read, write
 from pd_pipeline.trajectories.target_data import other_task
 from tests.builders import columns, metadata
 from tests.conftest import run_stages
+from tests.recorded_project import FAMILY, record, record_project
 
 LIKE_THE_FAMILY = {"observation_size": 2, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0), "horizon": 12}
 LATER = datetime.now(UTC) + timedelta(hours=1)
@@ -64,6 +67,43 @@ def test_new_episodes_follow_in_the_order_of_arrival(project: Path) -> None:
         ("0002-expert.parquet", count + 2, 3),
     ]
     assert origin[0]["source"] == "data/incoming/point_robot/4/1.parquet"
+
+
+@pytest.mark.parametrize("task", [4, NEW])
+def test_bounds_and_horizon_are_those_of_a_recorded_family(task: int, trained_project: Path, tmp_path: Path) -> None:
+    """A file that keeps to narrower ones comes first, one that needs all of them second."""
+    root = record_project(trained_project, tmp_path / "recorded")
+    family = graph.load(root).family(FAMILY)
+    narrow: dict[str, object] = {"action_low": (-0.5, -0.5), "action_high": (0.5, 0.5), "horizon": 5}
+    for number, (about, length, scale) in enumerate(((narrow, 5, 0.5), ({}, 12, 1.0))):
+        values = LIKE_THE_FAMILY | {"family": FAMILY, "quality": "demo", "goals": {task: family.goal(4)}} | about
+        made = columns(tasks=(task,), d_s=2, length=length, seed=number)
+        path = root / f"data/incoming/{FAMILY}/{task}/{number}.parquet"
+        write(path, metadata(**values), [replace(made, action=made.action * np.float32(scale))])
+        (outcome,) = ingest(root, {FAMILY: family}, 0, LATER)
+        assert outcome.state == "accepted", outcome.message
+    run_stages(root, "behavior_policies", "trajectories", "target_data")
+    folder = f"{FAMILY}/4" if task == 4 else f"{FAMILY}-new/{NEW}"
+    data = of(root, folder, "demo", task)
+    assert data.lengths.tolist() == [5, 5, 12, 12]
+    found = data.metadata
+    assert (found.action_low, found.action_high, found.horizon) == ((-1.0, -1.0), (1.0, 1.0), 12)
+
+
+def test_episodes_are_counted_and_numbered_after_the_last_one(project: Path) -> None:
+    """Numbers of collected episodes may have gaps, where a user recorded them."""
+    root = record_project(project, project.parent / "recorded")
+    (source := root / "data/imported/my_robot/expert.parquet").unlink()
+    record(project / "data/trajectories/point_robot/expert.parquet", source, shift=50)
+    made = columns(tasks=(4,), d_s=2)
+    values = LIKE_THE_FAMILY | {"family": FAMILY, "goals": {4: graph.load(root).family(FAMILY).goal(4)}}
+    write(root / f"data/incoming/{FAMILY}/4/a.parquet", metadata(**values), [made])
+    ingest(root, {FAMILY: graph.load(root).family(FAMILY)}, 0, LATER)
+    run_stages(root, "behavior_policies", "trajectories")
+    key = Key(FAMILY, 4)
+    metrics = graph.run(graph.load(root), "target_data", key, silent)
+    assert of(root, f"{FAMILY}/4").episode_id.tolist() == list(range(50, 59))
+    assert metrics == {"episodes_expert": 9, "episodes_random": 2}
 
 
 def test_a_quality_that_was_never_collected(project: Path) -> None:

@@ -1,0 +1,69 @@
+"""Two policies of a target that no environment knows, compared on its held-out trajectories."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pd_pipeline import graph
+from pd_pipeline.deployment.policy import Loaded, read_policy
+from pd_pipeline.deployment.scoring import actor_of, paired_scores
+from pd_pipeline.deployment.writing import write_policy
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.action_losses import action_losses
+from pd_pipeline.stage import Key
+from pd_pipeline.training.policy_data import PolicyData
+from pd_pipeline.trajectories.reading import Trajectories, read
+from tests.conftest import run_stages
+from tests.training.test_stages import set_params
+from tests.trajectories.test_target_data import NEW, bring
+
+KEY = Key("point_robot", NEW, 0)
+
+
+@pytest.fixture
+def root(project: Path) -> Path:
+    """A project with two policies of a new target, `a` and `b`, which has 6 expert and 3 demo trajectories."""
+    set_params(project, "tuned_prompt_dt: {}", "target: {few_shot: 2}\n    tuned_prompt_dt: {}")
+    bring(project, NEW, seed=1, episodes=6)
+    bring(project, NEW, seed=2, episodes=3, quality="demo")
+    run_stages(project, "target_data", "tuned_prompt_dt", "tuned_noise_prompt")
+    for name, method in (("a", "prompt_dt"), ("b", "noise_prompt")):
+        write_policy(graph.load(project), method, KEY, project / name)
+    return project
+
+
+def held_out(root: Path, quality: str) -> Trajectories:
+    return read(root / f"data/target_data/point_robot-new/{NEW}/{quality}.parquet")
+
+
+def losses(loaded: Loaded, data: Trajectories, steps: int | None) -> np.ndarray:
+    return action_losses(actor_of(loaded), PolicyData(data, loaded.normalization), steps)[0]
+
+
+@pytest.mark.parametrize(
+    ("offline", "quality", "steps"),
+    [
+        ("", "expert", 50),
+        ("offline: {steps: 2}, ", "expert", 2),
+        ("offline: {quality: demo, steps: null}, ", "demo", None),
+    ],
+)
+def test_quality_and_steps_are_those_of_offline_evaluation(
+    offline: str, quality: str, steps: int | None, root: Path
+) -> None:
+    set_params(root, "evaluation: {", "evaluation: {" + offline)
+    found = paired_scores(graph.load(root), KEY, root / "a", root / "b", [{quality: {0}}], lambda _: None)
+    assert (found.measure, found.sign) == ("action_loss", -1)
+    data = held_out(root, quality)
+    left = data.select(np.arange(1, len(data.task_id)))
+    for name, scores in (("a", found.candidate), ("b", found.in_use)):
+        np.testing.assert_array_equal(scores, losses(read_policy(root / name), left, steps))
+    assert (found.candidate != losses(read_policy(root / "a"), left, 1)).all(), "the number of steps matters"
+
+
+def test_two_trajectories_must_be_left(root: Path) -> None:
+    used = [{"expert": {0, 1, 2}}, {"expert": {2, 3, 4}}]
+    message = f"point_robot-{NEW}: 1 trajectories of quality 'expert' are left to compare policies on"
+    with pytest.raises(PipelineError, match=message):
+        paired_scores(graph.load(root), KEY, root / "a", root / "b", used, lambda _: None)
