@@ -68,6 +68,10 @@ docs: $(VENV)/.installed-docs
 
 ui: $(VENV)/.installed
 	@mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $(DAGSTER_HOME)/dagster.yaml
+ifdef DAGSTER_POSTGRES_URL
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[postgres]'
+	@cat docs/examples/dagster-postgres.yaml >> $(DAGSTER_HOME)/dagster.yaml
+endif
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1
 
 bench: $(VENV)/.installed-bench

@@ -9,6 +9,7 @@ from assets.incoming import REASON, request
 from assets.partitions import TARGETS
 from assets.targets import targets
 from pd_pipeline import graph, lineage
+from pd_pipeline.config import AutomationParams
 from pd_pipeline.deployment.promotion import is_decided
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
@@ -101,6 +102,9 @@ def _schedule(
         execution_fn=body,
         default_status=dg.DefaultScheduleStatus.RUNNING if cron else dg.DefaultScheduleStatus.STOPPED,
         job=job,
+        description=f"{AutomationParams.model_fields[name].description}, by `automation.{name}` of params.yaml".replace(
+            "; null: not by itself", ""
+        ),
     )
 
 

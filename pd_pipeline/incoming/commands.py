@@ -10,8 +10,12 @@ from pd_pipeline.errors import PipelineError
 
 def ingest(
     settle: Annotated[
-        float, typer.Option(min=0, help="Seconds for which a file without a .done marker must have been left alone.")
-    ] = 10.0,
+        float | None,
+        typer.Option(
+            min=0,
+            help="Seconds for which a file without a .done marker must have been left alone; default: params.yaml's.",
+        ),
+    ] = None,
     work: Annotated[bool, typer.Option("--work/--no-work", help="Tune and promote for the targets, too.")] = True,
 ) -> None:
     """Take new trajectories of targets from data/incoming/, tune for these targets, and promote what is not worse.
@@ -19,13 +23,12 @@ def ingest(
     Exit 1 if a file was quarantined or a target failed.
     """
     from pd_pipeline import graph
-    from pd_pipeline.incoming.ingest import ingest as take
+    from pd_pipeline.incoming.ingest import take
     from pd_pipeline.incoming.retuning import retune
     from pd_pipeline.progress import console
 
     root = Path.cwd()
-    project = graph.load(root)
-    outcomes = take(root, {name: project.family(name) for name in project.params.run.families}, settle)
+    outcomes = take(graph.load(root), settle)
     for outcome in outcomes:
         typer.echo(f"{outcome.file}: {outcome.state}: {outcome.message}")
     good = all(outcome.state != "quarantined" for outcome in outcomes)
