@@ -11,6 +11,7 @@ from pd_pipeline import records
 from pd_pipeline.acting.actors import Actors, KeysValues
 from pd_pipeline.deployment import folder as folders
 from pd_pipeline.deployment.folder import Description
+from pd_pipeline.deployment.gathering import gather
 from pd_pipeline.deployment.policy import MIN_ROWS, read_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph, stage_context
@@ -59,6 +60,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
         save_policy(made / folders.PLM, actors.policy, plm.normalization)
         save_arrays(made / folders.PREFIX, _arrays(_prefix(actors, chosen, precision == "bf16")))
         save_arrays(made / folders.SAMPLE, _sample(few_shot))
+        write_json(made / folders.LINEAGE, gather(graph, stage, key, given).model_dump(mode="json"))
         description = Description(
             family=str(key.family),
             task=context.task,
