@@ -287,6 +287,7 @@ def doctor() -> None:
 
 app.command("export-policy")(deployment.export_policy)
 app.command("rollout")(deployment.rollout)
+app.command("lineage")(deployment.lineage)
 app.command("ingest")(incoming.ingest)
 app.command("promote")(incoming.promote)
 app.command("status")(incoming.status)

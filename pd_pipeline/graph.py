@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import config, records
+from pd_pipeline import __version__, config, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
 from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError, suggestion
@@ -21,6 +21,7 @@ from pd_pipeline.families.base import Family, entry_point, load_family, source_f
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.incoming import store
 from pd_pipeline.progress import Progress
+from pd_pipeline.revision import git_revision
 from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.stages import ACROSS, REPORT, SEED, TASK, Stage, stages
@@ -282,7 +283,7 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
         )
     recover(final)
     records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
-    made = graph.work_digest(stage, key)
+    made, facts = graph.work_digest(stage, key), _facts(graph, stage, key)
     work = home / ".work" / stage / name / made[:16]
     if work.parent.is_dir():
         for other_work in work.parent.iterdir():
@@ -294,10 +295,24 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
         metrics = importlib.import_module(graph.stages[stage].module).run(context)
         # a file may have been added in the meantime
         records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
-        figures = {"made": made, "seconds": clock.seconds, "parameters": context.params.model_dump(mode="json")}
-        records.write(home, stage, key, final, out, **figures, **context.facts)
+        facts |= {"made": made, "seconds": clock.seconds, "parameters": context.params.model_dump(mode="json")}
+        if key.family is not None:
+            facts["environment"] = context.family.params.model_dump(mode="json")
+        records.write(home, stage, key, final, out, **facts, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
+
+
+def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
+    """Inputs and versions of the code before the work, for its record: a commit may be made in the meantime."""
+    from pd_pipeline import rendering  # it renders graphs
+
+    return {
+        "inputs": {need: digest(graph.root / graph.input(stage, key, need)) for need in graph.stages[stage].needs},
+        "code": rendering.digests(graph, stage, key)["code"],
+        "version": __version__,
+        "revision": git_revision(graph.root),
+    }
 
 
 def stage_context(graph: Graph, stage: str, key: Key, out: Path, work: Path, progress: Progress) -> StageContext:

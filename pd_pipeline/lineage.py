@@ -11,11 +11,13 @@ of it.
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from ruamel.yaml import YAML
 
 from pd_pipeline import dvc_locks, locks, records, rendering
 from pd_pipeline import graph as graphs
@@ -23,7 +25,7 @@ from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import Snapshot, as_json, refuse_changes, snapshot, stamp
-from pd_pipeline.lockfile import LOCK_FILE, with_entry
+from pd_pipeline.lockfile import LOCK_FILE, only, with_entry
 from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address
@@ -225,6 +227,50 @@ def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tup
     if not rendering.is_project(graph.root) or not (graph.root / rendering.DVC_FILE).is_file():
         return {}
     return _with_repo(graph.root, look, locks.Waiting())
+
+
+@dataclass(frozen=True)
+class LockEntry:
+    """What dvc.lock says of one piece of work."""
+
+    md5: str
+    """MD5 of the out, by which DVC's cache and remotes know it."""
+    inputs: dict[str, str]
+    """Path of an input, relative to the project -> its MD5."""
+    digests: dict[str, str]
+    """Digests of code and parameters, as `rendering.digests` gives them."""
+
+
+def lock_entries(graph: Graph, pieces: Iterable[tuple[str, Key]]) -> dict[tuple[str, Key], LockEntry]:
+    """The entries in dvc.lock of those pieces of work whose outs are as recorded there, or are not here."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+
+    if not rendering.is_project(graph.root) or not (graph.root / LOCK_FILE).is_file():
+        return {}
+    asked = {address(stage, key): (stage, key) for stage, key in pieces}
+    text = only((graph.root / LOCK_FILE).read_text(), asked)
+    entries = (YAML(typ="safe").load(text) or {}).get("stages") or {}
+
+    def look(repo: Any) -> dict[tuple[str, Key], LockEntry]:
+        found = {}
+        for name, piece in asked.items():
+            with suppress(LockError, DvcException):  # in use by another process, or not in dvc.yaml
+                out = graph.root / graph.out(*piece)
+                if name in entries and not (out.exists() and _piece(repo, *piece).outs[0].status()):
+                    found[piece] = _lock_entry(entries[name])
+        return found
+
+    return _with_repo(graph.root, look, locks.Waiting())
+
+
+def _lock_entry(values: Mapping[str, Any]) -> LockEntry:
+    recorded = values.get("params", {}).get(rendering.DIGESTS_FILE, {})
+    return LockEntry(
+        md5=values["outs"][0]["md5"],
+        inputs={dependency["path"]: dependency["md5"] for dependency in values.get("deps", ())},
+        digests=next(iter(recorded.values()), {}),  # each piece depends on one entry of digests.json
+    )
 
 
 def _data_version(piece: Any) -> str | None:

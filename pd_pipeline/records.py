@@ -9,16 +9,22 @@
         device      what it was computed on
         precision   of the computation
         parameters  of the stage, with defaults filled in
+        environment parameters of the family, with defaults filled in
+        inputs      upstream stage -> digest of what was read from it
+        code        digest of the code, as in digests.json
+        version     of this package
+        revision    git revision of the project
 
 `files` shows which files of an out a user added or changed: these are never replaced or removed. Wall-clock times are
 here and not in outs, so equal results have equal outs.
 """
 
+import hashlib
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import Field
@@ -30,6 +36,7 @@ from pd_pipeline.storage import file_digest, read_json, read_model, write_json
 FOLDER = Path("data/records")
 CLOCK_FILE = "seconds.json"  # in the work folder: seconds spent by earlier processes
 TICK_SECONDS = 1.0
+LINK = "link"
 
 
 class Record(Parameters):
@@ -43,6 +50,11 @@ class Record(Parameters):
     device: str | None = None
     precision: str | None = None
     parameters: dict[str, Any] = {}
+    environment: dict[str, Any] = {}
+    inputs: dict[str, str] = {}
+    code: str | None = None
+    version: str | None = None
+    revision: str | None = None
 
 
 def path(root: Path, stage: str, key: object) -> Path:
@@ -65,8 +77,17 @@ def listing(out: Path) -> dict[str, str]:
     found = {}
     for file in sorted(out.rglob("*")):
         if file.is_symlink() or file.is_file():
-            found[file.relative_to(out).as_posix()] = file_digest(file).hex() if file.is_file() else "link"
+            found[file.relative_to(out).as_posix()] = file_digest(file).hex() if file.is_file() else LINK
     return found
+
+
+def digest_of(files: Mapping[str, str]) -> str:
+    """The digest of an out with these files (as `listing` gives them), equal to `storage.digest` of its folder."""
+    total = hashlib.sha256()
+    for name in sorted(files, key=PurePosixPath):
+        if files[name] != LINK:
+            total.update(name.encode() + b"\0" + bytes.fromhex(files[name]))
+    return total.hexdigest()
 
 
 def foreign(out: Path, record: Record | None) -> list[str]:

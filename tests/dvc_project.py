@@ -64,3 +64,10 @@ def call(root: Path, *command: str) -> str:
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Run git in the project as somebody; returns its output."""
+    who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
+    done = subprocess.run(["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout

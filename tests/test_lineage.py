@@ -106,6 +106,23 @@ def test_what_was_edited_or_removed_is_not_up_to_date(root: Path, project: Graph
     assert lineage.data_versions(project) == {}
 
 
+def test_the_lock_speaks_only_of_outs_that_are_as_recorded(root: Path, project: Graph) -> None:
+    pieces = [(POLICIES, KEY), (TRAJECTORIES, KEY)]
+    assert lineage.lock_entries(project, pieces) == {}, "no dvc.lock yet"
+    made = {stage: lineage.run(project, stage, KEY, silent).data_version for stage, _ in pieces}
+    found = lineage.lock_entries(project, [*pieces, ("prompts", KEY)])
+    assert found.keys() == {*pieces}
+    for stage, key in pieces:
+        assert found[stage, key].md5 == made[stage]
+        assert found[stage, key].digests == rendering.digests(project, stage, key)
+    assert found[TRAJECTORIES, KEY].inputs == {"data/behavior_policies/point_robot": made[POLICIES]}
+    file = root / "data/behavior_policies/point_robot/policies.json"
+    file.write_text("{}")
+    assert lineage.lock_entries(project, pieces).keys() == {(TRAJECTORIES, KEY)}
+    shutil.rmtree(file.parent)
+    assert lineage.lock_entries(project, pieces) == found, "one that is not here is not another one"
+
+
 def test_the_version_of_a_stage_follows_code_and_parameters_only(root: Path, project: Graph) -> None:
     stages = list(project.stages)
     before = {stage: guard.version(project, stage) for stage in stages}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pd_pipeline import graph, records
+from pd_pipeline import __version__, graph, records, rendering
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.progress import silent
 from pd_pipeline.records import Record
@@ -99,6 +99,28 @@ def test_wall_clock_figures_are_in_no_out(tmp_path: Path, monkeypatch: pytest.Mo
     record = records.find(tmp_path, "prompts", key)
     assert isinstance(record, Record)
     assert record.seconds >= 0.3
+
+
+def test_a_record_says_what_an_out_was_made_from_and_by(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
+    project, key = graph.load(tmp_path), Key("point_robot")
+    for stage in ("behavior_policies", "trajectories"):
+        graph.run(project, stage, key, silent)
+    record = records.find(tmp_path, "trajectories", key)
+    assert isinstance(record, Record)
+    assert record.inputs == {"behavior_policies": digest(tmp_path / "data/behavior_policies/point_robot")}
+    assert record.code == rendering.digests(project, "trajectories", key)["code"]
+    assert (record.version, record.revision) == (__version__, "unknown"), "not in git"
+    assert record.environment == project.family("point_robot").params.model_dump(mode="json")
+    assert records.digest_of(record.files) == digest(tmp_path / "data/trajectories/point_robot")
+
+
+def test_the_digest_of_a_listing_is_that_of_its_folder(out: Path) -> None:
+    for name in ("a.b", "inner-2", "inner.txt", "B"):  # sorted as paths, not as text
+        (out / name).write_text(name)
+    (out / "inner/link").symlink_to(out)
+    listing = records.listing(out)
+    assert records.digest_of(dict(sorted(listing.items(), reverse=True))) == digest(out)
 
 
 def test_a_finished_piece_is_up_to_date_until_something_changes(tmp_path: Path) -> None:

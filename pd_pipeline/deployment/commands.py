@@ -1,4 +1,4 @@
-"""The commands `export-policy` and `rollout` of `pd-pipeline`."""
+"""The commands `export-policy`, `rollout` and `lineage` of `pd-pipeline`."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -52,3 +52,24 @@ def rollout(
     if video is not None:
         film(policy.description, made, root, video)
         typer.echo(str(video))
+
+
+def lineage(
+    target: Annotated[str, TARGET],
+    version: Annotated[int | None, typer.Option(help="Version of the target; default: the one in use.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with everything in full.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Compare with the files. Exit 1 if a file of the policy differs.")
+    ] = False,
+) -> None:
+    """Show all that a promoted policy comes from, back to raw trajectories."""
+    from pd_pipeline.deployment.trace import checked, trace
+    from pd_pipeline.deployment.trace_text import lines
+
+    found = trace(target, version)
+    if check:
+        found = checked(found, Path.cwd())
+    for line in [found.model_dump_json(indent=1)] if as_json else lines(found):
+        typer.echo(line)
+    if found.check is not None and not found.check.good:
+        raise typer.Exit(1)

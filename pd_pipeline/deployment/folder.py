@@ -4,6 +4,7 @@
     plm/                     the weights that act, as `models.saved_policy` writes them
     prefix.safetensors       keys and values of what stands in front of the window, for every block
     sample.safetensors       observations and rewards of one few-shot trajectory, to try the policy on
+    lineage.json             all that it comes from, back to raw trajectories (`ancestry.Ancestry`)
 
 Every adaptation acts as weights and a prefix (`acting.actors`), so the folder is the same for all methods, and to load
 it runs no code of a method. The versions of a target are policy folders too:
@@ -20,7 +21,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from pd_pipeline.config import Name, Parameters, Seed
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.storage import file_digest, read_json, read_model
 
 FORMAT: Final = 1
@@ -28,7 +29,8 @@ FILE = "policy.json"
 PLM = "plm"
 PREFIX = "prefix.safetensors"
 SAMPLE = "sample.safetensors"
-CONTENTS = (FILE, PLM, PREFIX, SAMPLE)
+LINEAGE = "lineage.json"
+CONTENTS = (FILE, PLM, PREFIX, SAMPLE, LINEAGE)
 PROMOTED = Path("data/promoted")
 CURRENT = "current.json"
 
@@ -121,13 +123,21 @@ def locate(path_or_target: str | Path) -> Path:
     if is_target and not (path := PROMOTED / path).is_dir():
         raise PipelineError(
             f"{path}: no such folder: no policy of target {path_or_target} is in use here, and there is no policy "
-            f"folder {path_or_target} either"
+            f"folder {path_or_target} either{_suggested(str(path_or_target))}"
         )
     if not path.is_dir():
-        raise PipelineError(f"{path}: no such folder: name a policy folder, or a target such as reach-5")
+        raise PipelineError(
+            f"{path}: no such folder: name a policy folder, or a target such as reach-5{_suggested(path.name)}"
+        )
     if not (path / FILE).exists() and (path / CURRENT).exists():
         return current_policy(path)
     return path
+
+
+def _suggested(name: str) -> str:
+    """What to name instead, among the targets with a policy in use below the working directory."""
+    targets = sorted(path.parent.name for path in PROMOTED.glob(f"*/{CURRENT}"))
+    return f": {suggestion(name, targets)}" if targets else ""
 
 
 def refuse_other_contents(folder: Path, *known: str) -> None:

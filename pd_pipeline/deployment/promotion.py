@@ -72,7 +72,12 @@ def folder_of(root: Path, target: str) -> Path:
 
 def decisions(root: Path, target: str) -> list[Decision]:
     """All decisions on a target, the oldest first."""
-    return [read_model(file, Decision) for file in sorted((folder_of(root, target) / DECISIONS).glob("*.json"))]
+    return decisions_in(folder_of(root, target))
+
+
+def decisions_in(home: Path) -> list[Decision]:
+    """All decisions in the folder of a target, the oldest first."""
+    return [read_model(file, Decision) for file in sorted((home / DECISIONS).glob("*.json"))]
 
 
 def candidate_method(graph: Graph) -> str:

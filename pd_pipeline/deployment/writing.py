@@ -12,6 +12,7 @@ from pd_pipeline import records
 from pd_pipeline.acting.actors import Actors, KeysValues
 from pd_pipeline.deployment import folder as folders
 from pd_pipeline.deployment.folder import Description
+from pd_pipeline.deployment.gathering import gather
 from pd_pipeline.deployment.policy import MIN_ROWS, read_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph, stage_context
@@ -50,6 +51,7 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
         save_policy(made / folders.PLM, tuned.actors.policy, tuned.plm.normalization)
         save_arrays(made / folders.PREFIX, _arrays(_prefix(tuned.actors, tuned.chosen, precision == "bf16")))
         save_arrays(made / folders.SAMPLE, _sample(tuned.few_shot))
+        write_json(made / folders.LINEAGE, gather(graph, stage, key, tuned.summary).model_dump(mode="json"))
         description = _description(context, method, tuned, precision, digests_of(graph, method, key))
         write_json(made / folders.FILE, description.model_dump(mode="json"))
         read_policy(made)  # what cannot be loaded here could not be loaded anywhere

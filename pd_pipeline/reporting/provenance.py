@@ -3,7 +3,6 @@
 import importlib
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +16,6 @@ from pd_pipeline.storage import digest
 from pd_pipeline.studies.definition import PREFIX
 
 WITHOUT_SEEDS = ("trajectories", "target_data")
-UNCOMMITTED = " with uncommitted changes"
 PACKAGES = (
     "torch",
     "numpy",
@@ -83,23 +81,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def git_revision(root: Path) -> str:
-    """Commit of the project at `root`, and whether code or parameters differ from it; "unknown" outside git."""
-    revision = _git(root, "rev-parse", "HEAD")
-    if not revision:
-        return "unknown"
-    changed = _git(root, "status", "--porcelain", "--", "*.py", "params.yaml", "studies/*.yaml")
-    return f"{revision.strip()}{UNCOMMITTED if changed else ''}"
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
-        return ""
-    return done.stdout if done.returncode == 0 else ""
 
 
 def machine() -> dict[str, str]:

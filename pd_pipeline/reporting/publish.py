@@ -17,10 +17,11 @@ from pd_pipeline.lockfile import LOCK_FILE, only
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task
-from pd_pipeline.reporting.provenance import UNCOMMITTED, effective_parameters, git_revision, machine, versions
+from pd_pipeline.reporting.provenance import effective_parameters, machine, versions
 from pd_pipeline.reporting.stage_plots import drawn
 from pd_pipeline.reporting.study import figure
 from pd_pipeline.reporting.study import load as load_study
+from pd_pipeline.revision import UNCOMMITTED, git_revision
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
 from pd_pipeline.studies.definition import PREFIX, names, path

@@ -16,6 +16,7 @@ from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
 from pd_pipeline.reporting.study import section as section_of
 from pd_pipeline.reporting.verdict import judge
+from pd_pipeline.revision import git_revision
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file, write_json
 from pd_pipeline.studies.definition import PREFIX
@@ -53,7 +54,7 @@ def run(context: StageContext) -> dict[str, Any]:
         studies=studies,
         run=params.run,
         versions=provenance.versions(),
-        revision=provenance.git_revision(context.root),
+        revision=git_revision(context.root),
         machine=provenance.machine(),
     )
     write_json(context.out / METRICS, figures)

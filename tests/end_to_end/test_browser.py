@@ -50,7 +50,10 @@ def url(root: Path, tmp_path: Path) -> Iterator[str]:
     """`make ui` on a free port."""
     home = tmp_path / "dagster"
     home.mkdir()
-    shutil.copy(REPOSITORY / "dagster.yaml", home)
+    settings = [REPOSITORY / "dagster.yaml"]
+    if "DAGSTER_POSTGRES_URL" in os.environ:
+        settings.append(REPOSITORY / "docs/examples/dagster-postgres.yaml")
+    (home / "dagster.yaml").write_text("".join(file.read_text() for file in settings))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

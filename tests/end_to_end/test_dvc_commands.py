@@ -1,12 +1,11 @@
 """DVC's own commands: metrics, plots and experiments on a project in git."""
 
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.dvc_project import call
+from tests.dvc_project import call, git
 
 PARAMS = """\
 run: {families: [point_robot], seeds: [0], methods: [prompt_dt, noise_prompt]}
@@ -20,12 +19,6 @@ families:
     tuned_noise_prompt: {prompts: 4}
     evaluation: {workers: 1, bootstrap: 50}
 """
-
-
-def git(root: Path, *arguments: str) -> str:
-    who = ("-c", "user.name=Ada", "-c", "user.email=ada@example.org")
-    done = subprocess.run(["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True)
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
