@@ -12,9 +12,10 @@ from pd_pipeline.stages import Stage
 def describe(out: Path) -> dict[str, dg.MetadataValue]:
     """Path and size of the out, and its page if it is the report."""
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    found = {"path": dg.MetadataValue.path(out), "size_bytes": dg.MetadataValue.int(size)}
-    page = out / "index.html"
-    return found | ({"open this": dg.MetadataValue.path(page)} if page.is_file() else {})
+    found: dict[str, dg.MetadataValue] = {"path": dg.MetadataValue.path(out), "size_bytes": dg.MetadataValue.int(size)}
+    if (page := out / "index.html").is_file():
+        found["open this"] = dg.MetadataValue.path(page)
+    return found
 
 
 def plots(stage: Stage, out: Path) -> dict[str, dg.MetadataValue]:

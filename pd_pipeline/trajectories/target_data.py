@@ -55,6 +55,8 @@ def run(context: StageContext) -> dict[str, Any]:
         counts[quality] = len(contents(path).lengths[task])
     if (other := other_task(family, task)) is not None:
         for quality, file in collected.items():
+            if other not in read_metadata(file).goals:
+                continue  # a recorded family need not have every quality of every target
             rows = stream(file, [other], family)
             write(context.out / OTHER / f"{quality}.parquet", _metadata(family, other, file), rows)
     write_json(context.out / ORIGIN, {"accepted": origin})

@@ -90,6 +90,16 @@ def test_bounds_and_horizon_are_those_of_a_recorded_family(task: int, trained_pr
     assert (found.action_low, found.action_high, found.horizon) == ((-1.0, -1.0), (1.0, 1.0), 12)
 
 
+def test_a_recorded_family_need_not_have_every_quality_of_every_target(trained_project: Path, tmp_path: Path) -> None:
+    root = record_project(trained_project, tmp_path / "recorded")
+    source = trained_project / "data/trajectories/point_robot/random.parquet"
+    record(source, root / FOLDER / "random.parquet", [task for task in range(6) if task != 4])
+    run_stages(root, "behavior_policies", "trajectories", "target_data")
+    assert (root / f"data/target_data/{FAMILY}/1/other/expert.parquet").is_file()
+    assert not (root / f"data/target_data/{FAMILY}/1/other/random.parquet").exists()
+    assert not (root / f"data/target_data/{FAMILY}/4/random.parquet").exists()
+
+
 def test_episodes_are_counted_and_numbered_after_the_last_one(project: Path) -> None:
     """Numbers of collected episodes may have gaps, where a user recorded them."""
     root = record_project(project, project.parent / "recorded")
