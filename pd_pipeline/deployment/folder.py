@@ -20,6 +20,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from pd_pipeline.config import Name, Parameters, Seed
+from pd_pipeline.decisions import PROMOTED
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import file_digest, read_json, read_model
 
@@ -29,7 +30,6 @@ PLM = "plm"
 PREFIX = "prefix.safetensors"
 SAMPLE = "sample.safetensors"
 CONTENTS = (FILE, PLM, PREFIX, SAMPLE)
-PROMOTED = Path("data/promoted")
 CURRENT = "current.json"
 
 _TARGET = re.compile(r"[A-Za-z_][\w-]*-\d+")
