@@ -3,7 +3,6 @@
 import dagster as dg
 
 from assets.metadata import describe
-from assets.partitions import has_partition
 from assets.versions import Versions
 from pd_pipeline import lineage
 from pd_pipeline.graph import Graph
@@ -16,7 +15,7 @@ def report(instance: dg.DagsterInstance, project: Graph) -> list[str]:
     """
     versions, reported = Versions(instance, project), []
     for (stage, key), data_version in lineage.data_versions(project).items():
-        if not has_partition(project, stage, key):
+        if not project.is_benchmark(stage, key):
             continue  # the sensor of new data reports these
         tags = versions.tags(stage, key, data_version)
         if not versions.known(stage, key, tags):

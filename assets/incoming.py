@@ -8,7 +8,7 @@ from pathlib import Path
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from assets.partitions import ACCEPTED, OF_TARGETS, TARGETS, known_targets
+from assets.partitions import ACCEPTED, ADAPTATION, OF_TARGETS, TARGETS, known_targets
 from assets.targets import files_accepted, targets
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
@@ -66,10 +66,10 @@ def retune_job() -> UnresolvedAssetJobDefinition:
 
 
 def request(project: Graph, target: str, reason: str, run_key: str | None = None) -> dg.RunRequest:
-    """Ask for the work of a target; of one that waits for more data, only what was accepted is shown."""
+    """Ask for the work of a target; of one that waits for more data, for what can be made already."""
     family, _, task = target.rpartition("-")
     waits = retuning.waiting_for(project, family, int(task))
-    shown = [dg.AssetKey(name) for name in ([ACCEPTED] if waits else OF_TARGETS)]
+    shown = [dg.AssetKey(name) for name in ([ACCEPTED, ADAPTATION] if waits else OF_TARGETS)]
     return dg.RunRequest(
         run_key=run_key,
         job_name="retune_target",

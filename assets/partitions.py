@@ -7,7 +7,6 @@ definitions are loaded: they belong to the dynamic partitions of `assets.targets
 import dagster as dg
 
 from pd_pipeline.graph import Graph
-from pd_pipeline.stage import Key
 from pd_pipeline.stages import TARGET_EVALUATION
 
 TARGETS = dg.DynamicPartitionsDefinition(name="targets")
@@ -24,9 +23,9 @@ def known_targets(instance: dg.DagsterInstance) -> list[str]:
     return sorted(instance.get_dynamic_partitions(str(TARGETS.name)))
 
 
-def has_partition(project: Graph, stage: str, key: Key) -> bool:
-    """Whether a piece of work is a partition of the asset of its stage."""
-    return stage != TARGET_EVALUATION and not project.is_new(key)
+def needs(project: Graph, stage: str) -> list[str]:
+    """The stages that a stage reads and that are assets with partitions of the graph."""
+    return [need for need in project.stages[stage].needs if need != TARGET_EVALUATION]
 
 
 def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition | None:
@@ -37,7 +36,7 @@ def partitions_of(project: Graph, stage: str) -> dg.StaticPartitionsDefinition |
     if not project.stages[stage].axes:
         return None
     keys = sorted(
-        (key for key in project.keys(stage) if has_partition(project, stage, key)),
+        (key for key in project.keys(stage) if project.is_benchmark(stage, key)),
         key=lambda key: (project.params.run.families.index(str(key.family)), key.seed or 0),
     )
     return dg.StaticPartitionsDefinition([str(key) for key in keys])
@@ -54,6 +53,6 @@ def dependency(project: Graph, stage: str, need: str) -> dg.AssetDep:
     readers: dict[str, set[str]] = {}
     for key in project.keys(stage):
         for name, other in project.upstream(stage, key):
-            if name == need and has_partition(project, stage, key) and has_partition(project, name, other):
+            if name == need and project.is_benchmark(stage, key):
                 readers.setdefault(str(other), set()).add(str(key))
     return dg.AssetDep(need, partition_mapping=dg.StaticPartitionMapping(readers))

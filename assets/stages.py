@@ -15,7 +15,7 @@ from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_AS
 
 from assets.checks import check_results, check_specs
 from assets.metadata import describe, plots
-from assets.partitions import OF_REPORT, dependency, has_partition, partitions_of
+from assets.partitions import OF_REPORT, dependency, needs, partitions_of
 from assets.versions import Versions, latest
 from assets.work import GPU_POOL, RETRIES, Context, Done, current, do, failure
 from pd_pipeline import guard, lineage
@@ -55,7 +55,7 @@ def stage_asset(project: Graph, stage: str) -> dg.AssetsDefinition:
         asset = dg.asset(
             name=stage,
             group_name=project.stages[stage].group,
-            deps=[dependency(project, stage, need) for need in project.stages[stage].needs] + rest.pop("deps"),
+            deps=[dependency(project, stage, need) for need in needs(project, stage)] + rest.pop("deps"),
             partitions_def=partitions,
             backfill_policy=dg.BackfillPolicy.single_run(),
             code_version=guard.version(project, stage),
@@ -75,7 +75,7 @@ def _of_report(project: Graph) -> dict[str, Any]:
     """What the asset of the report has besides: it follows new results of targets, and can be overdue."""
     changed = dg.AutomationCondition.any_deps_match(dg.AutomationCondition.data_version_changed())
     under_way = dg.AutomationCondition.in_progress() | dg.AutomationCondition.any_deps_in_progress()
-    shown = dg.AssetSelection.assets(*OF_REPORT, *project.stages[REPORT].needs)
+    shown = dg.AssetSelection.assets(*OF_REPORT, *needs(project, REPORT))
     hours = project.params.automation.report_max_age_hours
     return {
         "deps": [dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in OF_REPORT],
@@ -102,7 +102,7 @@ def make(context: Context, project: Graph, stage: str, selected: list[str] | Non
     if not keys:
         context.log.info(f"{stage}: everything is up to date")
     for done in do(context, project, [(stage, key) for key in keys]):
-        if has_partition(project, stage, done.key):
+        if project.is_benchmark(stage, done.key):
             yield from events(context.instance, project, versions, done)
 
 
@@ -113,7 +113,7 @@ def _stale(project: Graph, stage: str, versions: Versions) -> list[Key]:
     return [
         key
         for key in project.keys(stage)
-        if key not in tags or (has_partition(project, stage, key) and not versions.known(stage, key, tags[key]))
+        if key not in tags or (project.is_benchmark(stage, key) and not versions.known(stage, key, tags[key]))
     ]
 
 

@@ -13,10 +13,11 @@ from typing import Any
 import dagster as dg
 
 from assets.metadata import describe, plots, table
-from assets.partitions import ACCEPTED, ADAPTATION, IN_USE, TARGETS, has_partition
+from assets.partitions import ACCEPTED, ADAPTATION, IN_USE, TARGETS
 from assets.stages import Event, events
 from assets.versions import Versions
 from assets.work import GPU_POOL, RETRIES, Done, current, do, failure
+from pd_pipeline.decisions import decisions, folder_of
 from pd_pipeline.deployment import promotion
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
@@ -163,13 +164,14 @@ def _pieces(context: dg.AssetExecutionContext, project: Graph, chosen: Callable[
     """Do the pieces of the partition's target in the chosen stages."""
     project = current(project)
     family, task = target_of(project, context.partition_key)
-    if waits := retuning.waiting_for(project, family, task):
-        raise dg.Failure(f"{context.partition_key} waits for data: {waits}", allow_retries=False)
     pieces = [(stage, key) for stage, key in retuning.pieces(project, family, task) if chosen(stage)]
+    if not pieces:
+        waits = retuning.waiting_for(project, family, task)
+        raise dg.Failure(f"{context.partition_key} waits for data: {waits}", allow_retries=False)
     versions, found = Versions(context.instance, project), list[Done]()
     for done in do(context, project, pieces):
         found.append(done)
-        if has_partition(project, done.stage, done.key):
+        if project.is_benchmark(done.stage, done.key):
             yield from events(context.instance, project, versions, done)
     rows = [
         {
@@ -194,18 +196,17 @@ def _pieces(context: dg.AssetExecutionContext, project: Graph, chosen: Callable[
 
 def _shown(project: Graph, target: str, pieces: list[tuple[str, Key]]) -> tuple[str, Key]:
     """The piece whose plots are shown: that of the policy to promote, else the last one."""
-    method, key = promotion.candidate_of(project, target)
-    wanted = (f"{TUNED}{method}", key)
-    return wanted if wanted in pieces else pieces[-1]
+    wanted = f"{TUNED}{promotion.candidate_method(project)}"
+    return next((piece for piece in pieces if piece[0] == wanted), pieces[-1])
 
 
 def _in_use(project: Graph, target: str) -> dg.MaterializeResult:
     """The event of what is in use of a target, and of the last decision on it."""
-    last = promotion.decisions(project.root, target)[-1]
+    last = decisions(project.root, target)[-1]
     now = promotion.in_use(project.root, target)
     assert now is not None, "the first policy of a target is always put in use"
     version, since = now
-    folder = promotion.folder_of(project.root, target) / f"{version:04d}"
+    folder = folder_of(project.root, target) / f"{version:04d}"
     figures = {"candidate": last.candidate, "in_use_before": last.in_use, "margin": last.margin}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest(folder)),

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 import dagster as dg
 
-from assets.partitions import OF_REPORT, known_targets
+from assets.partitions import OF_REPORT, known_targets, needs
 from pd_pipeline import guard
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
@@ -39,11 +39,11 @@ class Versions:
 
     def tags(self, stage: str, key: Key, data_version: str) -> dict[str, str]:
         """The tags for the event of a piece of work, with the latest known versions of its inputs."""
-        needs = self._project.stages[stage].needs
+        read = needs(self._project, stage)
         return (
             {DATA_VERSION: data_version, CODE_VERSION: self._code_version(stage), GIVEN: "true"}
-            | {f"{INPUT_DATA_VERSION}/{need}": self._input_version(stage, key, need) for need in needs}
-            | {f"{INPUT_EVENT_POINTER}/{need}": self._pointer(need) for need in needs}
+            | {f"{INPUT_DATA_VERSION}/{need}": self._input_version(stage, key, need) for need in read}
+            | {f"{INPUT_EVENT_POINTER}/{need}": self._pointer(need) for need in read}
             | (self._of_targets() if stage == REPORT else {})
         )
 

@@ -203,8 +203,6 @@ def _resumes(project: Graph, path: Path) -> bool:
     stage, name = path.parent.parent.name, path.parent.name
     keys = project.keys(stage) if stage in project.stages else []
     key = next((key for key in keys if (str(key) or "all") == name), None)
-    if key is None or not all(
-        (project.root / project.input(stage, key, n)).exists() for n in project.stages[stage].needs
-    ):
+    if key is None or not all((project.root / path).exists() for path in project.inputs(stage, key).values()):
         return False
     return path.name == project.work_digest(stage, key)[:16]

@@ -13,23 +13,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import __version__, config, records
+from pd_pipeline import __version__, config, decisions, records
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
 from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families.base import Family, entry_point, load_family, source_files
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.incoming import store
+from pd_pipeline.incoming.store import NEW
 from pd_pipeline.progress import Progress
 from pd_pipeline.revision import git_revision
 from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
 from pd_pipeline.stage import Key, StageContext
-from pd_pipeline.stages import ACROSS, REPORT, SEED, TASK, Stage, stages
+from pd_pipeline.stages import (
+    ACROSS,
+    EVALUATION,
+    REPORT,
+    SEED,
+    TARGET_EVALUATION,
+    TASK,
+    Stage,
+    stages,
+    target_evaluation,
+)
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
 from pd_pipeline.tuning.methods import Method, known
-
-NEW = "-new"
-"""Ends the name of the folder with the outs of new targets."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,8 @@ class Graph:
 
     @property
     def modules(self) -> dict[str, str]:
-        """Stage -> the module of its Params, for all stages that work on one family."""
-        return {name: stage.params_module for name, stage in self.stages.items() if stage.axes}
+        """Stage -> the module of its Params, for all stages that have a block in each family."""
+        return {name: stage.params_module for name, stage in self.stages.items() if stage.axes and not stage.block}
 
     def keys(self, stage: str) -> list[Key]:
         """All keys of a stage, in the order family, task, seed. Raises PipelineError if the graph has no such stage."""
@@ -77,7 +85,11 @@ class Graph:
 
     def targets(self, stage: str, family: str) -> tuple[int, ...]:
         """The target tasks of a stage: those of the family, and the new ones with enough accepted trajectories."""
-        new = sorted(set(self.accepted.get(family, ())) - {*self.tasks[family]})
+        accepted = sorted(self.accepted.get(family, ()))
+        if self.stages[stage].accepted_only:
+            tuned = [name for name in self.stages[stage].needs if name.startswith(config.TUNED)]
+            return tuple(t for t in accepted if any(t in self.targets(name, family) for name in tuned))
+        new = [task for task in accepted if task not in self.tasks[family]]
         return (*self.tasks[family], *(task for task in new if not self.lacking(stage, family, task)))
 
     def lacking(self, stage: str, family: str, task: int) -> dict[str, tuple[int, int]]:
@@ -85,13 +97,15 @@ class Graph:
         if not stage.startswith(config.TUNED):
             return {}
         target = self.stage_params(stage, Key(family)).model_dump()[config.TARGET]
-        counts, needed = self.accepted[family][task], target["few_shot"] or 1
-        qualities = {target["quality"], target["prompt_quality"] or target["quality"]}
-        return {q: (counts.get(q, 0), needed) for q in sorted(qualities) if counts.get(q, 0) < needed}
+        return store.lacking(target, self.accepted[family][task])
 
     def is_new(self, key: Key) -> bool:
         """Whether the task of a key is a new target: one that only users' accepted files make known."""
         return key.task is not None and key.family in self.tasks and key.task not in self.tasks[key.family]
+
+    def is_benchmark(self, stage: str, key: Key) -> bool:
+        """Whether a piece of work is of the family as params.yaml defines it, not of targets with accepted data."""
+        return not (self.stages[stage].accepted_only or self.is_new(key))
 
     def key(self, stage: str, text: str) -> Key:
         """Parse the key `text`. Raises PipelineError if the graph has no such stage or key."""
@@ -102,16 +116,16 @@ class Graph:
         return keys[text]
 
     def upstream(self, stage: str, key: Key) -> list[tuple[str, Key]]:
-        """The (stage, key) pairs that a piece of work reads."""
+        """The (stage, key) pairs that a piece of work reads. One of all targets of a family reads no new ones."""
+        axes = self.stages[stage].axes
         return [
             (need, other)
             for need in self.stages[stage].needs
             for other in self.keys(need)
             if all(
-                getattr(key, axis) in (None, getattr(other, axis))
-                for axis in self.stages[need].axes
-                if axis in self.stages[stage].axes
+                getattr(key, axis) in (None, getattr(other, axis)) for axis in self.stages[need].axes if axis in axes
             )
+            and not (axes and TASK not in axes and self.is_new(other))
         ]
 
     @property
@@ -131,13 +145,22 @@ class Graph:
         # evaluation reads the folder of all benchmark targets: new ones are elsewhere, so that they do not change it
         return base / f"{Key(key.family, None, key.seed)}{NEW if self.is_new(key) else ''}" / str(key.task)
 
-    def input(self, stage: str, key: Key, need: str) -> Path:
-        """What a piece of work reads from one upstream stage: its out, or the directory with several outs."""
+    def inputs(self, stage: str, key: Key) -> dict[str, Path]:
+        """Upstream stage -> what a piece of work reads of it: its out, or the directory with several outs.
+
+        A method that lacks trajectories of a new target is left out.
+        """
         if not self.stages[stage].axes:
-            return Path("data") / need
-        others = [other for name, other in self.upstream(stage, key) if name == need]
-        fan_in = TASK in self.stages[need].axes and TASK not in self.stages[stage].axes
-        return self.out(need, others[0]).parent if fan_in else self.out(need, others[0])
+            return {need: Path("data") / need for need in self.stages[stage].needs}
+        found: dict[str, Path] = {}
+        for need, other in self.upstream(stage, key):
+            fan_in = TASK in self.stages[need].axes and TASK not in self.stages[stage].axes
+            found.setdefault(need, self.out(need, other).parent if fan_in else self.out(need, other))
+        return found
+
+    def input(self, stage: str, key: Key, need: str) -> Path:
+        """What a piece of work reads of one upstream stage."""
+        return self.inputs(stage, key)[need]
 
     def sections(self, stage: str, key: Key) -> list[str]:
         """The dotted names of the sections of params.yaml that a piece of work reads."""
@@ -145,7 +168,7 @@ class Graph:
             return ["run", "families"]
         if key.family is None:  # the report shows the parameters of everything it reports
             return ["run", stage, *(f"families.{family}" for family in self.params.run.families)]
-        own = (config.TARGET, stage) if stage.startswith(config.TUNED) else (stage,)
+        own = (config.TARGET, stage) if stage.startswith(config.TUNED) else (self.stages[stage].block or stage,)
         return [f"families.{key.family}.{block}" for block in ("environment", *own)]
 
     def entry_points(self, key: Key) -> list[str]:
@@ -186,19 +209,26 @@ class Graph:
             return store.files(self.root, key.family, key.task)
         return sorted(path for paths in self.family(key.family).recordings.values() for path in paths)
 
+    def decision_folders(self, stage: str) -> list[Path]:
+        """The folders with decisions on policies in use that a stage reads, sorted."""
+        reads = self.stages[stage].reads_decisions
+        return decisions.folders(self.root, self.params.run.families) if reads else []
+
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""
         if (preset := self.stages[stage].preset) is not None:
             return preset
-        where = f"{PARAMS_FILE}: {stage}" if key.family is None else f"{PARAMS_FILE}: families.{key.family}.{stage}"
-        return config.parse(self.stages[stage].params_class(), self.params.block(key.family, stage), where)
+        block = self.stages[stage].block or stage
+        where = f"{PARAMS_FILE}: {block}" if key.family is None else f"{PARAMS_FILE}: families.{key.family}.{block}"
+        return config.parse(self.stages[stage].params_class(), self.params.block(key.family, block), where)
 
     def work_digest(self, stage: str, key: Key) -> str:
         """Digest of the code, parameters and inputs of a piece of work. It names the resume folder."""
         parts: list[Path | str] = [self.stage_params(stage, key).model_dump_json(), str(key)]
         if key.family is not None:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
-        parts += [self.root / self.input(stage, key, need) for need in self.stages[stage].needs]
+        parts += [self.root / path for path in self.inputs(stage, key).values()]
+        parts += self.decision_folders(stage)
         if recordings := self.recordings(stage, key):
             parts.append(content_digest(self.root, recordings))
         return digest(*parts, *self.entry_points(key), *self.code(stage, key))
@@ -241,7 +271,19 @@ def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | 
     accepted = {name: store.targets(root, name) for name in params.run.families}
     found = stages(params.run, methods)
     graph = Graph(root, text, values, params, found, methods, tasks, accepted, overrides, base or {})
+    graph = _with_target_evaluation(graph)
     return _with_studies(graph) if params.run.studies else graph
+
+
+def _with_target_evaluation(graph: Graph) -> Graph:
+    """Add the evaluation of targets with accepted data, which the report reads, if there are such targets."""
+    if not any(graph.accepted.values()):
+        return graph
+    found = {**graph.stages, TARGET_EVALUATION: target_evaluation(graph.stages[EVALUATION])}
+    report = found.pop(REPORT)  # it comes last
+    found[REPORT] = replace(report, needs=(*report.needs, TARGET_EVALUATION))
+    with_it = replace(graph, stages=found)
+    return with_it if with_it.keys(TARGET_EVALUATION) else graph
 
 
 def _with_studies(graph: Graph) -> Graph:
@@ -325,7 +367,7 @@ def stage_context(graph: Graph, stage: str, key: Key, out: Path, work: Path, pro
         module=graph.stages[stage].params_module,
         modules=graph.modules,
         environment=graph.params.block(key.family, "environment") if key.family else {},
-        inputs={need: graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs},
+        inputs={need: graph.root / path for need, path in graph.inputs(stage, key).items()},
         out=out,
         work=work,
         logs=graph.home(stage, key) / "data" / "tensorboard" / stage / (str(key) or "all"),

@@ -41,8 +41,8 @@ def snapshot(graph: Graph, stage: str, key: Key) -> Snapshot:
     for file in graph.code(stage, key):
         if file.suffix == ".py" and _first_seen(file) != _md5(file):  # other files are not kept in memory
             raise PipelineError(f"{file}: edited after this process loaded it: run the command again")
-    paths = [graph.root / graph.input(stage, key, need) for need in graph.stages[stage].needs]
-    paths += graph.recordings(stage, key)
+    paths = [graph.root / path for path in graph.inputs(stage, key).values()]
+    paths += [*graph.recordings(stage, key), *graph.decision_folders(stage)]
     inputs = {path: (stamp(path), _content(graph, path)) for path in paths if path.exists()}
     parameters = graphs.sections_as_json(graph.values, graph.sections(stage, key))
     return Snapshot(code, parameters, rendering.digests(graph, stage, key), inputs)

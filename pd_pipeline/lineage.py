@@ -120,7 +120,8 @@ def _state(graph: Graph) -> str:
     made = [graph.root / name for name in (rendering.DVC_FILE, rendering.DIGESTS_FILE, LOCK_FILE)]
     read = (*rendering.code_files(graph), *rendering.recording_files(graph), *made[:2])
     stamps = [stamp(path) for path in read if path.exists()]
-    return as_json([graph.text, stamps, made[2].exists()])
+    decided = [str(folder) for name in graph.stages for folder in graph.decision_folders(name)]
+    return as_json([graph.text, stamps, decided, made[2].exists()])
 
 
 def _record_digests(root: Path, repo: Any) -> None:

@@ -61,7 +61,7 @@ def check_blocks(graph: Graph) -> None:
         (stage, key.family): graph.stage_params(stage, key)
         for stage in graph.stages
         for key in graph.keys(stage)
-        if key.family is not None
+        if key.family is not None and not graph.stages[stage].block
     }
     for stage in ACROSS:
         graph.stage_params(stage, Key())

@@ -10,7 +10,8 @@ the location of the installed package does not matter, a block that is left out 
 small file instead of params.yaml for each of hundreds of pieces. The stage `digests` depends on all these files and on
 params.yaml and rewrites digests.json, for `dvc repro` and `dvc exp run`; `pd-pipeline` and Dagster rewrite it
 themselves. Right after an edit, `dvc status` lists only `digests`; after `pd-pipeline graph --write` it lists the stale
-pieces. Paths of a package that is installed elsewhere do not appear.
+pieces. Paths of a package that is installed elsewhere do not appear. Decisions on policies in use are no out of a stage
+either: the report depends on their folders.
 
 Outs are `persist`: otherwise DVC would remove them before the stage can refuse to replace files that it did not write.
 """
@@ -18,14 +19,15 @@ Outs are `persist`: otherwise DVC would remove them before the stage can refuse 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pd_pipeline import graph as graph_module
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import NEW, Graph
+from pd_pipeline.graph import Graph
+from pd_pipeline.incoming.store import NEW
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import AXES, TASK
@@ -178,26 +180,47 @@ def _stage(graph: Graph, name: str) -> Iterator[str]:
         return
     yield "    foreach:"
     with_new = any(graph.is_new(key) for key in keys)
+    absent = _absent(graph, name)
     for key in keys:
         items = {axis: getattr(key, axis) for axis in AXES if axis in stage.axes}
         if with_new:
             items["new"] = NEW if graph.is_new(key) else ""
+        if absent:
+            found = graph.inputs(name, key)
+            items |= {need: found.get(need, found["target_data"]).as_posix() for need in absent}
         yield f"      {_plain(str(key))}: {{{', '.join(f'{n}: {_plain(v)}' for n, v in items.items())}}}"
     yield "    do:"
     template = Key(*(getattr(_TEMPLATE_KEY, axis) if axis in stage.axes else None for axis in AXES))
-    for line in _body(graph, name, template):
+    for line in _body(graph, name, template, absent):
         # `Graph.out` adds NEW to the folder of a new target, but a template may stand for any target: the item says it.
         # Without new targets no item does, and dvc.yaml stays as it is.
         yield "      " + (line.replace("/${item.task}", "${item.new}/${item.task}") if with_new else line)
 
 
-def _body(graph: Graph, name: str, key: Key) -> Iterator[str]:
-    """Command, dependencies and out of one piece of work, or of all of them if `key` is a template."""
+def _absent(graph: Graph, name: str) -> list[str]:
+    """The stages that some keys of a stage do not read: methods that lack trajectories of a target.
+
+    DVC gives all keys of a stage the same number of dependencies. So the path of such an input is part of each item,
+    and where there is none, it is that of target_data again, which changes nothing.
+    """
+    if not graph.stages[name].accepted_only:
+        return []
+    inputs = [graph.inputs(name, key) for key in graph.keys(name)]
+    return [need for need in graph.stages[name].needs if any(need not in found for found in inputs)]
+
+
+def _body(graph: Graph, name: str, key: Key, absent: Collection[str] = ()) -> Iterator[str]:
+    """Command, dependencies and out of one piece of work, or of all of them if `key` is a template.
+
+    `absent`: the inputs whose path each item names.
+    """
     stage = graph.stages[name]
     yield f"cmd: pd-pipeline run {name}" + (" --key ${key}" if stage.axes else "")
     if stage.needs:
         yield "deps:"
-        yield from (f"- {_plain(_input(graph, name, key, need))}" for need in stage.needs)
+        paths = [f"${{item.{need}}}" if need in absent else _input(graph, name, key, need) for need in stage.needs]
+        paths += [relative(folder, graph.root) for folder in graph.decision_folders(name)]
+        yield from (f"- {_plain(path)}" for path in paths)
     yield "params:"
     yield f"- {DIGESTS_FILE}:"
     yield f"  - {_plain(name + '.' + entry(key))}"

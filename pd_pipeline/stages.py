@@ -19,8 +19,7 @@ from pd_pipeline.tuning.methods import chosen as methods_chosen
 
 FAMILY, TASK, SEED = AXES = "family", "task", "seed"
 DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results"
-REPORT = "report"
-TARGET_EVALUATION = "target_evaluation"
+EVALUATION, TARGET_EVALUATION, REPORT = "evaluation", "target_evaluation", "report"
 ACROSS = (REPORT,)
 """Stages that work on all families at once: their blocks are at the top level of params.yaml."""
 
@@ -86,6 +85,12 @@ class Stage:
     """Other files that its outs depend on."""
     reads_recordings: bool = False
     """Whether it reads trajectories of users: of a family without a simulator, or those accepted for its target."""
+    reads_decisions: bool = False
+    """Whether it reads the decisions on which policies are in use."""
+    accepted_only: bool = False
+    """Whether its targets are those with accepted data, new ones and others, not all of the family."""
+    block: str = ""
+    """Block of params.yaml with its parameters, if not its name."""
     preset: Parameters | None = None
     """Its parameters, if they do not come from params.yaml."""
 
@@ -174,7 +179,7 @@ def _evaluation(outs: Sequence[str], tuners: tuple[str, ...]) -> Stage:
     """Evaluation of the methods. `outs`: the stages it reads besides `plm`; `tuners`: the methods' modules."""
     return _stage(
         RESULTS,
-        "evaluation",
+        EVALUATION,
         "evaluation.stage",
         (FAMILY, SEED),
         ["target_data", "plm", *outs],
@@ -182,6 +187,11 @@ def _evaluation(outs: Sequence[str], tuners: tuple[str, ...]) -> Stage:
         checks=(METRICS_COMPLETE,),
         plots=f"{PLOTS}:evaluation",
     )
+
+
+def target_evaluation(evaluation: Stage) -> Stage:
+    """The same evaluation of one target alone, for targets with accepted data."""
+    return replace(evaluation, name=TARGET_EVALUATION, axes=AXES, checks=(), accepted_only=True, block=evaluation.name)
 
 
 def _prompt_fit(measured: Mapping[str, Method]) -> Stage:
@@ -200,7 +210,7 @@ def _prompt_fit(measured: Mapping[str, Method]) -> Stage:
 def _report(outs: Sequence[str], results: Sequence[str], tuners: tuple[str, ...]) -> Stage:
     """The report. `outs` and `results`: the stages it reads besides `trajectories` and `plm`."""
     needs = ["trajectories", "target_data", "plm", *outs, *results]
-    return _stage(RESULTS, REPORT, "reporting.stage", (), needs, uses=tuners, folder="reports")
+    return _stage(RESULTS, REPORT, "reporting.stage", (), needs, uses=tuners, folder="reports", reads_decisions=True)
 
 
 def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = False) -> dict[str, Stage]:

@@ -21,6 +21,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from pd_pipeline.config import Name, Parameters, Seed
+from pd_pipeline.decisions import PROMOTED
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.storage import file_digest, read_json, read_model
 
@@ -31,7 +32,6 @@ PREFIX = "prefix.safetensors"
 SAMPLE = "sample.safetensors"
 LINEAGE = "lineage.json"
 CONTENTS = (FILE, PLM, PREFIX, SAMPLE, LINEAGE)
-PROMOTED = Path("data/promoted")
 CURRENT = "current.json"
 
 _TARGET = re.compile(r"[A-Za-z_][\w-]*-\d+")

@@ -3,7 +3,7 @@
     data/promoted/reach-5/
         current.json            the version in use, since when, and by which decision
         0001/  0002/            policy folders: every version that was ever in use
-        decisions/0001.json     what was compared, with its figures (`Decision`)
+        decisions/0001.json     what was compared, with its figures (`pd_pipeline.decisions`)
 
 A new policy replaces the one in use only if it is not worse: both act in the same episodes (same starts), or, where
 nothing can simulate the target, predict the same held-out trajectories, and the 95 % interval of their paired
@@ -14,14 +14,13 @@ import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from pd_pipeline import locks
+from pd_pipeline import lineage, locks
 from pd_pipeline.alerts import alert
-from pd_pipeline.config import PARAMS_FILE, Name, Parameters, Seed
-from pd_pipeline.deployment.folder import CURRENT, PROMOTED, Description, current_policy, describe
+from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.decisions import Decision, decisions, folder_of, write_decision
+from pd_pipeline.deployment.folder import CURRENT, Description, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
 from pd_pipeline.deployment.writing import digests_of, write_policy
 from pd_pipeline.errors import PipelineError, suggestion
@@ -29,55 +28,12 @@ from pd_pipeline.evaluation.statistics import student
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import TUNED
-from pd_pipeline.storage import read_json, read_model, remove, write_json
+from pd_pipeline.storage import read_json, remove, write_json
 from pd_pipeline.tuning import summary
 
-DECISIONS = "decisions"
 CANDIDATE = ".candidate"
 PREFERRED = "prompt_diffuser"
 """The method whose policies are used, unless params.yaml names another."""
-Outcome = Literal["promoted", "refused", "rolled back"]
-
-
-class Decision(Parameters):
-    """`decisions/NNNN.json`."""
-
-    outcome: Outcome
-    version: int | None = Field(description="the version that is in use since this decision; null: none changed")
-    against: int | None = Field(description="the version that was in use before")
-    reason: str
-    decided: str = Field(description="UTC time, ISO 8601")
-    family: Name
-    task: int
-    seed: Seed
-    method: Name
-    measure: str | None = Field(default=None, description="return, or action_loss, of which less is better")
-    count: int | None = Field(default=None, description="episodes or held-out trajectories of either policy")
-    candidate: float | None = Field(default=None, description="mean of the new policy")
-    in_use: float | None = Field(default=None, description="mean of the policy in use")
-    better_by: tuple[float, float, float] | None = Field(
-        default=None, description="mean by which the new one is better, and its paired 95 % interval"
-    )
-    margin: float | None = Field(default=None, description="how much worse it may be")
-    used_episodes: dict[str, tuple[int, ...]] = Field(
-        default={}, description="quality -> few-shot episodes that the new policy was tuned on"
-    )
-    made_from: dict[str, str] = Field(default={}, description="file of the outs it was made from -> SHA-256")
-
-
-def folder_of(root: Path, target: str) -> Path:
-    """The folder of a target such as `reach-5`."""
-    return root / PROMOTED / target
-
-
-def decisions(root: Path, target: str) -> list[Decision]:
-    """All decisions on a target, the oldest first."""
-    return decisions_in(folder_of(root, target))
-
-
-def decisions_in(home: Path) -> list[Decision]:
-    """All decisions in the folder of a target, the oldest first."""
-    return [read_model(file, Decision) for file in sorted((home / DECISIONS).glob("*.json"))]
 
 
 def candidate_method(graph: Graph) -> str:
@@ -124,6 +80,8 @@ def promote(graph: Graph, target: str, say: Callable[[str], None] = lambda _: No
         finally:
             if made.exists():
                 remove(made)
+    if lineage.is_recording(graph):
+        lineage.keep_rendered(graph)  # so that DVC knows the folder of the first decision
     if decision.outcome == "refused":
         alert(graph, "refusal", target, decision.reason)
     return decision
@@ -230,7 +188,7 @@ def _decide(
 
 def _write(home: Path, decision: Decision, number: int) -> None:
     """Write a decision, then what is in use since."""
-    write_json(home / DECISIONS / f"{number:04d}.json", decision.model_dump(mode="json"))
+    write_decision(home, decision, number)
     _use(home, decision, number)
 
 

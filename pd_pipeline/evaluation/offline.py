@@ -16,7 +16,7 @@ from pd_pipeline.compute import use_bf16
 from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.action_losses import action_losses
-from pd_pipeline.evaluation.policies import TunedPolicy, by_method
+from pd_pipeline.evaluation.policies import TunedPolicy, by_method, of_target, targets
 from pd_pipeline.evaluation.results import (
     Difference,
     OfflineEvaluation,
@@ -34,13 +34,26 @@ from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning.protocol import Pretrained
 
+LEAST = 2
+"""Held-out trajectories that an interval needs."""
+
+
+class TooFew(PipelineError):
+    """Too few trajectories of a target are left to be scored on."""
+
+    def __init__(self, task: int, left: int, quality: str):
+        super().__init__(
+            f"task {task}: {left} of the {LEAST} trajectories of quality '{quality}' that an interval needs are left "
+            "to be scored on: bring more, or use fewer (target.few_shot)"
+        )
+
 
 class OfflineParams(Parameters):
     """How methods are scored for a family without a simulator."""
 
     quality: Name = Field(default="expert", description="quality of the held-out trajectories")
     trajectories: int | None = Field(
-        default=20, ge=2, le=1_000_000, description="held-out trajectories per target, at most; null: all"
+        default=20, ge=LEAST, le=1_000_000, description="held-out trajectories per target, at most; null: all"
     )
     steps: int | None = Field(
         default=50, gt=0, le=1_000_000, description="steps of each that count, evenly spaced; null: all"
@@ -50,18 +63,27 @@ class OfflineParams(Parameters):
 def score(
     context: StageContext, policies: Sequence[TunedPolicy], plm: Pretrained, params: OfflineParams
 ) -> dict[str, Any]:
-    """Write `scores.parquet`, one row per method, target, prompt and held-out trajectory, and `metrics.json`."""
-    folders = {task: context.inputs["target_data"] / str(task) for task in context.family.test_tasks}
-    data = {t: read(of / f"{params.quality}.parquet", family=context.family) for t, of in folders.items()}
+    """Write `scores.parquet`, one row per method, target, prompt and held-out trajectory, and `metrics.json`.
+
+    Of a single target that has too few trajectories as yet, `metrics.json` says so and holds no scores. Raises
+    PipelineError if the targets of a family have too few.
+    """
+    try:
+        held_out = {task: _held_out(context, task, policies, params) for task in targets(context)}
+    except TooFew as error:
+        if context.key.task is None:
+            raise
+        missing = OfflineEvaluation({}, context.params.precision, context.key.family, context.seed, waits=str(error))
+        save_offline(context.out / "metrics.json", missing)
+        return {}
     tables: list[pl.DataFrame] = []
     bf16 = use_bf16(context.params.precision, plm.device)
-    held_out = {task: _held_out(of_task, task, policies, context.seed, params) for task, of_task in data.items()}
     windows = {task: PolicyData(found, plm.normalization, plm.device) for task, found in held_out.items()}
     for done, policy in enumerate(policies):
-        context.progress(f"evaluation {context.key}", done, len(policies), f"{policy.method}, task {policy.task}")
+        context.progress(f"{context.stage} {context.key}", done, len(policies), f"{policy.method}, task {policy.task}")
         losses = action_losses(policy.actors, windows[policy.task], params.steps, bf16)  # (prompts, trajectories)
         tables.append(_table(context.seed, policy, held_out[policy.task], losses))
-    context.progress(f"evaluation {context.key}", len(policies), len(policies))
+    context.progress(f"{context.stage} {context.key}", len(policies), len(policies))
     scores = pl.concat(tables)
     with atomic_file(context.out / "scores.parquet") as temporary:
         scores.write_parquet(temporary)
@@ -71,9 +93,7 @@ def score(
     return {f"offline_action_loss_{method}": result.action_loss.value for method, result in metrics.items()}
 
 
-def _held_out(
-    data: Trajectories, task: int, policies: Sequence[TunedPolicy], seed: int, params: OfflineParams
-) -> Trajectories:
+def _held_out(context: StageContext, task: int, policies: Sequence[TunedPolicy], params: OfflineParams) -> Trajectories:
     """Trajectories of a target that no method was given, in the order in which few-shot ones are drawn."""
     given: set[int] = set()
     for summary in (policy.summary for policy in policies if policy.task == task):
@@ -81,13 +101,14 @@ def _held_out(
             given |= {*summary.few_shot_episodes}
         if summary.prompt_quality == params.quality:
             given |= {*summary.prompt_episodes}
-    order = np.random.default_rng([seed, task]).permutation(len(data.task_id))
+    file = of_target(context, "target_data", task) / f"{params.quality}.parquet"
+    if not file.is_file() and context.key.task is not None:
+        raise TooFew(task, 0, params.quality)  # what was accepted of the target is of other qualities
+    data = read(file, family=context.family, new_task=task)
+    order = np.random.default_rng([context.seed, task]).permutation(len(data.task_id))
     unseen = order[~np.isin(data.episode_id[order], list(given))][: params.trajectories]
-    if len(unseen) < 2:
-        raise PipelineError(
-            f"task {task}: {len(unseen)} trajectories of quality '{params.quality}' are left to be scored on, and an "
-            "interval needs two: import more, or use fewer (target.few_shot)"
-        )
+    if len(unseen) < LEAST:
+        raise TooFew(task, len(unseen), params.quality)
     return data.select(np.sort(unseen))
 
 

@@ -1,5 +1,6 @@
-"""What the methods left for the targets of a family and seed, as policies that can act."""
+"""What the methods left for the targets of a family and seed, or for one target, as policies that can act."""
 
+from pathlib import Path
 from typing import NamedTuple
 
 from pd_pipeline.acting.actors import Actors
@@ -21,14 +22,30 @@ class TunedPolicy(NamedTuple):
     tuned: Tuned
 
 
+def targets(context: StageContext) -> tuple[int, ...]:
+    """The targets that this key scores: one, or all of its family."""
+    return context.family.test_tasks if context.key.task is None else (context.key.task,)
+
+
+def of_target(context: StageContext, need: str, task: int) -> Path:
+    """The out of an upstream stage for one of these targets."""
+    return context.inputs[need] / str(task) if context.key.task is None else context.inputs[need]
+
+
+def can_act(context: StageContext) -> bool:
+    """Whether there is a simulator that knows these targets."""
+    family = context.family
+    return not family.is_recorded and {*targets(context)} <= {*family.train_tasks, *family.test_tasks}
+
+
 def tuned_policies(context: StageContext, plm: Pretrained) -> list[TunedPolicy]:
     """One per method and target that this key reads."""
     names = [name for name in context.inputs if name.startswith("tuned_")]
-    return [_load(context, name, task, plm) for name in names for task in context.family.test_tasks]
+    return [_load(context, name, task, plm) for name in names for task in targets(context)]
 
 
 def _load(context: StageContext, name: str, task: int, plm: Pretrained) -> TunedPolicy:
-    directory = context.inputs[name] / str(task)
+    directory = of_target(context, name, task)
     actors = adaptation.load(context.modules[name], directory, plm).actors(plm)
     written = summary.load(directory)
     return TunedPolicy(name.removeprefix("tuned_"), task, actors, written, tuned_of(written, task))

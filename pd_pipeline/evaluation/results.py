@@ -183,6 +183,8 @@ class OfflineEvaluation:
     family: str | None = None
     seed: int | None = None
     """None where seeds are pooled."""
+    waits: str = ""
+    """Why there are no scores as yet: too few trajectories of a single target."""
 
 
 _FLAT = {
@@ -288,7 +290,8 @@ def save_offline(path: Path, evaluation: OfflineEvaluation) -> None:
     """Write the `metrics.json` of a family without a simulator."""
     methods = {name: _flat_offline(result) for name, result in evaluation.methods.items()}
     piece = {} if evaluation.seed is None else {"family": evaluation.family, "seed": evaluation.seed}
-    write_json(path, {"offline": OFFLINE, "methods": methods, "precision": evaluation.precision, **piece})
+    waits = {"waits": evaluation.waits} if evaluation.waits else {}
+    write_json(path, {"offline": OFFLINE, "methods": methods, "precision": evaluation.precision, **piece, **waits})
 
 
 def _flat_offline(result: OfflineResult) -> dict[str, Any]:
@@ -320,7 +323,7 @@ def load_offline(path: Path) -> OfflineEvaluation:
         }
         for name, method in methods.items()
     }
-    rest = {name: values.get(name) for name in ("precision", "family", "seed")}
+    rest = {name: values.get(name) for name in ("precision", "family", "seed")} | {"waits": values.get("waits", "")}
     try:
         return _OFFLINE_ADAPTER.validate_python({"methods": records, **rest})
     except ValidationError as error:

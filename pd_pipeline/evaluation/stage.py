@@ -1,6 +1,7 @@
-"""Stage evaluation: score what every method left, for all target tasks of a family and seed.
+"""Stages evaluation and target_evaluation: score what every method left.
 
-It is rolled out; for a family without a simulator it is scored offline (see `offline`).
+`evaluation` does so for all target tasks of a family and seed, `target_evaluation` for one target with accepted data.
+It is rolled out; where no simulator knows the target it is scored offline (see `offline`).
 """
 
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from pd_pipeline.compute import pick_device, use_bf16
 from pd_pipeline.config import Parameters
 from pd_pipeline.evaluation import offline
 from pd_pipeline.evaluation.offline import OfflineParams
-from pd_pipeline.evaluation.policies import TunedPolicy, by_method, tuned_policies
+from pd_pipeline.evaluation.policies import TunedPolicy, by_method, can_act, tuned_policies
 from pd_pipeline.evaluation.results import Evaluation, save
 from pd_pipeline.evaluation.scores import method_metrics
 from pd_pipeline.stage import StageContext
@@ -47,7 +48,7 @@ def run(context: StageContext) -> dict[str, Any]:
     context.facts.update(device=str(device), precision=params.precision)
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
     policies = tuned_policies(context, plm)
-    if context.family.is_recorded:
+    if not can_act(context):
         return offline.score(context, policies, plm, params.offline)
     rollouts = _roll_out(context, policies, plm, 0)  # those of the first episode are kept
     tables = [_scores(context, policies, rollouts, 0)]
@@ -78,7 +79,7 @@ def _roll_out(context: StageContext, policies: list[TunedPolicy], plm: Pretraine
     environments = make_batch(context.family, context.environment, context.root, tasks, seeds, workers, patience)
     try:
         count = context.params.episodes
-        title = f"evaluation {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")
+        title = f"{context.stage} {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")
         bf16 = use_bf16(context.params.precision, plm.device)
         groups = grouped([policy.actors for policy in policies])
         return rollout(groups, targets, plm.normalization, environments, context.progress, title, bf16)

@@ -7,7 +7,9 @@ The JSON is written first and the file moved last, so a file is there with its J
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -15,6 +17,8 @@ from pd_pipeline.config import Name, Parameters
 from pd_pipeline.storage import read_model
 
 FOLDER = Path("data/ingested")
+NEW = "-new"
+"""Ends the name of the folder with the outs of new targets: those that only accepted files make known."""
 _FILE = re.compile(r"\d{4,}-[\w-]+\.parquet")
 
 
@@ -57,6 +61,16 @@ def targets(root: Path, family: str) -> dict[int, dict[str, int]]:
         if counts:
             found[task] = counts
     return found
+
+
+def lacking(target: Mapping[str, Any], counts: Mapping[str, int]) -> dict[str, tuple[int, int]]:
+    """Quality -> (accepted, needed) trajectories, for those that a method still lacks for a new target.
+
+    `target`: the `target` block of the method, complete; `counts`: quality -> number of accepted trajectories.
+    """
+    needed = target["few_shot"] or 1
+    qualities = {target["quality"], target["prompt_quality"] or target["quality"]}
+    return {name: (counts.get(name, 0), needed) for name in sorted(qualities) if counts.get(name, 0) < needed}
 
 
 def next_name(root: Path, family: str, task: int, quality: str) -> Path:

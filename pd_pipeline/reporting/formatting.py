@@ -1,6 +1,7 @@
 """Numbers as people read them."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 
 from pd_pipeline.evaluation.results import Difference, Share
 from pd_pipeline.evaluation.statistics import Estimate, Position
@@ -23,6 +24,11 @@ def number(value: float, digits: int) -> str:
 def percent(value: float, digits: int = 1) -> str:
     """0.985 -> 98.5 %."""
     return f"{number(100 * value, digits)} %"
+
+
+def moment(text: str) -> str:
+    """2026-07-14T09:30:05+00:00 -> 2026-07-14 09:30 UTC."""
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def interval(found: Estimate | Position | Difference | Share, digits: int, sign: int = 1) -> str:

@@ -12,6 +12,7 @@ from pd_pipeline import __version__
 from pd_pipeline.config import ParamsFile, parse
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.locomotion import Locomotion
+from pd_pipeline.incoming.store import NEW
 from pd_pipeline.storage import digest
 from pd_pipeline.studies.definition import PREFIX
 
@@ -98,7 +99,12 @@ def outs(inputs: Mapping[str, Path], params: ParamsFile, family: str) -> dict[st
     """Stage -> the directories that the report reads of one family, and no leftovers of other runs; without studies."""
     keys = [f"{family}-{seed}" for seed in params.run.seeds]
     return {
-        stage: [directory / family] if stage in WITHOUT_SEEDS else [directory / key for key in keys]
+        stage: [
+            folder
+            for key in ([family] if stage in WITHOUT_SEEDS else keys)
+            for folder in (directory / key, directory / f"{key}{NEW}")
+            if folder.is_dir()
+        ]
         for stage, directory in inputs.items()
         if not stage.startswith(PREFIX)
     }

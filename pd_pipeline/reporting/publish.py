@@ -103,7 +103,8 @@ def _publish_family(graph: Graph, family: str, destination: Path) -> list[Path]:
         data = graph.root / graph.out("trajectories", Key(family))
         write_json(folder / "data.json", read_json(data / "summary.json"))
         _draw(folder, {f"data {title}": image for title, image in _plots(graph, "trajectories", data).items()})
-        pieces = [(stage, key) for stage in graph.stages for key in graph.keys(stage) if key.family == family]
+        every = [(stage, key) for stage in graph.stages for key in graph.keys(stage) if key.family == family]
+        pieces = [piece for piece in every if graph.is_benchmark(*piece)]
         _exactly(graph, folder, pieces)
         write_json(folder / "provenance.json", _provenance(graph, family, pieces))
         recompute(folder)

@@ -10,11 +10,13 @@ from pd_pipeline.evaluation.results import OFFLINE, MethodResult, OfflineResult
 from pd_pipeline.evaluation.scores import REFERENCE
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance
+from pd_pipeline.reporting.canvas import method_styles
 from pd_pipeline.reporting.findings import what_mattered
-from pd_pipeline.reporting.formatting import decimals, number, percent
+from pd_pipeline.reporting.formatting import decimals, moment, number, percent
 from pd_pipeline.reporting.gather import FamilyResults, data_name, gather
 from pd_pipeline.reporting.sections import family_figures, family_pictures
 from pd_pipeline.reporting.study import section as section_of
+from pd_pipeline.reporting.targets import TargetResults, in_use, with_accepted_data
 from pd_pipeline.reporting.verdict import judge
 from pd_pipeline.revision import git_revision
 from pd_pipeline.stage import StageContext
@@ -40,17 +42,26 @@ def run(context: StageContext) -> dict[str, Any]:
     sections: list[dict[str, Any]] = []
     metrics: dict[str, Any] = {}
     figures: dict[str, Any] = {}
+    targets: list[TargetResults] = []
     for done, name in enumerate(params.run.families):
         context.progress("report", done, len(params.run.families), name)
         draws = provenance.stage_parameters(params, name, "evaluation", context.modules)["bootstrap"]
         results = gather(context.inputs, params, name, context.root, draws)
         sections.append(section(context, params, results))
         figures[name] = {method: main_figures(result) for method, result in results.scored.items()}
+        family = load_family(name, params.block(name, "environment"), context.root)
+        targets += with_accepted_data(context, family, draws)
         if (verdict := sections[-1]["verdict"]) is not None:
             metrics |= {f"bars_met_{name}": sum(bool(check.met) for check in verdict.checks)}
+    for target in targets:
+        if target.scored:
+            figures[target.name] = {method: main_figures(result) for method, result in target.scored.items()}
     studies = [entry for name, out in context.inputs.items() if name.startswith(PREFIX) for entry in section_of(out)]
     page = render(
         families=sections,
+        targets=targets,
+        in_use=in_use(context.root, params.run.families),
+        colors={method: color for method, (color, _) in method_styles(params.run.methods).items()},
         studies=studies,
         run=params.run,
         versions=provenance.versions(),
@@ -114,6 +125,6 @@ def templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=number, percent=percent, data_name=data_name)
+    environment.filters.update(number=number, percent=percent, moment=moment, data_name=data_name)
     environment.globals["OFFLINE"] = OFFLINE
     return environment

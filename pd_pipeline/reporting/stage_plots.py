@@ -55,9 +55,11 @@ def tuning(out: Path) -> Figures:
 
 
 def evaluation(out: Path) -> Figures:
-    """Scores of all methods, together and per task; of a family without a simulator those that are offline."""
+    """Scores of all methods, together and per task; offline where no simulator knows the targets."""
     if results.is_offline(out / "metrics.json"):
         offline = results.load_offline(out / "metrics.json").methods
+        if not offline:
+            return {}
         return {
             f"offline: {results.OFFLINE}": offline_comparison(offline),
             f"offline: {results.OFFLINE}, per task": offline_per_task(offline),

@@ -90,8 +90,9 @@ def error_context(study: str, point: str) -> Iterator[None]:
 
 
 def pieces(graph: Graph) -> list[tuple[str, Key]]:
-    """All work of a point except the report, upstream first."""
-    return [(name, key) for name in graph.stages if name != REPORT for key in graph.keys(name)]
+    """All work of a point on the targets of its families, upstream first: without the report, and new targets."""
+    every = [(name, key) for name in graph.stages if name != REPORT for key in graph.keys(name)]
+    return [piece for piece in every if graph.is_benchmark(*piece)]
 
 
 def study_stage(project: Graph, name: str) -> Stage:

@@ -152,10 +152,11 @@ def test_a_target_with_too_few_trajectories_waits(root: Path, instance: dg.Dagst
     found = tick(root, instance, None)
     assert isinstance(found, dg.SensorResult)
     (request,) = found.run_requests or []
-    assert request.asset_selection == [dg.AssetKey(ACCEPTED)], "only what was accepted is shown"
+    assert request.asset_selection == [dg.AssetKey(ACCEPTED), dg.AssetKey(ADAPTATION)], "what can be made already"
     result = run(root, instance, "retune_target", NEW)
     assert not result.success
-    failure = result.failure_data_for_node(ADAPTATION)
+    assert metadata_of(result, ACCEPTED)["waits_for"] == "1 of 2 trajectories of quality expert"
+    failure = result.failure_data_for_node(TARGET_EVALUATION)
     assert "waits for data: 1 of 2 trajectories of quality expert" in str(failure and failure.user_failure_data)
     drop(root, seed=2)
     run(root, instance, "take_new_data")

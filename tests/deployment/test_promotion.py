@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from pd_pipeline import graph, load_policy
+from pd_pipeline.decisions import decisions
 from pd_pipeline.deployment import promotion
 from pd_pipeline.deployment.folder import describe
-from pd_pipeline.deployment.promotion import decisions, in_use, promote, roll_back, versions
+from pd_pipeline.deployment.promotion import in_use, promote, roll_back, versions
 from pd_pipeline.deployment.scoring import PairedScores, paired_scores
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError

@@ -179,7 +179,7 @@ def test_too_few_left_to_score_on_is_refused(evaluated: Path, tmp_path: Path) ->
     root = copied(evaluated, tmp_path)
     summary = root / "data/tuned_prompt_dt/my_robot-0/4/summary.json"
     write_json(summary, read_json(summary) | {"few_shot_episodes": list(range(6))})
-    with pytest.raises(PipelineError, match="task 4: 1 trajectories of quality 'expert' are left to be scored on"):
+    with pytest.raises(PipelineError, match="task 4: 1 of the 2 trajectories of quality 'expert' that"):
         run_stages(root, "evaluation")
 
 

@@ -1,34 +1,30 @@
 """From a file in the drop zone to a policy in use, by one command."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from pd_pipeline import load_policy
 from pd_pipeline.storage import read_json
-from pd_pipeline.trajectories.reading import write
-from tests.builders import columns, metadata
+from tests.accepted import drop
 from tests.dvc_project import SMALL_PARAMS, call, make_project, start
 
 NEW = 57
-LIKE_THE_FAMILY = {"observation_size": 2, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0), "horizon": 6}
+PARAMS = (
+    SMALL_PARAMS.replace("noise_prompt]}", "noise_prompt, many], variants: {many: prompt_dt}}")
+    .replace("    tuned_prompt_dt", "    target: {few_shot: 2}\n    tuned_prompt_dt")
+    .replace("    tuned_noise_prompt", "    tuned_many: {target: {few_shot: 6}}\n    tuned_noise_prompt")
+)
+"""The variant wants more trajectories than the methods."""
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    root = make_project(
-        tmp_path, SMALL_PARAMS.replace("    tuned_prompt_dt", "    target: {few_shot: 2}\n    tuned_prompt_dt")
-    )
+    root = make_project(tmp_path, PARAMS)
     call(root, "pd-pipeline", "run", "all")
     return root
-
-
-def drop(root: Path, task: int, seed: int, episodes: int = 4) -> None:
-    path = root / f"data/incoming/other/{task}/{seed}.parquet"
-    about = LIKE_THE_FAMILY | {"family": "other", "goals": {task: {"position": [0.5]}}}
-    write(path, metadata(**about), [columns(tasks=(task,), d_s=2, seed=seed, episodes=episodes)])
-    path.with_name(path.name + ".done").touch()
 
 
 def out_of_date(root: Path) -> list[str]:
@@ -36,22 +32,31 @@ def out_of_date(root: Path) -> list[str]:
     return sorted(json.loads(call(root, "dvc", "status", "--json")))
 
 
+def done(text: str) -> list[str]:
+    """The pieces that a command did."""
+    return [line.removesuffix(": done") for line in text.splitlines() if line.endswith(": done")]
+
+
+def page(root: Path) -> str:
+    return (root / "data/reports/index.html").read_text()
+
+
 def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
     drop(root, NEW, 1)
     text = call(root, "pd-pipeline", "ingest")
     assert "data/incoming/other/57/1.parquet: accepted: data/ingested/other/57/0001-expert.parquet: 4 episodes" in text
-    assert "target_data other-57: done" in text
-    assert "tuned_prompt_dt other-57-0: done" in text
-    assert "plm" not in text
-    assert "evaluation" not in text
+    made = ["target_data other-57", "tuned_prompt_dt other-57-0", "tuned_noise_prompt other-57-0"]
+    assert done(text) == [*made, "target_evaluation other-57-0", "report"], "and no PLM, and no other target"
     assert "other-57: promoted: it is the first one" in text
     assert load_policy(root / "data/promoted/other-57").description.task == NEW
-    assert out_of_date(root) == ["report"], "DVC knows the new target and its work; the report is another matter"
+    assert out_of_date(root) == []
+    assert "many: 4 of 6 trajectories of quality expert" in page(root), "a method that lacks data is left out"
+    assert read_json(root / "data/reports/metrics.json")["other-57"].keys() == {"prompt_dt", "noise_prompt"}
     assert "tuned_prompt_dt@other-57-0" in (root / "dvc.lock").read_text()
     assert "other-57: version 1 since" in call(root, "pd-pipeline", "status")
 
     quiet = call(root, "pd-pipeline", "ingest")
-    assert "done" not in quiet
+    assert done(quiet) == []
     assert "promoted" not in quiet
 
     drop(root, NEW, 2)
@@ -62,8 +67,16 @@ def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
     assert decision["measure"] == "action_loss"
     assert decision["outcome"] in ("promoted", "refused")
     assert f"other-57: {decision['outcome']}: " in text
+    assert "tuned_many other-57-0" in done(text), "now it has enough"
+    assert decision["reason"] in page(root)
+    assert read_json(root / "data/reports/metrics.json")["other-57"].keys() == {"prompt_dt", "noise_prompt", "many"}
+    assert out_of_date(root) == []
+
+    call(root, "pd-pipeline", "promote", "point_robot-1")
+    assert out_of_date(root) == ["report"], "it shows the decisions"
     call(root, "dvc", "repro", "--quiet")
-    assert "up to date" in call(root, "dvc", "status")
+    assert out_of_date(root) == []
+    assert '<tr><td>point_robot-1</td>\n<td class="text">version 1' in page(root)
 
 
 def test_too_little_data_waits(root: Path) -> None:
@@ -73,20 +86,23 @@ def test_too_little_data_waits(root: Path) -> None:
     status = call(root, "pd-pipeline", "status")
     assert "other-57: nothing in use" in status
     assert "waits: 1 of 2 trajectories of quality expert" in status
-    assert out_of_date(root) == ["target_data@other-57"], "nothing is made of it yet"
+    assert done(text) == ["target_data other-57", "report"]
+    assert "prompt_dt, noise_prompt: 1 of 2 trajectories of quality expert" in page(root)
+    assert out_of_date(root) == []
 
 
 def test_more_data_of_a_benchmark_target_tunes_for_it_alone(root: Path) -> None:
     drop(root, 3, 1)
     text = call(root, "pd-pipeline", "ingest")
-    done = {line.removesuffix(": done") for line in text.splitlines() if line.endswith(": done")}
-    assert {piece.split()[1].split("-")[1] for piece in done} == {"3"}
-    assert "target_data other-3" in done
+    tuned = [f"tuned_{method} other-3-0" for method in ("prompt_dt", "noise_prompt", "many")]
+    assert done(text) == ["target_data other-3", *tuned, "target_evaluation other-3-0", "report"]
+    assert out_of_date(root) == ["evaluation@other-0"], "the comparison of all targets"
     assert "other-3: promoted: it is the first one" in text
 
 
-def test_a_bad_file_is_quarantined_and_the_good_one_goes_on(root: Path) -> None:
+def test_a_bad_file_and_a_missing_evaluation_do_not_hold_up_a_good_file(root: Path) -> None:
     drop(root, NEW, 1)
+    shutil.rmtree(root / "data/evaluation/point_robot-0")
     bad = root / "data/incoming/other/58/bad.parquet"
     bad.parent.mkdir(parents=True)
     bad.write_bytes(b"nothing")
@@ -96,4 +112,5 @@ def test_a_bad_file_is_quarantined_and_the_good_one_goes_on(root: Path) -> None:
     assert process.returncode == 1
     assert "bad.parquet: quarantined: not a readable Parquet file" in text
     assert "other-57: promoted" in text
+    assert "report: waits for evaluation point_robot-0: run `pd-pipeline run all`" in text
     assert (root / "data/quarantine/other/58/bad.parquet.reason.txt").is_file()

@@ -17,7 +17,7 @@ from pd_pipeline.trajectories.reading import Trajectories, read, write
 from pd_pipeline.trajectories.target_data import other_task
 from tests.builders import columns, metadata
 from tests.conftest import run_stages
-from tests.recorded_project import FAMILY, record, record_project
+from tests.recorded_project import FAMILY, FOLDER, record, record_project
 
 LIKE_THE_FAMILY = {"observation_size": 2, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0), "horizon": 12}
 LATER = datetime.now(UTC) + timedelta(hours=1)
