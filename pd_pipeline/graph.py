@@ -350,7 +350,7 @@ def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
     from pd_pipeline import rendering  # it renders graphs
 
     return {
-        "inputs": {need: digest(graph.root / graph.input(stage, key, need)) for need in graph.stages[stage].needs},
+        "inputs": {need: digest(graph.root / path) for need, path in graph.inputs(stage, key).items()},
         "code": rendering.digests(graph, stage, key)["code"],
         "version": __version__,
         "revision": git_revision(graph.root),
