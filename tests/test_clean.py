@@ -13,6 +13,7 @@ import pytest
 from pd_pipeline import clean as cleaning
 from pd_pipeline import graph, rendering
 from pd_pipeline.progress import silent
+from tests.accepted import accept
 from tests.dvc_project import SMALL_PARAMS, call, make_project
 
 PACKAGE = Path(cleaning.__file__).parent
@@ -99,6 +100,14 @@ def test_a_file_of_this_name_that_the_graph_did_not_write_stays(root: Path, cont
     (root / "digests.json").write_text(content)
     assert cleaned(root) == f"left: {root / 'digests.json'} is not the pipeline's\n"
     assert (root / "digests.json").read_text() == content
+
+
+def test_the_digests_of_a_project_with_accepted_data_are_removed_too(root: Path) -> None:
+    rendering.write(accept(root, 57, episodes=4, horizon=6))
+    assert "recordings" in (root / "digests.json").read_text()
+    assert "digests.json" not in cleaned(root)
+    assert not (root / "digests.json").exists()
+    assert (root / "data/ingested/point_robot/57/0001-expert.parquet").exists()
 
 
 def test_digests_behind_a_link_stay(root: Path, tmp_path: Path) -> None:
