@@ -63,11 +63,11 @@ def _made(record: Path, root: Path) -> tuple[Path, set[tuple[str, str]]] | None:
 
 
 def _is_of_graph(path: Path) -> bool:
-    """Whether a file is what the graph writes: stage -> family -> digests of code, parameters and any recordings."""
+    """Whether a file is what the graph writes: stage -> family -> digests of code, parameters and recordings."""
     try:
         stages = json.loads(path.read_bytes())
         entries = [entry for families in stages.values() for entry in families.values()]
-        known = all(entry.keys() - {"recordings"} == {"code", "parameters"} for entry in entries)
+        known = all({"code", "parameters"} <= entry.keys() <= {"code", "parameters", "recordings"} for entry in entries)
         return known and bool(entries) and not path.is_symlink()
     except (OSError, ValueError, AttributeError, RecursionError):
         return False

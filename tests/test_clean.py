@@ -13,6 +13,7 @@ import pytest
 from pd_pipeline import clean as cleaning
 from pd_pipeline import graph, rendering
 from pd_pipeline.progress import silent
+from tests.accepted import accept
 from tests.dvc_project import SMALL_PARAMS, call, make_project
 from tests.recorded_project import record_project
 
@@ -117,6 +118,14 @@ def test_digests_of_recordings_are_removed_too(trained_project: Path, tmp_path: 
     assert '"recordings"' in (root / "digests.json").read_text()
     assert "digests.json" not in cleaned(root)
     assert not (root / "digests.json").exists()
+
+
+def test_the_digests_of_a_project_with_accepted_data_are_removed_too(root: Path) -> None:
+    rendering.write(accept(root, 57, episodes=4, horizon=6))
+    assert "recordings" in (root / "digests.json").read_text()
+    assert "digests.json" not in cleaned(root)
+    assert not (root / "digests.json").exists()
+    assert (root / "data/ingested/point_robot/57/0001-expert.parquet").exists()
 
 
 def test_digests_behind_a_link_stay(root: Path, tmp_path: Path) -> None:
