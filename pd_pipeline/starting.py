@@ -9,7 +9,8 @@ from pd_pipeline.errors import PipelineError
 
 TEMPLATE = Path(__file__).with_name("project.yaml")
 IGNORED = {
-    ".gitignore": ["/data/*", "/.work/", "/digests.json", "__pycache__/"],
+    # ?*: for DVC, * alone would ignore data/ itself, and it would not find what `dvc add` writes there
+    ".gitignore": ["/data/?*", "!/data/*.dvc", "/.work/", "/digests.json", "__pycache__/"],
     ".dvcignore": ["__pycache__", ".*.tmp", ".*.old"],
 }
 
