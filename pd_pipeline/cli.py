@@ -224,11 +224,11 @@ def params() -> None:
     for family in project.params.run.families:
         typer.echo(f"  {family}:\n    environment:")
         _show(project.family(family).params, 3)
-        for stage in project.stages:
-            key = next((key for key in project.keys(stage) if key.family == family), None)
+        for name in project.modules:  # the stages with a block of their own
+            key = next((key for key in project.keys(name) if key.family == family), None)
             if key is not None:
-                typer.echo(f"    {stage}:")
-                _show(project.stage_params(stage, key), 3)
+                typer.echo(f"    {name}:")
+                _show(project.stage_params(name, key), 3)
 
 
 def _show(values: "Parameters", depth: int) -> None:

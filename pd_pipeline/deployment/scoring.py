@@ -26,6 +26,10 @@ FIRST_START = 1 << 20
 """The episodes begin in other states than those of evaluation, on which settings may have been chosen."""
 
 
+class NotComparable(PipelineError):
+    """A target has too few trajectories to compare policies on: more of them are waited for."""
+
+
 class PairedScores(NamedTuple):
     """Scores of both policies, n pairs."""
 
@@ -48,12 +52,13 @@ def paired_scores(
 
     They act in params.yaml's `promotion.episodes` episodes; where no environment knows the task, they predict the
     held-out trajectories of the target, those that are in none of `used` (quality -> episodes). Quality and steps of
-    these are those of `evaluation.offline`. Raises PipelineError.
+    these are those of `evaluation.offline`. Raises NotComparable if too few are left.
     """
     assert key.family is not None
+    assert key.task is not None
     family, target = graph.family(key.family), f"{key.family}-{key.task}"
     policies = [read_policy(folder) for folder in (candidate, in_use)]
-    if not family.is_recorded and key.task in (*family.train_tasks, *family.test_tasks):
+    if family.simulates([key.task]):
         count = graph.params.promotion.episodes
         seeds = [episode_seed(FIRST_START, key.task, number, 0) for number in range(count)]
         scores = []
@@ -70,13 +75,13 @@ def paired_scores(
 
 
 def _held_out(graph: Graph, key: Key, quality: str, used: Sequence[Mapping[str, set[int]]]) -> Trajectories:
-    """The trajectories of the target that are in none of `used`. Raises PipelineError if fewer than two are left."""
+    """The trajectories of the target that are in none of `used`. Raises NotComparable if fewer than two are left."""
     path = graph.root / graph.out("target_data", Key(key.family, key.task)) / f"{quality}.parquet"
     data = read(path, family=graph.family(str(key.family)), new_task=key.task)
     seen = set().union(*(part.get(quality, set()) for part in used))
     left = np.flatnonzero(~np.isin(data.episode_id, sorted(seen)))
     if len(left) < 2:
-        raise PipelineError(
+        raise NotComparable(
             f"{key.family}-{key.task}: {len(left)} trajectories of quality '{quality}' are left to compare policies "
             "on, and an interval needs two: bring more"
         )

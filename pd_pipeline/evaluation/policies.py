@@ -34,8 +34,7 @@ def of_target(context: StageContext, need: str, task: int) -> Path:
 
 def can_act(context: StageContext) -> bool:
     """Whether there is a simulator that knows these targets."""
-    family = context.family
-    return not family.is_recorded and {*targets(context)} <= {*family.train_tasks, *family.test_tasks}
+    return context.family.simulates(targets(context))
 
 
 def tuned_policies(context: StageContext, plm: Pretrained) -> list[TunedPolicy]:

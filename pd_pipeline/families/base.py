@@ -19,7 +19,7 @@ import importlib
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -116,6 +116,10 @@ class Family(ABC):
     def recordings(self) -> dict[str, list[Path]]:
         """Quality -> the user's trajectory files; empty for a family with a simulator."""
         return {}
+
+    def simulates(self, tasks: Collection[int]) -> bool:
+        """Whether a simulator knows all these tasks; a new target that only a user's files know has none."""
+        return not self.is_recorded and {*tasks} <= {*self.train_tasks, *self.test_tasks}
 
     @property
     def horizon(self) -> int:

@@ -9,6 +9,7 @@ from pd_pipeline import lineage, preflight
 from pd_pipeline.alerts import alert
 from pd_pipeline.decisions import decisions
 from pd_pipeline.deployment.promotion import candidate_method, candidate_of, in_use, is_decided, promote
+from pd_pipeline.deployment.scoring import NotComparable
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress
@@ -57,6 +58,8 @@ def retune(root: Path, progress: Progress, say: Callable[[str], None]) -> bool:
                 if decision is not None:
                     news = True
                     say(f"{target}: {decision.outcome}: {decision.reason}")
+            except NotComparable as waits_for:
+                say(f"{target}: waits: {str(waits_for).removeprefix(f'{target}: ')}")
             except PipelineError as error:
                 good = False
                 say(f"{target}: {error}")

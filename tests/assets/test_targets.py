@@ -11,15 +11,15 @@ from pd_pipeline import graph, lineage, load_policy
 from pd_pipeline.progress import silent
 from pd_pipeline.stages import TARGET_EVALUATION
 from pd_pipeline.trajectories.reading import write
+from tests import accepted
 from tests.builders import columns, metadata
 from tests.dvc_project import SMALL_PARAMS, change, make_project
 
 NEW = "point_robot-57"
-LIKE_THE_FAMILY = {"observation_size": 2, "action_low": (-1.0, -1.0), "action_high": (1.0, 1.0), "horizon": 6}
 PARAMS = (
     SMALL_PARAMS.replace("families: [point_robot, other]", "families: [point_robot]")
     .replace("    tuned_prompt_dt", "    target: {few_shot: 2}\n    tuned_prompt_dt")
-    .replace("machine:", "automation: {settle_seconds: 0}\nmachine:")
+    .replace("machine:", "automation: {settle_seconds: 0}\nmachine:")  # for files without a .done marker
 )
 
 
@@ -40,9 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def drop(root: Path, task: int = 57, seed: int = 1, episodes: int = 4) -> None:
-    path = root / f"data/incoming/point_robot/{task}/{seed}.parquet"
-    about = LIKE_THE_FAMILY | {"family": "point_robot", "goals": {task: {"position": [0.5]}}}
-    write(path, metadata(**about), [columns(tasks=(task,), d_s=2, seed=seed, episodes=episodes)])
+    accepted.drop(root, task, seed, episodes, "point_robot")
 
 
 def tick(root: Path, instance: dg.DagsterInstance, cursor: str | None) -> dg.SensorResult | dg.SkipReason:
@@ -185,7 +183,7 @@ def test_a_changed_file_and_an_unknown_family_are_said(root: Path, instance: dg.
     run(root, instance, "take_new_data")
     tick(root, instance, None)
     file = next((root / "data/ingested/point_robot/57").glob("*.parquet"))
-    write(file, metadata(**LIKE_THE_FAMILY, goals={57: {"position": [0.5]}}), [columns(tasks=(57,), d_s=2, seed=9)])
+    write(file, metadata(**accepted.ABOUT, goals={57: {"position": [0.5]}}), [columns(tasks=(57,), d_s=2, seed=9)])
     passed, said = checks(run(root, instance, "retune_target", NEW))["files_unchanged", NEW]
     assert (passed, said) == (False, f"changed since they were accepted: {file.name}")
     instance.add_dynamic_partitions(str(TARGETS.name), ["gone-5"])

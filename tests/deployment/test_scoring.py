@@ -7,9 +7,8 @@ import pytest
 
 from pd_pipeline import graph
 from pd_pipeline.deployment.policy import Loaded, read_policy
-from pd_pipeline.deployment.scoring import actor_of, paired_scores
+from pd_pipeline.deployment.scoring import NotComparable, actor_of, paired_scores
 from pd_pipeline.deployment.writing import write_policy
-from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.action_losses import action_losses
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
@@ -65,5 +64,5 @@ def test_quality_and_steps_are_those_of_offline_evaluation(
 def test_two_trajectories_must_be_left(root: Path) -> None:
     used = [{"expert": {0, 1, 2}}, {"expert": {2, 3, 4}}]
     message = f"point_robot-{NEW}: 1 trajectories of quality 'expert' are left to compare policies on"
-    with pytest.raises(PipelineError, match=message):
+    with pytest.raises(NotComparable, match=message):
         paired_scores(graph.load(root), KEY, root / "a", root / "b", used, lambda _: None)

@@ -9,7 +9,7 @@ import pytest
 from pd_pipeline import load_policy
 from pd_pipeline.storage import read_json
 from tests.accepted import drop
-from tests.dvc_project import SMALL_PARAMS, call, make_project, start
+from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start
 
 NEW = 57
 PARAMS = (
@@ -98,6 +98,15 @@ def test_more_data_of_a_benchmark_target_tunes_for_it_alone(root: Path) -> None:
     assert done(text) == ["target_data other-3", *tuned, "target_evaluation other-3-0", "report"]
     assert out_of_date(root) == ["evaluation@other-0"], "the comparison of all targets"
     assert "other-3: promoted: it is the first one" in text
+
+
+def test_a_target_waits_if_too_few_trajectories_are_left_to_compare_policies_on(root: Path) -> None:
+    drop(root, NEW, 1, episodes=3)
+    assert "other-57: promoted" in call(root, "pd-pipeline", "ingest")
+    change(root, "  other:\n    <<: *tiny", "  other:\n    <<: *tiny\n    target: {few_shot: 2, choose: newest}")
+    text = call(root, "pd-pipeline", "ingest")
+    assert "other-57: waits: " in text
+    assert "are left to compare policies on" in text
 
 
 def test_a_bad_file_and_a_missing_evaluation_do_not_hold_up_a_good_file(root: Path) -> None:

@@ -164,9 +164,10 @@ def test_new_data_concerns_its_target_alone(project: Path, task: int) -> None:
         (stage, name)
         for stage, entries in after.items()
         for name, digests in entries.items()
-        if before[stage].get(name) != digests
+        if before.get(stage, {}).get(name) != digests
     }
-    assert changed == {("target_data", f"point_robot-{task}")}
+    evaluated = {("target_evaluation", "point_robot")} if task == 4 else set()  # NEW has too few for that
+    assert changed == {("target_data", f"point_robot-{task}"), *evaluated}
 
 
 def plane(*targets: int) -> Family:
