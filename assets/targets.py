@@ -17,6 +17,7 @@ from assets.partitions import ACCEPTED, ADAPTATION, IN_USE, TARGETS
 from assets.stages import Event, events
 from assets.versions import Versions
 from assets.work import GPU_POOL, RETRIES, Done, current, do, failure
+from pd_pipeline import __version__, guard
 from pd_pipeline.decisions import decisions, folder_of
 from pd_pipeline.deployment import promotion
 from pd_pipeline.errors import PipelineError
@@ -24,7 +25,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import retuning, store
 from pd_pipeline.incoming.ingest import quarantined
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import TARGET_EVALUATION, TUNED
+from pd_pipeline.stages import EVALUATION, TARGET_EVALUATION, TUNED
 from pd_pipeline.storage import digest, file_digest
 
 GROUP = "targets_with_new_data"
@@ -68,6 +69,7 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
             _check(FILES_UNCHANGED, ACCEPTED, "Every file is still the one that was accepted."),
             _check(FILES_ACCEPTED, ACCEPTED, "None of its files is in data/quarantine/."),
         ],
+        code_version=__version__,
         **common,
     )
     def accepted_data(context: dg.AssetExecutionContext) -> Events:
@@ -80,6 +82,9 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
         kinds={"pytorch", "dvc"},
         deps=[ACCEPTED, *upstream],
         pool=GPU_POOL,
+        code_version=_code_version(
+            project, ["target_data", *(name for name in project.stages if name.startswith(TUNED))]
+        ),
         **common,
     )
     def target_adaptation(context: dg.AssetExecutionContext) -> Events:
@@ -91,6 +96,7 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
         kinds={"pytorch", "dvc"},
         deps=[ADAPTATION],
         pool=GPU_POOL,
+        code_version=_code_version(project, [EVALUATION]),
         **common,
     )
     def target_evaluation(context: dg.AssetExecutionContext) -> Events:
@@ -103,6 +109,7 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
         deps=[TARGET_EVALUATION],
         pool=GPU_POOL,
         check_specs=[_check(NOT_REFUSED, IN_USE, "The last new policy was put in use.")],
+        code_version=__version__,
         **common,
     )
     def policy_in_use(context: dg.AssetExecutionContext) -> Events:
@@ -115,6 +122,10 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
             raise failure(error) from None
 
     return [accepted_data, target_adaptation, target_evaluation, policy_in_use]
+
+
+def _code_version(project: Graph, stages: list[str]) -> str:
+    return digest(*(guard.version(project, stage) for stage in stages))
 
 
 def _check(name: str, asset: str, description: str) -> dg.AssetCheckSpec:

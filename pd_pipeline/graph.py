@@ -38,6 +38,7 @@ from pd_pipeline.stages import (
 )
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
 from pd_pipeline.tuning.methods import Method, known
+from pd_pipeline.yaml_text import merged, values_of
 
 
 @dataclass(frozen=True)
@@ -298,7 +299,7 @@ def _with_studies(graph: Graph) -> Graph:
 
 def effective_values(root: Path, text: str, overrides: tuple[str, ...], base: Mapping[str, Any]) -> Any:
     """The values in the text of params.yaml, with `base` and the overrides applied."""
-    return config.overridden(config.merged(config.values_of(text, root / PARAMS_FILE), base), overrides, ACROSS)
+    return config.overridden(merged(values_of(text, root / PARAMS_FILE), base), overrides, ACROSS)
 
 
 def current(graph: Graph) -> Graph:

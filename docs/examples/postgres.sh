@@ -28,7 +28,7 @@ start)
         -o "-c listen_addresses='' -c unix_socket_directories='$home' -c max_connections=200" start >/dev/null
     as_owner "$bin/psql" -h "$home" -U dagster -d postgres -tAc "SELECT 1 FROM pg_database WHERE datname = 'dagster'" |
         grep -q 1 || as_owner "$bin/createdb" -h "$home" -U dagster dagster
-    echo "postgresql://dagster@/dagster?host=$home"
+    echo "postgresql+psycopg2://dagster@/dagster?host=$home"
     ;;
 stop)
     as_owner "$bin/pg_ctl" -D "$home/data" -m fast -w stop >/dev/null

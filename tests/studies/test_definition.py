@@ -8,6 +8,7 @@ import pytest
 from pd_pipeline import config, graph, preflight
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.studies.definition import label, names, read
+from pd_pipeline.yaml_text import merged
 
 GOOD = """\
 title: Does it matter?
@@ -55,7 +56,7 @@ def test_overrides_give_the_values_of_the_point(tmp_path: Path) -> None:
 def test_base_replaces_values_block_by_block() -> None:
     values = {"run": {"seeds": [0], "methods": ["a"]}, "families": {"x": {"plm": {"steps": 5, "width": 8}}, "y": None}}
     base = {"run": {"methods": ["b"]}, "families": {"x": {"plm": {"steps": 7}, "diffuser": {"steps": 1}}, "y": {}}}
-    found = config.merged(values, base)
+    found = merged(values, base)
     assert found == {
         "run": {"seeds": [0], "methods": ["b"]},
         "families": {"x": {"plm": {"steps": 7, "width": 8}, "diffuser": {"steps": 1}}, "y": {}},
