@@ -18,7 +18,7 @@ from pd_pipeline.incoming.drop_zone import dropped
 from pd_pipeline.incoming.ingest import take
 from pd_pipeline.storage import digest
 
-REASON = "pd_pipeline/reason"
+REASON = "reason"
 """The tag of a run that says why it was asked for."""
 
 

@@ -62,7 +62,7 @@ def test_retraining_is_asked_for_only_if_something_is_out_of_date(root: Path, in
     pieces = sum(len(graph.load(root).keys(stage)) for stage in graph.load(root).stages)
     (request,) = tick(root, "retrain", instance)
     assert isinstance(request, dg.RunRequest)
-    assert request.tags["pd_pipeline/reason"] == f"{pieces} out of date"
+    assert request.tags["reason"] == f"{pieces} out of date"
     make(root, *graph.load(root).stages)
     assert tick(root, "retrain", instance) == "everything is up to date"
     change(root, "bootstrap: 50", "bootstrap: 51")
@@ -79,7 +79,7 @@ def test_the_report_is_preceded_by_the_results_that_are_out_of_date(root: Path, 
     assert isinstance(request, dg.RunRequest)
     assert request.partition_key == "point_robot-0"
     assert dg.AssetKey("evaluation") in (request.asset_selection or [])
-    assert request.tags["pd_pipeline/reason"] == "its parameters changed"
+    assert request.tags["reason"] == "its parameters changed"
 
 
 def test_targets_are_tuned_again_when_their_data_or_models_changed(root: Path, instance: dg.DagsterInstance) -> None:
@@ -89,7 +89,7 @@ def test_targets_are_tuned_again_when_their_data_or_models_changed(root: Path, i
     take(graph.load(root))
     (request,) = tick(root, "retune", instance)
     assert isinstance(request, dg.RunRequest)
-    assert (request.partition_key, request.tags["pd_pipeline/reason"]) == (
+    assert (request.partition_key, request.tags["reason"]) == (
         NEW,
         f"target_data {NEW}: not made yet",
     )
@@ -102,7 +102,7 @@ def test_targets_are_tuned_again_when_their_data_or_models_changed(root: Path, i
     make(root, "plm")
     (request,) = tick(root, "retune", instance)
     assert isinstance(request, dg.RunRequest)
-    assert request.tags["pd_pipeline/reason"] == f"tuned_prompt_dt {NEW}-0: data/plm/point_robot-0 changed"
+    assert request.tags["reason"] == f"tuned_prompt_dt {NEW}-0: data/plm/point_robot-0 changed"
 
 
 def test_wrong_params_are_said(root: Path, instance: dg.DagsterInstance) -> None:

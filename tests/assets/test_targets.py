@@ -126,7 +126,7 @@ def test_a_dropped_file_becomes_a_partition_that_is_tuned_and_in_use(root: Path,
     third = tick(root, instance, second.cursor)
     assert requests(third) == [("retune_target", NEW)]
     (request,) = getattr(third, "run_requests", [])
-    assert request.tags["pd_pipeline/reason"] == "more data"
+    assert request.tags["reason"] == "more data"
 
 
 def test_a_bad_file_fails_the_check_of_its_target_and_good_ones_go_on(root: Path, instance: dg.DagsterInstance) -> None:
