@@ -43,8 +43,8 @@ def tick(root: Path, name: str, instance: dg.DagsterInstance) -> list[dg.RunRequ
 
 def evaluated(definitions: dg.Definitions, name: str, instance: dg.DagsterInstance) -> ScheduleExecutionData:
     moment, repository = datetime(2030, 1, 1, tzinfo=UTC), definitions.get_repository_def()
-    context = dg.build_schedule_context(instance, moment, repository_def=repository)
-    return definitions.resolve_schedule_def(name).evaluate_tick(context)
+    with dg.build_schedule_context(instance, moment, repository_def=repository) as context:
+        return definitions.resolve_schedule_def(name).evaluate_tick(context)
 
 
 def test_all_are_off_until_params_say_when(root: Path) -> None:
