@@ -4,17 +4,18 @@ from collections.abc import Callable, Iterator
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._utils.schedules import is_valid_cron_string
 
 from assets.incoming import REASON, request
 from assets.partitions import TARGETS
 from assets.targets import targets
 from pd_pipeline import graph, lineage
-from pd_pipeline.config import AutomationParams
+from pd_pipeline.config import PARAMS_FILE, AutomationParams
 from pd_pipeline.deployment.promotion import is_decided
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import retuning
-from pd_pipeline.stages import FAMILY, REPORT, RESULTS, SEED, TARGET_EVALUATION
+from pd_pipeline.stages import FAMILY, REPORT, RESULTS, SEED
 
 Requests = list[dg.RunRequest]
 Job = dg.JobDefinition | UnresolvedAssetJobDefinition
@@ -32,8 +33,7 @@ def report_job(project: Graph) -> UnresolvedAssetJobDefinition:
 
 def _results(project: Graph) -> list[str]:
     """The stages whose outs the report shows; they have the same partitions."""
-    found = [stage.name for stage in project.stages.values() if stage.group == RESULTS and stage.axes == (FAMILY, SEED)]
-    return [name for name in found if name != TARGET_EVALUATION]
+    return [stage.name for stage in project.stages.values() if stage.group == RESULTS and stage.axes == (FAMILY, SEED)]
 
 
 def schedules(
@@ -45,12 +45,12 @@ def schedules(
     """All schedules of a project."""
     asked = project.params.automation
 
-    def out_of_date_targets(instance: dg.DagsterInstance, now: Graph) -> Requests:
-        instance.add_dynamic_partitions(str(TARGETS.name), targets(now))
+    def out_of_date_targets(context: dg.ScheduleEvaluationContext, now: Graph) -> Requests:
+        context.instance.add_dynamic_partitions(str(TARGETS.name), targets(now))
         reasons = {target: _reason(now, target) for target in targets(now)}
         return [request(now, target, reason) for target, reason in reasons.items() if reason]
 
-    def out_of_date_results(_: dg.DagsterInstance, now: Graph) -> Requests:
+    def out_of_date_results(_: dg.ScheduleEvaluationContext, now: Graph) -> Requests:
         whys = {key: [lineage.why(now, stage, key) for stage in _results(now)] for key in now.keys("evaluation")}
         found = [
             dg.RunRequest(
@@ -63,7 +63,7 @@ def schedules(
         ]
         return found or [dg.RunRequest(asset_selection=[dg.AssetKey(REPORT)])]  # it follows new results by itself
 
-    def all_out_of_date(_: dg.DagsterInstance, now: Graph) -> Requests:
+    def all_out_of_date(_: dg.ScheduleEvaluationContext, now: Graph) -> Requests:
         made, pieces = len(lineage.data_versions(now)), sum(len(now.keys(stage)) for stage in now.stages)
         return [] if made == pieces else [dg.RunRequest(tags={REASON: f"{pieces - made} out of date"})]
 
@@ -80,13 +80,13 @@ def _schedule(
     cron: str | None,
     usual: str,
     job: Job,
-    asked: Callable[[dg.DagsterInstance, Graph], Requests],
+    asked: Callable[[dg.ScheduleEvaluationContext, Graph], Requests],
 ) -> dg.ScheduleDefinition:
     """A schedule that is on if params.yaml says when, and otherwise off, at the usual time."""
 
     def body(context: dg.ScheduleEvaluationContext) -> Iterator[dg.RunRequest | dg.SkipReason]:
         try:
-            found = asked(context.instance, graph.load(project.root))
+            found = asked(context, graph.load(project.root))
         except PipelineError as error:
             context.log.error(str(error))
             yield dg.SkipReason(str(error))
@@ -95,6 +95,8 @@ def _schedule(
         if not found:
             yield dg.SkipReason("everything is up to date")
 
+    if cron and not is_valid_cron_string(cron):
+        raise PipelineError(f"{PARAMS_FILE}: automation.{name}: '{cron}' is no time: write such as '0 2 * * *'")
     return dg.ScheduleDefinition(
         name=name,
         cron_schedule=cron or usual,

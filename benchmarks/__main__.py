@@ -4,7 +4,7 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("plm_training", "collection", "evaluation", "streaming", "dagster_click", "policy_step")
+NAMES = ("plm_training", "collection", "evaluation", "streaming", "importing", "dagster_click", "policy_step")
 
 
 def main() -> None:

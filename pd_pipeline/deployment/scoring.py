@@ -12,9 +12,8 @@ from pd_pipeline.acting.actors import Actors, KeysValues, Origin
 from pd_pipeline.acting.environments import episode_seed
 from pd_pipeline.deployment.policy import Loaded, Policy, read_policy
 from pd_pipeline.deployment.rollout import roll_out
-from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.action_losses import action_losses
-from pd_pipeline.evaluation.offline import OfflineParams
+from pd_pipeline.evaluation.offline import LEAST, OfflineParams, TooFew
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.stage import Key
@@ -24,10 +23,6 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 RETURN, ACTION_LOSS = "return", "action_loss"
 FIRST_START = 1 << 20
 """The episodes begin in other states than those of evaluation, on which settings may have been chosen."""
-
-
-class NotComparable(PipelineError):
-    """A target has too few trajectories to compare policies on: more of them are waited for."""
 
 
 class PairedScores(NamedTuple):
@@ -52,7 +47,7 @@ def paired_scores(
 
     They act in params.yaml's `promotion.episodes` episodes; where no environment knows the task, they predict the
     held-out trajectories of the target, those that are in none of `used` (quality -> episodes). Quality and steps of
-    these are those of `evaluation.offline`. Raises NotComparable if too few are left.
+    these are those of `evaluation.offline`. Raises TooFew if too few are left.
     """
     assert key.family is not None
     assert key.task is not None
@@ -75,16 +70,15 @@ def paired_scores(
 
 
 def _held_out(graph: Graph, key: Key, quality: str, used: Sequence[Mapping[str, set[int]]]) -> Trajectories:
-    """The trajectories of the target that are in none of `used`. Raises NotComparable if fewer than two are left."""
+    """The trajectories of the target that are in none of `used`. Raises TooFew if too few for an interval are left."""
+    assert key.family is not None
+    assert key.task is not None
     path = graph.root / graph.out("target_data", Key(key.family, key.task)) / f"{quality}.parquet"
-    data = read(path, family=graph.family(str(key.family)), new_task=key.task)
+    data = read(path, family=graph.family(key.family), new_task=key.task)
     seen = set().union(*(part.get(quality, set()) for part in used))
     left = np.flatnonzero(~np.isin(data.episode_id, sorted(seen)))
-    if len(left) < 2:
-        raise NotComparable(
-            f"{key.family}-{key.task}: {len(left)} trajectories of quality '{quality}' are left to compare policies "
-            "on, and an interval needs two: bring more"
-        )
+    if len(left) < LEAST:
+        raise TooFew(key.task, len(left), quality)
     return data.select(left)
 
 

@@ -9,8 +9,8 @@ from pd_pipeline import lineage, preflight
 from pd_pipeline.alerts import alert
 from pd_pipeline.decisions import decisions
 from pd_pipeline.deployment.promotion import candidate_method, candidate_of, in_use, is_decided, promote
-from pd_pipeline.deployment.scoring import NotComparable
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key
@@ -58,8 +58,8 @@ def retune(root: Path, progress: Progress, say: Callable[[str], None]) -> bool:
                 if decision is not None:
                     news = True
                     say(f"{target}: {decision.outcome}: {decision.reason}")
-            except NotComparable as waits_for:
-                say(f"{target}: waits: {str(waits_for).removeprefix(f'{target}: ')}")
+            except TooFew as waits_for:
+                say(f"{target}: waits: {waits_for}")
             except PipelineError as error:
                 good = False
                 say(f"{target}: {error}")

@@ -10,6 +10,7 @@ from dagster._core.definitions.schedule_definition import ScheduleExecutionData
 from assets.definitions import build
 from assets.partitions import OF_TARGETS, known_targets
 from pd_pipeline import graph, lineage
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.incoming.ingest import take
 from pd_pipeline.progress import silent
 from pd_pipeline.stages import REPORT
@@ -56,6 +57,12 @@ def test_all_are_off_until_params_say_when(root: Path) -> None:
     (retune,) = [one for one in build(root).get_repository_def().schedule_defs if one.name == "retune"]
     found = (retune.cron_schedule, retune.execution_timezone, retune.default_status.value)
     assert found == ("30 4 * * 1", "Europe/Berlin", "RUNNING")
+
+
+def test_a_time_that_there_is_not_is_refused(root: Path) -> None:
+    change(root, "settle_seconds: 0", "settle_seconds: 0, retune: '61 2 * * *'")
+    with pytest.raises(PipelineError, match=r"automation\.retune: '61 2 \* \* \*' is no time"):
+        build(root)
 
 
 def test_retraining_is_asked_for_only_if_something_is_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:

@@ -7,9 +7,10 @@ import pytest
 
 from pd_pipeline import graph
 from pd_pipeline.deployment.policy import Loaded, read_policy
-from pd_pipeline.deployment.scoring import NotComparable, actor_of, paired_scores
+from pd_pipeline.deployment.scoring import actor_of, paired_scores
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.evaluation.action_losses import action_losses
+from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
@@ -63,6 +64,6 @@ def test_quality_and_steps_are_those_of_offline_evaluation(
 
 def test_two_trajectories_must_be_left(root: Path) -> None:
     used = [{"expert": {0, 1, 2}}, {"expert": {2, 3, 4}}]
-    message = f"point_robot-{NEW}: 1 trajectories of quality 'expert' are left to compare policies on"
-    with pytest.raises(NotComparable, match=message):
+    message = f"task {NEW}: 1 of the 2 trajectories of quality 'expert' that an interval needs are left"
+    with pytest.raises(TooFew, match=message):
         paired_scores(graph.load(root), KEY, root / "a", root / "b", used, lambda _: None)

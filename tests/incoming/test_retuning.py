@@ -106,7 +106,7 @@ def test_a_target_waits_if_too_few_trajectories_are_left_to_compare_policies_on(
     change(root, "  other:\n    <<: *tiny", "  other:\n    <<: *tiny\n    target: {few_shot: 2, choose: newest}")
     text = call(root, "pd-pipeline", "ingest")
     assert "other-57: waits: " in text
-    assert "are left to compare policies on" in text
+    assert "that an interval needs are left to be scored on" in text
 
 
 def test_a_bad_file_and_a_missing_evaluation_do_not_hold_up_a_good_file(root: Path) -> None:
