@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.definitions.asset_checks.asset_check_evaluation import AssetCheckEvaluationTargetMaterializationData
 from dagster._core.definitions.source_asset import SYSTEM_METADATA_KEY_SOURCE_ASSET_OBSERVATION
 
-from assets.checks import check_results, check_specs
+from assets.checks import check_results, check_specs, scores_kept
 from assets.metadata import describe, plots
 from assets.partitions import OF_REPORT, dependency, needs, partitions_of
 from assets.versions import Versions, latest
@@ -22,7 +22,7 @@ from pd_pipeline import guard, lineage
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import DATA, PRE_TRAINING, REPORT, RESULTS, TUNING
+from pd_pipeline.stages import DATA, EVALUATION, PRE_TRAINING, REPORT, RESULTS, TUNING
 
 Event = dg.AssetMaterialization | dg.AssetCheckEvaluation
 
@@ -122,8 +122,9 @@ def events(instance: dg.DagsterInstance, project: Graph, versions: Versions, don
     stage, key, outcome = done.stage, done.key, done.outcome
     out, partition = project.root / project.out(stage, key), str(key) or None
     tags = versions.tags(stage, key, done.data_version)
+    before = _previous_metadata(instance, stage, key)
     if outcome.skipped:
-        metadata = _previous_metadata(instance, stage, key)
+        metadata = before
     else:
         metadata = {name: float(value) for name, value in outcome.metrics.items() if name != "row_count"}
         metadata["duration_seconds"] = done.seconds
@@ -131,10 +132,14 @@ def events(instance: dg.DagsterInstance, project: Graph, versions: Versions, don
             metadata["why"] = done.why
         if "row_count" in outcome.metrics:
             metadata["dagster/row_count"] = int(outcome.metrics["row_count"])
+    results = check_results(project, stage, out)
+    if stage == EVALUATION and not outcome.skipped:
+        last = {name: value.value for name, value in before.items()}
+        results += filter(None, [scores_kept(last, metadata, project.params.promotion.margin)])
     metadata = metadata | describe(out) | plots(project.stages[stage], out)
     yield dg.AssetMaterialization(stage, partition=partition, metadata=metadata, tags=tags)
     blocking = {check.name: check.blocking for check in project.stages[stage].checks}
-    for result in check_results(project, stage, out):
+    for result in results:
         assert result.check_name is not None
         yield dg.AssetCheckEvaluation(
             asset_key=dg.AssetKey(stage),
@@ -143,7 +148,7 @@ def events(instance: dg.DagsterInstance, project: Graph, versions: Versions, don
             metadata=result.metadata,
             severity=result.severity,
             description=result.description,
-            blocking=blocking[result.check_name],
+            blocking=blocking.get(result.check_name, False),
             partition=partition,
             target_materialization_data=_target(instance, stage, key),
         )

@@ -30,7 +30,7 @@ CLICK = "mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfill
 LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"
 DAEMON = '{ instance { daemonHealth { daemonStatus(daemonType: "BACKFILL") { healthy } } } }'
 STATUS = "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
-ASSETS = "{ assetNodes { assetKey { path } partitionKeys dependencyKeys { path } } }"
+ASSETS = "{ assetNodes { assetKey { path } } }"
 RUNS = """query ($tag: String!) { runsOrError(filter: {tags: [{key: "dagster/backfill", value: $tag}]}) { ... on Runs {
 results { runId status creationTime startTime endTime assetSelection { path }
 stepStats { stepKey startTime endTime status } } } } }"""
@@ -63,13 +63,11 @@ class Server:
         return answer["data"]
 
     def materialize_all(self, patience: float = 900.0) -> Click:
-        """Press the button, choose all partitions in its dialog, which asks for those of the first asset, and wait."""
-        nodes = self.ask(ASSETS)["assetNodes"]
-        (first,) = [node for node in nodes if not node["dependencyKeys"]]
+        """Press the button, confirm its dialog, which is about all partitions of all assets, and wait."""
         sent = {
             "tags": [{"key": "dagster/from_ui", "value": "true"}],
-            "assetSelection": [node["assetKey"] for node in nodes],
-            "partitionNames": first["partitionKeys"],
+            "assetSelection": [node["assetKey"] for node in self.ask(ASSETS)["assetNodes"]],
+            "allPartitions": True,
             "fromFailure": False,
         }
         clicked = time.time()

@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -115,3 +116,23 @@ def test_the_root_is_the_variable_or_the_working_directory_or_the_repository(
     assert project_root() == project.root
     monkeypatch.setenv("PD_PIPELINE_ROOT", str(tmp_path))
     assert project_root() == tmp_path
+
+
+def test_owners_kinds_and_freshness(tmp_path: Path) -> None:
+    automation = "automation: {owners: ['team:robots', a@example.org], report_max_age_hours: 48}\n"
+    definitions = build(make_project(tmp_path, SMALL_PARAMS + automation))
+    specs = {spec.key.to_user_string(): spec for spec in definitions.resolve_all_asset_specs()}
+    assert {tuple(spec.owners) for spec in specs.values()} == {("team:robots", "a@example.org")}
+    assert all(spec.code_version for spec in specs.values())
+    kinds = {name: specs[name].kinds for name in ("trajectories", "plm", "report", "policy_in_use")}
+    assert kinds == {
+        "trajectories": {"parquet", "dvc"},
+        "plm": {"pytorch", "dvc"},
+        "report": {"python", "dvc"},
+        "policy_in_use": {"pytorch"},
+    }
+    fresh = {name: spec.freshness_policy for name, spec in specs.items() if spec.freshness_policy is not None}
+    assert fresh == {"report": dg.FreshnessPolicy.time_window(timedelta(hours=48))}
+    assert {name for name, spec in specs.items() if spec.automation_condition is not None} == {"report"}
+    retried = [definition.op.retry_policy for definition in definitions.assets or []]  # type: ignore[union-attr]
+    assert all(policy is not None and policy.max_retries == 1 for policy in retried)

@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from assets.checks import check_results
+from assets.checks import check_results, scores_kept
 from assets.definitions import build
 from assets.external_results import report
 from assets.sensors import dvc_lock_sensor
@@ -173,6 +173,43 @@ def test_a_damaged_out_stops_downstream_stages(root: Path, instance: dg.DagsterI
         )
     assert not result.success
     assert {event.step_key for event in result.all_events if event.is_step_start} == {"trajectories"}
+
+
+@pytest.mark.parametrize(
+    ("now", "passed"),
+    [
+        ({"return_mean_a": 99.0, "return_mean_b": -10.1}, True),  # within the margin of 2 %
+        ({"return_mean_a": 97.0, "return_mean_b": -5.0}, False),
+        ({"return_mean_a": 120.0, "return_mean_b": -10.3}, False),
+        ({"return_mean_new": 1.0}, None),
+    ],
+)
+def test_a_score_that_fell_is_a_warning(now: dict[str, object], passed: bool | None) -> None:
+    found = scores_kept({"return_mean_a": 100.0, "return_mean_b": -10.0, "duration_seconds": 9.0}, now, 0.02)
+    assert (None if found is None else found.passed) == passed
+    if found is not None:
+        assert found.severity == dg.AssetCheckSeverity.WARN
+        assert found.metadata["scores_compared"].value == 2
+
+
+def test_a_loss_that_rose_is_a_warning() -> None:
+    found = scores_kept({"offline_action_loss_a": 0.1}, {"offline_action_loss_a": 0.2}, 0.02)
+    assert found is not None
+    assert (found.passed, found.description) == (False, "offline_action_loss_a: 0.2, 0.1 before")
+
+
+def test_an_evaluation_is_compared_with_the_one_before(root: Path, instance: dg.DagsterInstance) -> None:
+    project = graph.load(root)
+    for stage in ("behavior_policies", "trajectories", "target_data", "prompts", "plm", "tuned_prompt_dt"):
+        for key in (key for key in project.keys(stage) if key.family == "point_robot"):
+            lineage.run(project, stage, key, silent)
+    for key in (key for key in project.keys("tuned_noise_prompt") if key.family == "point_robot"):
+        lineage.run(project, "tuned_noise_prompt", key, silent)
+    first = materialize(root, instance, "evaluation", "point_robot-0").get_asset_check_evaluations()
+    assert [check.check_name for check in first] == ["metrics_complete"]
+    change(root, "bootstrap: 50", "bootstrap: 51")
+    again = materialize(root, instance, "evaluation", "point_robot-0").get_asset_check_evaluations()
+    assert {check.check_name: check.passed for check in again} == {"metrics_complete": True, "scores_kept": True}
 
 
 def test_checks_describe_problems(root: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     call(root, "pd-pipeline", "ingest", "--settle", "0", "--no-work")
     call(root, "pd-pipeline", "run", "all")
     call(root, "pd-pipeline", "promote", "point_robot-3")
+    call(root, "pd-pipeline", "run", "report")  # it shows which policies are in use
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "made")
     return root
