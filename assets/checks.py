@@ -46,9 +46,7 @@ def check_specs(stage: Stage, partitions: dg.PartitionsDefinition | None) -> lis
         warnings.simplefilter("ignore", dg.PreviewWarning)  # for `partitions_def`: without it, keys share one result
         found = [(check.name, check.description, check.blocking) for check in stage.checks]
         if stage.name == EVALUATION:
-            found.append(
-                (SCORES_KEPT, "No method scores worse than at the last evaluation.", False)
-            )
+            found.append((SCORES_KEPT, "No method scores worse than at the last evaluation.", False))
         return [
             dg.AssetCheckSpec(
                 name, asset=stage.name, description=description, blocking=blocking, partitions_def=partitions

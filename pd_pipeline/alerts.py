@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import signal
 import subprocess
 import urllib.request
 from datetime import UTC, datetime
@@ -40,7 +41,7 @@ def alert(graph: Graph, event: Event, subject: str, message: str) -> None:
         "project": str(graph.root),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    body = json.dumps(content, ensure_ascii=False).encode()
+    body = json.dumps(content, ensure_ascii=False).encode() + b"\n"  # a command may append it to a file
     if asked.command is not None:
         _to_command(asked, body, graph.root)
     if asked.url is not None:
@@ -49,42 +50,46 @@ def alert(graph: Graph, event: Event, subject: str, message: str) -> None:
 
 def _to_command(asked: AlertParams, body: bytes, root: Path) -> None:
     assert asked.command is not None
-    # a file rather than a pipe: after a timeout, children of the shell could hold a pipe open
-    with TemporaryFile() as said:
+    # files rather than pipes: children of the shell could hold a pipe open
+    with TemporaryFile() as given, TemporaryFile() as said:
+        given.write(body)
+        given.seek(0)
+        shell = subprocess.Popen(
+            asked.command,
+            shell=True,
+            cwd=root,
+            stdin=given,
+            stdout=subprocess.DEVNULL,
+            stderr=said,
+            start_new_session=True,
+        )
         try:
-            done = subprocess.run(
-                asked.command,
-                shell=True,
-                input=body,
-                cwd=root,
-                stdout=subprocess.DEVNULL,
-                stderr=said,
-                timeout=asked.timeout,
-                check=False,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            log.warning("alert.command of %s: %s", WHERE, one_line(str(error), 200))
+            code = shell.wait(asked.timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(shell.pid, signal.SIGKILL)  # with all that it started
+            shell.wait()
+            log.warning("%s.alert.command: ended after %g s", WHERE, asked.timeout)
             return
-        if done.returncode:
+        if code:
             said.seek(0)
             text = one_line(said.read(10_000).decode(errors="replace"), 200)
-            log.warning("alert.command of %s: exit %d: %s", WHERE, done.returncode, text)
+            log.warning("%s.alert.command: exit %d: %s", WHERE, code, text)
 
 
 def _to_url(asked: AlertParams, body: bytes) -> None:
     assert asked.url is not None
     address = os.path.expandvars(asked.url)
     if unset := re.findall(r"\$\{?(\w+)", address):
-        log.warning("alert.url of %s: the environment has no variable %s", WHERE, ", ".join(unset))
+        log.warning("%s.alert.url: the environment has no variable %s", WHERE, ", ".join(unset))
         return
     try:
         host = urlsplit(address).hostname
         request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
         if urlsplit(address).scheme not in ("http", "https"):
-            log.warning("alert.url of %s: neither http nor https", WHERE)
+            log.warning("%s.alert.url: neither http nor https", WHERE)
             return
         urllib.request.urlopen(request, timeout=asked.timeout).close()
     except ValueError:
-        log.warning("alert.url of %s: not an address", WHERE)
+        log.warning("%s.alert.url: not an address", WHERE)
     except OSError as error:  # includes the HTTP errors of urllib
-        log.warning("alert.url of %s, host %s: %s", WHERE, host, one_line(str(error), 200))
+        log.warning("%s.alert.url: host %s: %s", WHERE, host, one_line(str(error), 200))

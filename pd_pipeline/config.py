@@ -104,10 +104,14 @@ class PromotionParams(Parameters):
 
 
 _CRON = re.compile(r"@(hourly|daily|weekly|monthly|yearly)|([\w*/,\-#?]+ +){4}[\w*/,\-#?]+")
+_RANGES = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
 
 
 def _cron(value: str) -> str:
-    if not _CRON.fullmatch(value.strip()):
+    fields = value.split() if not value.startswith("@") else []
+    numbers = [[int(n) for n in re.findall(r"(?<!/)\b\d+", field)] for field in fields]
+    allowed = all(low <= n <= high for (low, high), found in zip(_RANGES, numbers, strict=False) for n in found)
+    if not _CRON.fullmatch(value.strip()) or not allowed:
         raise ValueError("not a cron expression: write five fields, such as '0 2 * * *' for two o'clock each night")
     return value.strip()
 

@@ -1,6 +1,7 @@
 """Alerts reach the command and the address that params.yaml names, and never stop the work."""
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -55,6 +56,13 @@ def root(tmp_path: Path) -> Path:
     return make_project(tmp_path, SMALL_PARAMS + "automation: {settle_seconds: 0, alert: {command: null}}\n")
 
 
+def _command(process: Path) -> bytes:
+    try:
+        return (process / "cmdline").read_bytes()
+    except OSError:
+        return b""  # it ended
+
+
 def asked(root: Path, text: str) -> graph.Graph:
     change(root, "alert: {command: null}", f"alert: {{{text}}}")
     return graph.load(root)
@@ -87,7 +95,7 @@ def test_an_address_gets_it_by_post_and_takes_secrets_from_the_environment(
     ("setting", "said"),
     [
         ("command: 'echo out of order >&2; exit 3'", "exit 3: out of order"),
-        ("command: 'sleep 5', timeout: 0.2", "timed out"),
+        ("command: 'sleep 5', timeout: 0.2", "ended after 0.2 s"),
         ("url: 'http://127.0.0.1:9/hook?token=s3cret'", "host 127.0.0.1: "),
         ("url: '$NO_SUCH_VARIABLE/hook'", "the environment has no variable NO_SUCH_VARIABLE"),
         ("url: '$ODD'", "neither http nor https"),
@@ -100,6 +108,13 @@ def test_an_alert_that_cannot_be_delivered_is_logged_without_its_secret(
     alert(asked(root, setting), "failure", "x", "y")
     assert said in caplog.text
     assert "s3cret" not in caplog.text
+
+
+def test_after_a_timeout_nothing_is_left_running(root: Path) -> None:
+    seconds = str(10_000 + os.getpid())  # of this test alone: others run beside it
+    alert(asked(root, f"command: '(sleep {seconds}; true)', timeout: 0.5"), "failure", "x", "y")
+    running = [_command(process).split(b"\0") for process in Path("/proc").glob("[0-9]*")]
+    assert not [words for words in running if seconds.encode() in words]
 
 
 def test_an_error_of_the_receiver_is_logged(root: Path, receiver: Receiver, caplog: pytest.LogCaptureFixture) -> None:

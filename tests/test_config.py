@@ -46,6 +46,8 @@ def test_reads_yaml_1_2(tmp_path: Path) -> None:
         (GOOD + "machine: {device: 'cuda:x'}\n", r"machine\.device: String should match"),
         (GOOD + "automation: {retune: nightly}\n", r"automation\.retune: .*write five fields"),
         (GOOD + "automation: {retune: '0 2 * *'}\n", r"automation\.retune: .*write five fields"),
+        (GOOD + "automation: {retune: '61 2 * * *'}\n", r"automation\.retune: .*write five fields"),
+        (GOOD + "automation: {retune: '0 2 * 0 *'}\n", r"automation\.retune: .*write five fields"),
         (GOOD + "automation: {time_zone: Mars/Base}\n", r"automation\.time_zone: .*not a known time zone"),
         (
             GOOD + "automation: {owners: [bob]}\n",

@@ -13,6 +13,7 @@ import onnxruntime
 
 def act(about: dict, session: onnxruntime.InferenceSession, steps: list, observation: list) -> list:
     """The action for an observation; `steps` are those of the episode so far, and the current one is added."""
+    assert len(observation) == len(about["observation_mean"]), f"{len(observation)} numbers"
     scaled = (np.array(observation) - about["observation_mean"]) / about["observation_std"]
     no_action = np.zeros(len(about["action_mean"]))  # that of the current step is not read
     steps.append([about["target_return"] / about["return_scale"], scaled, no_action, len(steps)])

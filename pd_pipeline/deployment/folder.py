@@ -122,8 +122,9 @@ def locate(path_or_target: str | Path) -> Path:
     is_target = isinstance(path_or_target, str) and _TARGET.fullmatch(path_or_target) and not path.exists()
     if is_target and not (path := PROMOTED / path).is_dir():
         raise PipelineError(
-            f"{path}: no such folder: no policy of target {path_or_target} is in use here, and there is no policy "
-            f"folder {path_or_target} either{_suggested(str(path_or_target))}"
+            f"{path}: no such folder: no policy of target {path_or_target} is in use here (`pd-pipeline promote "
+            f"{path_or_target}` puts a tuned one in use), and there is no policy folder {path_or_target} either"
+            f"{_suggested(str(path_or_target))}"
         )
     if not path.is_dir():
         raise PipelineError(

@@ -51,7 +51,10 @@ def candidate_of(graph: Graph, target: str) -> tuple[str, Key]:
     seed = run.seeds[0] if asked.seed is None else asked.seed
     if seed not in run.seeds:
         raise PipelineError(f"{PARAMS_FILE}: promotion.seed: {seed} is not among run.seeds")
-    return method, graph.key(f"{TUNED}{method}", f"{target}-{seed}")
+    keys = {f"{key.family}-{key.task}": key for key in graph.keys(f"{TUNED}{method}") if key.seed == seed}
+    if target not in keys:
+        raise PipelineError(f"'{target}' is no target, or has too few trajectories: {suggestion(target, sorted(keys))}")
+    return method, keys[target]
 
 
 def promote(graph: Graph, target: str, say: Callable[[str], None] = lambda _: None) -> Decision | None:
@@ -114,10 +117,14 @@ def roll_back(root: Path, target: str) -> Decision:
 
 
 def is_decided(graph: Graph, target: str) -> bool:
-    """Whether the last decision on a tuned policy of a target was on the one that is there now."""
+    """Whether the tuned policy of a target that is there now was decided on last, or taken back by hand."""
     method, key = candidate_of(graph, target)
-    made = [decision for decision in decisions(graph.root, target) if decision.outcome != "rolled back"]
-    return bool(made) and (made[-1].method, made[-1].made_from) == (method, digests_of(graph, method, key))
+    made = decisions(graph.root, target)
+    new = [decision for decision in made if decision.outcome != "rolled back"]
+    taken_back = {decision.against for decision in made if decision.outcome == "rolled back"}
+    final = new[-1:] + [decision for decision in new if decision.version in taken_back - {None}]
+    tuned = method, digests_of(graph, method, key)
+    return any((decision.method, decision.made_from) == tuned for decision in final)
 
 
 def versions(home: Path) -> list[int]:

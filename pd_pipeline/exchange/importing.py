@@ -20,6 +20,7 @@ from pd_pipeline.exchange.mapping import Asked, plan
 from pd_pipeline.exchange.source import Source, Steps
 from pd_pipeline.families.base import BY_NAME
 from pd_pipeline.families.registry import BUILT_IN
+from pd_pipeline.incoming import drop_zone, store
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes
@@ -69,6 +70,7 @@ def bring(
                     say(f"{one.name}: imported already, as {before}: nothing to do")
                     continue
                 metadata, tasks = plan(one, family, asked, origin, known)
+                _refuse_targets(root, family, tasks, folder)
                 _describe(one, metadata, tasks, asked, say)
                 path = waiting / f"{metadata.quality}-{origin.digest[:12]}.parquet"
                 _write(path, one, metadata, tasks, asked, known, progress)
@@ -96,6 +98,16 @@ def _folder(root: Path, family: str, out: Path | None) -> Path:
             "ones another name"
         )
     return out if out is not None else root / block.get("data", IMPORTED / family)
+
+
+def _refuse_targets(root: Path, family: str, tasks: Mapping[int, int], folder: Path) -> None:
+    """Raise PipelineError if data would be pre-trained on whose task is a target with accepted data."""
+    taken = sorted(task for task in set(tasks.values()) if store.files(root, family, task))
+    if taken and (root / drop_zone.FOLDER).resolve() not in (root / folder).resolve().parents:
+        raise PipelineError(
+            f"task {taken[0]} of {family} is a target with accepted data, and what is in {folder} is pre-trained on: "
+            f"bring more of it by --out {drop_zone.FOLDER}/{family}/{taken[0]} and `pd-pipeline ingest`"
+        )
 
 
 def declaration(root: Path, family: str, folder: Path) -> str:

@@ -21,6 +21,7 @@ from pd_pipeline.incoming import drop_zone, store
 from pd_pipeline.incoming.drop_zone import DONE, Dropped, dropped, task_of
 from pd_pipeline.storage import atomic_file, file_digest, write_json
 from pd_pipeline.trajectories.checking import FileSummary, check_file
+from pd_pipeline.trajectories.reading import read_metadata
 
 QUARANTINE = Path("data/quarantine")
 REASON = ".reason.txt"
@@ -74,7 +75,8 @@ def ingest(
 def _one(root: Path, families: Mapping[str, Family], file: Dropped, moment: datetime) -> Outcome:
     name = file.path.relative_to(root)
     if not file.complete:
-        return Outcome(name, "waiting", "it is still being written; a file with its name and .done says it is complete")
+        said = f"written {_age(file.path, moment)} ago: --settle 0, or {name.name}{DONE} beside it, says it is complete"
+        return Outcome(name, "waiting", said)
     try:
         before = _stamp(file.path)
         family, task, found = _checked(families, file)
@@ -87,10 +89,9 @@ def _one(root: Path, families: Mapping[str, Family], file: Dropped, moment: date
         outcome = _quarantined(root, file.path, str(error).removeprefix(f"{file.path}: "))
         named = file.family in families and file.target is not None
         return outcome._replace(family=file.family, task=task_of(str(file.target))) if named else outcome
-    for accepted in store.files(root, family, task):
-        if store.received(accepted).digest == digest:
-            _remove(file.path)
-            return Outcome(name, "duplicate", f"its content is in {accepted.relative_to(root)} already", family, task)
+    if (same := _same(root, families[family], task, file.path, digest)) is not None:
+        _remove(file.path)
+        return Outcome(name, "duplicate", f"its content is in {same} already", family, task)
     place = store.next_name(root, family, task, found.metadata.quality)
     known = store.Received(
         source=name.as_posix(),
@@ -103,6 +104,20 @@ def _one(root: Path, families: Mapping[str, Family], file: Dropped, moment: date
     write_json(place.with_suffix(".json"), known.model_dump(mode="json"))
     _move(file.path, place)
     return Outcome(name, "accepted", f"{place.relative_to(root)}: {found.episodes} episodes", family, task)
+
+
+def _same(root: Path, family: Family, task: int, file: Path, digest: str) -> Path | None:
+    """The file with this content among those accepted for the target, and those that the family was recorded as."""
+    for accepted in store.files(root, family.name, task):
+        if store.received(accepted).digest == digest:
+            return accepted.relative_to(root)
+    size = file.stat().st_size
+    recorded = (path for paths in family.recordings.values() for path in paths if path.stat().st_size == size)
+    return next((path for path in recorded if file_digest(path).hex() == digest), None)
+
+
+def _age(path: Path, moment: datetime) -> str:
+    return f"{max(0.0, moment.timestamp() - path.lstat().st_mtime):.0f} s"
 
 
 def _checked(families: Mapping[str, Family], file: Dropped) -> tuple[str, int, FileSummary]:
@@ -122,7 +137,14 @@ def _checked(families: Mapping[str, Family], file: Dropped) -> tuple[str, int, F
     if not file.path.is_file():
         raise PipelineError("not a regular file")
     if file.path.suffix != ".parquet":
-        raise PipelineError("not a .parquet file: `pd-pipeline import` converts other formats")
+        where = f"{drop_zone.FOLDER}/{family.name}/{task}"
+        raise PipelineError(
+            f"not a .parquet file: `pd-pipeline import SOURCE --family {family.name} --task {task} --out {where}` "
+            "converts other formats"
+        )
+    if (goals := read_metadata(file.path).goals) and task not in goals:
+        held = ", ".join(map(str, sorted(goals)))
+        raise PipelineError(f"holds task {held}, but its folder is that of task {task}: one file per target")
     found = check_file(file.path, {family.name: family}, new_task=task)
     if set(found.tasks) != {task}:
         others = ", ".join(str(other) for other in sorted({*found.tasks} - {task}))

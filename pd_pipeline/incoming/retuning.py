@@ -101,7 +101,7 @@ def status(graph: Graph) -> Iterator[Status]:
     """One entry per target that has accepted data or a policy in use."""
     targets = [(family, task) for family, tasks in graph.accepted.items() for task in tasks]
     targets += [(f, t) for f in graph.params.run.families for t in graph.tasks[f] if (f, t) not in targets]
-    for family, task in targets:
+    for family, task in sorted(targets):
         target = f"{family}-{task}"
         current, made = in_use(graph.root, target), decisions(graph.root, target)
         if current is None and task not in graph.accepted.get(family, {}) and not made:
@@ -120,8 +120,8 @@ def status(graph: Graph) -> Iterator[Status]:
 def _newer(graph: Graph, target: str) -> str:
     """What of the policy to promote is out of date or undecided; empty if nothing is."""
     method, key = candidate_of(graph, target)
-    stage = f"{TUNED}{method}"
+    stage, promoting = f"{TUNED}{method}", f"pd-pipeline promote {target}"
     for name, piece in (("target_data", Key(key.family, key.task)), (stage, key)):
         if not graphs.is_made(graph, name, piece):
-            return f"{name} is out of date"
-    return "" if is_decided(graph, target) else "a tuned policy that nothing was decided on"
+            return f"{name} is out of date: `pd-pipeline run {name} --key {piece}`, then `{promoting}`"
+    return "" if is_decided(graph, target) else f"a tuned policy that nothing was decided on: `{promoting}`"

@@ -60,8 +60,8 @@ def test_all_are_off_until_params_say_when(root: Path) -> None:
 
 
 def test_a_time_that_there_is_not_is_refused(root: Path) -> None:
-    change(root, "settle_seconds: 0", "settle_seconds: 0, retune: '61 2 * * *'")
-    with pytest.raises(PipelineError, match=r"automation\.retune: '61 2 \* \* \*' is no time"):
+    change(root, "settle_seconds: 0", "settle_seconds: 0, retune: '0 2 30 2 *'")
+    with pytest.raises(PipelineError, match=r"automation\.retune: '0 2 30 2 \*' is no time"):
         build(root)
 
 

@@ -118,9 +118,14 @@ def test_status_says_what_is_in_use_and_what_is_newer(root: Path, monkeypatch: p
     (found,) = status(graph.load(root))
     assert found == Status(TARGET, f"version 1 since {decision.decided}", "", "", "")
     set_params(root, "tuned_prompt_dt: {}", "tuned_prompt_dt: {prompts: 3}")
-    assert [one.newer for one in status(graph.load(root))] == ["tuned_prompt_dt is out of date"]
+    (one,) = status(graph.load(root))
+    assert one.newer == (
+        f"tuned_prompt_dt is out of date: `pd-pipeline run tuned_prompt_dt --key {TARGET}-0`, "
+        f"then `pd-pipeline promote {TARGET}`"
+    )
     run_stages(root, "tuned_prompt_dt")
-    assert [one.newer for one in status(graph.load(root))] == ["a tuned policy that nothing was decided on"]
+    (one,) = status(graph.load(root))
+    assert one.newer == f"a tuned policy that nothing was decided on: `pd-pipeline promote {TARGET}`"
     given(monkeypatch, [1.0, 1.0], [2.0, 2.0])
     refused = promote(graph.load(root), TARGET)
     assert refused is not None
@@ -145,6 +150,9 @@ def test_back_to_the_version_before(root: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(PipelineError, match="version 1 is the oldest one: there is nothing to go back to"):
         roll_back(root, TARGET)
     assert promote(graph.load(root), TARGET) is None, "what was taken back by hand is not promoted again"
+    set_params(root, "prompts: 4", "prompts: 3")
+    run_stages(root, "tuned_prompt_dt")
+    assert promote(graph.load(root), TARGET) is None, "nor the one before it, when it is tuned again"
 
 
 def test_after_a_rollback_a_new_policy_is_compared_on_what_neither_was_tuned_on(
@@ -226,7 +234,7 @@ def test_a_kill_leaves_the_old_policy_in_use(step: str, root: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("target", "params", "message"),
     [
-        ("point_robot-9", "", "stage tuned_prompt_dt has no key 'point_robot-9-0'"),
+        ("point_robot-9", "", "'point_robot-9' is no target, or has too few trajectories: did you mean"),
         (TARGET, "promotion: {method: prompt_td}\n", "promotion.method: 'prompt_td': did you mean 'prompt_dt'"),
         (TARGET, "promotion: {seed: 7}\n", "promotion.seed: 7 is not among run.seeds"),
         (TARGET, "promotion: {}\n", "tuned_prompt_diffuser"),  # not tuned yet; preferred where it runs

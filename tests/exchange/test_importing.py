@@ -251,3 +251,14 @@ def test_a_long_import_of_lerobot_reads_each_row_group_once(tmp_path: Path, monk
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     imported(tmp_path, tmp_path / "le")
     assert count == 6
+
+
+def test_more_of_a_target_with_accepted_data_is_not_pre_trained_on(tmp_path: Path, original: Path) -> None:
+    """It may be imported into the drop zone alone."""
+    accepted = tmp_path / f"data/ingested/{FAMILY}/57/0001-expert.parquet"
+    accepted.parent.mkdir(parents=True)
+    accepted.touch()
+    where = f"data/incoming/{FAMILY}/57"
+    with pytest.raises(PipelineError, match=f"task 57 of {FAMILY} is a target with accepted data, .*--out {where}"):
+        imported(tmp_path, original, task=57)
+    assert not list((tmp_path / "data/imported").rglob("*.parquet"))

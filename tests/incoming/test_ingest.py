@@ -148,7 +148,11 @@ def not_finite(path: Path) -> None:
     [
         ("57/a.parquet", not_finite, "damaged"),
         ("57/a.parquet", lambda path: path.write_bytes(b"nothing"), "not a readable Parquet file"),
-        ("57/a.csv", lambda path: path.write_text("1,2"), "not a .parquet file: `pd-pipeline import`"),
+        (
+            "57/a.csv",
+            lambda path: path.write_text("1,2"),
+            "not a .parquet file: `pd-pipeline import SOURCE --family point_robot --task 57",
+        ),
         ("a.parquet", lambda path: path.write_bytes(b""), "put it into data/incoming/<family>/<task>/"),
         ("x/y/z/a.parquet", lambda path: path.write_bytes(b""), "put it into data/incoming/<family>/<task>/"),
         ("kitchen/a.parquet", lambda path: path.write_bytes(b""), "'kitchen' has no task number: name the folder 57"),
@@ -183,7 +187,7 @@ def test_a_bad_file_is_quarantined_with_its_reason_and_others_go_on(
         ({"horizon": 13}, (NEW,), "horizon is 13, but family 'point_robot' of this project has 12"),
         ({"family": "reach"}, (NEW,), "unknown family 'reach'"),
         ({"goals": {NEW: {}, 58: {}}}, (NEW, 58), "task 58 is not among the tasks of family"),
-        ({"goals": {3: {}}}, (3,), "holds tasks 3, but its folder is that of task 57: one file per target"),
+        ({"goals": {3: {}}}, (3,), "holds task 3, but its folder is that of task 57: one file per target"),
     ],
 )
 def test_a_file_that_is_not_of_its_target_is_quarantined(

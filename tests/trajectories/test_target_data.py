@@ -90,6 +90,18 @@ def test_bounds_and_horizon_are_those_of_a_recorded_family(task: int, trained_pr
     assert (found.action_low, found.action_high, found.horizon) == ((-1.0, -1.0), (1.0, 1.0), 12)
 
 
+def test_what_a_recorded_family_has_is_not_accepted_again(trained_project: Path, tmp_path: Path) -> None:
+    root = record_project(trained_project, tmp_path / "recorded")
+    source = trained_project / "data/trajectories/point_robot/expert.parquet"
+    mine = record(source, root / FOLDER / "mine.parquet", [4])
+    dropped = root / f"data/incoming/{FAMILY}/4/again.parquet"
+    dropped.parent.mkdir(parents=True)
+    dropped.write_bytes(mine.read_bytes())
+    (outcome,) = ingest(root, {FAMILY: graph.load(root).family(FAMILY)}, 0, LATER)
+    assert (outcome.state, dropped.exists()) == ("duplicate", False)
+    assert outcome.message == f"its content is in {mine} already"
+
+
 def test_a_recorded_family_need_not_have_every_quality_of_every_target(trained_project: Path, tmp_path: Path) -> None:
     root = record_project(trained_project, tmp_path / "recorded")
     source = trained_project / "data/trajectories/point_robot/random.parquet"
