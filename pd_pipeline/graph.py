@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pd_pipeline import __version__, config, decisions, records
+from pd_pipeline.code_names import code_name
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
 from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError, suggestion
@@ -36,7 +37,7 @@ from pd_pipeline.stages import (
     stages,
     target_evaluation,
 )
-from pd_pipeline.storage import atomic_directory, digest, recover, remove
+from pd_pipeline.storage import atomic_directory, digest, file_digest, recover, remove
 from pd_pipeline.tuning.methods import Method, known
 from pd_pipeline.yaml_text import merged, values_of
 
@@ -189,6 +190,11 @@ class Graph:
             files |= local_closure(source)
         files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
         return sorted(files)
+
+    def code_digest(self, stage: str, key: Key) -> str:
+        """Digest of the code whose changes make the out stale: the same for all keys of a stage and family."""
+        named = sorted(f"{code_name(file, self.root)} {file_digest(file).hex()}" for file in self.code(stage, key))
+        return digest(*named, *self.entry_points(key))[:16]
 
     def family(self, name: str) -> Family:
         """The task family with this name and its parameters."""
@@ -348,11 +354,9 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any
 
 def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
     """Inputs and versions of the code before the work, for its record: a commit may be made in the meantime."""
-    from pd_pipeline import rendering  # it renders graphs
-
     return {
         "inputs": {need: digest(graph.root / path) for need, path in graph.inputs(stage, key).items()},
-        "code": rendering.digests(graph, stage, key)["code"],
+        "code": graph.code_digest(stage, key),
         "version": __version__,
         "revision": git_revision(graph.root),
     }

@@ -14,11 +14,12 @@ from typing import Any
 
 from pd_pipeline import config, rendering
 from pd_pipeline import graph as graphs
+from pd_pipeline.code_names import code_name, relative
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.rendering import address, relative
+from pd_pipeline.rendering import address
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest
 
@@ -81,7 +82,7 @@ def _values_now(graph: Graph) -> Mapping[str, Any]:
 def version(graph: Graph, stage: str) -> str:
     """Digest of the current code and parameters of all pieces of a stage."""
     files = sorted({file for key in graph.keys(stage) for file in graph.code(stage, key)})
-    code = [(rendering.code_name(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
+    code = [(code_name(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
     names = sorted({name for key in graph.keys(stage) for name in graph.sections(stage, key)})
     return hashlib.md5(as_json([code, graphs.sections_as_json(graph.values, names)]).encode()).hexdigest()
 

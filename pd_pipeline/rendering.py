@@ -17,12 +17,12 @@ Outs are `persist`: otherwise DVC would remove them before the stage can refuse 
 """
 
 import json
-import os
 import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from pd_pipeline import graph as graph_module
+from pd_pipeline.code_names import in_checkout, relative
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError
@@ -31,7 +31,7 @@ from pd_pipeline.incoming.store import NEW
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import AXES, TASK
-from pd_pipeline.storage import atomic_file, digest, file_digest, read_json
+from pd_pipeline.storage import atomic_file, digest, read_json
 
 DVC_FILE = "dvc.yaml"
 DIGESTS_FILE = "digests.json"
@@ -50,22 +50,6 @@ def is_project(root: Path) -> bool:
     return (root / ".dvc" / "config").is_file()
 
 
-def in_checkout(root: Path) -> bool:
-    """Whether the project is this package's checkout, or a folder in it."""
-    return PACKAGE.parent == root or PACKAGE.parent in root.parents
-
-
-def relative(path: Path, root: Path) -> str:
-    """The path of a file in dvc.yaml: relative to the project, so a checkout can be moved."""
-    return path.relative_to(root).as_posix() if root in path.parents else Path(os.path.relpath(path, root)).as_posix()
-
-
-def code_name(path: Path, root: Path) -> str:
-    """A name for a code file that does not depend on where this package is installed."""
-    base = PACKAGE.parent if PACKAGE in path.parents and not in_checkout(root) else root
-    return relative(path, base)
-
-
 def code_files(graph: Graph) -> list[Path]:
     """All code files that outs depend on."""
     return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.code(name, key)})
@@ -73,10 +57,9 @@ def code_files(graph: Graph) -> list[Path]:
 
 def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
     """Digests of the code and the parameters of a piece of work: the same for all keys of a stage and family."""
-    named = sorted(f"{code_name(file, graph.root)} {file_digest(file).hex()}" for file in graph.code(stage, key))
     parameters = graph_module.sections_as_json(graph.values, graph.sections(stage, key)).values()
     found = {
-        "code": digest(*named, *graph.entry_points(key))[:16],
+        "code": graph.code_digest(stage, key),
         "parameters": digest(*parameters)[:16],
     }
     if recordings := graph.recordings(stage, key):

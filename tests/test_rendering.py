@@ -11,6 +11,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph, rendering
+from pd_pipeline.code_names import code_name
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.sources import PACKAGE
 from tests.dvc_project import SMALL_PARAMS, change, make_project
@@ -136,7 +137,7 @@ def test_elsewhere_the_code_of_the_package_is_known_by_its_digest(root: Path) ->
     assert digests["plm"]["other"] != digests["prompts"]["other"]
     stages = YAML(typ="safe").load((root / "dvc.yaml").read_text())["stages"]
     assert stages["plm"]["do"]["params"][-1] == {"digests.json": ["plm.${item.family}"]}
-    assert rendering.code_name(PACKAGE / "graph.py", root) == "pd_pipeline/graph.py"
+    assert code_name(PACKAGE / "graph.py", root) == "pd_pipeline/graph.py"
 
 
 def test_a_family_of_the_project_is_a_dependency_by_its_file(root: Path) -> None:

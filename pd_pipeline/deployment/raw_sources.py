@@ -5,13 +5,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pd_pipeline.code_names import relative
 from pd_pipeline.deployment.ancestry import Source
 from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import store
-from pd_pipeline.rendering import relative
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import file_digest, read_json
-from pd_pipeline.trajectories.reading import open_file
+from pd_pipeline.trajectories.reading import read_metadata
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
 from pd_pipeline.trajectories.target_data import ORIGIN
 
@@ -27,7 +27,7 @@ def sources(graph: Graph, stage: str, key: Key) -> tuple[Source, ...]:
         return ()
     found: list[Source] = []
     for file in sorted(out.glob("*.parquet")):
-        metadata = _metadata(file)
+        metadata = read_metadata(file)
         found += _recorded(graph, key, metadata) if metadata.origin else [_collected(graph, key, file, metadata)]
     return tuple(found)
 
@@ -50,7 +50,7 @@ def _recorded(graph: Graph, key: Key, metadata: TrajectoryMetadata) -> Iterator[
     """The user's files that a file of stage trajectories was made from; it names their origins."""
     left = list(metadata.origin)
     for file in graph.recordings("trajectories", key):
-        about = _metadata(file)
+        about = read_metadata(file)
         digest = file_digest(file).hex()
         origin = about.origin or tuple(one for one in left if one.digest == digest and not one.versions)[:1]
         if about.quality != metadata.quality or not origin or any(one not in left for one in origin):
@@ -88,17 +88,11 @@ def _accepted(graph: Graph, out: Path, key: Key) -> Iterator[Source]:
             file=relative(file, graph.root),
             digest=entry["digest"],
             time=entry["received"],
-            origin=_metadata(file).origin if file.is_file() and file_digest(file).hex() == entry["digest"] else (),
+            origin=read_metadata(file).origin if file.is_file() and file_digest(file).hex() == entry["digest"] else (),
             dropped=entry["source"],
             first_episode=entry["first_episode"],
             episodes=entry["episodes"],
         )
-
-
-def _metadata(file: Path) -> TrajectoryMetadata:
-    opened = open_file(file)
-    opened.file.close()
-    return opened.metadata
 
 
 def _written(file: Path) -> str:
