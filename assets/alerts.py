@@ -4,11 +4,15 @@ import dagster as dg
 
 from pd_pipeline import graph
 from pd_pipeline.alerts import alert
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 
 
 def failure_sensor(project: Graph) -> dg.SensorDefinition:
-    """Hands every failed run to the command or address that params.yaml names."""
+    """Hands every failed run to the command or address that params.yaml names.
+
+    A params.yaml that is broken by now may be why the run failed: then to the one that `project` was loaded with.
+    """
 
     @dg.run_failure_sensor(
         name="failed_runs",
@@ -20,6 +24,13 @@ def failure_sensor(project: Graph) -> dg.SensorDefinition:
         partition = run.tags.get("dagster/partition")
         steps = [event.step_key for event in context.get_step_failure_events() if event.step_key]
         subject = " ".join([*(steps or [run.job_name]), *([partition] if partition else [])])
-        alert(graph.load(project.root), "failure", subject, context.failure_event.message or "the run failed")
+        alert(_now(project), "failure", subject, context.failure_event.message or "the run failed")
 
     return body
+
+
+def _now(project: Graph) -> Graph:
+    try:
+        return graph.load(project.root)
+    except PipelineError:
+        return project

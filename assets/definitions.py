@@ -21,12 +21,8 @@ def build(root: Path) -> dg.Definitions:
     A run is one process: with one process per step, importing PyTorch each time would take longer than most steps.
     """
     project = graph.load(root)
-    everything, take, retune, report = (
-        bring_up_to_date_job(project),
-        take_job(project),
-        retune_job(),
-        report_job(project),
-    )
+    everything, take = bring_up_to_date_job(project), take_job(project)
+    retune, report = retune_job(), report_job(project)
     return dg.Definitions(
         assets=[
             *(stage_asset(project, stage) for stage in project.stages if stage != TARGET_EVALUATION),

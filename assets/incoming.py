@@ -15,7 +15,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import retuning, store
 from pd_pipeline.incoming.drop_zone import dropped
-from pd_pipeline.incoming.ingest import take
+from pd_pipeline.incoming.ingest import not_run, take
 from pd_pipeline.storage import digest
 
 REASON = "reason"
@@ -113,8 +113,9 @@ def _asked(project: Graph, before: dict[str, str]) -> tuple[list[dg.RunRequest],
     """What to run, and for each target the version of its accepted data that a run was asked for."""
     requests, now = [], {}
     settle = project.params.automation.settle_seconds
-    if complete := [file.path for file in dropped(project.root, settle) if file.complete]:
-        stamps = [(str(path), path.lstat().st_size, path.lstat().st_mtime_ns) for path in complete]
+    others = not_run(project)
+    if complete := [file.path for file in dropped(project.root, settle) if file.complete and file.family not in others]:
+        stamps = [(str(path), path.lstat().st_ctime_ns) for path in complete]
         key = sha256(json.dumps(stamps).encode()).hexdigest()
         requests.append(dg.RunRequest(run_key=f"take {key}", job_name="take_new_data"))
     for family, tasks in project.accepted.items():

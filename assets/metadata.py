@@ -6,14 +6,14 @@ from typing import Any
 
 import dagster as dg
 
-from pd_pipeline.stages import Stage
+from pd_pipeline.stages import PAGE, Stage
 
 
 def describe(out: Path) -> dict[str, dg.MetadataValue]:
     """Path and size of the out, and its page if it is the report."""
     size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     found: dict[str, dg.MetadataValue] = {"path": dg.MetadataValue.path(out), "size_bytes": dg.MetadataValue.int(size)}
-    if (page := out / "index.html").is_file():
+    if (page := out / PAGE).is_file():
         found["open this"] = dg.MetadataValue.path(page)
     return found
 

@@ -47,7 +47,7 @@ def target_of(project: Graph, partition: str) -> tuple[str, int]:
 
 def targets(project: Graph) -> list[str]:
     """The targets that have accepted data or a policy in use: the partitions that there should be."""
-    return [row.target for row in retuning.status(project)]
+    return [f"{family}-{task}" for family, task in retuning.targets(project)]
 
 
 def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
@@ -58,9 +58,16 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
         "owners": project.params.automation.owners,
         "retry_policy": RETRIES,
     }
-    pre_trained = [name for name in ("trajectories", "plm", "diffuser") if name in project.stages]
-    upstream = [dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in pre_trained]
+    on_gpu = common | {"pool": GPU_POOL}
+    return [
+        _data(project, common),
+        _adaptation(project, on_gpu),
+        _evaluation(project, on_gpu),
+        _policy(project, on_gpu),
+    ]
 
+
+def _data(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
     @dg.asset(
         name=ACCEPTED,
         description="Trajectories of the target that users brought and that passed every check: data/ingested/.",
@@ -76,38 +83,48 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
         now = current(project)
         yield from _accepted(now, *target_of(now, context.partition_key))
 
+    return accepted_data
+
+
+def _adaptation(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
+    pre_trained = [name for name in ("trajectories", "plm", "diffuser") if name in project.stages]
+    tuned = [name for name in project.stages if name.startswith(TUNED)]
+
     @dg.asset(
         name=ADAPTATION,
         description="The data of the target and its adaptation by every method: `pd-pipeline ingest`.",
         kinds={"pytorch", "dvc"},
-        deps=[ACCEPTED, *upstream],
-        pool=GPU_POOL,
-        code_version=_code_version(
-            project, ["target_data", *(name for name in project.stages if name.startswith(TUNED))]
-        ),
+        deps=[ACCEPTED, *(dg.AssetDep(name, partition_mapping=dg.AllPartitionMapping()) for name in pre_trained)],
+        code_version=_code_version(project, ["target_data", *tuned]),
         **common,
     )
     def target_adaptation(context: dg.AssetExecutionContext) -> Events:
         yield from _pieces(context, project, lambda stage: stage != TARGET_EVALUATION)
 
+    return target_adaptation
+
+
+def _evaluation(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
     @dg.asset(
         name=TARGET_EVALUATION,
         description="All methods on the target, as `evaluation` compares them on those of the benchmark.",
         kinds={"pytorch", "dvc"},
         deps=[ADAPTATION],
-        pool=GPU_POOL,
         code_version=_code_version(project, [EVALUATION]),
         **common,
     )
     def target_evaluation(context: dg.AssetExecutionContext) -> Events:
         yield from _pieces(context, project, lambda stage: stage == TARGET_EVALUATION)
 
+    return target_evaluation
+
+
+def _policy(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
     @dg.asset(
         name=IN_USE,
         description="The policy that robots load, and the decision on the new one: `pd-pipeline promote`.",
         kinds={"pytorch"},
         deps=[TARGET_EVALUATION],
-        pool=GPU_POOL,
         check_specs=[_check(NOT_REFUSED, IN_USE, "The last new policy was put in use.")],
         code_version=__version__,
         **common,
@@ -121,7 +138,7 @@ def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
         except PipelineError as error:
             raise failure(error) from None
 
-    return [accepted_data, target_adaptation, target_evaluation, policy_in_use]
+    return policy_in_use
 
 
 def _code_version(project: Graph, stages: list[str]) -> str:
@@ -136,7 +153,7 @@ def _check(name: str, asset: str, description: str) -> dg.AssetCheckSpec:
 
 def files_accepted(project: Graph, family: str, task: int) -> dg.AssetCheckResult:
     """Whether none of a target's files is in quarantine; if one is, why."""
-    found = quarantined(project.root, family, task)
+    found = quarantined(project.root, (family, task))
     return dg.AssetCheckResult(
         passed=not found, check_name=FILES_ACCEPTED, asset_key=ACCEPTED, description=" ".join(found) or None
     )

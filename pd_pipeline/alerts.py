@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import urllib.request
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -54,19 +55,24 @@ def _to_command(asked: AlertParams, body: bytes, root: Path) -> None:
     with TemporaryFile() as given, TemporaryFile() as said:
         given.write(body)
         given.seek(0)
-        shell = subprocess.Popen(
-            asked.command,
-            shell=True,
-            cwd=root,
-            stdin=given,
-            stdout=subprocess.DEVNULL,
-            stderr=said,
-            start_new_session=True,
-        )
+        try:
+            shell = subprocess.Popen(
+                asked.command,
+                shell=True,
+                cwd=root,
+                stdin=given,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+                start_new_session=True,
+            )
+        except OSError as error:  # such as too many processes
+            log.warning("%s.alert.command: %s", WHERE, one_line(str(error), 200))
+            return
         try:
             code = shell.wait(asked.timeout)
         except subprocess.TimeoutExpired:
-            os.killpg(shell.pid, signal.SIGKILL)  # with all that it started
+            with suppress(ProcessLookupError):
+                os.killpg(shell.pid, signal.SIGKILL)  # with all that it started
             shell.wait()
             log.warning("%s.alert.command: ended after %g s", WHERE, asked.timeout)
             return

@@ -95,6 +95,7 @@ def run(
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
     """Do a piece of work with a progress bar, and print its metrics."""
     from pd_pipeline.progress import console
+    from pd_pipeline.stages import PAGE
     from pd_pipeline.studies import execution
 
     with console() as progress:
@@ -104,6 +105,8 @@ def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -
         typer.echo(f"{title}: up to date")
     else:
         typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
+    if (page := project.root / project.out(stage, key) / PAGE).is_file():
+        typer.echo(str(page))
 
 
 @app.command()
@@ -177,18 +180,25 @@ def graph(
 
 
 @app.command()
-def validate(files: Annotated[list[Path], typer.Argument(help="Trajectory files (Parquet).")]) -> None:
+def validate(
+    files: Annotated[list[Path], typer.Argument(help="Trajectory files (Parquet).")],
+    target: Annotated[
+        str, typer.Option(help="Check them as new data of this target, such as reach-57, as `ingest` would.")
+    ] = "",
+) -> None:
     """Check trajectory files as the pipeline does. Exit 1 if a file is invalid."""
     from pd_pipeline import config
     from pd_pipeline.families.base import load_family
+    from pd_pipeline.incoming.ingest import check_new
     from pd_pipeline.trajectories.checking import check_file
 
     params = config.load(Path.cwd())
-    families = {name: load_family(name, params.block(name, "environment"), Path.cwd()) for name in params.families}
+    wanted = params.run.families if target else params.families
+    families = {name: load_family(name, params.block(name, "environment"), Path.cwd()) for name in wanted}
     bad = 0
     for file in files:
         try:
-            summary = check_file(file, families)
+            summary = check_new(file, families, target) if target else check_file(file, families)
             typer.echo(f"{file}: good: {summary.episodes:,} episodes, {summary.steps:,} steps")
         except PipelineError as error:
             bad += 1

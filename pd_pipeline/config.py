@@ -1,8 +1,7 @@
 """Reading and validating params.yaml.
 
 Each stage defines its own `Params` class next to the code that reads it, so a new parameter of one stage changes no
-file that another stage depends on. This module contains what they share: the base class, the structure of the file
-and the error messages for wrong values.
+file that another stage depends on. This module contains what they share: the base class and the structure of the file.
 
 The file has these parts. `run` names what is run (families, seeds, methods). `machine` is what to compute on,
 `promotion` which policies are put in use, and `automation` what runs unattended: they are parameters of no result.
@@ -15,13 +14,14 @@ import copy
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
-from pd_pipeline.errors import PipelineError, one_line, suggestion
-from pd_pipeline.yaml_text import MAX_DEPTH, read_file, values_of
+from pd_pipeline.errors import PipelineError, one_line
+from pd_pipeline.parsing import parse
+from pd_pipeline.yaml_text import read_file, values_of
 
 PARAMS_FILE = "params.yaml"
 
@@ -217,66 +217,6 @@ class ParamsFile(Parameters):
         if not stage.startswith(TUNED) or not isinstance(own, dict) or not {TARGET} & {*blocks, *block}:
             return block
         return block | {TARGET: (blocks.get(TARGET) or {}) | own}
-
-
-P = TypeVar("P", bound=Parameters)
-
-
-def parse(model: type[P], values: Any, where: str) -> P:
-    """Validate `values` as `model`. Raises PipelineError, which names the place of every violation."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise PipelineError(
-            "; ".join(_violation(model, item, where) for item in _without_consequences(error.errors())[:8])
-        ) from None
-    except RecursionError:
-        raise PipelineError(f"{where}: nested too deeply: no block has more than {MAX_DEPTH} levels") from None
-
-
-def _without_consequences(items: Sequence[Any]) -> list[Any]:
-    """Drop violations that only follow from others: a list whose items are wrong also counts as too short."""
-    places = [item["loc"] for item in items]
-    return [
-        item
-        for item in items
-        if item["type"] != "too_short" or not any(p[:-1] == item["loc"] and p != item["loc"] for p in places)
-    ]
-
-
-MOVED = {
-    "device": "`machine: {device: ...}` at the top of the file",
-    "few_shot": "`few_shot` in the family's `target` block",
-    "quality": "`quality` in the family's `target` block",
-}
-"""Parameters of earlier versions -> where they are now."""
-
-
-def _violation(model: type[Parameters], item: Any, where: str) -> str:
-    place = f"{where}{'.' if item['loc'] else ''}{'.'.join(str(part) for part in item['loc'])}"
-    if item["type"] == "extra_forbidden":
-        fields = _fields_at(model, item["loc"][:-1])
-        name = str(item["loc"][-1])
-        moved = name in MOVED and name not in fields and f"{name[:-1]}ies" not in fields  # quality is now qualities
-        return f"{place}: no such parameter: {f'it is now {MOVED[name]}' if moved else suggestion(name, fields)}"
-    message = "should be a list, such as [0]" if item["type"] in ("tuple_type", "list_type") else item["msg"]
-    return f"{place}: {message} (found {one_line(repr(item['input']), 80)})"
-
-
-def _fields_at(model: type[Parameters], location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the block at `location` in `model`; those of `model` itself if that is not a block."""
-    found: Any = model
-    for part in location:
-        field = getattr(found, "model_fields", {}).get(part)
-        nested = [t for t in _types(field.annotation) if hasattr(t, "model_fields")] if field is not None else []
-        if nested:
-            found = nested[0]
-    return list(found.model_fields)
-
-
-def _types(annotation: Any) -> list[Any]:
-    """A type and, for a union or a container, all types inside it."""
-    return [annotation, *(inner for part in getattr(annotation, "__args__", ()) for inner in _types(part))]
 
 
 def read_text(root: Path) -> str:

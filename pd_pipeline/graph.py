@@ -22,6 +22,7 @@ from pd_pipeline.families.base import Family, entry_point, load_family, source_f
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.incoming import store
 from pd_pipeline.incoming.store import NEW
+from pd_pipeline.parsing import parse
 from pd_pipeline.progress import Progress
 from pd_pipeline.revision import git_revision
 from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
@@ -227,7 +228,16 @@ class Graph:
             return preset
         block = self.stages[stage].block or stage
         where = f"{PARAMS_FILE}: {block}" if key.family is None else f"{PARAMS_FILE}: families.{key.family}.{block}"
-        return config.parse(self.stages[stage].params_class(), self.params.block(key.family, block), where)
+        if key.family is not None and stage.startswith(config.TUNED):
+            self.family_target(key.family)  # where it is wrong, it says so of its own block
+        return parse(self.stages[stage].params_class(), self.params.block(key.family, block), where)
+
+    def family_target(self, family: str) -> Parameters:
+        """The validated `target` block of a family: the target data of all methods that do not say otherwise."""
+        target: type[Parameters] = importlib.import_module("pd_pipeline.tuning.protocol").TargetParams
+        return parse(
+            target, self.params.block(family, config.TARGET), f"{PARAMS_FILE}: families.{family}.{config.TARGET}"
+        )
 
     def work_digest(self, stage: str, key: Key) -> str:
         """Digest of the code, parameters and inputs of a piece of work. It names the resume folder."""

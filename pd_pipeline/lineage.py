@@ -64,10 +64,12 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
 
     One process at a time works on a piece: a second process waits and then finds it up to date. params.yaml is read
     once for the work and its record; if it changed since `graph` was loaded, it is reloaded before the work starts.
-    When called by DVC (which writes its own record), outside a DVC project or with `record=False`, the work is always
-    done and nothing is recorded. Raises PipelineError if code, parameters or inputs changed during the work.
+    Outside a DVC project nothing is recorded in DVC, and the record beside the out says whether it is up to date. When
+    called by DVC (which writes its own record) or with `record=False`, the work is always done. Raises PipelineError if
+    code, parameters or inputs changed during the work.
     """
     by_dvc = STAGE_VARIABLE in os.environ
+    without_dvc = record and not by_dvc and not is_recording(graph)
     record = record and is_recording(graph)
     graph = graphs.current(graph)
     key = graph.key(stage, str(key))
@@ -76,8 +78,9 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
             keep_rendered(graph)
             if not force and (data_version := up_to_date(graph, stage, key)):
                 return Outcome({}, True, data_version)
-        if by_dvc and lock.waited and graphs.is_made(graph, stage, key):
-            return Outcome({}, True, None)  # made by the process that we waited for
+        waited = by_dvc and lock.waited  # for a process that may have made it
+        if (waited or (without_dvc and not force)) and graphs.is_made(graph, stage, key):
+            return Outcome({}, True, None)
         before = snapshot(graph, stage, key)
         if record and lock.waited and not force and graphs.is_made(graph, stage, key):
             # made by the process that we waited for but not recorded: DVC had started it and was killed

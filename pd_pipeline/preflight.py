@@ -4,19 +4,19 @@ Environments and policies of users are tried, too: see `families.trial`.
 """
 
 import hashlib
-import importlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, rendering
-from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters, parse
+from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
 from pd_pipeline.errors import PipelineError, closest, suggestion
 from pd_pipeline.families.base import Family
 from pd_pipeline.foreign import TIMEOUT_SECONDS
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import stamp
+from pd_pipeline.parsing import parse
 from pd_pipeline.rendering import recording_files
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
@@ -66,11 +66,10 @@ def check_blocks(graph: Graph) -> None:
     for stage in ACROSS:
         graph.stage_params(stage, Key())
     _check_device(graph.params.machine.device)
-    target = importlib.import_module("pd_pipeline.tuning.protocol").TargetParams
     everything = stages(graph.params.run, graph.methods, everything=True)
     inactive = {name: stage for name, stage in everything.items() if name not in graph.stages}
     for family in graph.params.run.families:
-        parse(target, graph.params.block(family, TARGET), f"{PARAMS_FILE}: families.{family}.{TARGET}")
+        graph.family_target(family)
         _check_names(graph, family, everything)
         # stages that are not run now are validated too
         for name, other in inactive.items():

@@ -22,6 +22,8 @@ DATA, PRE_TRAINING, TUNING, RESULTS = "data", "pre_training", "tuning", "results
 EVALUATION, TARGET_EVALUATION, REPORT = "evaluation", "target_evaluation", "report"
 ACROSS = (REPORT,)
 """Stages that work on all families at once: their blocks are at the top level of params.yaml."""
+PAGE = "index.html"
+"""The page in the out of the report."""
 
 
 @dataclass(frozen=True)

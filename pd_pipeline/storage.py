@@ -19,8 +19,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from pd_pipeline.config import Parameters, parse
+from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.parsing import parse
 
 _C_LIBRARY = ctypes.CDLL(None, use_errno=True)
 P = TypeVar("P", bound=Parameters)
@@ -141,7 +142,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_model(path: Path, model: type[P]) -> P:
     """Read a JSON file as a parameter block. Raises PipelineError where a key is missing, unknown or wrong."""
     try:
-        return parse(model, read_json(path), f"{path}: values")
+        return parse(model, read_json(path), str(path))
     except PipelineError as error:
         text = str(error)
         raise PipelineError(text if text.endswith(_AGAIN) else text + _AGAIN) from None

@@ -7,7 +7,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pd_pipeline.errors import PipelineError
 
@@ -40,7 +40,7 @@ def values_of(text: str, path: Path) -> Any:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise PipelineError(f"{path}{line}: {error.problem}: keep one of the two") from None
     except YAMLError as error:
-        raise PipelineError(f"{path}: not valid YAML: {error}") from None
+        raise PipelineError(_said(error, path)) from None
     except RecursionError:
         raise PipelineError(f"{path}: nested too deeply: no block has more than {MAX_DEPTH} levels") from None
     except (ValueError, OverflowError) as error:  # a date or a number that Python cannot hold
@@ -48,6 +48,16 @@ def values_of(text: str, path: Path) -> Any:
             raise
         raise PipelineError(f"{path}: not valid YAML: {error}") from None
     return values
+
+
+def _said(error: YAMLError, path: Path) -> str:
+    """What is wrong in a file, and in which line."""
+    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+        return f"{path}: not valid YAML: {error}"
+    found = f"{path}, line {error.problem_mark.line + 1}: not valid YAML: {error.problem}"
+    if "alias" in (error.context or ""):
+        return f"{found}: '*' begins the name of an alias: quote a text that begins with it, such as '* * * * *'"
+    return f"{found} {error.context}" if error.context else found
 
 
 def _size(value: Any, depth: int, known: dict[int, int]) -> int:

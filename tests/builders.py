@@ -65,11 +65,6 @@ def changed(made: Columns, name: str, rows: Any, value: Any) -> Columns:
     return replace(made, **{name: array})
 
 
-def taken(made: Columns, rows: np.ndarray) -> Columns:
-    """Only the given rows."""
-    return Columns(**{name: getattr(made, name)[rows] for name in Columns.__dataclass_fields__})
-
-
 def trajectories(lengths: tuple[int, ...], tasks: tuple[int, ...], seed: int = 0, **changes: Any) -> Trajectories:
     """Episodes of these lengths, with one task per episode."""
     rng = np.random.default_rng(seed)

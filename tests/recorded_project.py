@@ -77,8 +77,7 @@ def record_project(trained: Path, root: Path, params: str = RECORDED_PARAMS) -> 
 
 def short_episodes(made: Columns, length: int) -> Columns:
     """The first steps of every episode, ended there."""
-    rows = made.step < length
-    kept = Columns(**{name: getattr(made, name)[rows] for name in Columns.__dataclass_fields__})
+    kept = made.select(made.step < length)
     rest = kept.return_to_go.copy()
     for end in np.flatnonzero(kept.step == length - 1):
         first = end - length + 1

@@ -14,6 +14,9 @@ from pd_pipeline.cli import app
 from pd_pipeline.doctor import Finding
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.stage import Key
+from pd_pipeline.trajectories.reading import write
+from tests import accepted
+from tests.builders import columns, metadata
 from tests.dvc_project import BIN, ENVIRONMENT, SMALL_PARAMS, call, change, make_project, start
 
 DEAD_PROCESS = 2**22 + 1  # above the largest process id
@@ -138,6 +141,28 @@ def test_validate_refuses_each_bad_file_and_still_reads_the_others(
     assert result.exit_code == 1
     assert f"{good}: good" in result.stdout
     assert len([line for line in result.stderr.splitlines() if line.startswith("refused: ")]) == 3
+
+
+def test_validate_checks_new_data_of_a_target(
+    trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained_project)
+    made, goals = columns(tasks=(57,), d_s=2), {57: {"position": [0.5]}}
+    write(tmp_path / "new.parquet", metadata(**accepted.ABOUT, horizon=12, goals=goals), [made])
+    new = str(tmp_path / "new.parquet")
+    assert invoke("validate", new).exit_code == 1, "no target of the family yet"
+    result = invoke("validate", new, "--target", "point_robot-57")
+    assert (result.exit_code, result.stdout) == (0, f"{new}: good: 2 episodes, 10 steps\n")
+    for target, message in {
+        "point_robot-58": f"{new}: holds task 57, but the target is task 58: one file per target",
+        "point_robot-0": f"{new}: task 0 is a training task of point_robot, not a target: use another number",
+        "reach-57": f"{new}: 'reach' is not among run.families of params.yaml (point_robot): add it there",
+        "57": "--target 57: name a family and a task, such as reach-57",
+    }.items():
+        result = invoke("validate", new, "--target", target)
+        assert (result.exit_code, result.stderr) == (1, f"refused: {message}\n")
+    missing = invoke("validate", "none.parquet", "--target", "point_robot-57")
+    assert missing.stderr == "refused: none.parquet: no such file\n"
 
 
 def levels(root: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from pydantic import Field
 from pd_pipeline import config
 from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.parsing import parse
 
 GOOD = """\
 run: {families: [plane], seeds: [0, 1], methods: [prompt_dt]}
@@ -39,7 +40,7 @@ def test_reads_yaml_1_2(tmp_path: Path) -> None:
         (GOOD.replace("seeds: [0, 1]", "seeds: []"), r"run\.seeds"),
         (GOOD.replace("seeds: [0, 1]", "seeds: [zero]"), r"run\.seeds\.0: .*integer.*'zero'"),
         (GOOD.replace("[0, 1]", "0"), r"run\.seeds: should be a list, such as \[0\] \(found 0\)"),
-        (GOOD.replace("[0, 1]", "[-1]"), r"^params\.yaml\.run\.seeds\.0: [^;]*or equal to 0 \(found -1\)$"),
+        (GOOD.replace("[0, 1]", "[-1]"), r"^params\.yaml: run\.seeds\.0: [^;]*or equal to 0 \(found -1\)$"),
         (GOOD + "run: {}\n", r'params\.yaml, line 7: found duplicate key "run".*: keep one of the two$'),
         (GOOD.replace("seeds", "sedes"), r"run\.sedes: no such parameter: did you mean 'seeds'"),
         (GOOD + "machine: {device: gpu}\n", r"machine\.device: String should match"),
@@ -54,7 +55,9 @@ def test_reads_yaml_1_2(tmp_path: Path) -> None:
             r"automation\.owners: .*'bob' is neither a mail address nor team:NAME",
         ),
         (GOOD + "automation: {alert: {url: ftp://x}}\n", r"automation\.alert\.url: String should match"),
-        ("run: [", "not valid YAML"),
+        ("run: [", r"params\.yaml, line 1: not valid YAML: expected the node content"),
+        (GOOD + "automation: {retune: * * * * *}\n", r"line \d+: not valid YAML: .* quote a text that begins with it"),
+        (GOOD + "automation: {retune: x}\n", r"^params\.yaml: automation\.retune: not a cron expression"),
         ("", r"params\.yaml: "),
     ],
 )
@@ -116,7 +119,7 @@ class Outer(Parameters):
 
 def test_parse_names_every_violation_with_its_place_and_value() -> None:
     with pytest.raises(PipelineError) as caught:
-        config.parse(Outer, {"inner": {"rate": -1.0}, "count": "many", "more": 2}, "here")
+        parse(Outer, {"inner": {"rate": -1.0}, "count": "many", "more": 2}, "here")
     lines = str(caught.value).split("; ")
     assert len(lines) == 3
     assert any(line.startswith("here.inner.rate: ") and "-1.0" in line for line in lines)
@@ -125,7 +128,7 @@ def test_parse_names_every_violation_with_its_place_and_value() -> None:
 
 
 def test_parameters_are_immutable() -> None:
-    params = config.parse(Outer, {"inner": {"rate": 2}}, "here")
+    params = parse(Outer, {"inner": {"rate": 2}}, "here")
     with pytest.raises(ValueError, match="frozen"):
         params.count = 5
 

@@ -9,7 +9,6 @@ import pytest
 from pd_pipeline import graph, preflight
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.trajectories.reading import read, write
-from tests.builders import taken
 from tests.recorded_project import (
     FAMILY,
     FOLDER,
@@ -101,10 +100,10 @@ def test_a_training_task_needs_one_long_episode_to_train_on_and_one_held_out(roo
     whole = columns_of(read(expert))
     last = (whole.task_id == 2) & (whole.episode_id == 5)
     for rows in (last, (whole.task_id == 2) & ~last):
-        short = short_episodes(taken(whole, rows), 2)
-        parts = [taken(whole, whole.task_id < 2), *_in_order(short, taken(whole, (whole.task_id == 2) & ~rows))]
+        short = short_episodes(whole.select(rows), 2)
+        parts = [whole.select(whole.task_id < 2), *_in_order(short, whole.select((whole.task_id == 2) & ~rows))]
         path = root / FOLDER / "expert.parquet"
-        write(path, metadata_of(expert), [*parts, taken(whole, whole.task_id > 2)])
+        write(path, metadata_of(expert), [*parts, whole.select(whole.task_id > 2)])
         count = len(np.unique(short.episode_id))
         with pytest.raises(PipelineError, match=f"task 2 has 6 trajectories .*, of which {6 - count} have the 3 steps"):
             checked(root)

@@ -24,8 +24,8 @@ start)
         printf 'local all dagster peer map=dagster\n' | as_owner tee "$home/data/pg_hba.conf" >/dev/null
         printf 'dagster %s dagster\ndagster root dagster\n' "$owner" | as_owner tee "$home/data/pg_ident.conf" >/dev/null
     fi
-    as_owner "$bin/pg_ctl" -D "$home/data" -l "$home/server.log" -w \
-        -o "-c listen_addresses='' -c unix_socket_directories='$home' -c max_connections=200" start >/dev/null
+    as_owner "$bin/pg_ctl" -D "$home/data" status >/dev/null || as_owner "$bin/pg_ctl" -D "$home/data" \
+        -l "$home/server.log" -w -o "-c listen_addresses='' -c unix_socket_directories='$home' -c max_connections=200" start >/dev/null
     as_owner "$bin/psql" -h "$home" -U dagster -d postgres -tAc "SELECT 1 FROM pg_database WHERE datname = 'dagster'" |
         grep -q 1 || as_owner "$bin/createdb" -h "$home" -U dagster dagster
     echo "postgresql+psycopg2://dagster@/dagster?host=$home"

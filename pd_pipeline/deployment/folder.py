@@ -37,6 +37,14 @@ CURRENT = "current.json"
 _TARGET = re.compile(r"[A-Za-z_][\w-]*-\d+")
 
 
+class Current(Parameters):
+    """`current.json`."""
+
+    version: int = Field(gt=0, strict=True, description="the version in use")
+    since: str = Field(default="", description="UTC time, ISO 8601")
+    decision: int = Field(default=0, ge=0, description="number of the decision that put it in use")
+
+
 class Description(Parameters):
     """`policy.json`."""
 
@@ -99,17 +107,24 @@ def check_files(folder: Path, description: Description) -> None:
             raise PipelineError(f"{path}: damaged: not the file that was written: copy the whole policy folder again")
 
 
-def current_policy(folder: Path) -> Path:
-    """The policy folder that is in use among the numbered versions in `folder`. Raises PipelineError."""
+def current(folder: Path) -> Current:
+    """Which of the numbered versions in `folder` is in use. Raises PipelineError."""
     path = folder / CURRENT
     if not path.is_file():
         raise PipelineError(f"{path}: no such file: no policy of this target is in use")
-    version = read_json(path).get("version")
-    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise PipelineError(f"{path}: version is {version!r}, not a number from 1 on")
+    try:
+        return read_model(path, Current)
+    except PipelineError:
+        again = f"`pd-pipeline promote {folder.name}` writes it again, from the decisions beside it"
+        raise PipelineError(f"{path}: damaged: {again}") from None
+
+
+def current_policy(folder: Path) -> Path:
+    """The policy folder that is in use among the numbered versions in `folder`. Raises PipelineError."""
+    version = current(folder).version
     policy = folder / f"{version:04d}"
     if not policy.is_dir():
-        raise PipelineError(f"{path}: names version {version}, but there is no folder {policy}")
+        raise PipelineError(f"{folder / CURRENT}: names version {version}, but there is no folder {policy}")
     return policy
 
 

@@ -18,11 +18,12 @@ import torch
 
 from pd_pipeline.acting.actors import KeysValues, Started
 from pd_pipeline.compute import pick_device
-from pd_pipeline.config import MachineParams, parse
+from pd_pipeline.config import MachineParams
 from pd_pipeline.deployment.folder import PLM, PREFIX, Description, check_files, describe, locate
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models import saved_policy
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.parsing import parse
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.storage import expect_arrays, load_arrays
 

@@ -7,7 +7,8 @@
 
 A new policy replaces the one in use only if it is not worse: both act in the same episodes (same starts), or, where
 nothing can simulate the target, predict the same held-out trajectories, and the 95 % interval of their paired
-difference must lie above minus the margin. Otherwise the refusal is written down.
+difference must lie above minus the margin. Otherwise the refusal is written down. A person may put it in use all the
+same: the only way on where the policy in use is damaged.
 """
 
 import re
@@ -20,7 +21,7 @@ from pd_pipeline import lineage, locks
 from pd_pipeline.alerts import alert
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.decisions import Decision, decisions, folder_of, write_decision
-from pd_pipeline.deployment.folder import CURRENT, Description, current_policy, describe
+from pd_pipeline.deployment.folder import CURRENT, Description, check_files, current, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
 from pd_pipeline.deployment.writing import digests_of, write_policy
 from pd_pipeline.errors import PipelineError, suggestion
@@ -28,7 +29,7 @@ from pd_pipeline.evaluation.statistics import student
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import TUNED
-from pd_pipeline.storage import read_json, remove, write_json
+from pd_pipeline.storage import remove, write_json
 from pd_pipeline.tuning import summary
 
 CANDIDATE = ".candidate"
@@ -57,25 +58,27 @@ def candidate_of(graph: Graph, target: str) -> tuple[str, Key]:
     return method, keys[target]
 
 
-def promote(graph: Graph, target: str, say: Callable[[str], None] = lambda _: None) -> Decision | None:
+def promote(
+    graph: Graph, target: str, say: Callable[[str], None] = lambda _: None, *, force: bool = False
+) -> Decision | None:
     """Compare the tuned policy of a target with the one in use, and put it in use unless it is worse.
 
-    Returns the decision; None if nothing is new since the last one. Raises PipelineError if the target is unknown or
-    its policy has not been tuned. A kill at any instant leaves the old policy in use, or the new one.
+    With `force`, nothing is compared: it is put in use. Returns the decision; None if nothing is new since the last
+    one. Raises PipelineError if the target is unknown, its policy has not been tuned or the one in use is damaged. A
+    kill at any instant leaves the old policy in use, or the new one.
     """
     method, key = candidate_of(graph, target)
     home = folder_of(graph.root, target)
     with locks.held(graph.root, "promote", target):
         earlier = _finished(graph.root, target)
-        if is_decided(graph, target):
+        if is_decided(graph, target) and not (force and _is_other(graph, method, key, earlier)):
             return None
         made = home / CANDIDATE
         if made.exists():
             remove(made)
         try:
             new = write_policy(graph, method, key, made)
-            incumbent = current_policy(home) if (home / CURRENT).is_file() else None
-            decision = _decide(graph, key, method, new, made, incumbent, say)
+            decision = _decide(graph, key, method, new, made, force, say)
             if decision.outcome == "promoted":
                 assert decision.version is not None
                 made.rename(home / f"{decision.version:04d}")
@@ -95,11 +98,12 @@ def roll_back(root: Path, target: str) -> Decision:
     home = folder_of(root, target)
     with locks.held(root, "promote", target):
         earlier = _finished(root, target)
-        now = int(current_policy(home).name)
+        now = current(home).version
         before = sorted(d.version for d in earlier if d.outcome == "promoted" and d.version and d.version < now)
         if not before:
             raise PipelineError(f"{home}: version {now} is the oldest one: there is nothing to go back to")
-        known = describe(home / f"{before[-1]:04d}")
+        known = describe(back := home / f"{before[-1]:04d}")
+        check_files(back, known)
         decision = Decision(
             outcome="rolled back",
             version=before[-1],
@@ -127,6 +131,12 @@ def is_decided(graph: Graph, target: str) -> bool:
     return any((decision.method, decision.made_from) == tuned for decision in final)
 
 
+def _is_other(graph: Graph, method: str, key: Key, made: list[Decision]) -> bool:
+    """Whether the tuned policy is another one than that in use."""
+    in_use = next((one for one in reversed(made) if one.version is not None), None)
+    return in_use is None or (in_use.method, in_use.made_from) != (method, digests_of(graph, method, key))
+
+
 def versions(home: Path) -> list[int]:
     """The versions of a target, oldest first."""
     return sorted(int(path.name) for path in home.glob("*") if re.fullmatch(r"\d{4,}", path.name) and path.is_dir())
@@ -134,11 +144,10 @@ def versions(home: Path) -> list[int]:
 
 def in_use(root: Path, target: str) -> tuple[int, str] | None:
     """The version of a target that is in use, and since when; None if none is."""
-    file = folder_of(root, target) / CURRENT
-    if not file.is_file():
+    if not (folder_of(root, target) / CURRENT).is_file():
         return None
-    values = read_json(file)
-    return int(values["version"]), str(values.get("since", ""))
+    found = current(folder_of(root, target))
+    return found.version, found.since
 
 
 def _decide(
@@ -147,10 +156,10 @@ def _decide(
     method: str,
     new: Description,
     made: Path,
-    incumbent: Path | None,
+    force: bool,
     say: Callable[[str], None],
 ) -> Decision:
-    """Compare the policy folder `made` with the one in use."""
+    """Compare the policy folder `made` with the one in use, unless a person decides (`force`)."""
     out = graph.root / graph.out(f"{TUNED}{method}", key)
     given = summary.load(out)
     used = {given.quality: {*given.few_shot_episodes}}
@@ -165,11 +174,14 @@ def _decide(
         "made_from": new.made_from,
     }
     home = made.parent
-    version = max(versions(home), default=0) + 1
-    if incumbent is None:
-        return Decision(outcome="promoted", version=version, against=None, reason="it is the first one", **common)
-    before = int(incumbent.name)
-    tuned = [d for d in decisions(graph.root, home.name) if d.outcome == "promoted"]  # these name what it was tuned on
+    decided = decisions(graph.root, home.name)
+    version = 1 + max([*versions(home), *(one.version or 0 for one in decided)], default=0)
+    before = current(home).version if (home / CURRENT).is_file() else None
+    if before is None or force:
+        why = "it is the first one" if before is None else "by hand, without a comparison"
+        return Decision(outcome="promoted", version=version, against=before, reason=why, **common)
+    incumbent = _intact(home)
+    tuned = [d for d in decided if d.outcome == "promoted"]  # these name what it was tuned on
     earlier = next((d for d in tuned if d.version == before), None)
     seen = earlier.used_episodes if earlier else {}
     found = paired_scores(graph, key, made, incumbent, [used, {q: {*e} for q, e in seen.items()}], say)
@@ -193,6 +205,18 @@ def _decide(
     )
 
 
+def _intact(home: Path) -> Path:
+    """The policy folder in use. Raises PipelineError, with a way out, if it is damaged."""
+    try:
+        check_files(found := current_policy(home), describe(found))
+    except PipelineError as error:
+        raise PipelineError(
+            f"{error}; until then nothing can be compared with it: `pd-pipeline promote {home.name} --rollback` goes "
+            "back to the version before, --force puts the tuned policy in use without a comparison"
+        ) from None
+    return found
+
+
 def _write(home: Path, decision: Decision, number: int) -> None:
     """Write a decision, then what is in use since."""
     write_decision(home, decision, number)
@@ -208,9 +232,13 @@ def _use(home: Path, decision: Decision, number: int) -> None:
 def _finished(root: Path, target: str) -> list[Decision]:
     """All decisions on a target, after the last one took effect: a kill may have come between both."""
     home, made = folder_of(root, target), decisions(root, target)
-    current = home / CURRENT
-    if made and (not current.is_file() or int(read_json(current).get("decision", 0)) < len(made)):
-        _use(home, made[-1], len(made))
+    last = max((number for number, decision in enumerate(made, 1) if decision.version is not None), default=0)
+    try:
+        written = current(home).decision
+    except PipelineError:
+        written = 0  # lost or damaged: the decisions know
+    if written < last:
+        _use(home, made[last - 1], last)
     return made
 
 

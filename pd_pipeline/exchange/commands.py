@@ -25,9 +25,9 @@ def import_(
     action_high: Annotated[float | None, typer.Option(help="Upper bound of all actions.")] = None,
 ) -> None:
     """Import trajectories of another program for a family without a simulator. What was imported is not repeated."""
-    from pd_pipeline.config import parse
     from pd_pipeline.exchange.importing import bring, declaration
     from pd_pipeline.exchange.mapping import Asked
+    from pd_pipeline.parsing import parse
     from pd_pipeline.progress import console
 
     values = {"task": task, "quality": quality, "reward": reward, "without": without or ()}

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from pd_pipeline import config, locks
-from pd_pipeline.config import PARAMS_FILE, Name, Parameters, parse
+from pd_pipeline.config import PARAMS_FILE, Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.formats import open_sources
 from pd_pipeline.exchange.mapping import Asked, plan
@@ -21,6 +21,7 @@ from pd_pipeline.exchange.source import Source, Steps
 from pd_pipeline.families.base import BY_NAME
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.incoming import drop_zone, store
+from pd_pipeline.parsing import parse
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes

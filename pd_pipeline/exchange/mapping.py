@@ -7,9 +7,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pd_pipeline.config import Name, Parameters, parse
+from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.source import Source
+from pd_pipeline.parsing import parse
 from pd_pipeline.trajectories.schema import Bound, Origin, Task, TrajectoryMetadata
 
 QUALITY = "expert"

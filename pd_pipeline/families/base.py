@@ -27,10 +27,11 @@ import gymnasium
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE, Parameters, parse
+from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.foreign import error_text, module_file, time_limit
+from pd_pipeline.parsing import parse
 
 Policy = Callable[[gymnasium.Env, np.ndarray, np.random.Generator], np.ndarray]
 """(environment, observation [d_s], generator) -> action [d_a] within the bounds; may read the environment's state."""

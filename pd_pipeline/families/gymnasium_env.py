@@ -12,10 +12,11 @@ import numpy as np
 from gymnasium.error import DeprecatedEnv, UnregisteredEnv
 from pydantic import Field
 
-from pd_pipeline.config import MAX_TASKS, PARAMS_FILE, Name, Parameters, parse
+from pd_pipeline.config import MAX_TASKS, PARAMS_FILE, Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import EntryPoint, Family, FamilyParams, Policy
 from pd_pipeline.foreign import error_text, time_limit
+from pd_pipeline.parsing import parse
 
 
 class BehaviorParams(Parameters):

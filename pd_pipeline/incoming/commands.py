@@ -42,38 +42,48 @@ def ingest(
 def promote(
     target: Annotated[str, typer.Argument(help="Target, such as reach-5.")],
     rollback: Annotated[bool, typer.Option("--rollback", help="Put the version before in use again.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Put the tuned policy in use without a comparison.")] = False,
 ) -> None:
     """Compare the tuned policy of a target with the one in use, and put it in use unless it is worse.
 
-    Exit 1 if it is refused.
+    Exit 1 if it is refused, also if that was decided earlier.
     """
     from pd_pipeline import graph
+    from pd_pipeline.decisions import decisions
     from pd_pipeline.deployment.promotion import promote as decide
     from pd_pipeline.deployment.promotion import roll_back
 
+    if rollback and force:
+        raise PipelineError("--rollback and --force exclude each other: the one goes back, the other goes on")
     root = Path.cwd()
-    decision = roll_back(root, target) if rollback else decide(graph.load(root), target, typer.echo)
+    decision = roll_back(root, target) if rollback else decide(graph.load(root), target, typer.echo, force=force)
     if decision is None:
-        typer.echo(f"{target}: nothing new since the last decision")
-        return
+        decision = decisions(root, target)[-1]
+        typer.echo(f"{target}: nothing new since the last decision of {decision.decided}")
     typer.echo(f"{target}: {decision.outcome}: {decision.reason}")
     if decision.outcome == "refused":
         raise typer.Exit(1)
 
 
 def status() -> None:
-    """Show for each target which policy is in use, and what is newer, waits or was refused."""
+    """Show for each target which policy is in use, and what is newer, waits or was refused; and what is quarantined."""
     from pd_pipeline import graph
+    from pd_pipeline.incoming.ingest import quarantined
     from pd_pipeline.incoming.retuning import status as found
 
-    rows = list(found(graph.load(Path.cwd())))
-    if not rows:
+    root = Path.cwd()
+    rows, reasons = list(found(graph.load(root))), quarantined(root)
+    if not rows and not reasons:
         raise PipelineError(
             "no target has new data or a policy in use: put trajectories into data/incoming/<family>/<task>/ and run "
             "`pd-pipeline ingest`, or promote a tuned target: `pd-pipeline promote reach-5`"
         )
     for row in rows:
         typer.echo(f"{row.target}: {row.in_use} in use")
-        for name in ("newer", "waits", "refused"):
+        for name in ("newer", "waits", "refused", "rolled_back"):
             if text := getattr(row, name):
-                typer.echo(f"  {name}: {text}")
+                typer.echo(f"  {name.replace('_', ' ')}: {text}")
+    if reasons:
+        typer.echo("in data/quarantine/:")
+    for reason in reasons:
+        typer.echo(f"  {reason}")

@@ -7,7 +7,8 @@ not held up by it. A file with the content of an accepted one is removed: it is 
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -16,11 +17,13 @@ from pd_pipeline import locks
 from pd_pipeline.alerts import alert
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
+from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import drop_zone, store
 from pd_pipeline.incoming.drop_zone import DONE, Dropped, dropped, task_of
 from pd_pipeline.storage import atomic_file, file_digest, write_json
 from pd_pipeline.trajectories.checking import FileSummary, check_file
+from pd_pipeline.trajectories.copies import episode_digests, first_seen
 from pd_pipeline.trajectories.reading import read_metadata
 
 QUARANTINE = Path("data/quarantine")
@@ -47,63 +50,92 @@ def take(graph: Graph, settle_seconds: float | None = None) -> list[Outcome]:
     """
     families = {name: graph.family(name) for name in graph.params.run.families}
     settle = graph.params.automation.settle_seconds if settle_seconds is None else settle_seconds
-    found = ingest(graph.root, families, settle)
+    found = ingest(graph.root, families, settle, others=not_run(graph))
     for outcome in found:
         if outcome.state == "quarantined":
             alert(graph, "quarantine", str(outcome.file), outcome.message)
     return found
 
 
-def quarantined(root: Path, family: str, task: int) -> list[str]:
-    """The reasons of the files of a target that are in quarantine, each with the name of its file."""
-    folders = [path for path in (root / QUARANTINE / family).glob("*") if task_of(path.name) == task]
-    return [reason.read_text().strip() for folder in sorted(folders) for reason in sorted(folder.glob(f"*{REASON}"))]
+def not_run(graph: Graph) -> set[str]:
+    """The families that params.yaml could run but does not: their files wait in the drop zone."""
+    return {*graph.params.families, *BUILT_IN} - {*graph.params.run.families}
+
+
+def quarantined(root: Path, target: tuple[str, int] | None = None) -> list[str]:
+    """The reasons of the files in quarantine, each with the name of its file; with `target` (family, task) its own."""
+    found = sorted((root / QUARANTINE).rglob(f"*{REASON}"))
+    if target is not None:
+        family, task = target
+        found = [path for path in found if _target_of(path.relative_to(root / QUARANTINE)) == (family, task)]
+    return [reason.read_text().strip() for reason in found]
+
+
+def _target_of(name: Path) -> tuple[str, int | None] | None:
+    """Family and task of a file's name below the drop zone or the quarantine: <family>/<task>/<file>."""
+    return (name.parts[0], task_of(name.parts[1])) if len(name.parts) == 3 else None
 
 
 def ingest(
-    root: Path, families: Mapping[str, Family], settle_seconds: float, now: datetime | None = None
+    root: Path,
+    families: Mapping[str, Family],
+    settle_seconds: float,
+    now: datetime | None = None,
+    others: Collection[str] = (),
 ) -> list[Outcome]:
     """Check and move every complete file in the drop zone; those not complete yet are `waiting`.
 
-    `families`: those of params.yaml that run. One process at a time does this; a second one waits.
+    `families`: those of params.yaml that run; files of `others`, which do not, wait too. One process at a time does
+    this; a second one waits.
     """
     with locks.held(root, "ingest", ""):
         moment = datetime.now(UTC) if now is None else now
-        return [_one(root, families, file, moment) for file in list(dropped(root, settle_seconds, moment.timestamp()))]
+        files = list(dropped(root, settle_seconds, moment.timestamp()))
+        return [_one(root, families, others, file, moment) for file in files]
 
 
-def _one(root: Path, families: Mapping[str, Family], file: Dropped, moment: datetime) -> Outcome:
+def _one(
+    root: Path, families: Mapping[str, Family], others: Collection[str], file: Dropped, moment: datetime
+) -> Outcome:
     name = file.path.relative_to(root)
-    if not file.complete:
-        said = f"written {_age(file.path, moment)} ago: --settle 0, or {name.name}{DONE} beside it, says it is complete"
-        return Outcome(name, "waiting", said)
+    if waits := _waits_for(file, others, moment):
+        return Outcome(name, "waiting", waits)
     try:
         before = _stamp(file.path)
         family, task, found = _checked(families, file)
         digest = file_digest(file.path).hex()
         if _stamp(file.path) != before:
             return Outcome(name, "waiting", "it changed while it was read", family, task)
+        copies = _copies(root, families[family], task, file.path)
     except FileNotFoundError:
         return Outcome(name, "waiting", "it was removed while it was read")
     except PipelineError as error:
         outcome = _quarantined(root, file.path, str(error).removeprefix(f"{file.path}: "))
         named = file.family in families and file.target is not None
         return outcome._replace(family=file.family, task=task_of(str(file.target))) if named else outcome
-    if (same := _same(root, families[family], task, file.path, digest)) is not None:
+    if same := _same(root, families[family], task, file.path, digest):
+        said = f"its content is in {same} already"
+    elif copies == found.episodes:
+        said = f"all of its episodes are in accepted files of {family}-{task} already"
+    if same or copies == found.episodes:
         _remove(file.path)
-        return Outcome(name, "duplicate", f"its content is in {same} already", family, task)
+        return Outcome(name, "duplicate", said, family, task)
     place = store.next_name(root, family, task, found.metadata.quality)
     known = store.Received(
         source=name.as_posix(),
         digest=digest,
         quality=found.metadata.quality,
         episodes=found.episodes,
+        copies=copies,
         steps=found.steps,
         received=moment.isoformat(timespec="seconds"),
     )
     write_json(place.with_suffix(".json"), known.model_dump(mode="json"))
     _move(file.path, place)
-    return Outcome(name, "accepted", f"{place.relative_to(root)}: {found.episodes} episodes", family, task)
+    said = f"{place.relative_to(root)}: {found.episodes} episodes"
+    if copies:
+        said += f", {copies} of them copies, which are left out"
+    return Outcome(name, "accepted", said, family, task)
 
 
 def _same(root: Path, family: Family, task: int, file: Path, digest: str) -> Path | None:
@@ -116,8 +148,34 @@ def _same(root: Path, family: Family, task: int, file: Path, digest: str) -> Pat
     return next((path for path in recorded if file_digest(path).hex() == digest), None)
 
 
-def _age(path: Path, moment: datetime) -> str:
-    return f"{max(0.0, moment.timestamp() - path.lstat().st_mtime):.0f} s"
+def _copies(root: Path, family: Family, task: int, file: Path) -> int:
+    """How many episodes of a file are copies of each other, or of those in files accepted for the target."""
+    known = set[bytes]()
+    for accepted in store.files(root, family.name, task):
+        with suppress(PipelineError):  # damaged since: stage target_data says so
+            known |= {*episode_digests(accepted, family=family, new_task=task)}
+    return int((~first_seen({file: episode_digests(file, family=family, new_task=task)}, known)[file]).sum())
+
+
+def _waits_for(file: Dropped, others: Collection[str], moment: datetime) -> str:
+    """Why a file is not looked at yet; empty if it is."""
+    if not file.complete:
+        age = max(0.0, moment.timestamp() - file.path.lstat().st_mtime)
+        return f"written {age:.0f} s ago: --settle 0, or {file.path.name}{DONE} beside it, says it is complete"
+    return f"'{file.family}' is not among run.families of params.yaml: add it there" if file.family in others else ""
+
+
+def check_new(file: Path, families: Mapping[str, Family], target: str) -> FileSummary:
+    """Check a file that is not in the drop zone as new data of a target such as reach-57. Raises PipelineError."""
+    family, _, task = target.rpartition("-")
+    if not family or not file.exists():
+        wrong = f"{file}: no such file" if family else f"--target {target}: name a family and a task, such as reach-57"
+        raise PipelineError(wrong)
+    try:
+        return _checked(families, Dropped(file, family, task, True))[2]
+    except PipelineError as error:
+        text = str(error)
+        raise PipelineError(text if text.startswith(f"{file}: ") else f"{file}: {text}") from None
 
 
 def _checked(families: Mapping[str, Family], file: Dropped) -> tuple[str, int, FileSummary]:
@@ -144,12 +202,12 @@ def _checked(families: Mapping[str, Family], file: Dropped) -> tuple[str, int, F
         )
     if (goals := read_metadata(file.path).goals) and task not in goals:
         held = ", ".join(map(str, sorted(goals)))
-        raise PipelineError(f"holds task {held}, but its folder is that of task {task}: one file per target")
+        raise PipelineError(f"holds task {held}, but the target is task {task}: one file per target")
     found = check_file(file.path, {family.name: family}, new_task=task)
     if set(found.tasks) != {task}:
         others = ", ".join(str(other) for other in sorted({*found.tasks} - {task}))
         held = f"tasks {others}" if others else "no episode"
-        raise PipelineError(f"holds {held}, but its folder is that of task {task}: one file per target")
+        raise PipelineError(f"holds {held}, but the target is task {task}: one file per target")
     return family.name, task, found
 
 

@@ -7,14 +7,14 @@ from typing import NamedTuple
 from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, preflight
 from pd_pipeline.alerts import alert
-from pd_pipeline.decisions import decisions
+from pd_pipeline.decisions import decisions, folders
 from pd_pipeline.deployment.promotion import candidate_method, candidate_of, in_use, is_decided, promote
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import REPORT, TARGET_EVALUATION, TUNED
+from pd_pipeline.stages import PAGE, REPORT, TARGET_EVALUATION, TUNED
 
 
 def pieces(graph: Graph, family: str, task: int) -> list[tuple[str, Key]]:
@@ -79,6 +79,7 @@ def _reported(graph: Graph, progress: Progress, say: Callable[[str], None], news
     try:
         if missing is None and not lineage.run(graph, REPORT, Key(), progress).skipped:
             say(f"{REPORT}: done")
+            say(str(graph.root / graph.out(REPORT, Key()) / PAGE))
         elif missing is not None and news:
             say(f"{REPORT}: waits for {missing[0]} {missing[1]}: run `pd-pipeline run all`")
     except PipelineError as error:
@@ -95,17 +96,22 @@ class Status(NamedTuple):
     newer: str
     waits: str
     refused: str
+    rolled_back: str
+
+
+def targets(graph: Graph) -> list[tuple[str, int]]:
+    """Family and task of every target that has accepted data or a decision on a policy."""
+    known = [(family, task) for family in graph.params.run.families for task in graph.tasks[family]]
+    decided = {folder.parent.name for folder in folders(graph.root, graph.params.run.families)}
+    accepted = {(family, task) for family, tasks in graph.accepted.items() for task in tasks}
+    return sorted(accepted | {one for one in known if f"{one[0]}-{one[1]}" in decided})
 
 
 def status(graph: Graph) -> Iterator[Status]:
-    """One entry per target that has accepted data or a policy in use."""
-    targets = [(family, task) for family, tasks in graph.accepted.items() for task in tasks]
-    targets += [(f, t) for f in graph.params.run.families for t in graph.tasks[f] if (f, t) not in targets]
-    for family, task in sorted(targets):
+    """How it stands with each of `targets`."""
+    for family, task in targets(graph):
         target = f"{family}-{task}"
         current, made = in_use(graph.root, target), decisions(graph.root, target)
-        if current is None and task not in graph.accepted.get(family, {}) and not made:
-            continue
         waits = waiting_for(graph, family, task)
         last = made[-1] if made else None
         yield Status(
@@ -114,6 +120,7 @@ def status(graph: Graph) -> Iterator[Status]:
             "" if waits else _newer(graph, target),
             waits,
             last.reason if last is not None and last.outcome == "refused" else "",
+            f"version {last.against}, by hand" if last is not None and last.outcome == "rolled back" else "",
         )
 
 

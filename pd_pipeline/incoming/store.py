@@ -29,6 +29,7 @@ class Received(Parameters):
     digest: str = Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of its content")
     quality: Name
     episodes: int = Field(gt=0)
+    copies: int = Field(default=0, ge=0, description="episodes that are copies of earlier ones of this target")
     steps: int = Field(gt=0)
     received: str = Field(max_length=40, description="UTC time of arrival, ISO 8601")
 
@@ -50,14 +51,14 @@ def received(file: Path) -> Received:
 
 
 def targets(root: Path, family: str) -> dict[int, dict[str, int]]:
-    """Task -> quality -> number of accepted episodes, for all tasks of a family that have accepted files."""
+    """Task -> quality -> number of accepted episodes without copies, for all tasks of a family with accepted files."""
     found: dict[int, dict[str, int]] = {}
     tasks = [path.name for path in (root / FOLDER / family).glob("*") if re.fullmatch(r"0|[1-9]\d*", path.name)]
     for task in sorted(int(name) for name in tasks):
         counts: dict[str, int] = {}
         for file in files(root, family, task):
             known = received(file)
-            counts[known.quality] = counts.get(known.quality, 0) + known.episodes
+            counts[known.quality] = counts.get(known.quality, 0) + known.episodes - known.copies
         if counts:
             found[task] = counts
     return found

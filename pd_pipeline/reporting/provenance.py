@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pd_pipeline import __version__
-from pd_pipeline.config import ParamsFile, parse
+from pd_pipeline.config import ParamsFile
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.incoming.store import NEW
+from pd_pipeline.parsing import parse
 from pd_pipeline.storage import digest
 from pd_pipeline.studies.definition import PREFIX
 

@@ -20,11 +20,12 @@ from pd_pipeline.reporting.targets import TargetResults, in_use, with_accepted_d
 from pd_pipeline.reporting.verdict import judge
 from pd_pipeline.revision import git_revision
 from pd_pipeline.stage import StageContext
+from pd_pipeline.stages import PAGE
 from pd_pipeline.storage import atomic_file, write_json
 from pd_pipeline.studies.definition import PREFIX
 from pd_pipeline.trajectories.quality import missed_bars
 
-PAGE, METRICS = "index.html", "metrics.json"
+METRICS = "metrics.json"
 
 
 class Params(Parameters):

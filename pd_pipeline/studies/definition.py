@@ -18,9 +18,9 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from pd_pipeline import config
 from pd_pipeline.config import STAGE_NAME, Name, Parameters, Seed
 from pd_pipeline.errors import PipelineError, suggestion
+from pd_pipeline.parsing import parse
 from pd_pipeline.yaml_text import read_file, values_of
 
 FOLDER = Path("studies")
@@ -81,7 +81,7 @@ def read(root: Path, name: Name) -> Study:
         raise PipelineError(f"study '{name}': a name starts with a small letter and has only letters, digits and '_'")
     if not file.is_file():
         raise PipelineError(f"{file}: no such study: {suggestion(name, names(root))}")
-    study = config.parse(Study, values_of(read_file(file), file), str(file.relative_to(root)))
+    study = parse(Study, values_of(read_file(file), file), str(file.relative_to(root)))
     if (count := len(study.points)) > MAX_POINTS:
         raise PipelineError(f"{file}: {count:,} points: at most {MAX_POINTS:,} are allowed")
     for parameter in study.grid:

@@ -178,8 +178,7 @@ def _stream(path: Path, opened: Opened, wanted: np.ndarray | None) -> Iterator[C
     for columns in _batches(path, opened, wanted):
         kept = columns
         if wanted is not None:
-            rows = np.isin(columns.task_id, wanted)
-            kept = Columns(**{n: getattr(columns, n)[rows] for n in Columns.__dataclass_fields__})
+            kept = columns.select(np.isin(columns.task_id, wanted))
         validator.feed(kept)
         yield kept
     validator.finish(wanted)

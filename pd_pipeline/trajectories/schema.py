@@ -25,9 +25,10 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, Name, Parameters, Seed, parse
+from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, Name, Parameters, Seed
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
+from pd_pipeline.parsing import parse
 
 SCHEMA_VERSION = 1
 METADATA_KEY = b"pd_pipeline"

@@ -76,6 +76,10 @@ class Columns:
     truncated: np.ndarray  # (n,) bool
     success: np.ndarray  # (n,) bool
 
+    def select(self, rows: np.ndarray) -> "Columns":
+        """The given rows: a mask (n,) or indices (k,)."""
+        return Columns(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
+
     @classmethod
     def from_batch(cls, source: str, batch: pa.RecordBatch, metadata: TrajectoryMetadata) -> "Columns":
         """Views into an Arrow batch (bit-packed booleans are unpacked). Raises PipelineError on nulls.

@@ -144,6 +144,19 @@ def test_a_bad_file_fails_the_check_of_its_target_and_good_ones_go_on(root: Path
     assert requests(tick(root, instance, None)) == [("retune_target", NEW)]
 
 
+def test_a_file_that_is_put_back_from_quarantine_is_taken_again(root: Path, instance: dg.DagsterInstance) -> None:
+    place = root / "data/incoming/point_robot/58/1.parquet"
+    drop(root, task=58)
+    moved = place.with_name("elsewhere.parquet")
+    asked = []
+    for _ in range(2):
+        (request,) = getattr(tick(root, instance, None), "run_requests", [])
+        asked.append(request.run_key)
+        place.rename(moved)  # to quarantine and back, unchanged
+        moved.rename(place)
+    assert asked[0] != asked[1]
+
+
 def test_a_target_with_too_few_trajectories_waits(root: Path, instance: dg.DagsterInstance) -> None:
     drop(root, episodes=1)
     run(root, instance, "take_new_data")

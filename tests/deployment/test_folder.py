@@ -48,7 +48,9 @@ def test_a_folder_here_comes_before_a_target_of_its_name(promoted: Path, written
 @pytest.mark.parametrize("version", [3, 0, -1, "2", None, True, 1.0])
 def test_a_version_in_use_that_is_not_there_is_refused(promoted: Path, version: object) -> None:
     write_json(promoted / "current.json", {"version": version})
-    with pytest.raises(PipelineError, match=r"current.json: (names version 3, but there is no|version is .*, not a)"):
+    with pytest.raises(
+        PipelineError, match=r"current.json: (names version 3, but|damaged: .*writes it again)"
+    ):
         locate("reach-5")
 
 
@@ -100,9 +102,9 @@ def test_a_damaged_file_is_named(policy: Path, name: str) -> None:
     ("change", "message"),
     [
         ({"horizon": 13}, "policy.json is not that of the PLM beside it"),
-        ({"target_return": None}, "policy.json: values.target_return: "),
+        ({"target_return": None}, "policy.json: target_return: "),
         ({"action_low": [-1.0]}, "action_low and action_high need action_size numbers each"),
-        ({"speed": 1}, "policy.json: values.speed: no such parameter"),
+        ({"speed": 1}, "policy.json: speed: no such parameter"),
     ],
 )
 def test_a_description_that_was_edited_is_refused(policy: Path, change: dict[str, object], message: str) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from pd_pipeline import graph, load_policy
+from pd_pipeline.cli import app
 from pd_pipeline.decisions import decisions
 from pd_pipeline.deployment import promotion
 from pd_pipeline.deployment.folder import describe
@@ -116,7 +118,7 @@ def test_status_says_what_is_in_use_and_what_is_newer(root: Path, monkeypatch: p
     decision = promote(graph.load(root), TARGET)
     assert decision is not None
     (found,) = status(graph.load(root))
-    assert found == Status(TARGET, f"version 1 since {decision.decided}", "", "", "")
+    assert found == Status(TARGET, f"version 1 since {decision.decided}", "", "", "", "")
     set_params(root, "tuned_prompt_dt: {}", "tuned_prompt_dt: {prompts: 3}")
     (one,) = status(graph.load(root))
     assert one.newer == (
@@ -149,10 +151,62 @@ def test_back_to_the_version_before(root: Path, monkeypatch: pytest.MonkeyPatch)
     )
     with pytest.raises(PipelineError, match="version 1 is the oldest one: there is nothing to go back to"):
         roll_back(root, TARGET)
+    (found,) = status(graph.load(root))
+    assert found.rolled_back == "version 2, by hand"
     assert promote(graph.load(root), TARGET) is None, "what was taken back by hand is not promoted again"
     set_params(root, "prompts: 4", "prompts: 3")
     run_stages(root, "tuned_prompt_dt")
     assert promote(graph.load(root), TARGET) is None, "nor the one before it, when it is tuned again"
+
+
+def test_a_person_may_put_a_refused_policy_in_use(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [1.0, 1.0], [2.0, 2.0])
+    project = retuned(root, 3)
+    refused = promote(project, TARGET)
+    assert refused is not None
+    assert refused.outcome == "refused"
+    monkeypatch.chdir(root)
+    said = CliRunner().invoke(app, ["promote", TARGET])
+    assert said.exit_code == 1
+    assert said.stdout.endswith(f"{TARGET}: refused: {refused.reason}\n"), "decided earlier, and still so"
+    monkeypatch.setattr(promotion, "paired_scores", interrupted)
+    decision = promote(project, TARGET, force=True)
+    assert decision is not None
+    assert (decision.outcome, decision.version, decision.against) == ("promoted", 2, 1)
+    assert decision.reason == "by hand, without a comparison"
+    assert promote(project, TARGET, force=True) is None, "it is in use already"
+    said = CliRunner().invoke(app, ["promote", TARGET])
+    assert said.exit_code == 0
+    both = CliRunner().invoke(app, ["promote", TARGET, "--force", "--rollback"])
+    assert "exclude each other" in both.stderr
+
+
+@pytest.mark.parametrize("file", ["0001/plm/policy.safetensors", "0001/policy.json", "0001"])
+def test_a_damaged_policy_in_use_has_a_way_out(file: str, root: Path) -> None:
+    promote(graph.load(root), TARGET)
+    project, home = retuned(root, 3), root / "data/promoted" / TARGET
+    damaged = home / file
+    damaged.rename(home / "moved") if damaged.is_dir() else damaged.write_bytes(b"{}")
+    with pytest.raises(PipelineError, match=r"nothing can be compared with it: .* --force puts the tuned policy"):
+        promote(project, TARGET)
+    assert in_use(root, TARGET) == (1, decisions(root, TARGET)[0].decided)
+    assert promote(project, TARGET, force=True) is not None
+    assert load_policy(home).description.made_from == decisions(root, TARGET)[-1].made_from
+    assert in_use(root, TARGET) == (2, decisions(root, TARGET)[1].decided)
+    with pytest.raises(PipelineError, match="0001"):
+        roll_back(root, TARGET)
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", '{"version": "x"}'])
+def test_a_lost_note_of_what_is_in_use_is_written_again(content: str | None, root: Path) -> None:
+    first = promote(graph.load(root), TARGET)
+    assert first is not None
+    note = root / "data/promoted" / TARGET / "current.json"
+    before = note.read_text()
+    note.unlink() if content is None else note.write_text(content)
+    assert promote(graph.load(root), TARGET) is None
+    assert note.read_text() == before
 
 
 def test_after_a_rollback_a_new_policy_is_compared_on_what_neither_was_tuned_on(

@@ -10,7 +10,7 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import STDOUT, Popen
 from urllib.error import URLError
@@ -92,8 +92,7 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _wait_until(holds: "object", what: str, seconds: float = 240) -> None:
-    assert callable(holds)
+def _wait_until(holds: Callable[[], bool], what: str, seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"not within {seconds:.0f} s: {what}"

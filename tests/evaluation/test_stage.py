@@ -159,7 +159,7 @@ def test_a_summary_without_what_is_read_of_it_is_named(tuned_project: Path, tmp_
     shutil.copytree(tuned_project, root)
     summary = root / "data/tuned_prompt_dt/point_robot-0/4/summary.json"
     write_json(summary, {name: value for name, value in read_json(summary).items() if name != "target_return"})
-    with pytest.raises(PipelineError, match=r"point_robot-0/4/summary.json: values.target_return: Field required"):
+    with pytest.raises(PipelineError, match=r"point_robot-0/4/summary.json: target_return: Field required"):
         run_stages(root, "evaluation")
 
 

@@ -40,7 +40,7 @@ def test_an_import_says_what_to_declare(tmp_path: Path, monkeypatch: pytest.Monk
         (("--reward", "much"), "error: import.reward"),
         (("--task", "-1"), "error: import.task: Input should be greater than or equal to 0"),
         (("--quality", "../x"), "error: import.quality: String should match pattern"),
-        (("--action-low", "3"), "error: {source}: metadata: Value error, action_low 3.0 is not below action_high 1.0"),
+        (("--action-low", "3"), "error: {source}: metadata: action_low 3.0 is not below action_high 1.0"),
     ],
 )
 def test_wrong_options_are_one_line(

@@ -3,6 +3,7 @@
 import errno
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -143,6 +144,24 @@ def not_finite(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_copies_of_episodes_are_counted_and_a_file_of_copies_alone_is_removed(
+    tmp_path: Path, run: Callable[..., list[Outcome]]
+) -> None:
+    first, second = (columns(tasks=(NEW,), d_s=2, seed=seed) for seed in (0, 1))
+    half = first.select(first.episode_id == 1)
+    for name, made in (("a", [first]), ("b", [half, replace(second, episode_id=second.episode_id + 2)]), ("c", [half])):
+        path = tmp_path / f"data/incoming/point_robot/57/{name}.parquet"
+        write(path, metadata(**LIKE_THE_FAMILY, goals={NEW: {}}), made)
+        (outcome,) = run()
+        if name == "b":
+            assert outcome.state == "accepted"
+            assert outcome.message.endswith("0002-expert.parquet: 3 episodes, 1 of them copies, which are left out")
+    assert outcome.state == "duplicate"
+    assert outcome.message == "all of its episodes are in accepted files of point_robot-57 already"
+    assert not path.exists()
+    assert store.targets(tmp_path, "point_robot") == {NEW: {"expert": 4}}
+
+
 @pytest.mark.parametrize(
     ("where", "make", "reason"),
     [
@@ -187,7 +206,7 @@ def test_a_bad_file_is_quarantined_with_its_reason_and_others_go_on(
         ({"horizon": 13}, (NEW,), "horizon is 13, but family 'point_robot' of this project has 12"),
         ({"family": "reach"}, (NEW,), "unknown family 'reach'"),
         ({"goals": {NEW: {}, 58: {}}}, (NEW, 58), "task 58 is not among the tasks of family"),
-        ({"goals": {3: {}}}, (3,), "holds task 3, but its folder is that of task 57: one file per target"),
+        ({"goals": {3: {}}}, (3,), "holds task 3, but the target is task 57: one file per target"),
     ],
 )
 def test_a_file_that_is_not_of_its_target_is_quarantined(
@@ -211,6 +230,24 @@ def test_an_unknown_family_is_quarantined(tmp_path: Path, run: Callable[..., lis
     path.write_bytes(b"x")
     (outcome,) = run()
     assert "'robot' is not among run.families of params.yaml (point_robot): add it there" in outcome.message
+
+
+def test_a_family_that_is_not_run_waits_for_it(tmp_path: Path, point_robot: PointRobot) -> None:
+    path = drop(tmp_path)
+    (outcome,) = ingest(tmp_path, {}, 0, LATER, others={"point_robot"})
+    assert (outcome.state, path.exists()) == ("waiting", True)
+    assert outcome.message == "'point_robot' is not among run.families of params.yaml: add it there"
+    (outcome,) = ingest(tmp_path, {"point_robot": point_robot}, 0, LATER)
+    assert outcome.state == "accepted"
+
+
+def test_a_damaged_accepted_file_does_not_hold_up_a_new_one(tmp_path: Path, run: Callable[..., list[Outcome]]) -> None:
+    drop(tmp_path)
+    run()
+    (accepted,) = store.files(tmp_path, "point_robot", NEW)
+    accepted.write_bytes(b"gone")
+    drop(tmp_path, seed=1)
+    assert [outcome.state for outcome in run()] == ["accepted"]
 
 
 def test_nothing_in_quarantine_is_replaced(tmp_path: Path, run: Callable[..., list[Outcome]]) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pd_pipeline import load_policy
+from pd_pipeline import graph, load_policy
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import read_json
 from tests.accepted import drop
 from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start
@@ -39,6 +40,19 @@ def done(text: str) -> list[str]:
 
 def page(root: Path) -> str:
     return (root / "data/reports/index.html").read_text()
+
+
+def test_outside_a_dvc_project_nothing_is_done_twice(root: Path) -> None:
+    shutil.rmtree(root / ".dvc")
+    drop(root, NEW, 1)
+    text = call(root, "pd-pipeline", "ingest")
+    assert "report" in done(text)
+    assert str(root / "data/reports/index.html") in text.splitlines()
+    assert done(call(root, "pd-pipeline", "ingest")) == []
+    text = call(root, "pd-pipeline", "run", "all")
+    assert [line for line in text.splitlines() if ": up to date" not in line] == [str(root / "data/reports/index.html")]
+    drop(root, NEW, 2)
+    assert "tuned_prompt_dt other-57-0" in done(call(root, "pd-pipeline", "ingest"))
 
 
 def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
@@ -107,6 +121,9 @@ def test_a_target_waits_if_too_few_trajectories_are_left_to_compare_policies_on(
     text = call(root, "pd-pipeline", "ingest")
     assert "other-57: waits: " in text
     assert "that an interval needs are left to be scored on" in text
+    change(root, "target: {few_shot: 2,", "target: {few_shot: 0,")
+    with pytest.raises(PipelineError, match=r"^params\.yaml: families\.other\.target\.few_shot: Input"):
+        graph.load(root)
 
 
 def test_a_bad_file_and_a_missing_evaluation_do_not_hold_up_a_good_file(root: Path) -> None:
@@ -123,3 +140,5 @@ def test_a_bad_file_and_a_missing_evaluation_do_not_hold_up_a_good_file(root: Pa
     assert "other-57: promoted" in text
     assert "report: waits for evaluation point_robot-0: run `pd-pipeline run all`" in text
     assert (root / "data/quarantine/other/58/bad.parquet.reason.txt").is_file()
+    status = call(root, "pd-pipeline", "status")
+    assert "\nin data/quarantine/:\n  data/incoming/other/58/bad.parquet: not a readable Parquet file" in status

@@ -19,7 +19,7 @@ from pd_pipeline.trajectories import seal
 from pd_pipeline.trajectories.reading import Trajectories, open_file, read, write
 from pd_pipeline.trajectories.schema import METADATA_KEY
 from pd_pipeline.trajectories.validation import Columns
-from tests.builders import changed, columns, metadata, taken
+from tests.builders import changed, columns, metadata
 from tests.trajectories.test_reading import halves, raw
 
 FLIPS = 240
@@ -299,6 +299,6 @@ def test_any_division_into_row_groups_is_read(tmp_path: Path) -> None:
     """More rows than pyarrow puts into one row group by default, and empty row groups between others."""
     made = columns(episodes=4, length=5)
     path = tmp_path / "many.parquet"
-    write(path, metadata(), [taken(made, rows) for rows in (np.arange(0), np.arange(3), np.arange(3, 40))])
+    write(path, metadata(), [made.select(rows) for rows in (np.arange(0), np.arange(3), np.arange(3, 40))])
     assert read(path, [1]).task_id.tolist() == [1] * 4
     assert len(read(path).task_id) == 8

@@ -19,14 +19,14 @@ from pd_pipeline.trajectories import reading
 from pd_pipeline.trajectories.reading import Trajectories, joined, read, return_to_go, stream, write
 from pd_pipeline.trajectories.schema import METADATA_KEY, arrow_schema
 from pd_pipeline.trajectories.validation import Columns
-from tests.builders import changed, columns, metadata, taken
+from tests.builders import changed, columns, metadata
 
 
 def halves(made: Columns) -> list[Columns]:
     """The two tasks as two batches, as `collect` writes them."""
     middle = len(made.step) // 2
     rows = np.arange(len(made.step))
-    return [taken(made, rows[:middle]), taken(made, rows[middle:])]
+    return [made.select(rows[:middle]), made.select(rows[middle:])]
 
 
 def raw(path: Path, made: Columns, **meta: object) -> Path:
@@ -219,19 +219,19 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
         r"task 1, episode 1, step 1: action .* \(3 such steps in this part of the file\)",
     ),
     "gap in the steps": (
-        lambda c: taken(c, np.delete(np.arange(20), 8)),
+        lambda c: c.select(np.delete(np.arange(20), 8)),
         "task 0, episode 1, step 4: gap: the step before it is missing",
     ),
     "missing first step": (
-        lambda c: taken(c, np.delete(np.arange(20), 5)),
+        lambda c: c.select(np.delete(np.arange(20), 5)),
         "task 0, episode 1, step 1: the episode does not begin at step 0",
     ),
     "missing last step": (
-        lambda c: taken(c, np.delete(np.arange(20), 9)),
+        lambda c: c.select(np.delete(np.arange(20), 9)),
         "task 0, episode 1, step 3: return_to_go of the last step differs from its reward",
     ),
     "missing last step of the file": (
-        lambda c: taken(c, np.arange(19)),
+        lambda c: c.select(np.arange(19)),
         "task 1, episode 1, step 3: return_to_go of the last step differs from its reward",
     ),
     "wrong return-to-go": (
@@ -247,19 +247,19 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
         "task 1, episode 0, step 4: return_to_go of the last step differs from its reward by 1",
     ),
     "duplicate episode": (
-        lambda c: taken(c, np.concatenate((np.arange(10), np.arange(5, 10), np.arange(10, 20)))),
+        lambda c: c.select(np.concatenate((np.arange(10), np.arange(5, 10), np.arange(10, 20)))),
         "task 0, episode 1, step 0: the step already exists: duplicate episode",
     ),
     "duplicate episode later": (
-        lambda c: taken(c, np.concatenate((np.arange(10), np.arange(5), np.arange(10, 20)))),
+        lambda c: c.select(np.concatenate((np.arange(10), np.arange(5), np.arange(10, 20)))),
         "task 0, episode 0, step 0: episodes are not sorted by task and episode, or one appears twice",
     ),
     "duplicate step": (
-        lambda c: taken(c, np.concatenate((np.arange(8), np.arange(7, 20)))),
+        lambda c: c.select(np.concatenate((np.arange(8), np.arange(7, 20)))),
         "task 0, episode 1, step 2: the step already exists",
     ),
     "unsorted tasks": (
-        lambda c: taken(c, np.concatenate((np.arange(10, 20), np.arange(10)))),
+        lambda c: c.select(np.concatenate((np.arange(10, 20), np.arange(10)))),
         "task 0, episode 0, step 0: episodes are not sorted",
     ),
     "goes on after its end": (
@@ -267,14 +267,14 @@ BAD: dict[str, tuple[Callable[[Columns], Columns], str]] = {
         "task 0, episode 1, step 2: the episode goes on after it terminated or was truncated",
     ),
     "empty task": (
-        lambda c: taken(c, np.arange(10)),
+        lambda c: c.select(np.arange(10)),
         "task 1 is empty: its goal is listed, but the file has no episode",
     ),
     "task without a goal": (
         lambda c: changed(c, "task_id", slice(15, 20), 5),
         "task 5, episode 1, step 0: the task has no goal in the file's metadata",
     ),
-    "no steps": (lambda c: taken(c, np.arange(0)), "task 0 is empty"),
+    "no steps": (lambda c: c.select(np.arange(0)), "task 0 is empty"),
 }
 
 

@@ -19,7 +19,7 @@ from pd_pipeline.trajectories.episodes import Episode, episodes
 from pd_pipeline.trajectories.reading import read, read_metadata, stream, write
 from pd_pipeline.trajectories.recorded import take
 from pd_pipeline.trajectories.validation import Columns
-from tests.builders import changed, taken
+from tests.builders import changed
 from tests.recorded_project import FAMILY, FOLDER, columns_of, metadata_of, record, record_project, short_episodes
 from tests.trajectories.test_reading import raw
 
@@ -71,7 +71,7 @@ def test_files_of_a_quality_are_joined_in_order(root: Path, expert: Path) -> Non
     (root / FOLDER / "expert.parquet").unlink()
     even = np.isin(whole.episode_id, (0, 2, 4))
     for name, rows in (("a", even), ("b", ~even)):
-        write(root / FOLDER / f"{name}.parquet", metadata_of(expert), [taken(whole, rows)])
+        write(root / FOLDER / f"{name}.parquet", metadata_of(expert), [whole.select(rows)])
     record(expert, root / FOLDER / "c.parquet", [1], shift=50)
     later = columns_of(read(expert, [0]))
     new = Columns(**(vars(later) | {"task_id": np.full_like(later.task_id, 8)}))
@@ -81,7 +81,7 @@ def test_files_of_a_quality_are_joined_in_order(root: Path, expert: Path) -> Non
     assert np.unique(data.task_id).tolist() == [0, 1, 2, 3, 4, 5, 8]
     assert data.episode_id[data.task_id == 1].tolist() == [*range(7), *range(50, 57)]
     made = everything(out)
-    assert same(taken(made, (made.task_id < 8) & (made.episode_id < 50)), whole)
+    assert same(made.select((made.task_id < 8) & (made.episode_id < 50)), whole)
     assert {origin.source for origin in read_metadata(out).origin} == {f"{name}.parquet" for name in "abcd"}
 
 

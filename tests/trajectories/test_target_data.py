@@ -13,7 +13,7 @@ from pd_pipeline.incoming.ingest import ingest
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
-from pd_pipeline.trajectories.reading import Trajectories, read, write
+from pd_pipeline.trajectories.reading import Trajectories, read, stream, write
 from pd_pipeline.trajectories.target_data import other_task
 from tests.builders import columns, metadata
 from tests.conftest import run_stages
@@ -67,6 +67,45 @@ def test_new_episodes_follow_in_the_order_of_arrival(project: Path) -> None:
         ("0002-expert.parquet", count + 2, 3),
     ]
     assert origin[0]["source"] == "data/incoming/point_robot/4/1.parquet"
+
+
+def test_copies_are_left_out(project: Path) -> None:
+    """An episode that was collected, and one that is in an earlier accepted file, of another quality."""
+    before = of(project, "point_robot/4")
+    count, folder = len(before.task_id), project / "data/incoming/point_robot/4"
+    bring(project, 4, seed=1)
+    (collected,) = (b for b in stream(project / "data/trajectories/point_robot/expert.parquet", [4]) if len(b.step))
+    mine = columns(tasks=(4,), d_s=2, seed=1, episodes=2)
+    fresh = columns(tasks=(4,), d_s=2, seed=2, episodes=1)
+    for quality, parts in {
+        "expert": [collected.select(collected.episode_id == 1), replace(fresh, episode_id=fresh.episode_id + 9)],
+        "demo": [mine.select(mine.episode_id == 1), replace(fresh, episode_id=fresh.episode_id + 9)],
+    }.items():
+        goals = {4: {"position": [0.5]}}
+        write(folder / f"{quality}.parquet", metadata(**LIKE_THE_FAMILY, goals=goals, quality=quality), parts)
+        (outcome,) = ingest(project, {"point_robot": graph.load(project).family("point_robot")}, 0, LATER)
+        assert outcome.state == ("accepted" if quality == "expert" else "duplicate")
+    run_stages(project, "target_data")
+    found = of(project, "point_robot/4")
+    assert found.episode_id.tolist() == list(range(count + 3))
+    new = np.concatenate((mine.observation, fresh.observation))
+    np.testing.assert_array_equal(found.select(np.arange(count, count + 3)).observations, new)
+    origin = read_json(project / "data/target_data/point_robot/4/origin.json")["accepted"]
+    assert [(one["first_episode"], one["episodes"], one["copies"]) for one in origin] == [
+        (count, 2, 0),
+        (count + 2, 1, 1),
+    ]
+
+
+def test_a_quality_of_collected_episodes_alone_is_not_written(project: Path) -> None:
+    (collected,) = (b for b in stream(project / "data/trajectories/point_robot/expert.parquet", [4]) if len(b.step))
+    path, goals = project / "data/incoming/point_robot/4/a.parquet", {4: {"position": [0.5]}}
+    write(path, metadata(**LIKE_THE_FAMILY, goals=goals, quality="demo"), [collected])
+    (outcome,) = ingest(project, {"point_robot": graph.load(project).family("point_robot")}, 0, LATER)
+    assert outcome.state == "accepted"
+    run_stages(project, "target_data")
+    assert not (project / "data/target_data/point_robot/4/demo.parquet").exists()
+    assert read_json(project / "data/target_data/point_robot/4/origin.json") == {"accepted": []}
 
 
 @pytest.mark.parametrize("task", [4, NEW])

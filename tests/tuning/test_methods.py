@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from pd_pipeline.config import parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.models.weights import weights
+from pd_pipeline.parsing import parse
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import Trainer
 from pd_pipeline.tuning.protocol import Pretrained, Target

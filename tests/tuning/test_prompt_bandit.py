@@ -9,9 +9,9 @@ import torch
 
 from pd_pipeline.acting.actors import Actors
 from pd_pipeline.acting.rollouts import Rollouts
-from pd_pipeline.config import parse
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
+from pd_pipeline.parsing import parse
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import cut
 from pd_pipeline.tuning import prompt_bandit

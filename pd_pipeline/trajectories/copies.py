@@ -1,0 +1,53 @@
+"""Copies of episodes: the same observations, actions and rewards, bit for bit.
+
+An episode that is there twice could be tuned on and held out at once, and would count twice in an interval.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from pd_pipeline.families.base import Family
+from pd_pipeline.trajectories.reading import stream
+
+
+def episode_digests(
+    path: Path, tasks: Iterable[int] | None = None, family: Family | None = None, new_task: int | None = None
+) -> Iterator[bytes]:
+    """SHA-256 of each episode of a file, in its order and in constant memory. Raises PipelineError as `stream` does.
+
+    Row groups do not matter, nor do the numbers of episodes and tasks.
+    """
+    hashes: list[hashlib._Hash] = []  # one per column: an episode may reach over several batches
+    for batch in stream(path, tasks, family, new_task):
+        columns = (batch.observation, batch.action, batch.reward)
+        bounds = np.unique([0, *np.flatnonzero(batch.step == 0), len(batch.step)]).tolist()
+        for first, last in pairwise(bounds):
+            if batch.step[first] == 0:
+                if hashes:
+                    yield _joined(hashes)
+                hashes = [sha256() for _ in columns]
+            for one, column in zip(hashes, columns, strict=True):
+                one.update(np.ascontiguousarray(column[first:last], np.float32).data)
+    if hashes:
+        yield _joined(hashes)
+
+
+def first_seen(digests: Mapping[Path, Iterable[bytes]], known: Iterable[bytes] = ()) -> dict[Path, np.ndarray]:
+    """File -> for each of its m episodes whether it is neither `known` nor in an earlier place, (m,) bool."""
+    seen, found = {*known}, {}
+    for path, episodes in digests.items():
+        new = []
+        for digest in episodes:
+            new.append(digest not in seen)
+            seen.add(digest)
+        found[path] = np.array(new, bool)
+    return found
+
+
+def _joined(hashes: "Iterable[hashlib._Hash]") -> bytes:
+    return sha256(b"".join(one.digest() for one in hashes)).digest()
