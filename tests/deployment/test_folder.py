@@ -48,9 +48,7 @@ def test_a_folder_here_comes_before_a_target_of_its_name(promoted: Path, written
 @pytest.mark.parametrize("version", [3, 0, -1, "2", None, True, 1.0])
 def test_a_version_in_use_that_is_not_there_is_refused(promoted: Path, version: object) -> None:
     write_json(promoted / "current.json", {"version": version})
-    with pytest.raises(
-        PipelineError, match=r"current.json: (names version 3, but|damaged: .*writes it again)"
-    ):
+    with pytest.raises(PipelineError, match=r"current.json: (names version 3, but|damaged: .*writes it again)"):
         locate("reach-5")
 
 
