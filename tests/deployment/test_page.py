@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from pd_pipeline.cli import app
 from pd_pipeline.deployment import onnx_export
-from pd_pipeline.deployment.folder import CONTENTS
+from pd_pipeline.deployment.folder import CONTENTS, describe
 from tests.docs.pages import ROOT, lay_out
 
 pytestmark = pytest.mark.xdist_group("onnx")  # the policy is translated once
@@ -63,28 +63,34 @@ def test_the_page_works_from_top_to_bottom(
     for file in tmp_path.glob("*.py"):
         file.write_text(for_the_tests(file.read_text()))
     (tmp_path / EXAMPLE.name).write_text(EXAMPLE.read_text())
-    (tmp_path / "params.yaml").write_text((tuned_project / "params.yaml").read_text())
-    (tmp_path / "data").symlink_to(tuned_project / "data")
+    params = (tuned_project / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(f"promotion: {{method: prompt_dt}}\n{params}")
+    (tmp_path / "data").mkdir()
+    for made in (tuned_project / "data").iterdir():
+        (tmp_path / "data" / made.name).symlink_to(made)
     monkeypatch.setattr(onnx_export, "_write_model", lambda loaded, path: shutil.copy(exported / "policy.onnx", path))
     monkeypatch.chdir(tmp_path)
     printed = {command: called(command) for command in commands()}
     assert [command.split()[1] for command in printed] == [
-        "take_out.py",
+        "promote",
         "robot_loop.py",
         "many_robots.py",
+        "take_out.py",
         "export-policy",
         "act_with_onnx.py",
         "rollout",
         "rollout",
     ]
     said = list(printed.values())
-    assert said[0] == "actor 0 of 8: the lowest action loss on the few-shot trajectories\n"
+    assert said[0] == "point_robot-4: promoted: it is the first one\n"
     assert re.fullmatch(r"at \[.*\]\n", said[1])
     assert said[2] == "(8, 2)\n"
-    assert "largest difference to PyTorch on 12 real windows" in said[3]
-    assert np.array([json.loads(line) for line in said[4].splitlines()]).shape == (2, 2)
-    assert [line.split(":")[0] for line in said[5].splitlines()] == ["episode 1", "episode 2"]
-    assert said[6].splitlines()[-1] == "point_robot-4.mp4"
+    assert said[3] == "actor 0 of 8: the lowest action loss on the few-shot trajectories\n"
+    assert describe(Path("taken_out")) == describe(Path("data/promoted/point_robot-4/0001"))
+    assert "largest difference to PyTorch on 12 real windows" in said[4]
+    assert np.array([json.loads(line) for line in said[5].splitlines()]).shape == (2, 2)
+    assert [line.split(":")[0] for line in said[6].splitlines()] == ["episode 1", "episode 2"]
+    assert said[7].splitlines()[-1] == "point_robot-4.mp4"
     assert Path("point_robot-4.mp4").stat().st_size > 1000
 
 

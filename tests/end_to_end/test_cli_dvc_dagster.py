@@ -2,7 +2,7 @@
 
 import re
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import dagster as dg
@@ -149,7 +149,8 @@ def test_materialize_all_in_the_ui(tmp_path: Path) -> None:
     made = [sorted(asset["path"][0] for asset in run["assetSelection"]) for run in click.runs]
     assert made[0] == ["behavior_policies", "prompts", "trajectories"]
     assert sorted(made[1:3]) == [["plm"], ["target_data"]], "the same level, with keys of different axes"
-    assert made[3:] == [["tuned_prompt_dt"], ["evaluation"], ["report"]]
+    # a level is several runs if what it needs was there for some of its keys first
+    assert [names for names, _ in groupby(made[3:])] == [["tuned_prompt_dt"], ["evaluation"], ["report"]]
     waits = [after["creationTime"] - before["endTime"] for before, after in pairwise(click.runs)]
     assert sum(waits) < 10 * len(waits), f"waits between levels, 30 s with Dagster's default: {waits}"
     assert left_for_dvc(root) == set()

@@ -67,13 +67,13 @@ def test_base_replaces_values_block_by_block() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("title: Does it matter?", "", r"studies/mine\.yaml\.title: Field required"),
-        ("grid:", "gird:", r"studies/mine\.yaml\.gird: no such parameter: did you mean 'grid'"),
-        ("[1, 2]", "[]", r"mine\.yaml\.grid\.target\.few_shot"),
+        ("title: Does it matter?", "", r"studies/mine\.yaml: title: Field required"),
+        ("grid:", "gird:", r"studies/mine\.yaml: gird: no such parameter: did you mean 'grid'"),
+        ("[1, 2]", "[]", r"mine\.yaml: grid\.target\.few_shot"),
         ("target.few_shot: [1, 2]", "run.seeds: [[1], [2]]", r"grid\.run\.seeds: set it in `seeds` or `base`"),
         ("target.few_shot: [1, 2]", "machine.device: [cpu]", r"grid\.machine\.device: set it in"),
         ("[1, 2]", f"{list(range(600))}", r"1,200 points: at most 1,000"),
-        ("seeds: [3, 4]", "seeds: []", r"mine\.yaml\.seeds"),
+        ("seeds: [3, 4]", "seeds: []", r"mine\.yaml: seeds"),
         ("title:", "title: [", "not valid YAML"),
     ],
 )

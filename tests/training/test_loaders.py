@@ -87,21 +87,21 @@ BROKEN: list[tuple[str, str, Callable[[Path], object], str]] = [
             (arrays(lambda a: a.update({n: v.astype(np.int32) for n, v in a.items()})), "int32"),
         )
     ),
-    (PLM, "config.json", configured(width="wide"), "values.width: .*'wide'"),
+    (PLM, "config.json", configured(width="wide"), "json: width: .*'wide'"),
     (PLM, "config.json", configured(width=None, heads=3), "not a multiple of heads"),
-    (PLM, "config.json", configured(observation_size=None), "values.observation_size: Field required"),
+    (PLM, "config.json", configured(observation_size=None), "json: observation_size: Field required"),
     (PLM, "config.json", configured(widht=3), "did you mean 'width'"),
-    (PLM, "config.json", configured(width=10**9), "values.width: .*16384"),
-    (PLM, "config.json", configured(layers=10**6), "values.layers: .*200"),
-    (PLM, "config.json", configured(max_timestep=10**12), "values.max_timestep"),
+    (PLM, "config.json", configured(width=10**9), "json: width: .*16384"),
+    (PLM, "config.json", configured(layers=10**6), "json: layers: .*200"),
+    (PLM, "config.json", configured(max_timestep=10**12), "json: max_timestep"),
     (PLM, "config.json", configured(max_timestep=13), r"are \(2, 2, 13\), but \(2, 2, 12\) in normalization"),
     (PLM, "config.json", configured(observation_size=3), r"are \(3, 2, 12\), but"),
     (DIFFUSER, "config.json", configured(denoiser__width=10**9), "denoiser.width: .*16384"),
     (DIFFUSER, "config.json", configured(denoiser__blocks=10**6), "denoiser.blocks: .*200"),
     (DIFFUSER, "config.json", configured(denoiser__channels=None), "denoiser.channels: Field required"),
     (DIFFUSER, "config.json", configured(diffusion__steps=10**9), "diffusion.steps: .*100000"),
-    (DIFFUSER, "config.json", configured(diffusion="cosine"), "values.diffusion"),
-    (DIFFUSER, "config.json", configured(quality="../x"), "values.quality"),
+    (DIFFUSER, "config.json", configured(diffusion="cosine"), "json: diffusion"),
+    (DIFFUSER, "config.json", configured(quality="../x"), "json: quality"),
 ]
 
 
