@@ -218,13 +218,14 @@ def _report(outs: Sequence[str], results: Sequence[str], tuners: tuple[str, ...]
 def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = False) -> dict[str, Stage]:
     """All stages, upstream first. `methods` are those available to the project, by name.
 
-    `diffuser` and `prompt_fit` are included if a method generates prompts, or with `everything`.
+    `diffuser` is included if a method reads it, `prompt_fit` if one tunes it, or both with `everything`.
     """
     chosen = methods_chosen(asked, methods)
     tuners = tuple(dict.fromkeys(method.module for method in chosen.values()))
     generating = {name: method for name, method in chosen.items() if "diffuser" in method.needs}
     # the fit of variants is not measured
-    measured = {f"{TUNED}{name}": method for name, method in generating.items() if name in methods}
+    tuned_on_prompts = {name: method for name, method in generating.items() if method.demonstrations}
+    measured = {f"{TUNED}{name}": method for name, method in tuned_on_prompts.items() if name in methods}
     with_diffuser = everything or bool(generating)
 
     before = [stage for stage in BEFORE_TUNING if with_diffuser or stage.name != "diffuser"]

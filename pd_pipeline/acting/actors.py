@@ -15,18 +15,14 @@ import torch
 from torch import Tensor
 
 from pd_pipeline.models.decision_transformer import (
-    Block,
-    Dropout,
     PromptingDecisionTransformer,
     Steps,
     causal_mask,
     to_autocast_dtype,
 )
+from pd_pipeline.models.prefixes import NO_DROPOUT, KeysValues, keys_values, read_prompt
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Normalization, Prompts
-
-KeysValues = list[tuple[Tensor, Tensor]]
-"""Keys and values of every block, each (n, tokens, width)."""
 
 Prefix = Callable[..., KeysValues]
 """(policy, *conditions) -> keys and values of the prefix; a module-level function: actors are grouped by identity."""
@@ -63,6 +59,7 @@ class Actors:
         shapes = [[condition.shape[1:] for condition in actors.conditions] for actors in (self, other)]
         return self.policy is other.policy and self.prefix is other.prefix and shapes[0] == shapes[1]
 
+    @torch.no_grad()
     def started(self) -> "Started":
         """The actors before their first step."""
         return Started(self.policy, self.prefix(self.policy, *self.conditions))
@@ -83,19 +80,6 @@ def prompted(policy: PromptingDecisionTransformer, prompts: Prompts, normalizati
         for episode, start in zip(prompts.episode_id, prompts.start, strict=True)
     )
     return Actors(policy, read_prompt, tuple(prompt_steps(x0, y, normalization)), origins)
-
-
-@torch.no_grad()
-def read_prompt(policy: PromptingDecisionTransformer, *prompt: Tensor) -> KeysValues:
-    """Keys and values of n prompts of K* steps (the parts of `Steps`), K* >= 0."""
-    x = policy.norm_embedding(to_autocast_dtype(policy.embed_prompt(Steps(*prompt))))  # (n, 3K*, width)
-    if not x.shape[1]:
-        return [(x, x)] * len(policy.blocks)
-    mask, found = causal_mask(x.shape[1], x), []
-    for block in policy.blocks:
-        found.append(_keys_values(block, block.norm_attention(x)))
-        x = block(x, mask, _NO_DROPOUT)
-    return found
 
 
 class Started:
@@ -120,20 +104,12 @@ class Started:
         full = causal_mask(self._tokens + x.shape[1], x)[self._tokens :]  # (3L - 1, tokens + 3L - 1)
         for index, (block, before) in enumerate(zip(policy.blocks, self._before, strict=True)):
             normed = block.norm_attention(x)
-            own = _keys_values(block, normed)
+            own = keys_values(block, normed)
             keys, values = (torch.cat(pair, dim=1) for pair in zip(before, own, strict=True))
             if index + 1 == len(policy.blocks):  # only the last state token is read
                 if rows > 1 and count < rows:
                     repeats = (-(-rows // count), 1, 1)
                     x, normed, keys, values = (part.repeat(repeats) for part in (x, normed, keys, values))
                 x, normed, full = x[:, -1:], normed[:, -1:], full[-1:]
-            x = block.attend(x, normed, keys, values, full, _NO_DROPOUT)
+            x = block.attend(x, normed, keys, values, full, NO_DROPOUT)
         return policy.act(x[:, 0])[:count]
-
-
-_NO_DROPOUT = Dropout(0.0)
-
-
-def _keys_values(block: Block, normed: Tensor) -> tuple[Tensor, Tensor]:
-    keys, values = block.key_value(normed).chunk(2, dim=-1)
-    return keys, values

@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from pd_pipeline.acting.actors import KeysValues, Started
+from pd_pipeline.acting.actors import Started
 from pd_pipeline.compute import pick_device
 from pd_pipeline.config import MachineParams
 from pd_pipeline.deployment.folder import PLM, PREFIX, Description, check_files, describe, locate
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models import saved_policy
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.models.prefixes import KeysValues
 from pd_pipeline.parsing import parse
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.storage import expect_arrays, load_arrays

@@ -5,17 +5,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pd_pipeline.acting.actors import Actors, KeysValues, Origin
+from pd_pipeline.acting.actors import Actors, Origin
 from pd_pipeline.acting.environments import episode_seed
 from pd_pipeline.deployment.policy import Loaded, Policy, read_policy
 from pd_pipeline.deployment.rollout import roll_out
 from pd_pipeline.evaluation.action_losses import action_losses
 from pd_pipeline.evaluation.offline import LEAST, OfflineParams, TooFew
 from pd_pipeline.graph import Graph
-from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
+from pd_pipeline.models.prefixes import stored
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
@@ -92,9 +90,3 @@ def actor_of(loaded: Loaded) -> Actors:
     flat = tuple(tensor for pair in loaded.prefix for tensor in pair)
     about = loaded.description
     return Actors(loaded.plm, stored, flat, (Origin(about.origin, about.origin_step),))
-
-
-@torch.no_grad()
-def stored(policy: PromptingDecisionTransformer, *flat: Tensor) -> KeysValues:
-    """Keys and values of every block from a flat list of both."""
-    return list(zip(flat[::2], flat[1::2], strict=True))

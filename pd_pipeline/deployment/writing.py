@@ -9,7 +9,7 @@ import torch
 
 import pd_pipeline
 from pd_pipeline import records
-from pd_pipeline.acting.actors import Actors, KeysValues
+from pd_pipeline.acting.actors import Actors
 from pd_pipeline.deployment import folder as folders
 from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.gathering import gather
@@ -17,6 +17,7 @@ from pd_pipeline.deployment.policy import MIN_ROWS, read_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph, stage_context
 from pd_pipeline.models.decision_transformer import Steps, action_loss
+from pd_pipeline.models.prefixes import KeysValues
 from pd_pipeline.models.saved_policy import save_policy
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key, StageContext
@@ -30,6 +31,7 @@ from pd_pipeline.tuning.stage import drawn_trajectories
 from pd_pipeline.tuning.summary import Summary
 
 CHOSEN_BY = "the lowest action loss on the few-shot trajectories"
+FIRST = "the first one of a method that was given no trajectory of the target"
 
 
 def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Description:
@@ -69,8 +71,8 @@ class _Tuned(NamedTuple):
 
     @property
     def chosen(self) -> int:
-        """The actor with the lowest loss."""
-        return int(np.argmin(self.losses))
+        """The actor with the lowest loss; of a method that was given no trajectories, its first one."""
+        return int(np.argmin(self.losses)) if self.summary.few_shot else 0
 
 
 def _tuned(graph: Graph, context: StageContext) -> _Tuned:
@@ -79,7 +81,7 @@ def _tuned(graph: Graph, context: StageContext) -> _Tuned:
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), torch.device("cpu"))
     given = summary.load(graph.root / out)
     few_shot = drawn_trajectories(context)[0].data
-    if tuple(few_shot.episode_id.tolist()) != given.few_shot_episodes:
+    if given.few_shot and tuple(few_shot.episode_id.tolist()) != given.few_shot_episodes:
         raise PipelineError(
             f"{out}: tuned with other few-shot trajectories than {stage} has now: run "
             f"`pd-pipeline run {stage} --key {key}` again"
@@ -115,7 +117,7 @@ def _description(
         origin=origin.name,
         origin_step=origin.step,
         actor_losses=tuple(tuned.losses.tolist()),
-        chosen_by=CHOSEN_BY,
+        chosen_by=CHOSEN_BY if tuned.summary.few_shot else FIRST,
         versions={
             "pd_pipeline": pd_pipeline.__version__,
             "python": platform.python_version(),

@@ -105,6 +105,11 @@ def sample(denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, y: Tensor, c
     )
 
 
+def encode(denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, chain: int) -> Tensor:
+    """The noise (B, K*, channels) from which `sample` makes prompts close to x0 (B, K*, channels) given y."""
+    return diffusion.encode(lambda x, n: denoiser(x, y, n / diffusion.steps), x0, min(chain, diffusion.steps))
+
+
 @torch.no_grad()
 def generate(
     denoiser: Denoiser, diffusion: Diffusion, y: Tensor, count: int, chain: int, seed: int

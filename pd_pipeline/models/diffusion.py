@@ -129,7 +129,7 @@ class Diffusion:
         """
         if sampler == "ancestral" and steps not in (None, self.steps):
             raise ValueError("the ancestral chain visits every step: leave `steps` out or use ddim")
-        visited = torch.linspace(self.steps - 1, 0, steps or self.steps).round().long().tolist()
+        visited = self._visited(steps)
         x = noise
         for index, step in enumerate(visited):
             n = torch.full((len(x),), step, dtype=torch.long, device=x.device)
@@ -143,3 +143,23 @@ class Diffusion:
                 fresh = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
                 x = self.ancestral_step(x, x0, n, fresh)
         return x
+
+    def encode(self, denoise: Denoise, x0: Tensor, steps: int | None = None, iterations: int = 10) -> Tensor:
+        """The DDIM chain of `sample` run backwards: the noise (B, ...) from which it makes about x0.
+
+        A step x_n -> x_to is inverted by fixed-point iteration, as in Pan et al. (arXiv 2312.12540): x_n is corrected
+        by what the step from it misses of x_to.
+        """
+        visited = [*self._visited(steps), -1]
+        x = x0
+        for step, before in zip(visited[-2::-1], visited[:0:-1], strict=True):
+            n, to = (torch.full((len(x),), at, dtype=torch.long, device=x.device) for at in (step, before))
+            found = x
+            for _ in range(iterations):
+                found = found + x - self.ddim_step(found, self.to_x0(denoise(found, n), found, n), n, to)
+            x = found
+        return x
+
+    def _visited(self, steps: int | None) -> list[int]:
+        """The steps that a chain of this length visits, from the noisiest on."""
+        return torch.linspace(self.steps - 1, 0, steps or self.steps).round().long().tolist()

@@ -5,6 +5,7 @@ installed, named in `run.extensions`. At its top level it may also set, as plain
 
     NEEDS = ("diffuser",)   # stages it reads beyond the trajectories and the PLM
     ONLINE = True           # it runs episodes in the target's environment
+    DEMONSTRATIONS = False  # it gets no trajectory of the target: its `tune` takes an `Unseen` instead of a `Target`
 
 and it defines `load(directory, plm)` if it returns an Adaptation other than `Prompted`.
 """
@@ -22,8 +23,11 @@ from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.foreign import module_file
 
 ALWAYS = ("target_data", "plm")
-READABLE = ("diffuser",)
+READABLE = ("diffuser", "prompts")
 """Stages that a method may name in NEEDS."""
+
+FLAGS = {"ONLINE": False, "DEMONSTRATIONS": True}
+"""What a method may set, and what holds if it does not."""
 
 DIFFUSER_MODULE = "pd_pipeline.models.saved_diffuser"
 """Imported by name when a diffuser is loaded, so that nothing else depends on its code."""
@@ -42,6 +46,8 @@ class Method:
     """Stages that it reads."""
     online: bool
     """Whether it runs episodes in the target's environment."""
+    demonstrations: bool
+    """Whether it gets trajectories of the target."""
 
 
 def known(run: RunParams, root: Path) -> dict[str, Method]:
@@ -97,12 +103,16 @@ def _read(name: str, module: str, source: Path) -> Method | None:
         raise PipelineError(f"{source}: not valid Python: {error}") from None
     if not any(isinstance(node, ast.FunctionDef) and node.name == "tune" for node in tree.body):
         return None
-    needs, online = _literal(tree, "NEEDS", (), source), _literal(tree, "ONLINE", False, source)
+    needs = _literal(tree, "NEEDS", (), source)
+    flags = {name: _literal(tree, name, default, source) for name, default in FLAGS.items()}
     if not isinstance(needs, tuple | list) or not set(needs) <= set(READABLE):
         raise PipelineError(f"{source}: NEEDS is {needs!r}, not a tuple of stages among {', '.join(READABLE)}")
-    if not isinstance(online, bool):
-        raise PipelineError(f"{source}: ONLINE is {online!r}, not True or False")
-    return Method(name, module, source, (*ALWAYS, *needs), online)
+    for flag, value in flags.items():
+        if not isinstance(value, bool):
+            raise PipelineError(f"{source}: {flag} is {value!r}, not True or False")
+    if not flags["DEMONSTRATIONS"] and "prompts" not in needs:
+        raise PipelineError(f"{source}: DEMONSTRATIONS is False, so NEEDS must name 'prompts': its `tune` gets those")
+    return Method(name, module, source, (*ALWAYS, *needs), flags["ONLINE"], flags["DEMONSTRATIONS"])
 
 
 def _literal(tree: ast.Module, name: str, default: Any, source: Path) -> Any:

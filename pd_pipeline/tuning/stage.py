@@ -20,8 +20,10 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.trajectories.target_data import OTHER, other_task
 from pd_pipeline.tuning import summary as summaries
 from pd_pipeline.tuning.adaptation import Adaptation, Cost
+from pd_pipeline.tuning.methods import FLAGS
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, draw_few_shot
 from pd_pipeline.tuning.summary import Summary
+from pd_pipeline.tuning.unseen import Unseen
 
 WORKERS = 1
 """Processes for the environments of a simulation: targets are already tuned in parallel."""
@@ -36,10 +38,15 @@ def run(context: StageContext) -> dict[str, Any]:
     context.facts["device"] = str(device)
     context.facts["precision"] = "bf16" if trained and use_bf16(params.precision, device) else "float32"
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
-    own, shown = drawn_trajectories(context)
-    asked = context.params.target.target_return
-    target_return = float(own.data.episode_returns.mean()) if asked is None else asked
-    target = Target.of(shown.data, plm, target_return, shown.prompts)
+    target: Target | Unseen
+    drawn = None
+    if getattr(method, "DEMONSTRATIONS", FLAGS["DEMONSTRATIONS"]):
+        own, shown = drawn = drawn_trajectories(context)
+        asked = context.params.target.target_return
+        target_return = float(own.data.episode_returns.mean()) if asked is None else asked
+        target = Target.of(shown.data, plm, target_return, shown.prompts)
+    else:
+        target = Unseen.of(context.task, context.inputs["prompts"], plm, context.params.target)
     task_seed = int(np.random.SeedSequence([seed, context.task]).generate_state(1)[0])
     simulations: list[Simulation] = []
 
@@ -47,7 +54,7 @@ def run(context: StageContext) -> dict[str, Any]:
         simulations.append(_simulation(context, plm.normalization, budget, task_seed, len(simulations)))
         return simulations[-1]
 
-    online = getattr(method, "ONLINE", False)
+    online = getattr(method, "ONLINE", FLAGS["ONLINE"])
     title = f"{context.stage} {context.key}"
     method_run = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
     result = _tune(context, method.tune, plm, target, method_run)
@@ -57,12 +64,14 @@ def run(context: StageContext) -> dict[str, Any]:
     episodes = sum(simulation.episodes for simulation in simulations)
     acting = sum(simulation.steps for simulation in simulations)
     cost = result.cost.model_copy(update={"plm_forward": result.cost.plm_forward + acting})
-    summaries.save(context.out, _summary(context, own, shown, target_return, result, cost, episodes))
+    summaries.save(context.out, _summary(context, drawn, target.target_return, result, cost, episodes))
     figures = {"tuned_parameters": cost.tuned_parameters, "plm_passes": cost.plm_forward + cost.plm_backward}
     return figures | ({"environment_episodes": episodes} if online else {})
 
 
-def _tune(context: StageContext, tune: Callable[..., Any], plm: Pretrained, target: Target, run: Run) -> Adaptation:
+def _tune(
+    context: StageContext, tune: Callable[..., Any], plm: Pretrained, target: Target | Unseen, run: Run
+) -> Adaptation:
     """Call a method. Raises PipelineError if a user's module raises or returns something else."""
     try:
         result = tune(plm, target, context.params, run)
@@ -129,29 +138,33 @@ def _drawn(context: StageContext, folder: Path) -> Drawn:
 
 def _summary(
     context: StageContext,
-    own: Drawn,
-    shown: Drawn,
+    drawn: tuple[Drawn, Drawn] | None,
     target_return: float,
     result: Adaptation,
     cost: Cost,
     episodes: int,
 ) -> Summary:
-    """The inputs and the cost of a method, and what evaluation needs."""
+    """The inputs and the cost of a method, and what evaluation needs. `drawn`: the target's and those shown, if any."""
     params = context.params
+    own, shown = (None, None) if drawn is None else drawn
     return Summary(
         method=context.params_file.run.method_of(context.stage.removeprefix("tuned_")),
         frozen=result.frozen,
         quality=params.target.quality,
-        few_shot=len(own.data.task_id),
-        few_shot_episodes=tuple(own.data.episode_id.tolist()),
+        few_shot=0 if own is None else len(own.data.task_id),
+        few_shot_episodes=() if own is None else _numbers(own.data),
         choose=params.target.choose,
         prompt_quality=params.target.prompt_quality or params.target.quality,
-        prompt_episodes=tuple(own.prompts.episode_id.tolist()),
-        shown_task=int(shown.data.task_id[0]),
-        shown_episodes=tuple(shown.data.episode_id.tolist()),
+        prompt_episodes=() if own is None else _numbers(own.prompts),
+        shown_task=context.task if shown is None else int(shown.data.task_id[0]),
+        shown_episodes=() if shown is None else _numbers(shown.data),
         target_return=target_return,
         candidates=params.candidates,
         chain=max((chain for _, chain in result.generators().values()), default=None),
         environment_episodes=episodes,
         **cost.model_dump(),
     )
+
+
+def _numbers(data: Trajectories) -> tuple[int, ...]:
+    return tuple(data.episode_id.tolist())

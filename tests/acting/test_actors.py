@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pd_pipeline.acting.actors import Actors, KeysValues, Origin, Started, joined, prompted, read_prompt
+from pd_pipeline.acting.actors import Actors, Origin, Started, joined, prompted
 from pd_pipeline.acting.rollouts import grouped
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.models.prefixes import KeysValues, read_prompt
 from pd_pipeline.prompts.segments import Normalization, cut
 from tests.builders import policy, steps, trajectories
 

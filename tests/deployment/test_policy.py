@@ -14,7 +14,7 @@ import torch
 
 import pd_pipeline
 from pd_pipeline import graph, load_policy
-from pd_pipeline.acting.actors import Started, read_prompt
+from pd_pipeline.acting.actors import Started
 from pd_pipeline.acting.environments import episode_seed
 from pd_pipeline.acting.rollouts import Rollouts
 from pd_pipeline.deployment.policy import Policy, read_policy
@@ -25,6 +25,7 @@ from pd_pipeline.evaluation.policies import tuned_policies
 from pd_pipeline.families.base import Family
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.decision_transformer import Steps
+from pd_pipeline.models.prefixes import read_prompt
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import load_arrays

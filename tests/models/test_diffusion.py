@@ -215,3 +215,21 @@ def test_sampling_is_a_pure_function_of_its_noise() -> None:
     ]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("steps", [3, 10, None])
+def test_encoding_is_the_chain_backwards(prediction: str, schedule: str, steps: int | None) -> None:
+    """With a denoiser that mixes its input with a fixed sample, as a trained one does near the data."""
+    ours, centre = process(prediction, schedule), draw(4, 3, seed=7)
+
+    def denoise(x: Tensor, n: Tensor) -> Tensor:
+        level = ours.alpha_bar(n, x)
+        x0 = centre + 0.3 * level.sqrt() * torch.sin(x - centre)
+        eps = (x - level.sqrt() * x0) / (1 - level).sqrt()
+        return {"eps": eps, "x0": x0, "v": level.sqrt() * eps - (1 - level).sqrt() * x0}[prediction]
+
+    made = ours.sample(denoise, draw(4, 3), "ddim", steps)
+    again = ours.sample(denoise, ours.encode(denoise, made, steps, iterations=60), "ddim", steps)
+    torch.testing.assert_close(again, made, atol=2e-3, rtol=1e-2)

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pd_pipeline.acting.actors import Actors, KeysValues, Origin
+from pd_pipeline.acting.actors import Actors, Origin
 from pd_pipeline.compute import generator_of
-from pd_pipeline.models.decision_transformer import Dropout, PromptingDecisionTransformer, causal_mask
+from pd_pipeline.models.prefixes import read_tokens
 from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.tuning.adaptation import Adaptation, Cost
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams
@@ -26,18 +26,6 @@ class Params(TuningParams):
 
     tokens: int = Field(default=4, gt=0)
     tries: int = Field(default=6, gt=0)
-
-
-@torch.no_grad()
-def read_tokens(policy: PromptingDecisionTransformer, tokens: Tensor) -> KeysValues:
-    """Keys and values of embeddings (n, tokens, width)."""
-    x, found = policy.norm_embedding(tokens), []
-    mask = causal_mask(x.shape[1], x)
-    for block in policy.blocks:
-        keys, values = block.key_value(block.norm_attention(x)).chunk(2, dim=-1)
-        found.append((keys, values))
-        x = block(x, mask, Dropout(0.0))
-    return found
 
 
 @dataclass(frozen=True, kw_only=True)

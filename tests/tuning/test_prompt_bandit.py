@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from pd_pipeline.acting.actors import Actors
-from pd_pipeline.acting.rollouts import Rollouts
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.parsing import parse
@@ -17,32 +15,10 @@ from pd_pipeline.prompts.segments import cut
 from pd_pipeline.tuning import prompt_bandit
 from pd_pipeline.tuning.prompt_bandit import Params, RewardModels, assemble, last_hidden_state
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
+from tests.tuning.scripted import Scripted
 from tests.tuning.tiny import PROMPT, TASK, same_prompts
 
 QUICK = {"networks": 4, "fit_steps": 20}
-
-
-class Scripted:
-    """A simulation in which an episode's return is the first observation of its prompt."""
-
-    def __init__(self, budget: int):
-        self.budget, self.episodes, self.asked = budget, 0, []  # type: ignore[var-annotated]
-        self.sizes: list[int] = []
-
-    def __enter__(self) -> "Scripted":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def run(self, actors: Actors, target_return: float) -> Rollouts:
-        self.episodes += len(actors)
-        self.sizes.append(len(actors))
-        self.asked.append(target_return)
-        assert self.episodes <= self.budget
-        returns = actors.conditions[1][:, 0, 0].double().numpy()  # the first observation of the first step
-        empty = np.zeros((len(actors), 1, 1), np.float32)
-        return Rollouts(returns, returns > 0, np.ones(len(actors), int), empty, empty)
 
 
 def played(plm: Pretrained, target: Target, tmp_path: Path, seed: int = 0, **changes: Any) -> tuple[Any, Scripted]:

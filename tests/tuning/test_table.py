@@ -17,9 +17,15 @@ def asked(**values: object) -> RunParams:
 
 def test_the_methods_of_the_package() -> None:
     table = built_in()
-    assert {name for name, method in table.items() if "diffuser" in method.needs} == {"prompt_diffuser"}
+    assert {name for name, method in table.items() if "diffuser" in method.needs} == {
+        "prompt_diffuser",
+        "prompt_search",
+    }
     assert all(method.needs[:2] == ("target_data", "plm") for method in table.values())
     assert all(method.source.name == f"{name}.py" for name, method in table.items())
+    assert {name for name, method in table.items() if not method.demonstrations} == {"prompt_search"}
+    online = {name for name, method in table.items() if method.online}
+    assert online == {"prompt_bandit", "prompt_search", "prompt_tuning_ranking_online"}
     assert {"prompt_dt", "full_finetune", "noise_prompt"} <= set(table)
     assert not {"stage", "protocol", "adaptation", "methods"} & set(table)
 
@@ -51,6 +57,8 @@ def test_a_module_of_the_user_is_a_method(tmp_path: Path) -> None:
         ("mine", "def tune(:\n", "not valid Python"),
         ("mine", "NEEDS = ('everything',)\ndef tune(): ...\n", "NEEDS is .*stages among diffuser"),
         ("mine", "ONLINE = 1\ndef tune(): ...\n", "ONLINE is 1, not True or False"),
+        ("mine", "DEMONSTRATIONS = 0\ndef tune(): ...\n", "DEMONSTRATIONS is 0, not True or False"),
+        ("mine", "DEMONSTRATIONS = False\ndef tune(): ...\n", "NEEDS must name 'prompts'"),
         ("mine", "NEEDS = tuple(x for x in ())\ndef tune(): ...\n", "NEEDS must be a plain literal"),
         ("prompt_dt", "def tune(): ...\n", "'prompt_dt' is a built-in method"),
     ],

@@ -1,0 +1,157 @@
+"""Search for a prompt by return, without a demonstration of the target: a few episodes and a frozen PLM.
+
+The pre-trained diffuser is a prior over the prompts of all tasks. Its DDIM chain is a function from noise z and a
+condition y to a prompt, and the cross-entropy method (Rubinstein 1999) searches z for the prompt with the best return:
+
+    first     segments of different training tasks act for an episode each; the chain run backwards gives their z
+    rounds    `population` new ones are drawn around the `elites` best so far, z = mean + their spread + sigma * noise,
+              and act for an episode each
+
+All episodes so far compete for a place among the elites, so a bad round loses nothing. y is that of the best segment,
+and the target return the median return of the training tasks: nothing is known of the target. `space` says what is
+searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments.
+"""
+
+from typing import Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from pd_pipeline.acting.actors import prompted
+from pd_pipeline.compute import generator_of
+from pd_pipeline.models.diffuser import encode, sample
+from pd_pipeline.models.prompting import prompt_tensors, to_prompts
+from pd_pipeline.prompts.segments import Prompts
+from pd_pipeline.training.loop import History
+from pd_pipeline.tuning.adaptation import Cost, Prompted
+from pd_pipeline.tuning.protocol import Pretrained, Run, TuningParams
+from pd_pipeline.tuning.unseen import Unseen
+
+NEEDS = ("diffuser", "prompts")
+ONLINE = True
+DEMONSTRATIONS = False
+
+
+class Params(TuningParams):
+    """What is searched, and how; `target.quality` is that of the training segments."""
+
+    space: Literal["noise", "prompt", "segments"] = Field(
+        default="noise", description="what is searched: the diffuser's noise, the prompt itself, or training segments"
+    )
+    episodes: int = Field(default=50, gt=0, le=1_000_000, description="per target, in its environment")
+    first: int = Field(default=10, ge=0, le=1_000_000, description="training segments that are tried before the search")
+    phase: float = Field(
+        default=0.9, ge=0, le=1, description="where a training segment begins, as a share of its episode"
+    )
+    population: int = Field(default=10, gt=0, le=100_000, description="episodes between two updates, run in parallel")
+    elites: int = Field(default=5, gt=1, le=100_000, description="best prompts so far that the next ones come from")
+    sigma: float = Field(default=0.3, ge=0, le=100, description="standard deviation added to the elites' own spread")
+    chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
+
+    @model_validator(mode="after")
+    def _nothing_to_choose(self) -> Self:
+        if self.candidates is not None or self.shown != "own":
+            raise ValueError("prompt_search chooses by the episodes' returns: leave out candidates and shown")
+        return self
+
+
+class Tried(NamedTuple):
+    """m prompts that acted for an episode each, normalised."""
+
+    x0: Tensor  # (m, K*, channels)
+    y: Tensor  # (m, K*, 2)
+    z: Tensor  # (m, K*, channels): where they are in the space that is searched
+    returns: Tensor  # (m,)
+
+    def and_then(self, more: "Tried") -> "Tried":
+        """These and more."""
+        return Tried(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
+
+
+def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
+    """Try training segments, search, and return the prompt with the best return for every evaluated episode."""
+    segments = at_phase(target.training, params.phase)
+    order = spread_over_tasks(segments.task_id, np.random.default_rng([run.seed, 1]))
+    pool = prompt_tensors(segments.select(order), plm.normalization, plm.device)
+    tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], pool[0].new_empty(0))
+    rows: list[dict[str, float]] = []
+    with run.simulation(params.episodes) as simulation:
+        while (done := simulation.episodes) < params.episodes:
+            count = min(params.first - done if done < params.first else params.population, params.episodes - done)
+            x0, y, z = propose(plm, pool, tried, count, params, run.seed)
+            made = to_prompts(x0, y, plm.normalization, target.task)
+            found = simulation.run(prompted(plm.policy, made, plm.normalization), target.target_return).returns
+            tried = tried.and_then(Tried(x0, y, z, torch.from_numpy(found).to(x0)))
+            rows.append(
+                {"step": simulation.episodes, "return": float(found.mean()), "best": float(tried.returns.max())}
+            )
+            run.progress(run.title, simulation.episodes, params.episodes, f"best return {rows[-1]['best']:.3f}")
+    kept = tried.returns.argmax().expand(params.prompts)
+    return Prompted(
+        prompts=to_prompts(tried.x0[kept], tried.y[kept], plm.normalization, target.task),
+        history=History(rows),
+        cost=Cost(tuned_parameters=tried.z[0].numel()),
+    )
+
+
+def propose(
+    plm: Pretrained, pool: tuple[Tensor, Tensor], tried: Tried, count: int, params: Params, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The next x0 (count, K*, channels), y (count, K*, 2) and z: segments of the `pool` first, then the search."""
+    done = len(tried.returns)
+    if done < params.first or params.space == "segments":
+        rows = torch.arange(done, done + count, device=plm.device) % len(pool[0])
+        x0, y = (part[rows] for part in pool)
+        return x0, y, _encoded(plm, x0, y, params) if params.space == "noise" else x0
+    best = tried.y[tried.returns[: params.first].argmax()] if params.first else pool[1][0]
+    y = best.expand(count, -1, -1)
+    z = draw(tried, count, params, generator_of(seed, done, plm.device))
+    return _decoded(plm, z, y, params) if params.space == "noise" else z, y, z
+
+
+def draw(tried: Tried, count: int, params: Params, generator: torch.Generator) -> Tensor:
+    """New z (count, K*, channels) = mean + sum_j w_j (z_j - mean) / sqrt(e) + sigma * noise of e elites, w_j ~ N(0, 1).
+
+    Their covariance is that of the elites, which five points in hundreds of dimensions hold exactly and a diagonal does
+    not: prompts of neighbouring tasks differ in few directions. Before anything was tried, z ~ N(0, I).
+    """
+    noise = torch.randn((count, *tried.z.shape[1:]), generator=generator, device=tried.z.device)
+    if not len(tried.z):
+        return noise
+    elites = tried.z[tried.returns.argsort(descending=True, stable=True)[: params.elites]]  # (e, K*, channels)
+    weights = torch.randn((count, len(elites)), generator=generator, device=noise.device) / len(elites) ** 0.5
+    mean = elites.mean(0)
+    return mean + torch.einsum("ne,ekc->nkc", weights, elites - mean) + params.sigma * noise
+
+
+def at_phase(prompts: Prompts, phase: float) -> Prompts:
+    """One segment per training episode: the one that begins at `phase` of those that there are of it."""
+    chosen = []
+    episodes = np.stack((prompts.task_id, prompts.episode_id), axis=1)
+    for rows in np.split(np.arange(len(prompts)), np.flatnonzero((np.diff(episodes, axis=0) != 0).any(1)) + 1):
+        chosen.append(rows[round(phase * (len(rows) - 1))])
+    return prompts.select(np.array(chosen))
+
+
+def spread_over_tasks(task_id: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """An order (n,) of prompts of these tasks (n,) in which every task comes once before any comes again."""
+    order = rng.permutation(len(task_id))
+    turn = np.zeros(len(order), np.int64)
+    for task in np.unique(task_id):
+        of_task = np.flatnonzero(task_id[order] == task)
+        turn[of_task] = np.arange(len(of_task))
+    return order[np.argsort(turn, kind="stable")]
+
+
+@torch.no_grad()
+def _decoded(plm: Pretrained, z: Tensor, y: Tensor, params: Params) -> Tensor:
+    assert plm.diffuser is not None, "NEEDS names the diffuser"
+    return sample(*plm.diffuser, z, y, params.chain)
+
+
+@torch.no_grad()
+def _encoded(plm: Pretrained, x0: Tensor, y: Tensor, params: Params) -> Tensor:
+    assert plm.diffuser is not None, "NEEDS names the diffuser"
+    return encode(*plm.diffuser, x0, y, params.chain)

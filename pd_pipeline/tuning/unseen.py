@@ -1,0 +1,39 @@
+"""The input of a method that gets no demonstration of its target: prompts of the training tasks."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from pd_pipeline.errors import PipelineError, suggestion
+from pd_pipeline.prompts.segments import Prompts
+from pd_pipeline.prompts.stage import HELD_OUT
+from pd_pipeline.tuning.protocol import Pretrained, TargetParams
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """A target task of which a method gets no trajectory."""
+
+    task: int
+    training: Prompts  # of the training tasks and of `target.quality`, in task units
+    target_return: float
+
+    @classmethod
+    def of(cls, task: int, prompts: Path, plm: Pretrained, params: TargetParams) -> Self:
+        """Prepare it from the out of stage prompts. Raises PipelineError if that lacks the quality.
+
+        By default `target_return` is the median return of the training tasks: nothing is known of the target's own.
+        """
+        file = prompts / f"{params.quality}.safetensors"
+        if not file.is_file():
+            known = [path.stem.removesuffix(HELD_OUT) for path in sorted(prompts.glob(f"*{HELD_OUT}.safetensors"))]
+            raise PipelineError(
+                f"{file}: no prompts of quality '{params.quality}': {suggestion(params.quality, known)} (or name it in "
+                "prompts.qualities)"
+            )
+        training = Prompts.load(file, plm.normalization, plm.policy.config.prompt_length)
+        returns = training.y[training.start == 0, 0, 0]  # (episodes,): the return-to-go of their first step
+        asked = params.target_return
+        return cls(task, training, float(np.median(returns)) if asked is None else asked)

@@ -1,0 +1,61 @@
+"""Every method that others' tests leave out, through the graph: tuned, evaluated, reported, and taken out."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from pd_pipeline import graph, load_policy
+from pd_pipeline.deployment.writing import FIRST, write_policy
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import read_json
+from tests.conftest import run_stages
+
+SETTINGS = {
+    "retrieval_prompt": "{windows: 2, prompts: 3}",
+    "prompt_tuning_ranking": "{steps: 3, perturbations: 4, windows: 4, prompts: 3}",
+    "prompt_tuning_ranking_online": "{steps: 2, perturbations: 3, queries: 1, prompts: 3}",
+    "prompt_search": "{episodes: 8, first: 3, population: 3, elites: 2, prompts: 3}",
+    "soft_prompt": "{steps: 4, windows: 3, prompts: 3}",
+    "prefix": "{steps: 4, windows: 3, prompts: 3}",
+    "lora": "{steps: 4, batch: 4, prompts: 3}",
+}
+EPISODES = {"prompt_tuning_ranking_online": 6, "prompt_search": 8}
+
+
+@pytest.fixture
+def root(project: Path) -> Path:
+    """The trained project with these methods, tuned and evaluated."""
+    text = (project / "params.yaml").read_text()
+    text = re.sub(r"^  methods: .*$", f"  methods: [{', '.join(SETTINGS)}]", text, count=1, flags=re.MULTILINE)
+    for name, block in SETTINGS.items():
+        text += f"    tuned_{name}: {block}\n"
+    (project / "params.yaml").write_text(text)
+    found = graph.load(project)
+    run_stages(project, *(stage for stage in found.stages if stage.startswith("tuned_")), "evaluation", "report")
+    return project
+
+
+def test_they_are_compared_and_can_be_taken_out(root: Path, tmp_path: Path) -> None:
+    assert "prompt_fit" not in graph.load(root).stages, "no diffuser is tuned"
+    metrics = read_json(root / "data/evaluation/point_robot-0/metrics.json")["methods"]
+    assert metrics.keys() == SETTINGS.keys()
+    page = (root / "data/reports/index.html").read_text()
+    scores = pl.read_parquet(root / "data/evaluation/point_robot-0/scores.parquet")
+    for name in SETTINGS:
+        assert f'<tr data-method="{name}"' in page
+        summary = read_json(root / f"data/tuned_{name}/point_robot-0/4/summary.json")
+        assert summary["environment_episodes"] == EPISODES.get(name, 0)
+        assert (summary["few_shot"] == 0) == (name == "prompt_search")
+        folder = tmp_path / name
+        about = write_policy(graph.load(root), name, Key("point_robot", 4, 0), folder)
+        policy = load_policy(folder)
+        policy.reset()
+        assert np.isfinite(policy.act(np.zeros(2, np.float32))).all()
+        expected = scores.filter(pl.col("method") == name, pl.col("task") == 4)
+        assert expected.height == 3
+        if name == "prompt_search":
+            assert (about.actor, about.chosen_by) == (0, FIRST)
+            assert summary["few_shot_episodes"] == summary["prompt_episodes"] == summary["shown_episodes"] == []

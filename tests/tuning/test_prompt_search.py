@@ -1,0 +1,142 @@
+"""The search for a prompt by return: what it tries, what it keeps, and that it knows nothing of the target."""
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.parsing import parse
+from pd_pipeline.progress import silent
+from pd_pipeline.prompts.segments import Prompts, cut
+from pd_pipeline.tuning import prompt_search
+from pd_pipeline.tuning.prompt_search import Params, Tried, at_phase, draw, spread_over_tasks
+from pd_pipeline.tuning.protocol import Pretrained, Run, TargetParams
+from pd_pipeline.tuning.unseen import Unseen
+from tests.builders import trajectories
+from tests.tuning.scripted import Scripted
+from tests.tuning.tiny import CHANNELS, PROMPT, TASK
+
+
+@pytest.fixture
+def unseen() -> Unseen:
+    training = cut(trajectories((10, 8, 10, 9, 10, 10), (0, 0, 1, 1, 2, 2), seed=3), PROMPT)
+    return Unseen(TASK, training, 5.0)
+
+
+def searched(plm: Pretrained, target: Unseen, tmp_path: Path, seed: int = 0, **changes: Any) -> tuple[Any, Scripted]:
+    made: list[Scripted] = []
+
+    def simulate(budget: int) -> Any:
+        made.append(Scripted(budget))
+        return made[-1]
+
+    params = Params.model_validate({"episodes": 40, "first": 4, "prompts": 3, "chain": 4} | changes)
+    run = Run(tmp_path / "work", tmp_path / "logs", "tuned_prompt_search", silent, seed, simulate)
+    return prompt_search.tune(plm, target, params, run), made[0]
+
+
+@pytest.mark.parametrize("space", ["noise", "prompt", "segments"])
+def test_it_keeps_the_best_prompt_of_its_episodes(space: str, plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
+    result, simulation = searched(plm, unseen, tmp_path, space=space)
+    assert simulation.sizes == [4, 10, 10, 10, 6]
+    assert {*simulation.asked} == {5.0}
+    rows = result.history.rows
+    assert [row["step"] for row in rows] == [4, 14, 24, 34, 40]
+    assert np.diff([row["best"] for row in rows]).min() >= 0
+    best = plm.normalization.normalize(result.prompts.x0)[:, 0, 0]  # what Scripted pays
+    np.testing.assert_allclose(best, rows[-1]["best"], rtol=1e-4, atol=1e-5)
+    assert result.prompts.task_id.tolist() == [TASK] * 3
+    assert result.cost.tuned_parameters == PROMPT * CHANNELS
+    assert result.cost.plm_forward == 0, "acting is counted by the simulation"
+    again, _ = searched(plm, unseen, tmp_path, space=space)
+    np.testing.assert_array_equal(again.prompts.x0, result.prompts.x0)
+
+
+def test_searching_finds_more_than_trying_segments(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
+    """Where every number of the prompt can be reached."""
+    best = {
+        space: searched(plm, unseen, tmp_path, space=space, episodes=100)[0].history.rows[-1]["best"]
+        for space in ("segments", "prompt")
+    }
+    assert best["prompt"] > best["segments"] + 0.5
+
+
+@pytest.mark.parametrize("space", ["noise", "prompt"])
+def test_it_begins_with_segments_of_different_tasks(
+    space: str, plm: Pretrained, unseen: Unseen, tmp_path: Path
+) -> None:
+    result, simulation = searched(plm, unseen, tmp_path, space=space, episodes=3, first=10)
+    assert simulation.sizes == [3]
+    real = at_phase(unseen.training, 0.9)
+    order = spread_over_tasks(real.task_id, np.random.default_rng([0, 1]))[:3]
+    assert {*real.task_id[order]} == {0, 1, 2}
+    x0, _ = prompt_tensors(real.select(order), plm.normalization)
+    assert result.history.rows[0]["best"] == pytest.approx(float(x0[:, 0, 0].max()))
+
+
+def test_without_a_first_round_it_draws_from_the_prior(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
+    result, simulation = searched(plm, unseen, tmp_path, first=0, episodes=20)
+    assert simulation.sizes == [10, 10]
+    segment = at_phase(unseen.training, 0.9)
+    order = spread_over_tasks(segment.task_id, np.random.default_rng([0, 1]))
+    np.testing.assert_allclose(result.prompts.y[0], segment.y[order[0]], rtol=1e-5)
+
+
+def test_new_ones_have_the_mean_and_the_covariance_of_the_elites() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn((8, 1, 3), generator=generator)
+    tried = Tried(z, z, z, torch.tensor([0.0, 9, 1, 8, 2, 7, 3, 6]))
+    params = Params(elites=4, sigma=0.5)
+    drawn = draw(tried, 200_000, params, generator)[:, 0]
+    elites = z[[1, 3, 5, 7], 0]
+    torch.testing.assert_close(drawn.mean(0), elites.mean(0), atol=0.01, rtol=0)
+    centred = elites - elites.mean(0)
+    expected = centred.T @ centred / 4 + 0.25 * torch.eye(3)
+    torch.testing.assert_close(torch.cov(drawn.T), expected, atol=0.02, rtol=0.02)
+    nothing = draw(Tried(*(part[:0] for part in tried)), 50_000, params, generator)[:, 0]
+    torch.testing.assert_close(torch.cov(nothing.T), torch.eye(3), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(("phase", "starts"), [(0.0, [0] * 6), (1.0, [7, 5, 7, 6, 7, 7]), (0.5, [4, 2, 4, 3, 4, 4])])
+def test_one_segment_of_every_training_episode(phase: float, starts: list[int], unseen: Unseen) -> None:
+    found = at_phase(unseen.training, phase)
+    assert found.task_id.tolist() == [0, 0, 1, 1, 2, 2]
+    assert [abs(a - b) <= 1 for a, b in zip(found.start.tolist(), starts, strict=True)] == [True] * 6
+    assert found.start.max() <= math.ceil(phase * 7)
+
+
+def test_every_task_comes_once_before_any_comes_again() -> None:
+    tasks = np.array([5, 5, 5, 2, 2, 9])
+    order = spread_over_tasks(tasks, np.random.default_rng(0))
+    assert sorted(order) == list(range(6))
+    assert {*tasks[order[:3]]} == {2, 5, 9}
+    assert {*tasks[order[3:5]]} == {2, 5}
+
+
+def test_it_asks_for_the_median_return_of_the_training_tasks(plm: Pretrained, tmp_path: Path) -> None:
+    data = trajectories((10, 8, 12), (0, 1, 2), seed=3)
+    cut(data, PROMPT).save(tmp_path / "expert.safetensors")
+    cut(data, PROMPT).save(tmp_path / "expert-held_out.safetensors")
+    found = Unseen.of(TASK, tmp_path, plm, TargetParams())
+    assert found.target_return == pytest.approx(float(np.median(data.episode_returns)))
+    assert Unseen.of(TASK, tmp_path, plm, TargetParams(target_return=3.5)).target_return == 3.5
+    assert {field.name for field in fields(found)} == {"task", "training", "target_return"}
+    with pytest.raises(PipelineError, match=r"medium.safetensors: no prompts of quality 'medium': .*expert"):
+        Unseen.of(TASK, tmp_path, plm, TargetParams(quality="medium"))
+
+
+@pytest.mark.parametrize("changes", [{"candidates": 64}, {"shown": "other"}])
+def test_there_is_nothing_else_to_choose(changes: dict[str, object]) -> None:
+    with pytest.raises(PipelineError, match="prompt_search chooses by the episodes' returns: leave out"):
+        parse(Params, changes, "params.yaml: x")
+
+
+def test_prompts_that_are_searched_are_no_segments(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
+    found: Prompts = searched(plm, unseen, tmp_path)[0].prompts
+    assert (found.episode_id == -1).all()
