@@ -64,6 +64,9 @@ class PolicyConfig(PolicyShape):
         gt=0, le=MAX_HORIZON, description="the horizon: timesteps 0 .. max_timestep - 1 are embedded"
     )
     prompt_length: int = Field(default=5, gt=0, le=MAX_PROMPT_LENGTH, description="K*, steps per prompt")
+    bottleneck: int | None = Field(
+        default=None, gt=0, le=MAX_WIDTH, description="width of the adapters in every block; None: there are none"
+    )
 
 
 class Steps(NamedTuple):
@@ -145,8 +148,22 @@ class Dropout(nn.Module):
         return self.pool[offset : offset + x.numel()].view(x.shape)
 
 
+class Adapter(nn.Module):
+    """x + up(relu(down(x))), a bottleneck after a sublayer (Houlsby et al., ICML 2019); the identity at first."""
+
+    def __init__(self, width: int, bottleneck: int):
+        super().__init__()
+        self.down = nn.Linear(width, bottleneck)
+        self.up = nn.Linear(bottleneck, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., width) -> (..., width)."""
+        adapted: Tensor = x + self.up(F.relu(self.down(x)))
+        return adapted
+
+
 class Block(nn.Module):
-    """Pre-norm attention and MLP (GPT-2), with ReLU as in Decision Transformer."""
+    """Pre-norm attention and MLP (GPT-2), with ReLU as in Decision Transformer; with adapters where asked for."""
 
     def __init__(self, config: PolicyConfig):
         super().__init__()
@@ -159,6 +176,9 @@ class Block(nn.Module):
         self.norm_mlp = nn.LayerNorm(width)
         self.up = nn.Linear(width, 4 * width, bias=False)
         self.down = nn.Linear(4 * width, width, bias=False)
+        self.adapt_attention, self.adapt_mlp = (
+            nn.Identity() if config.bottleneck is None else Adapter(width, config.bottleneck) for _ in range(2)
+        )
 
     def forward(self, x: Tensor, mask: Tensor, drop: Dropout, read: Tensor | None = None) -> Tensor:
         """Tokens (B, T, width) -> (B, R, width) at the token indices `read` (R,), or at all of them.
@@ -181,8 +201,8 @@ class Block(nn.Module):
         scale = queries.shape[-1] ** -0.5
         scores = torch.baddbmm(mask, queries, self._split(keys).transpose(1, 2), alpha=scale)  # (B h, R, T)
         mixed = torch.bmm(drop(scores.softmax(dim=-1)), self._split(values))  # (B h, R, width / h)
-        x = drop.add(x, self.project(self._merge(mixed)))
-        return drop.add(x, self.down(F.relu(self.up(self.norm_mlp(x)), inplace=True)))
+        x = drop.add(x, self.adapt_attention(self.project(self._merge(mixed))))
+        return drop.add(x, self.adapt_mlp(self.down(F.relu(self.up(self.norm_mlp(x)), inplace=True))))
 
     def _split(self, x: Tensor) -> Tensor:
         if self.heads == 1:

@@ -20,6 +20,7 @@ SETTINGS = {
     "prompt_search": "{episodes: 8, first: 3, population: 3, elites: 2, prompts: 3}",
     "soft_prompt": "{steps: 4, windows: 3, prompts: 3}",
     "prefix": "{steps: 4, windows: 3, prompts: 3}",
+    "adapter": "{steps: 4, batch: 4, prompts: 3, bottleneck: 2}",
     "lora": "{steps: 4, batch: 4, prompts: 3}",
 }
 EPISODES = {"prompt_tuning_ranking_online": 6, "prompt_search": 8}

@@ -59,7 +59,7 @@ def test_prompts_are_valid_and_pretrained_models_unchanged(
     real = {row.tobytes() for row in np.round(few_shot.prompts.y, 3)}
     assert {row.tobytes() for row in np.round(prompts.y, 3)} <= real or not length, "conditions of real segments"
     np.testing.assert_array_equal(prompts.start, np.rint(prompts.y[:, 0, 1]) if length else 0)
-    assert (prompts.episode_id == -1).all() == (name not in ("prompt_dt", "full_finetune", "lora"))
+    assert (prompts.episode_id == -1).all() == (name not in ("prompt_dt", "full_finetune", "adapter", "lora"))
     named = {"full_finetune": ["policy"], "prompt_diffuser": ["adapted", "guided"]}
     assert sorted(models(result)) == named.get(name, [])
     assert not any(model.training for model in models(result).values())

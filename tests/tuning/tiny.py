@@ -11,7 +11,16 @@ from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Normalization, Prompts
-from pd_pipeline.tuning import full_finetune, lora, no_prompt, noise_prompt, prompt_diffuser, prompt_dt, prompt_gradient
+from pd_pipeline.tuning import (
+    adapter,
+    full_finetune,
+    lora,
+    no_prompt,
+    noise_prompt,
+    prompt_diffuser,
+    prompt_dt,
+    prompt_gradient,
+)
 from pd_pipeline.tuning.adaptation import Adaptation, Reweighted
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from tests.builders import D_A, D_S, trajectories
@@ -30,11 +39,12 @@ METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "prompt_gradient": (prompt_gradient, {"steps": 5, "windows": 4, **EXACT}),
     "full_finetune": (full_finetune, {"steps": 5, "batch": 6, **EXACT}),
     "lora": (lora, {"steps": 5, "batch": 6, "rank": 2, **EXACT}),
+    "adapter": (adapter, {"steps": 5, "batch": 6, "bottleneck": 2, **EXACT}),
     "noise_prompt": (noise_prompt, {}),
     "no_prompt": (no_prompt, {}),
 }
 DRAWING = [name for name in METHODS if name != "no_prompt"]
-TRAINING = ["prompt_diffuser", "prompt_gradient", "full_finetune", "lora"]
+TRAINING = ["prompt_diffuser", "prompt_gradient", "full_finetune", "adapter", "lora"]
 
 
 def pretrained(**changes: Any) -> Pretrained:
@@ -94,6 +104,8 @@ def same(found: Any, expected: Any) -> None:
     assert models(found).keys() == models(expected).keys()
     for name, model in models(expected).items():
         same_weights(models(found)[name], model)
+    for name, tensor in getattr(expected, "tensors", {}).items():
+        assert torch.equal(found.tensors[name], tensor)
     for name, factors in getattr(expected, "factors", {}).items():
         for one, other in zip(found.factors[name], factors, strict=True):
             assert torch.equal(one, other)
