@@ -4,18 +4,15 @@ The data sets are in our own format, so that reading another program's files doe
 process. Speed is relative to pyarrow reading and writing the same file by row groups, with nothing checked.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.children import child
 from benchmarks.common import Figure, at_least, at_most, command, share_of
 from benchmarks.streaming import write_file
 
-CHILD = """
-import json, sys, time
+CODE = """
 from pathlib import Path
 import pyarrow.parquet as pq
 from pd_pipeline.exchange.importing import bring
@@ -30,20 +27,13 @@ elif sys.argv[3] == "copy":
     with pq.ParquetWriter(root / "copy.parquet", file.schema_arrow, compression="zstd") as writer:
         for group in range(file.num_row_groups):
             writer.write_table(file.read_row_group(group))
-seconds = time.perf_counter() - started
-# VmHWM starts at zero with each program; ru_maxrss would inherit the parent's
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"seconds": seconds, "peak_mb": peak / 1024}))
 """
 
 
-def child(source: Path, how: str) -> dict[str, float]:
-    """Import or copy a file in a separate process, to a folder that is removed."""
+def imported(source: Path, how: str) -> dict[str, float]:
+    """Import or copy a file, to a folder that is removed."""
     with tempfile.TemporaryDirectory(dir=source.parent) as root:
-        done = subprocess.run(
-            [sys.executable, "-c", CHILD, str(source), root, how], stdout=subprocess.PIPE, text=True, check=True
-        )
-    return json.loads(done.stdout)
+        return child(CODE, str(source), root, how)
 
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
@@ -52,10 +42,10 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "synthetic.parquet"
         small_size = write_file(source, small)
-        little = child(source, "import")
+        little = imported(source, "import")
         large_size = write_file(source, large)
-        much, copied = child(source, "import"), child(source, "copy")
-        idle = child(source, "nothing")
+        much, copied = imported(source, "import"), imported(source, "copy")
+        idle = imported(source, "nothing")
     details = {
         "small data set, GB": small_size,
         "large data set, GB": large_size,

@@ -4,14 +4,12 @@ Each file is written to a temporary folder, read in a separate process, and dele
 same columns with pyarrow alone, without checks.
 """
 
-import json
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.children import child
 from benchmarks.common import Figure, at_least, at_most, command, share_of
 from benchmarks.synthetic import columns, metadata
 from pd_pipeline.trajectories.reading import write
@@ -20,14 +18,13 @@ from pd_pipeline.trajectories.validation import Columns
 HORIZON, TASKS, EPISODES_PER_GROUP = 200, 10, 200
 BYTES_PER_ROW = 188  # 47 random or nearly random numbers of 4 bytes; the rest compresses away
 
-CHILD = """
-import json, sys, time
+CODE = """
 import pyarrow.parquet as pq
 from pathlib import Path
 from pd_pipeline.trajectories.reading import BUFFER_BYTES, ROWS_PER_BATCH, stream
 
 path = Path(sys.argv[1])
-rows, started = 0, time.perf_counter()
+started = time.perf_counter()
 if sys.argv[2] == "stream":
     for batch in stream(path):
         rows += len(batch.step)
@@ -35,10 +32,6 @@ elif sys.argv[2] == "bare":
     file = pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES)
     for batch in file.iter_batches(ROWS_PER_BATCH):
         rows += batch.num_rows
-seconds = time.perf_counter() - started
-# VmHWM starts at zero with each program; ru_maxrss would inherit the parent's
-peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"rows": rows, "seconds": seconds, "peak_mb": peak / 1024}))
 """
 
 
@@ -55,22 +48,16 @@ def write_file(path: Path, gigabytes: float) -> float:
     return path.stat().st_size / 1e9
 
 
-def child(path: Path, how: str) -> dict[str, float]:
-    """Read a file in a separate process."""
-    done = subprocess.run([sys.executable, "-c", CHILD, str(path), how], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
-
-
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     """The small file, the large one, and the large one without validation."""
     small, large = (0.04, 0.2) if quick else (0.4, 4.0)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "synthetic.parquet"
         small_size = write_file(path, small)
-        little = child(path, "stream")
+        little = child(CODE, str(path), "stream")
         large_size = write_file(path, large)
-        much, bare = child(path, "stream"), child(path, "bare")
-        idle = child(path, "nothing")
+        much, bare = child(CODE, str(path), "stream"), child(CODE, str(path), "bare")
+        idle = child(CODE, str(path), "nothing")
     details = {
         "small file, GB": small_size,
         "large file, GB": large_size,
