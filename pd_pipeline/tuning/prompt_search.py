@@ -43,11 +43,11 @@ class Params(TuningParams):
     episodes: int = Field(default=50, gt=0, le=1_000_000, description="per target, in its environment")
     first: int = Field(default=10, ge=0, le=1_000_000, description="training segments that are tried before the search")
     phase: float = Field(
-        default=0.9, ge=0, le=1, description="where a training segment begins, as a share of its episode"
+        default=1.0, ge=0, le=1, description="where in its episode a training segment is: 0 the first one, 1 the last"
     )
     population: int = Field(default=10, gt=0, le=100_000, description="episodes between two updates, run in parallel")
     elites: int = Field(default=5, gt=1, le=100_000, description="best prompts so far that the next ones come from")
-    sigma: float = Field(default=0.3, ge=0, le=100, description="standard deviation added to the elites' own spread")
+    sigma: float = Field(default=0.6, ge=0, le=100, description="standard deviation added to the elites' own spread")
     chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
 
     @model_validator(mode="after")

@@ -73,7 +73,7 @@ def test_it_begins_with_segments_of_different_tasks(
 ) -> None:
     result, simulation = searched(plm, unseen, tmp_path, space=space, episodes=3, first=10)
     assert simulation.sizes == [3]
-    real = at_phase(unseen.training, 0.9)
+    real = at_phase(unseen.training, 1.0)
     order = spread_over_tasks(real.task_id, np.random.default_rng([0, 1]))[:3]
     assert {*real.task_id[order]} == {0, 1, 2}
     x0, _ = prompt_tensors(real.select(order), plm.normalization)
@@ -83,7 +83,7 @@ def test_it_begins_with_segments_of_different_tasks(
 def test_without_a_first_round_it_draws_from_the_prior(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
     result, simulation = searched(plm, unseen, tmp_path, first=0, episodes=20)
     assert simulation.sizes == [10, 10]
-    segment = at_phase(unseen.training, 0.9)
+    segment = at_phase(unseen.training, 1.0)
     order = spread_over_tasks(segment.task_id, np.random.default_rng([0, 1]))
     np.testing.assert_allclose(result.prompts.y[0], segment.y[order[0]], rtol=1e-5)
 
