@@ -34,13 +34,28 @@ def learning_curves(tables: Mapping[Any, Table]) -> Figure:
     return figure
 
 
+LOGGED = {
+    "best": ("best return so far", "episodes in the target's environment"),
+    "loss": ("loss", "step"),
+    "return": ("mean return", "step"),
+}
+"""Columns that a method may log -> their names and those of their steps."""
+
+
+def logged(tables: Sequence[Table]) -> str:
+    """What is shown of a method's logs: the first of `LOGGED` that they have."""
+    return next((name for name in LOGGED if any(name in table for table in tables)), "loss")
+
+
 @styled
-def tuning_losses(tables: Iterable[Table], color: str) -> Figure:
-    """Loss of a method over the steps of its tuning: targets thin, their mean bold."""
+def tuning_curves(tables: Sequence[Table], color: str) -> Figure:
+    """What a method logged over its tuning, such as its loss: targets thin, their mean bold."""
     figure, (axes,) = new_figure(2.3)
-    _bundle(axes, list(tables), "loss", color)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss")
+    name = logged(tables)
+    _bundle(axes, tables, name, color)
+    of_values, of_steps = LOGGED[name]
+    axes.set_xlabel(of_steps)
+    axes.set_ylabel(of_values)
     return figure
 
 

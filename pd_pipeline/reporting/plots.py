@@ -38,7 +38,7 @@ def comparison(metrics: Metrics, styles: Styles | None = None) -> Figure:
         figure, (returns, success) = new_figure(size, 1, 2, sharey=True, width_ratios=(3, 2))
     else:
         figure, (returns,) = new_figure(size)
-    window = _window({method: [*found.mean[1:], *found.iqm[1:]] for method, found in metrics.items()})
+    window = window_of({method: [*found.mean[1:], *found.iqm[1:]] for method, found in metrics.items()})
     for row, method in enumerate(order):
         found, style = metrics[method], styles[method]
         if window and found.mean.value < window[0]:
@@ -64,7 +64,7 @@ def comparison(metrics: Metrics, styles: Styles | None = None) -> Figure:
     return figure
 
 
-def _window(values: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
+def window_of(values: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
     """Limits that show what lies between the better methods, where the floor would take most of the scale.
 
     With the floor go all methods that lie as far below as it does: no more than half of them.
@@ -98,7 +98,7 @@ def per_task(scores: pl.DataFrame, methods: Sequence[str]) -> Figure:
         method: [estimate(by_task(scores.filter(pl.col("task") == task), method), mean, rng, 500) for task in tasks]
         for method in methods
     }
-    window = _window({method: [v for e in each for v in (e.low, e.high)] for method, each in estimates.items()})
+    window = window_of({method: [v for e in each for v in (e.low, e.high)] for method, each in estimates.items()})
     for i, (method, each) in enumerate(estimates.items()):
         color, marker = styles[method]
         x = np.arange(len(tasks)) + (i - (len(methods) - 1) / 2) * width

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from pd_pipeline.evaluation.scores import REFERENCE, START
 from pd_pipeline.families.base import ExpertBars
 from pd_pipeline.prompts.segments import cut
-from pd_pipeline.reporting import curves, paths, plots
+from pd_pipeline.reporting import cost_plots, curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
 from pd_pipeline.reporting.formatting import number, percent
 from pd_pipeline.reporting.gather import Episode, FamilyResults
@@ -20,6 +20,13 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import summary
 from pd_pipeline.tuning.adaptation import load
 from pd_pipeline.tuning.protocol import Pretrained
+
+SENTENCES = {
+    "loss": "Action loss on the few-shot trajectories over the steps of tuning; thin lines are targets.",
+    "best": "Best return of the episodes so far; thin lines are targets.",
+    "return": "Mean return of the episodes of each step; thin lines are targets.",
+}
+"""What a method logged -> how to read its curve."""
 
 
 class Plot(NamedTuple):
@@ -82,6 +89,13 @@ def _comparison(results: FamilyResults) -> Drawn:
             "task only shows it here. An arrow at the edge stands for a mark below it.",
             plots.per_task(results.scores, results.methods),
         ),
+        (
+            "Return against cost",
+            "What each method's mean return took: numbers tuned for a target, passes through the PLM, and, if a method "
+            "ran any, episodes in the targets' environments. Up and to the left is better; a noise prompt far below is "
+            "not drawn.",
+            cost_plots.against_cost(results.metrics, results.styles),
+        ),
     ]
 
 
@@ -124,10 +138,8 @@ def _tuning(results: FamilyResults) -> Drawn:
         ]
     for method, logs in results.logs.items():
         if not any("l_dt" in table for table in logs.values()):  # a variant of the reference logs two phases as it does
-            sentence = "Action loss on the few-shot trajectories over the steps of tuning; thin lines are targets."
-            drawn.append(
-                (f"Tuning of {method}", sentence, curves.tuning_losses(logs.values(), results.styles[method][0]))
-            )
+            found, color = list(logs.values()), results.styles[method][0]
+            drawn.append((f"Tuning of {method}", SENTENCES[curves.logged(found)], curves.tuning_curves(found, color)))
     return drawn
 
 

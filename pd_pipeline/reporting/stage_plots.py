@@ -11,7 +11,14 @@ from matplotlib.figure import Figure
 
 from pd_pipeline.evaluation import results
 from pd_pipeline.reporting.canvas import BLUE, png
-from pd_pipeline.reporting.curves import guidance_gradients, guidance_losses, learning_curves, tuning_losses
+from pd_pipeline.reporting.curves import (
+    LOGGED,
+    guidance_gradients,
+    guidance_losses,
+    learning_curves,
+    logged,
+    tuning_curves,
+)
 from pd_pipeline.reporting.gather import read_table
 from pd_pipeline.reporting.plots import (
     comparison,
@@ -50,7 +57,7 @@ def tuning(out: Path) -> Figures:
         return {}
     table = read_table(out / "log.csv")
     if "l_dt" not in table:
-        return {"loss": tuning_losses([table], BLUE)}
+        return {LOGGED[logged([table])][0]: tuning_curves([table], BLUE)}
     return {"L_DM and L_DT": guidance_losses([table]), "gradients": guidance_gradients([table])}
 
 

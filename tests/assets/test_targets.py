@@ -1,5 +1,6 @@
 """New data of targets in Dagster: the drop zone, the partitions, the work of a target, and what is in use."""
 
+import shutil
 from pathlib import Path
 
 import dagster as dg
@@ -29,9 +30,14 @@ def instance() -> dg.DagsterInstance:
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Path:
+def root(pre_trained: Path, tmp_path: Path) -> Path:
     """A project that is pre-trained."""
-    root = make_project(tmp_path, PARAMS)
+    return shutil.copytree(pre_trained, tmp_path / "project", symlinks=True)
+
+
+@pytest.fixture(scope="module")
+def pre_trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_project(tmp_path_factory.mktemp("targets"), PARAMS)
     project = graph.load(root)
     for stage in ("behavior_policies", "trajectories", "prompts", "plm", "diffuser"):
         for key in project.keys(stage) if stage in project.stages else []:

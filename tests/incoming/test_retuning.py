@@ -12,6 +12,7 @@ from pd_pipeline.storage import read_json
 from tests.accepted import drop
 from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start
 
+pytestmark = pytest.mark.xdist_group("retuning")  # all is made once
 NEW = 57
 PARAMS = (
     SMALL_PARAMS.replace("noise_prompt]}", "noise_prompt, many], variants: {many: prompt_dt}}")
@@ -21,11 +22,17 @@ PARAMS = (
 """The variant wants more trajectories than the methods."""
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    root = make_project(tmp_path, PARAMS)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = make_project(tmp_path_factory.mktemp("retuning"), PARAMS)
     call(root, "pd-pipeline", "run", "all")
     return root
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    """A project in which all is made."""
+    return shutil.copytree(made, tmp_path / "project", symlinks=True)
 
 
 def out_of_date(root: Path) -> list[str]:

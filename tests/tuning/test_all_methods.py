@@ -9,6 +9,7 @@ import pytest
 
 from pd_pipeline import graph, load_policy
 from pd_pipeline.deployment.writing import FIRST, write_policy
+from pd_pipeline.reporting.stage_plots import drawn
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
 from tests.conftest import run_stages
@@ -22,6 +23,11 @@ SETTINGS = {
     "prefix": "{steps: 4, windows: 3, prompts: 3}",
     "adapter": "{steps: 4, batch: 4, prompts: 3, bottleneck: 2}",
     "lora": "{steps: 4, batch: 4, prompts: 3}",
+}
+PLOTS = {
+    "retrieval_prompt": [],
+    "prompt_search": ["best return so far"],
+    "prompt_tuning_ranking_online": ["mean return"],
 }
 EPISODES = {"prompt_tuning_ranking_online": 6, "prompt_search": 8}
 
@@ -50,6 +56,8 @@ def test_they_are_compared_and_can_be_taken_out(root: Path, tmp_path: Path) -> N
         summary = read_json(root / f"data/tuned_{name}/point_robot-0/4/summary.json")
         assert summary["environment_episodes"] == EPISODES.get(name, 0)
         assert (summary["few_shot"] == 0) == (name == "prompt_search")
+        logs = drawn("pd_pipeline.reporting.stage_plots:tuning", root / f"data/tuned_{name}/point_robot-0/4")
+        assert list(logs) == PLOTS.get(name, ["loss"])
         folder = tmp_path / name
         about = write_policy(graph.load(root), name, Key("point_robot", 4, 0), folder)
         policy = load_policy(folder)

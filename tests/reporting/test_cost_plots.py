@@ -1,0 +1,30 @@
+"""Return against cost: where a method stands, and which costs are shown."""
+
+from dataclasses import replace
+
+import pytest
+
+from pd_pipeline.evaluation.results import Costs, MethodResult
+from pd_pipeline.reporting.cost_plots import against_cost
+from tests.reporting.test_plots import outcome
+
+
+def costing(mean: float, *costs: int) -> MethodResult:
+    return replace(outcome(mean), costs=Costs(*costs))
+
+
+@pytest.mark.parametrize(("episodes", "panels"), [(0, ["tuned numbers", "PLM passes"]), (50, None)])
+def test_marks_stand_at_costs_and_returns(episodes: int, panels: list[str] | None) -> None:
+    metrics = {"prompt_dt": costing(1.0, 0, 0, 0), "searched": costing(3.0, 220, 10_000, episodes)}
+    figure = against_cost(metrics)
+    assert [axes.get_xlabel() for axes in figure.axes] == (panels or ["tuned numbers", "PLM passes", "episodes"])
+    for axes, cost in zip(figure.axes, (220, 10_000, 50), strict=False):
+        marks = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
+        assert marks == {"prompt_dt": (0, 1.0), "searched": (cost, 3.0)}
+        low, high = axes.get_xlim()
+        assert low < 0 < cost < high
+
+
+def test_methods_that_cost_nothing() -> None:
+    figure = against_cost({"a": costing(1.0, 0, 0, 0), "b": costing(2.0, 0, 0, 0)})
+    assert len(figure.axes) == 1
