@@ -198,8 +198,11 @@ def validate(
     bad = 0
     for file in files:
         try:
-            summary = check_new(file, families, target) if target else check_file(file, families)
-            typer.echo(f"{file}: good: {summary.episodes:,} episodes, {summary.steps:,} steps")
+            summary, copies = (
+                check_new(Path.cwd(), file, families, target) if target else (check_file(file, families), 0)
+            )
+            left_out = f", {copies:,} of them copies, which would be left out" if copies else ""
+            typer.echo(f"{file}: good: {summary.episodes:,} episodes, {summary.steps:,} steps{left_out}")
         except PipelineError as error:
             bad += 1
             print(f"refused: {error}", file=sys.stderr)

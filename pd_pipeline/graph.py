@@ -244,6 +244,8 @@ class Graph:
         parts: list[Path | str] = [self.stage_params(stage, key).model_dump_json(), str(key)]
         if key.family is not None:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
+        else:
+            parts += sections_as_json(self.values, self.sections(stage, key)).values()  # the report shows them
         parts += [self.root / path for path in self.inputs(stage, key).values()]
         parts += self.decision_folders(stage)
         if recordings := self.recordings(stage, key):

@@ -65,8 +65,8 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
     One process at a time works on a piece: a second process waits and then finds it up to date. params.yaml is read
     once for the work and its record; if it changed since `graph` was loaded, it is reloaded before the work starts.
     Outside a DVC project nothing is recorded in DVC, and the record beside the out says whether it is up to date. When
-    called by DVC (which writes its own record) or with `record=False`, the work is always done. Raises PipelineError if
-    code, parameters or inputs changed during the work.
+    called by DVC (which writes its own record) or with `record=False`, the work is done, unless another process did it
+    while this one waited. Raises PipelineError if code, parameters or inputs changed during the work.
     """
     by_dvc = STAGE_VARIABLE in os.environ
     without_dvc = record and not by_dvc and not is_recording(graph)

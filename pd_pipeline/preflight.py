@@ -10,7 +10,7 @@ from typing import Any
 
 from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, rendering
-from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
+from pd_pipeline.config import PARAMS_FILE, TARGET, TUNED, Parameters
 from pd_pipeline.errors import PipelineError, closest, suggestion
 from pd_pipeline.families.base import Family
 from pd_pipeline.foreign import TIMEOUT_SECONDS
@@ -147,6 +147,10 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
             _check_named(f"{where}.{stage}.qualities", quality, collected, collecting)
         if target is None:
             continue
+        if not _demonstrated(graph, stage):
+            place, of_prompts = _place_in_target(graph, name, stage, "quality"), getattr(prompts, "qualities", ())
+            _check_named(place, target.quality, of_prompts, f"families.{name}.prompts.qualities")
+            continue
         of_target = {"quality": target.quality, "prompt_quality": target.prompt_quality or target.quality}
         for field, quality in of_target.items():
             _check_named(_place_in_target(graph, name, stage, field), quality, collected, collecting)
@@ -160,6 +164,11 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
     for quality in getattr(blocks.get("diffuser"), "qualities", ()):
         of_prompts = getattr(prompts, "qualities", ())
         _check_named(f"{where}.diffuser.qualities", quality, of_prompts, f"families.{name}.prompts.qualities")
+
+
+def _demonstrated(graph: Graph, stage: str) -> bool:
+    """Whether the method of a tuning stage gets trajectories of the target."""
+    return graph.methods[graph.params.run.method_of(stage.removeprefix(TUNED))].demonstrations
 
 
 def _place_in_target(graph: Graph, name: str, stage: str, field: str) -> str:

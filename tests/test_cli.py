@@ -13,6 +13,7 @@ from pd_pipeline import doctor, lineage, locks
 from pd_pipeline.cli import app
 from pd_pipeline.doctor import Finding
 from pd_pipeline.graph import Graph, load
+from pd_pipeline.incoming.ingest import ingest
 from pd_pipeline.stage import Key
 from pd_pipeline.trajectories.reading import write
 from tests import accepted
@@ -143,16 +144,23 @@ def test_validate_refuses_each_bad_file_and_still_reads_the_others(
     assert len([line for line in result.stderr.splitlines() if line.startswith("refused: ")]) == 3
 
 
-def test_validate_checks_new_data_of_a_target(
-    trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(trained_project)
+def test_validate_checks_new_data_of_a_target(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(project)
     made, goals = columns(tasks=(57,), d_s=2), {57: {"position": [0.5]}}
     write(tmp_path / "new.parquet", metadata(**accepted.ABOUT, horizon=12, goals=goals), [made])
     new = str(tmp_path / "new.parquet")
     assert invoke("validate", new).exit_code == 1, "no target of the family yet"
     result = invoke("validate", new, "--target", "point_robot-57")
     assert (result.exit_code, result.stdout) == (0, f"{new}: good: 2 episodes, 10 steps\n")
+    accepted.drop(project, 57, 1, 2, "point_robot", 12)
+    ingest(project, {"point_robot": load(project).family("point_robot")}, 0)
+    write(
+        tmp_path / "more.parquet",
+        metadata(**accepted.ABOUT, horizon=12, goals=goals),
+        [columns(tasks=(57,), d_s=2, seed=1, episodes=2)],
+    )
+    more = invoke("validate", str(tmp_path / "more.parquet"), "--target", "point_robot-57")
+    assert more.stdout.endswith(": good: 2 episodes, 10 steps, 2 of them copies, which would be left out\n")
     for target, message in {
         "point_robot-58": f"{new}: holds task 57, but the target is task 58: one file per target",
         "point_robot-0": f"{new}: task 0 is a training task of point_robot, not a target: use another number",

@@ -71,7 +71,7 @@ def promote(
     home = folder_of(graph.root, target)
     with locks.held(graph.root, "promote", target):
         earlier = _finished(graph.root, target)
-        if is_decided(graph, target) and not (force and _is_other(graph, method, key, earlier)):
+        if is_decided(graph, target) and not (force and _changes_anything(graph, method, key, earlier)):
             return None
         made = home / CANDIDATE
         if made.exists():
@@ -94,21 +94,21 @@ def promote(
 
 
 def roll_back(root: Path, target: str) -> Decision:
-    """Put the version in use that was in use before the current one. Raises PipelineError if there is none."""
+    """Put the version in use that the current one replaced. Raises PipelineError if there is none, or it is damaged."""
     home = folder_of(root, target)
     with locks.held(root, "promote", target):
         earlier = _finished(root, target)
         now = current(home).version
-        before = sorted(d.version for d in earlier if d.outcome == "promoted" and d.version and d.version < now)
-        if not before:
+        before = next((d.against for d in earlier if (d.outcome, d.version) == ("promoted", now)), None)
+        if before is None:
             raise PipelineError(f"{home}: version {now} is the oldest one: there is nothing to go back to")
-        known = describe(back := home / f"{before[-1]:04d}")
+        known = describe(back := home / f"{before:04d}")
         check_files(back, known)
         decision = Decision(
             outcome="rolled back",
-            version=before[-1],
+            version=before,
             against=now,
-            reason=f"version {before[-1]} is in use again, by hand",
+            reason=f"version {before} is in use again, by hand",
             decided=_now(),
             family=known.family,
             task=known.task,
@@ -131,10 +131,16 @@ def is_decided(graph: Graph, target: str) -> bool:
     return any((decision.method, decision.made_from) == tuned for decision in final)
 
 
-def _is_other(graph: Graph, method: str, key: Key, made: list[Decision]) -> bool:
-    """Whether the tuned policy is another one than that in use."""
+def _changes_anything(graph: Graph, method: str, key: Key, made: list[Decision]) -> bool:
+    """Whether the tuned policy is another one than that in use, or the files of that are damaged."""
     in_use = next((one for one in reversed(made) if one.version is not None), None)
-    return in_use is None or (in_use.method, in_use.made_from) != (method, digests_of(graph, method, key))
+    if in_use is None or (in_use.method, in_use.made_from) != (method, digests_of(graph, method, key)):
+        return True
+    try:
+        _intact(folder_of(graph.root, f"{key.family}-{key.task}"))
+    except PipelineError:
+        return True
+    return False
 
 
 def versions(home: Path) -> list[int]:

@@ -107,17 +107,18 @@ def _one(
         if _stamp(file.path) != before:
             return Outcome(name, "waiting", "it changed while it was read", family, task)
         copies = _copies(root, families[family], task, file.path)
+        said = _nothing_new(root, families[family], task, file.path, digest, found)
+        if copies == found.episodes and not said:
+            raise PipelineError(
+                "its episodes are in accepted files of another quality already, which are never changed"
+            )
     except FileNotFoundError:
         return Outcome(name, "waiting", "it was removed while it was read")
     except PipelineError as error:
         outcome = _quarantined(root, file.path, str(error).removeprefix(f"{file.path}: "))
         named = file.family in families and file.target is not None
         return outcome._replace(family=file.family, task=task_of(str(file.target))) if named else outcome
-    if same := _same(root, families[family], task, file.path, digest):
-        said = f"its content is in {same} already"
-    elif copies == found.episodes:
-        said = f"all of its episodes are in accepted files of {family}-{task} already"
-    if same or copies == found.episodes:
+    if said:
         _remove(file.path)
         return Outcome(name, "duplicate", said, family, task)
     place = store.next_name(root, family, task, found.metadata.quality)
@@ -138,6 +139,15 @@ def _one(
     return Outcome(name, "accepted", said, family, task)
 
 
+def _nothing_new(root: Path, family: Family, task: int, file: Path, digest: str, found: FileSummary) -> str:
+    """Where all that a file holds is already, under the same quality; empty if it holds anything new."""
+    if same := _same(root, family, task, file, digest):
+        return f"its content is in {same} already"
+    if _copies(root, family, task, file, found.metadata.quality) == found.episodes:
+        return f"all of its episodes are in accepted files of {family.name}-{task} already"
+    return ""
+
+
 def _same(root: Path, family: Family, task: int, file: Path, digest: str) -> Path | None:
     """The file with this content among those accepted for the target, and those that the family was recorded as."""
     for accepted in store.files(root, family.name, task):
@@ -148,10 +158,15 @@ def _same(root: Path, family: Family, task: int, file: Path, digest: str) -> Pat
     return next((path for path in recorded if file_digest(path).hex() == digest), None)
 
 
-def _copies(root: Path, family: Family, task: int, file: Path) -> int:
-    """How many episodes of a file are copies of each other, or of those in files accepted for the target."""
+def _copies(root: Path, family: Family, task: int, file: Path, quality: str | None = None) -> int:
+    """How many episodes of a file are copies of each other, or of those in files accepted for the target.
+
+    With `quality`, of files of this quality alone.
+    """
     known = set[bytes]()
     for accepted in store.files(root, family.name, task):
+        if quality not in (None, store.received(accepted).quality):
+            continue
         with suppress(PipelineError):  # damaged since: stage target_data says so
             known |= {*episode_digests(accepted, family=family, new_task=task)}
     return int((~first_seen({file: episode_digests(file, family=family, new_task=task)}, known)[file]).sum())
@@ -165,14 +180,18 @@ def _waits_for(file: Dropped, others: Collection[str], moment: datetime) -> str:
     return f"'{file.family}' is not among run.families of params.yaml: add it there" if file.family in others else ""
 
 
-def check_new(file: Path, families: Mapping[str, Family], target: str) -> FileSummary:
-    """Check a file that is not in the drop zone as new data of a target such as reach-57. Raises PipelineError."""
+def check_new(root: Path, file: Path, families: Mapping[str, Family], target: str) -> tuple[FileSummary, int]:
+    """Check a file that is not in the drop zone as new data of a target such as reach-57. Raises PipelineError.
+
+    Returns what it holds, and how many of its episodes are copies, which would be left out.
+    """
     family, _, task = target.rpartition("-")
     if not family or not file.exists():
         wrong = f"{file}: no such file" if family else f"--target {target}: name a family and a task, such as reach-57"
         raise PipelineError(wrong)
     try:
-        return _checked(families, Dropped(file, family, task, True))[2]
+        _, number, found = _checked(families, Dropped(file, family, task, True))
+        return found, _copies(root, families[family], number, file)
     except PipelineError as error:
         text = str(error)
         raise PipelineError(text if text.startswith(f"{file}: ") else f"{file}: {text}") from None

@@ -149,7 +149,7 @@ class Dropout(nn.Module):
 
 
 class Adapter(nn.Module):
-    """x + up(relu(down(x))), a bottleneck after a sublayer (Houlsby et al., ICML 2019); the identity at first."""
+    """x + up(relu(down(x))), a bottleneck after a sublayer (Houlsby et al., ICML 2019)."""
 
     def __init__(self, width: int, bottleneck: int):
         super().__init__()

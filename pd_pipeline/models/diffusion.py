@@ -148,15 +148,23 @@ class Diffusion:
         """The DDIM chain of `sample` run backwards: the noise (B, ...) from which it makes about x0.
 
         A step x_n -> x_to is inverted by fixed-point iteration, as in Pan et al. (arXiv 2312.12540): x_n is corrected
-        by what the step from it misses of x_to.
+        by what the step from it misses of x_to, as long as each correction at least halves that. A sample off the data
+        has no noise that leads to it exactly, and would be corrected without end.
         """
         visited = [*self._visited(steps), -1]
         x = x0
         for step, before in zip(visited[-2::-1], visited[:0:-1], strict=True):
             n, to = (torch.full((len(x),), at, dtype=torch.long, device=x.device) for at in (step, before))
-            found = x
+
+            def missed(at: Tensor, x: Tensor = x, n: Tensor = n, to: Tensor = to) -> Tensor:
+                return x - self.ddim_step(at, self.to_x0(denoise(at, n), at, n), n, to)
+
+            found, miss = x, missed(x)
             for _ in range(iterations):
-                found = found + x - self.ddim_step(found, self.to_x0(denoise(found, n), found, n), n, to)
+                corrected = found + miss
+                left = missed(corrected)
+                halved = (left.flatten(1).norm(dim=1) < miss.flatten(1).norm(dim=1) / 2).view(-1, *[1] * (x.dim() - 1))
+                found, miss = torch.where(halved, corrected, found), torch.where(halved, left, miss)
             x = found
         return x
 

@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from pd_pipeline import config
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.results import Difference, MethodResult, Metrics
-from pd_pipeline.evaluation.scores import REFERENCE, START
+from pd_pipeline.evaluation.scores import REFERENCE, START, by_task
+from pd_pipeline.evaluation.statistics import paired_difference
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.formatting import interval, number, percent
 from pd_pipeline.reporting.study import load as load_study
@@ -130,6 +132,13 @@ def against(difference: Difference, digits: int = 0) -> str:
     return f"not significantly different ({interval(difference, digits)})"
 
 
+def paired(folder: Path, method: str, other: str) -> Difference:
+    """How far the mean return of a method of a published study lies above another's, paired by target and seed."""
+    scores = pl.read_csv(folder / "scores.csv")
+    found = paired_difference(by_task(scores, method), by_task(scores, other), np.random.default_rng(0))
+    return Difference(*found, reference=other)
+
+
 def environment(root: Path) -> Environment:
     """Templates of docs/ with the names they may use."""
     made = Environment(
@@ -152,6 +161,7 @@ def environment(root: Path) -> Environment:
         studies={path.stem: read_json(path) for path in sorted((folder / "studies").glob("*.json"))}
         | {path.name: load_study(path)[0] for path in sorted((folder / "studies").iterdir()) if path.is_dir()},
         load=lambda name: read_json(folder / name),
+        paired=lambda study, method, other: paired(folder / "studies" / study, method, other),
     )
     return made
 

@@ -94,6 +94,8 @@ class FamilyResults:
 
 def data_name(given: Given) -> str:
     """`5 expert`: how many trajectories of which quality a method was given, and whether of another task."""
+    if given.few_shot == 0:
+        return "no trajectory of the target"
     known = [str(value) for value in (given.few_shot, given.quality) if value is not None]
     other = [] if given.own_task else ["of another task"]
     prompts = [] if given.prompt_quality is None else [f"(prompts: {given.prompt_quality})"]

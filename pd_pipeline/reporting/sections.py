@@ -144,13 +144,17 @@ def _tuning(results: FamilyResults) -> Drawn:
 
 
 def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
-    """Prompts that were made or tuned, of the first target and seed; variants are left out."""
+    """Prompts that were made or tuned, of the first target and seed.
+
+    Variants are left out, and methods that got no trajectory of the target to compare their prompts with.
+    """
     task, key = results.targets[0], f"{results.name}-{results.seeds[0]}"
     outs = {method: context.inputs[f"tuned_{method}"] / key / str(task) for method in results.methods}
     plm, tuned = _pretrained(context, key), {}
     for method in (method for method in results.logs if method not in context.params_file.run.variants):
         shown = load(context.modules[f"tuned_{method}"], outs[method], plm).prompts_to_show()
-        if shown is not None and (shown.episode_id < 0).all():
+        given = summary.load(outs[method]).prompt_episodes
+        if shown is not None and (shown.episode_id < 0).all() and given:
             tuned[method] = shown
     if not tuned:
         return []

@@ -53,10 +53,10 @@ class TargetResults:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Quality -> number of accepted trajectories."""
+        """Quality -> number of accepted trajectories, without copies."""
         found: dict[str, int] = {}
         for file in self.accepted:
-            found[file.quality] = found.get(file.quality, 0) + file.episodes
+            found[file.quality] = found.get(file.quality, 0) + file.episodes - file.copies
         return found
 
     @property
@@ -126,6 +126,8 @@ def _scored(
 def _used(outs: list[Summary], origin: list[dict[str, Any]]) -> str:
     """`5 expert, the newest; 2 of them accepted`: what a method was tuned on, over the seeds."""
     first = outs[0]
+    if not first.few_shot:
+        return "no trajectory of the target"
     accepted = {
         episode
         for file in origin

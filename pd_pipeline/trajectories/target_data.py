@@ -65,7 +65,8 @@ def run(context: StageContext) -> dict[str, Any]:
             rows = stream(file, [other], family)
             write(context.out / OTHER / f"{quality}.parquet", _metadata(family, other, file), rows)
     write_json(context.out / ORIGIN, {"accepted": origin})
-    return {f"episodes_{quality}": count for quality, count in counts.items()}
+    copies = sum(int((~each).sum()) for each in kept.values())
+    return {f"episodes_{quality}": count for quality, count in counts.items()} | ({"copies": copies} if copies else {})
 
 
 def other_task(family: Family, task: int) -> int | None:

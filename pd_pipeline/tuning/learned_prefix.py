@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MAX_STEPS
-from pd_pipeline.models.decision_transformer import action_loss
+from pd_pipeline.models.decision_transformer import Steps
 from pd_pipeline.models.prefixes import KeysValues, predict
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.training.loop import History, OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.tuning.adaptation import Cost
-from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, evaluating
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams
 
 
 class LearnedPrefixParams(TuningParams, OptimizationParams):
@@ -66,23 +66,29 @@ def starting_tokens(plm: Pretrained, target: Target, params: LearnedPrefixParams
     ]
 
 
+def losses(plm: Pretrained, before: KeysValues, window: Steps, valid: Tensor) -> Tensor:
+    """L_DT (n,) of each of n prefixes on its own share of the windows (B, K): the first B / n, the next ones, ..."""
+    prefixes, windows = len(before[0][0]), len(valid)
+    each = torch.arange(prefixes, device=valid.device).repeat_interleave(windows // prefixes)  # (B,)
+    predicted = predict(plm.policy, [(keys[each], values[each]) for keys, values in before], window)
+    error = (predicted - window.actions).square().mean(-1) * valid  # (B, K)
+    return error.view(prefixes, -1).sum(1) / valid.view(prefixes, -1).sum(1)
+
+
 def descend(
     learned: LearnedPrefix, plm: Pretrained, target: Target, params: LearnedPrefixParams, run: Run
 ) -> tuple[History, Cost]:
     """Follow the gradient of L_DT (eq. 7) with each prefix in place of a prompt; returns the log and the cost."""
     trainer = Trainer(learned, params, run.work, run.title)
-    each = torch.arange(params.prompts, device=plm.device).repeat_interleave(params.windows)  # (n windows,)
+    count = params.prompts * params.windows
 
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng([run.seed, step])
-        window, valid = target.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
-        before = [(keys[each], values[each]) for keys, values in learned.before()]
-        # a sum over prefixes: each is updated as if it were alone
-        return action_loss(predict(plm.policy, before, window), window.actions, valid) * params.prompts
+        window, valid = target.windows.any_windows(rng, count, plm.policy.config.acting_window)
+        return losses(plm, learned.before(), window, valid).sum()  # so that each is updated as if it were alone
 
-    with evaluating(plm.policy):
-        history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
+    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
     for row in history.rows:
         row["loss"] /= params.prompts
-    each_way, size = len(each) * params.steps, sum(weight.numel() for weight in learned.parameters())
+    each_way, size = count * params.steps, sum(weight.numel() for weight in learned.parameters())
     return history, Cost(tuned_parameters=size // params.prompts, plm_forward=each_way, plm_backward=each_way)

@@ -43,7 +43,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng([run.seed, step])
         window, valid = target.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
-        # a sum over prompts: each is updated as if it were alone
+        # a sum over prompts: the step of each does not shrink with their number
         return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * params.candidate_count
 
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)

@@ -92,7 +92,7 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     return Prompted(
         prompts=to_prompts(tried.x0[kept], tried.y[kept], plm.normalization, target.task),
         history=History(rows),
-        cost=Cost(tuned_parameters=tried.z[0].numel()),
+        cost=Cost(tuned_parameters=0 if params.space == "segments" else tried.z[0].numel()),
     )
 
 

@@ -17,7 +17,7 @@ from pd_pipeline.tuning.windows import window_losses
 
 
 class Params(RankingParams):
-    """How perturbations are ranked. The published budget is 10 steps; see docs/results for an equal one."""
+    """How perturbations are ranked."""
 
     windows: int = Field(default=32, gt=0, le=100_000, description="few-shot windows per step, the same for all")
 

@@ -4,8 +4,8 @@ Each step draws m perturbations xi_j ~ mu N(0, I), ranks the prompts x + xi_j fr
 
     g = 2 / (m (m - 1)) sum_j (m - 1 - 2 rank_j) xi_j,      v = momentum * v + g,      x = x + step * v
 
-The weights sum to zero, so that g is unbiased where ranks are random; those of the published code, m - 2 rank_j, do
-not.
+The weights sum to zero, so that what all perturbations have in common adds nothing to g; those of the published code,
+m - 2 rank_j, do not.
 What is perturbed are states, actions and returns-to-go, normalised: neither the timesteps nor a mask, as there.
 """
 
@@ -20,7 +20,7 @@ from pd_pipeline.tuning.protocol import TuningParams
 
 
 class RankingParams(TuningParams):
-    """The published settings, except for the number of steps and their size."""
+    """The published settings."""
 
     steps: int = Field(default=10, gt=0, le=MAX_STEPS)
     perturbations: int = Field(default=15, gt=1, le=100_000, description="m, per step")

@@ -32,7 +32,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Score the segments and return the best ones, the very best first."""
     rng = np.random.default_rng(run.seed)
     count = len(target.prompts) if params.candidates is None else min(params.candidates, len(target.prompts))
-    drawn = target.draw(rng, max(count, params.prompts))
+    drawn = target.draw(rng, count)
     foreign = drawn.episode_id[:, None] != target.data.episode_id  # (n, m)
     if params.target.prompt_quality not in (None, params.target.quality):
         foreign[:] = True  # numbers of episodes of another quality
@@ -40,7 +40,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     window, valid = target.windows.windows(episodes, rng, plm.policy.config.acting_window)  # (m windows, K)
     found = window_losses(plm, *prompt_tensors(drawn, plm.normalization, plm.device), window, valid)
     losses = found.view(len(found), -1, params.windows).mean(2).double().cpu().numpy()  # (n, m windows) -> (n, m)
-    best = np.argsort(scores(losses, foreign), kind="stable")[: params.prompts]
+    best = np.resize(np.argsort(scores(losses, foreign), kind="stable"), params.prompts)  # again from the best on
     return Prompted(prompts=drawn.select(best), cost=Cost(plm_forward=found.numel()))
 
 

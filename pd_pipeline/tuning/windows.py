@@ -13,7 +13,10 @@ SEQUENCES = 512
 
 @torch.no_grad()
 def window_losses(plm: Pretrained, x0: Tensor, y: Tensor, window: Steps, valid: Tensor) -> Tensor:
-    """L_DT (eq. 7) of each of n prompts x0, y (n, K*, .) on each of B windows (B, K): (n, B)."""
+    """Action loss of each of n prompts x0, y (n, K*, .) on each of B windows (B, K): (n, B).
+
+    Windows count alike, also those that are shorter at the start of an episode; in L_DT (eq. 7) steps do.
+    """
     windows = len(valid)
     at_once, found = max(1, SEQUENCES // windows), []
     weight = valid / valid.sum(1, keepdim=True)  # (B, K)

@@ -198,6 +198,30 @@ def test_a_damaged_policy_in_use_has_a_way_out(file: str, root: Path) -> None:
         roll_back(root, TARGET)
 
 
+def test_damage_has_a_way_out_though_nothing_was_tuned_since(root: Path) -> None:
+    promote(graph.load(root), TARGET)
+    (root / "data/promoted" / TARGET / "0001/plm/policy.safetensors").write_bytes(b"gone")
+    assert promote(graph.load(root), TARGET) is None
+    decision = promote(graph.load(root), TARGET, force=True)
+    assert decision is not None
+    assert in_use(root, TARGET) == (2, decision.decided)
+    load_policy(root / "data/promoted" / TARGET)
+    assert promote(graph.load(root), TARGET, force=True) is None, "what is in use is whole"
+
+
+def test_back_means_to_what_was_in_use_before(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not to a version that was taken back itself."""
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
+    project = retuned(root, 3)
+    promote(project, TARGET)
+    roll_back(root, TARGET)
+    again = promote(project, TARGET, force=True)
+    assert again is not None
+    assert (again.version, again.against) == (3, 1)
+    assert roll_back(root, TARGET).version == 1
+
+
 @pytest.mark.parametrize("content", [None, "", "{}", '{"version": "x"}'])
 def test_a_lost_note_of_what_is_in_use_is_written_again(content: str | None, root: Path) -> None:
     first = promote(graph.load(root), TARGET)

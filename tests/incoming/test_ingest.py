@@ -162,6 +162,16 @@ def test_copies_of_episodes_are_counted_and_a_file_of_copies_alone_is_removed(
     assert store.targets(tmp_path, "point_robot") == {NEW: {"expert": 4}}
 
 
+def test_a_file_with_another_label_is_not_removed(tmp_path: Path, run: Callable[..., list[Outcome]]) -> None:
+    drop(tmp_path, quality="medium")
+    run()
+    content = drop(tmp_path, quality="expert").read_bytes()
+    (outcome,) = run()
+    assert outcome.state == "quarantined"
+    assert "in accepted files of another quality already" in outcome.message
+    assert (tmp_path / "data/quarantine/point_robot/57/a.parquet").read_bytes() == content
+
+
 @pytest.mark.parametrize(
     ("where", "make", "reason"),
     [

@@ -226,10 +226,21 @@ def test_encoding_is_the_chain_backwards(prediction: str, schedule: str, steps: 
 
     def denoise(x: Tensor, n: Tensor) -> Tensor:
         level = ours.alpha_bar(n, x)
-        x0 = centre + 0.3 * level.sqrt() * torch.sin(x - centre)
+        x0 = centre + 0.8 * level.sqrt() * torch.sin(x - centre)
         eps = (x - level.sqrt() * x0) / (1 - level).sqrt()
         return {"eps": eps, "x0": x0, "v": level.sqrt() * eps - (1 - level).sqrt() * x0}[prediction]
 
     made = ours.sample(denoise, draw(4, 3), "ddim", steps)
     again = ours.sample(denoise, ours.encode(denoise, made, steps, iterations=60), "ddim", steps)
     torch.testing.assert_close(again, made, atol=2e-3, rtol=1e-2)
+
+
+def test_the_noise_of_samples_off_the_data_stays_bounded() -> None:
+    """A denoiser that knows one sample: nothing else has a noise, and looking for it longer must not be the default."""
+    ours, centre = process("x0"), draw(4, 3, seed=7)
+
+    def denoise(x: Tensor, n: Tensor) -> Tensor:
+        return centre + 0.1 * torch.tanh(x - centre)
+
+    encoded = ours.encode(denoise, centre + 1.0, 10)
+    assert encoded.square().mean().sqrt() < 6

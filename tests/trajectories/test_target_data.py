@@ -84,7 +84,7 @@ def test_copies_are_left_out(project: Path) -> None:
         goals = {4: {"position": [0.5]}}
         write(folder / f"{quality}.parquet", metadata(**LIKE_THE_FAMILY, goals=goals, quality=quality), parts)
         (outcome,) = ingest(project, {"point_robot": graph.load(project).family("point_robot")}, 0, LATER)
-        assert outcome.state == ("accepted" if quality == "expert" else "duplicate")
+        assert outcome.state == ("accepted" if quality == "expert" else "quarantined")
     run_stages(project, "target_data")
     found = of(project, "point_robot/4")
     assert found.episode_id.tolist() == list(range(count + 3))

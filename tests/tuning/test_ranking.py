@@ -81,7 +81,7 @@ def test_offline_it_lowers_the_loss(plm: Pretrained, few_shot: Target, tmp_path:
     )
     assert (after < before).all()
     np.testing.assert_array_equal(result.prompts.y[..., 1], start.y[..., 1])
-    assert (result.prompts.x0[..., -1] - start.x0[..., -1] < 1e-5).all(), "rewards"
+    np.testing.assert_allclose(result.prompts.x0[..., -1], start.x0[..., -1], atol=1e-4, err_msg="rewards")
     assert result.cost.model_dump() == {
         "tuned_parameters": PROMPT * CHANNELS,
         "plm_forward": 60 * 4 * 15 * 16,

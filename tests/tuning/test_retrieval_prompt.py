@@ -59,9 +59,8 @@ def test_the_best_segments_by_the_plms_loss(plm: Pretrained, few_shot: Target, t
 def test_few_candidates_and_few_segments(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     assert found(plm, few_shot, tmp_path, candidates=5).cost.plm_forward == 5 * 9
     short = Target.of(trajectories((4,), (TASK,)), plm)
-    result = found(plm, short, tmp_path)
-    assert len(result.prompts) == 4, "of two segments"
-    assert {int(start) for start in result.prompts.start} == {0, 1}
+    starts = found(plm, short, tmp_path).prompts.start.tolist()
+    assert starts in ([0, 1, 0, 1], [1, 0, 1, 0]), "of two segments, the best first"
 
 
 @pytest.mark.parametrize("quality", [None, "expert", "medium"])
