@@ -226,7 +226,7 @@ def test_encoding_is_the_chain_backwards(prediction: str, schedule: str, steps: 
 
     def denoise(x: Tensor, n: Tensor) -> Tensor:
         level = ours.alpha_bar(n, x)
-        x0 = centre + 0.8 * level.sqrt() * torch.sin(x - centre)
+        x0 = centre + 0.8 * (x - level.sqrt() * centre)
         eps = (x - level.sqrt() * x0) / (1 - level).sqrt()
         return {"eps": eps, "x0": x0, "v": level.sqrt() * eps - (1 - level).sqrt() * x0}[prediction]
 
