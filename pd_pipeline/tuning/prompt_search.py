@@ -47,7 +47,7 @@ class Params(TuningParams):
     )
     population: int = Field(default=10, gt=0, le=100_000, description="episodes between two updates, run in parallel")
     elites: int = Field(default=5, gt=1, le=100_000, description="best prompts so far that the next ones come from")
-    sigma: float = Field(default=0.6, ge=0, le=100, description="standard deviation added to the elites' own spread")
+    sigma: float = Field(default=1.0, ge=0, le=100, description="standard deviation added to the elites' own spread")
     chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
 
     @model_validator(mode="after")
