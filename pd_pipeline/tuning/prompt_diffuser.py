@@ -45,6 +45,10 @@ class AdaptParams(OptimizationParams):
 class Params(TuningParams, OptimizationParams):
     """Phase two: eq. 9."""
 
+    start: Literal["pretrained", "random"] = Field(
+        default="pretrained",
+        description="the pre-trained denoiser, or one of its shape at random, to see what pre-training is worth",
+    )
     adapt: AdaptParams | None = AdaptParams()
     steps: StepCount = 300
     learning_rate: Rate = 1e-3
@@ -69,7 +73,9 @@ class Params(TuningParams, OptimizationParams):
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated:
     """Adapt, guide, generate and select."""
     assert plm.diffuser is not None, "NEEDS names the diffuser"
-    denoiser, diffusion = copy.deepcopy(plm.diffuser[0]).requires_grad_(True).train(), plm.diffuser[1]
+    pretrained, diffusion = plm.diffuser
+    denoiser = copy.deepcopy(pretrained) if params.start == "pretrained" else at_random(pretrained, run.seed)
+    denoiser.requires_grad_(True).train()
     x0, y = target.tensors(plm)
     rows: list[dict[str, float]] = []
     if params.adapt is not None:
@@ -90,6 +96,13 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
         history=History(rows),
         cost=Cost(tuned_parameters=size, plm_forward=guidance + selection, plm_backward=guidance),
     )
+
+
+def at_random(like: Denoiser, seed: int) -> Denoiser:
+    """A denoiser of the same shape with the weights that pre-training starts from."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return Denoiser(like.config).to(next(like.parameters()).device)
 
 
 def adapt(denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, params: AdaptParams, run: Run) -> History:

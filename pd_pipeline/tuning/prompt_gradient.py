@@ -1,10 +1,13 @@
 """Gradient descent on the prompt itself, with the PLM frozen: no generator, no prior over prompts."""
 
+from typing import Literal
+
 import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
@@ -22,6 +25,9 @@ class Params(TuningParams, OptimizationParams):
     clip: float | None = Field(default=None, gt=0)
     windows: int = Field(default=16, gt=0, le=100_000, description="few-shot windows per prompt and step")
     log_every: StepCount = 1
+    start: Literal["segment", "noise"] = Field(
+        default="segment", description="start from few-shot segments, or from noise under their y"
+    )
 
 
 class PromptParameters(nn.Module):
@@ -33,9 +39,11 @@ class PromptParameters(nn.Module):
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
-    """Start from few-shot segments and follow the gradient of L_DT; return-to-go and timesteps stay fixed."""
+    """Follow the gradient of L_DT; return-to-go and timesteps stay those of few-shot segments."""
     start = target.draw(np.random.default_rng(run.seed), params.candidate_count)
     x0, y = prompt_tensors(start, plm.normalization, plm.device)
+    if params.start == "noise":
+        x0 = torch.randn(x0.shape, generator=generator_of(run.seed, 0, plm.device), device=plm.device)
     tuned = PromptParameters(x0)
     trainer = Trainer(tuned, params, run.work, run.title)
     each = torch.arange(params.candidate_count, device=plm.device).repeat_interleave(params.windows)  # (n windows,)

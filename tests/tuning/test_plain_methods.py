@@ -155,3 +155,14 @@ def test_prompt_gradient_logs_the_mean_over_prompts(plm: Pretrained, few_shot: T
     each = torch.arange(6).repeat_interleave(8)
     loss = action_loss(plm.policy(prompt_steps(x0[each], y[each], plm.normalization), window), window.actions, valid)
     assert abs(row["loss"] - float(loss)) < 1e-6
+
+
+def test_prompt_gradient_from_noise_keeps_the_conditions_of_segments(
+    plm: Pretrained, few_shot: Target, tmp_path: Path
+) -> None:
+    settings = {"seed": 3, "steps": 1, "learning_rate": 1e-9, **PLAIN}
+    found = tuned("prompt_gradient", plm, few_shot, tmp_path / "noise", start="noise", **settings).prompts
+    segments = few_shot.prompts.select(drawn(few_shot, 4, 3))
+    np.testing.assert_allclose(found.y, segments.y, rtol=1e-5, atol=1e-5)
+    noise = torch.randn((4, PROMPT, CHANNELS), generator=generator_of(3, 0))
+    np.testing.assert_allclose(plm.normalization.normalize(found.x0), noise, atol=1e-4)

@@ -246,3 +246,18 @@ def test_guidance_lowers_l_dt(plm: Pretrained, few_shot: Target, tmp_path: Path)
         made = generate(result.denoisers[name], parts(plm)[1], y, 24, 3, 0)
         losses.append(float(prompt_losses(plm, few_shot, *made, seed=5).mean()))
     assert losses[1] < losses[0]
+
+
+def test_a_random_start_has_the_shape_and_the_start_of_pre_training_and_nothing_of_its_weights(
+    plm: Pretrained, few_shot: Target, tmp_path: Path
+) -> None:
+    torch.manual_seed(3)
+    expected = Denoiser(parts(plm)[0].config)
+    state = torch.random.get_rng_state()
+    found = prompt_diffuser.at_random(parts(plm)[0], 3)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    same_weights(found, expected)
+    same_weights(
+        tuned("prompt_diffuser", plm, few_shot, tmp_path, seed=3, start="random", adapt=None).denoisers["adapted"],
+        expected,
+    )
