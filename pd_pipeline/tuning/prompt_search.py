@@ -12,11 +12,11 @@ and the target return the median return of the training tasks: nothing is known 
 searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments.
 """
 
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from pd_pipeline.acting.actors import prompted
@@ -26,16 +26,16 @@ from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import History
 from pd_pipeline.tuning.adaptation import Cost, Prompted
-from pd_pipeline.tuning.protocol import Pretrained, Run, TuningParams
-from pd_pipeline.tuning.unseen import Unseen
+from pd_pipeline.tuning.protocol import Pretrained, Run
+from pd_pipeline.tuning.unseen import Unseen, UnseenParams
 
 NEEDS = ("diffuser", "prompts")
 ONLINE = True
 DEMONSTRATIONS = False
 
 
-class Params(TuningParams):
-    """What is searched, and how; `target.quality` is that of the training segments."""
+class Params(UnseenParams):
+    """What is searched, and how."""
 
     space: Literal["noise", "prompt", "segments"] = Field(
         default="noise", description="what is searched: the diffuser's noise, the prompt itself, or training segments"
@@ -49,12 +49,6 @@ class Params(TuningParams):
     elites: int = Field(default=5, gt=1, le=100_000, description="best prompts so far that the next ones come from")
     sigma: float = Field(default=1.0, ge=0, le=100, description="standard deviation added to the elites' own spread")
     chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
-
-    @model_validator(mode="after")
-    def _nothing_to_choose(self) -> Self:
-        if self.candidates is not None or self.shown != "own":
-            raise ValueError("prompt_search chooses by the episodes' returns: leave out candidates and shown")
-        return self
 
 
 class Tried(NamedTuple):

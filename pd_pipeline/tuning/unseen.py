@@ -5,11 +5,22 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+from pydantic import model_validator
 
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.prompts.stage import HELD_OUT
-from pd_pipeline.tuning.protocol import Pretrained, TargetParams
+from pd_pipeline.tuning.protocol import Pretrained, TargetParams, TuningParams
+
+
+class UnseenParams(TuningParams):
+    """Parameters of a method without demonstrations; `target.quality` is that of the training segments."""
+
+    @model_validator(mode="after")
+    def _nothing_to_choose(self) -> Self:
+        if self.candidates is not None or self.shown != "own":
+            raise ValueError("without trajectories of the target nothing can be chosen: leave out candidates and shown")
+        return self
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from tests.conftest import run_stages
 
 SETTINGS = {
     "prompt_search": "{episodes: 8, first: 3, population: 3, elites: 2, prompts: 3}",
+    "prompt_diffuser_zero_shot": "{chain: 4, share: 0.5, prompts: 3}",
     "retrieval_prompt": "{windows: 2, prompts: 3}",
     "prompt_tuning_ranking": "{steps: 3, perturbations: 4, windows: 4, prompts: 3}",
     "prompt_tuning_ranking_online": "{steps: 2, perturbations: 3, queries: 1, prompts: 3}",
@@ -24,7 +25,8 @@ SETTINGS = {
     "adapter": "{steps: 4, batch: 4, prompts: 3, bottleneck: 2}",
     "lora": "{steps: 4, batch: 4, prompts: 3}",
 }
-PLOTS = {
+PLOTS: dict[str, list[str]] = {
+    "prompt_diffuser_zero_shot": [],
     "retrieval_prompt": [],
     "prompt_search": ["best return so far"],
     "prompt_tuning_ranking_online": ["mean return"],
@@ -55,7 +57,7 @@ def test_they_are_compared_and_can_be_taken_out(root: Path, tmp_path: Path) -> N
         assert f'<tr data-method="{name}"' in page
         summary = read_json(root / f"data/tuned_{name}/point_robot-0/4/summary.json")
         assert summary["environment_episodes"] == EPISODES.get(name, 0)
-        assert (summary["few_shot"] == 0) == (name == "prompt_search")
+        assert (summary["few_shot"] == 0) == (name in ("prompt_search", "prompt_diffuser_zero_shot"))
         logs = drawn("pd_pipeline.reporting.stage_plots:tuning", root / f"data/tuned_{name}/point_robot-0/4")
         assert list(logs) == PLOTS.get(name, ["loss"])
         folder = tmp_path / name

@@ -150,7 +150,7 @@ def test_it_asks_for_the_median_return_of_the_training_tasks(plm: Pretrained, tm
 
 @pytest.mark.parametrize("changes", [{"candidates": 64}, {"shown": "other"}])
 def test_there_is_nothing_else_to_choose(changes: dict[str, object]) -> None:
-    with pytest.raises(PipelineError, match="prompt_search chooses by the episodes' returns: leave out"):
+    with pytest.raises(PipelineError, match="without trajectories of the target nothing can be chosen: leave out"):
         parse(Params, changes, "params.yaml: x")
 
 

@@ -19,11 +19,13 @@ def test_the_methods_of_the_package() -> None:
     table = built_in()
     assert {name for name, method in table.items() if "diffuser" in method.needs} == {
         "prompt_diffuser",
+        "prompt_diffuser_zero_shot",
         "prompt_search",
     }
     assert all(method.needs[:2] == ("target_data", "plm") for method in table.values())
     assert all(method.source.name == f"{name}.py" for name, method in table.items())
-    assert {name for name, method in table.items() if not method.demonstrations} == {"prompt_search"}
+    blind = {name for name, method in table.items() if not method.demonstrations}
+    assert blind == {"prompt_diffuser_zero_shot", "prompt_search"}
     online = {name for name, method in table.items() if method.online}
     assert online == {"prompt_bandit", "prompt_search", "prompt_tuning_ranking_online"}
     assert {"prompt_dt", "full_finetune", "noise_prompt"} <= set(table)
