@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from pd_pipeline.config import Parameters
     from pd_pipeline.graph import Graph
     from pd_pipeline.stage import Key
+
+
+class Layout(StrEnum):
+    """How a table is printed."""
+
+    TEXT = "text"
+    MARKDOWN = "markdown"
+    LATEX = "latex"
+    CSV = "csv"
 
 
 class _Group(typer.core.TyperGroup):
@@ -273,6 +283,35 @@ def publish(
 
     for file in copy(Path.cwd(), name, to):
         typer.echo(str(file))
+
+
+@app.command()
+def compare(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="scores.csv or scores.parquet of evaluations, studies or results/; default: this project's."
+        ),
+    ] = None,
+    to: Annotated[str, typer.Option(help="Method that the others are compared with.")] = "prompt_dt",
+    floor: Annotated[str, typer.Option(help="Method whose mean return is 0 on the scale.")] = "noise_prompt",
+    ceiling: Annotated[str, typer.Option(help="Method whose mean return is 1 on the scale.")] = "full_finetune",
+    point: Annotated[int | None, typer.Option(min=0, help="Point of a study, numbered from 0.")] = None,
+    form: Annotated[Layout, typer.Option("--format", help="Layout of the table.")] = Layout.TEXT,
+    figure: Annotated[Path | None, typer.Option(help="PNG to write performance profiles to.")] = None,
+) -> None:
+    """Compare all methods with one, per family and over families: IQM, probability of improvement, corrected tests."""
+    from pd_pipeline import graph as graphs
+    from pd_pipeline.reporting import comparison
+    from pd_pipeline.reporting.canvas import png
+    from pd_pipeline.storage import atomic_file
+
+    scores = comparison.of_files(files, point) if files else comparison.of_project(graphs.load(Path.cwd()))
+    scale = comparison.on_one_scale(scores, floor, ceiling)
+    typer.echo(comparison.table(comparison.rows(scale, to), form.value))
+    if figure is not None:
+        with atomic_file(figure) as file:
+            file.write_bytes(png(comparison.profiles(list(scale.values())[-1])))
 
 
 @app.command()

@@ -23,10 +23,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from pd_pipeline import config
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation.comparison import ALL, Compared
 from pd_pipeline.evaluation.results import Difference, MethodResult, Metrics
 from pd_pipeline.evaluation.scores import REFERENCE, START, by_task
 from pd_pipeline.evaluation.statistics import paired_difference
 from pd_pipeline.families.base import load_family
+from pd_pipeline.reporting import comparison
 from pd_pipeline.reporting.formatting import interval, number, percent
 from pd_pipeline.reporting.study import load as load_study
 from pd_pipeline.reporting.verdict import Verdict, judge, rivals
@@ -139,6 +141,13 @@ def paired(folder: Path, method: str, other: str) -> Difference:
     return Difference(*found, reference=other)
 
 
+def over_all(published: Path, reference: str) -> list[Compared]:
+    """Every method of the published families against `reference`, over all of them."""
+    files = sorted(published.glob("*/scores.csv"))
+    scale = comparison.on_one_scale(comparison.of_files(files))
+    return comparison.rows({ALL: scale[ALL]}, reference)
+
+
 def environment(root: Path) -> Environment:
     """Templates of docs/ with the names they may use."""
     made = Environment(
@@ -150,6 +159,7 @@ def environment(root: Path) -> Environment:
         autoescape=False,  # Markdown
     )
     made.filters.update(n=number, percent=percent, interval=interval, against=against)
+    made.filters["p"] = comparison.p_text
     made.filters["difference"] = lambda values: Difference(**values)  # of a study, which keeps some figures as JSON
     folder, project = root / "results", root / "published"
     params = config.load(project)
@@ -161,6 +171,7 @@ def environment(root: Path) -> Environment:
         studies={path.stem: read_json(path) for path in sorted((folder / "studies").glob("*.json"))}
         | {path.name: load_study(path)[0] for path in sorted((folder / "studies").iterdir()) if path.is_dir()},
         load=lambda name: read_json(folder / name),
+        over_all_families=lambda reference: over_all(folder / "published", reference),
         paired=lambda study, method, other: paired(folder / "studies" / study, method, other),
     )
     return made

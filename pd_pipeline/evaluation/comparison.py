@@ -1,0 +1,188 @@
+"""Many methods compared with one, on one family or over several, as Agarwal et al. (NeurIPS 2021) ask for.
+
+Returns are put on a scale first, for each target by itself: 0 is the mean of the floor and 1 that of the ceiling, both
+over all seeds. Then, as everywhere, several seeds give Student's interval of one value per seed, and one seed a
+bootstrap of its runs within tasks. For each method:
+
+    IQM          interquartile mean of its normalised runs
+    improvement  P(X > Y) + P(X = Y) / 2 of its runs X and those Y of the reference, mean over targets
+    difference   mean over targets of its normalised return less that of the reference
+    p            of a difference of 0: Student's paired test over seeds; of one seed from the bootstrap
+
+and p is corrected for the number of methods that are compared (Holm 1979), so that the chance of calling any of them
+different where none is stays below 5 %.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.statistics import (
+    Estimate,
+    Scores,
+    estimate,
+    interquartile_mean,
+    paired_difference,
+    student,
+)
+
+SIGNIFICANT = 0.05
+ALL = "all"
+"""Name of the comparison over all families."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One method against the reference."""
+
+    family: str
+    method: str
+    seeds: int
+    targets: int
+    iqm: Estimate
+    improvement: Estimate | None
+    """None for the reference itself, as what follows."""
+    difference: Estimate | None
+    p: float | None
+    """Before the correction."""
+    corrected: float | None
+
+    @property
+    def verdict(self) -> str:
+        """better, worse or not different, at a corrected p of 0.05."""
+        if self.corrected is None or self.difference is None:
+            return "reference"
+        if self.corrected >= SIGNIFICANT:
+            return "not different"
+        return "better" if self.difference.value > 0 else "worse"
+
+
+def normalised(runs: Mapping[str, Scores], floor: str, ceiling: str, family: str) -> dict[str, Scores]:
+    """The runs of every method on a scale from floor (0) to ceiling (1), which each target has for itself.
+
+    Raises PipelineError where the ceiling of a target is not above its floor: there is no such scale.
+    """
+    lows, highs = (np.mean([[r.mean() for r in seed] for seed in runs[name]], axis=0) for name in (floor, ceiling))
+    if (flat := np.flatnonzero(highs <= lows)).size:
+        raise PipelineError(
+            f"{family}: {ceiling} is not above {floor} on target number {flat[0]}, in order (mean return "
+            f"{highs[flat[0]]:.6g} and {lows[flat[0]]:.6g}), so that returns cannot be normalised: choose other "
+            "methods with --floor and --ceiling, or leave the family out"
+        )
+    return {
+        method: [[(r - low) / (high - low) for r, low, high in zip(seed, lows, highs, strict=True)] for seed in scores]
+        for method, scores in runs.items()
+    }
+
+
+def over_families(families: Mapping[str, Mapping[str, Scores]]) -> dict[str, Scores]:
+    """Normalised runs of the methods that all families have, with the targets of all of them in a row, seed by seed.
+
+    Raises PipelineError where families have different numbers of seeds.
+    """
+    counts = {family: len(next(iter(runs.values()))) for family, runs in families.items()}
+    if len({*counts.values()}) > 1:
+        found = ", ".join(f"{family} has {count}" for family, count in counts.items())
+        raise PipelineError(f"families have different numbers of seeds, {found}: compare them one by one")
+    common = [m for m in next(iter(families.values())) if all(m in runs for runs in families.values())]
+    return {
+        method: [
+            [r for part in parts for r in part] for parts in zip(*(f[method] for f in families.values()), strict=True)
+        ]
+        for method in common
+    }
+
+
+def compared(
+    family: str, runs: Mapping[str, Scores], reference: str, rng: np.random.Generator, draws: int = 2000
+) -> list[Compared]:
+    """Every method against `reference`, from normalised runs, highest IQM first."""
+    theirs, rows = runs[reference], []
+    for method, ours in runs.items():
+        iqm = estimate(ours, interquartile_mean, rng, draws)
+        about = (family, method, len(ours), len(ours[0]), iqm)
+        if method == reference:
+            rows.append(Compared(*about, None, None, None, None))
+            continue
+        better = improvement(ours, theirs, rng, draws)
+        difference = paired_difference(ours, theirs, rng, draws)
+        rows.append(Compared(*about, better, difference, p_value(ours, theirs, rng, draws), None))
+    corrected = holm([row.p for row in rows if row.p is not None])
+    left = iter(corrected)
+    rows = [row if row.p is None else Compared(*(vars(row) | {"corrected": next(left)}).values()) for row in rows]
+    return sorted(rows, key=lambda row: -row.iqm.value)
+
+
+def improvement(ours: Scores, theirs: Scores, rng: np.random.Generator, draws: int = 2000) -> Estimate:
+    """Probability that a run of ours is above one of theirs of the same seed and target, mean over targets."""
+    seeds = [_above(one, other) for one, other in zip(ours, theirs, strict=True)]
+    if len(seeds) > 1:
+        found = student(float(np.mean(seeds)), seeds)
+    else:
+        drawn = [
+            _above(
+                [rng.choice(runs, len(runs)) for runs in ours[0]], [rng.choice(runs, len(runs)) for runs in theirs[0]]
+            )
+            for _ in range(draws)
+        ]
+        low, high = np.quantile(drawn, (0.025, 0.975))
+        found = Estimate(seeds[0], float(low), float(high))
+    return Estimate(found.value, max(0.0, found.low), min(1.0, found.high))
+
+
+def _above(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
+    """P(X > Y) + P(X = Y) / 2 over all pairs of a target, mean over targets: Mann and Whitney's U, scaled."""
+    pairs = [one[:, None] - other for one, other in zip(ours, theirs, strict=True)]
+    return float(np.mean([(gap > 0).mean() + (gap == 0).mean() / 2 for gap in pairs]))
+
+
+def p_value(ours: Scores, theirs: Scores, rng: np.random.Generator, draws: int = 2000) -> float:
+    """Two-sided p of no difference: the paired t test over seeds, or from a bootstrap of one seed."""
+    seeds = [
+        float(np.mean([one.mean() - other.mean() for one, other in zip(a, b, strict=True)]))
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    if len(seeds) == 1:
+        drawn = np.mean(
+            [
+                _drawn(one, rng, draws) - _drawn(other, rng, draws)
+                for one, other in zip(ours[0], theirs[0], strict=True)
+            ],
+            axis=0,
+        )
+        beyond = min((drawn <= 0).mean(), (drawn >= 0).mean())
+        return float(min(1.0, 2 * max(beyond, 1 / draws)))
+    from scipy.stats import ttest_1samp
+
+    if np.ptp(seeds) == 0:  # no spread at all: no test can be made of identical differences
+        return 1.0 if seeds[0] == 0 else 0.0
+    return float(ttest_1samp(seeds, 0.0).pvalue)
+
+
+def _drawn(runs: np.ndarray, rng: np.random.Generator, draws: int) -> np.ndarray:
+    """(draws,): means of resampled runs."""
+    return runs[rng.integers(0, len(runs), (draws, len(runs)))].mean(1)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p values corrected for their number, each at most 1 and in the same order (Holm 1979)."""
+    order, found, largest = np.argsort(p, kind="stable"), np.empty(len(p)), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        found[i] = largest
+    return found.tolist()
+
+
+def profile(scores: Scores, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Performance profile: the share of runs above each of the `levels`, mean over targets, with its interval.
+
+    Three arrays (levels,). With one seed there is no interval: both ends are the share itself.
+    """
+    seeds = np.array([np.mean([(runs[:, None] > levels).mean(0) for runs in seed], axis=0) for seed in scores])
+    value = seeds.mean(0)  # (levels,)
+    if len(seeds) == 1:
+        return value, value, value
+    ends = np.array([student(0.0, column)[2] for column in seeds.T])
+    return value, np.clip(value - ends, 0, 1), np.clip(value + ends, 0, 1)
