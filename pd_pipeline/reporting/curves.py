@@ -102,9 +102,10 @@ def guidance_gradients(tables: Iterable[Table]) -> Figure:
 
 
 def joined_phases(table: Table) -> Table:
-    """A log of two phases on one axis of steps; L_DM of the adaptation is its loss."""
+    """The phases of a log that are tuned by gradient, on one axis of steps; L_DM of the adaptation is its loss."""
     if "phase" not in table:
         return table
+    table = {name: column[table["phase"] <= 2] for name, column in table.items()}
     first, second = (table["phase"] == which for which in (1, 2))  # adaptation, guidance
     offset = table["step"][first].max() if first.any() else 0.0
     joined = {name: column.copy() for name, column in table.items()}

@@ -19,7 +19,7 @@ from pd_pipeline.reporting.curves import (
     logged,
     tuning_curves,
 )
-from pd_pipeline.reporting.gather import read_table
+from pd_pipeline.reporting.gather import phase, read_table
 from pd_pipeline.reporting.plots import (
     comparison,
     data_coverage,
@@ -58,7 +58,11 @@ def tuning(out: Path) -> Figures:
     table = read_table(out / "log.csv")
     if "l_dt" not in table:
         return {LOGGED[logged([table])][0]: tuning_curves([table], BLUE)}
-    return {"L_DM and L_DT": guidance_losses([table]), "gradients": guidance_gradients([table])}
+    figures = {"L_DM and L_DT": guidance_losses([table]), "gradients": guidance_gradients([table])}
+    if "return" in table:  # episodes after the gradient steps
+        tried = phase(table, int(table["phase"].max()))
+        figures[LOGGED["return"][0]] = tuning_curves([tried], BLUE)
+    return figures
 
 
 def evaluation(out: Path) -> Figures:

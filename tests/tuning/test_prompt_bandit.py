@@ -12,8 +12,9 @@ from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.parsing import parse
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import cut
-from pd_pipeline.tuning import prompt_bandit
-from pd_pipeline.tuning.prompt_bandit import Params, RewardModels, assemble, last_hidden_state
+from pd_pipeline.tuning import bandit, prompt_bandit
+from pd_pipeline.tuning.bandit import RewardModels, assemble
+from pd_pipeline.tuning.prompt_bandit import Params, last_hidden_state
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from tests.tuning.scripted import Scripted
 from tests.tuning.tiny import PROMPT, TASK, same_prompts
@@ -52,6 +53,26 @@ def test_the_best_arm_is_found_and_used_for_every_episode(
     assert [row["step"] for row in left.history.rows] == [10, *range(11, 61)]
 
 
+def test_in_turn_every_arm_is_tried_and_the_best_mean_is_kept(
+    plm: Pretrained, few_shot: Target, tmp_path: Path
+) -> None:
+    left, simulation = played(plm, few_shot, tmp_path, strategy="round_robin", episodes=50, first=5, together=20)
+    assert simulation.sizes == [5, 20, 20, 5]
+    x0, _ = prompt_tensors(few_shot.prompts, plm.normalization)
+    found, _ = prompt_tensors(left.prompts, plm.normalization)
+    torch.testing.assert_close(found[0, 0, 0], x0[:, 0, 0].max())
+    assert left.cost.tuned_parameters == 0
+    assert all("loss" not in row for row in left.history.rows)
+    few, _ = played(plm, few_shot, tmp_path / "few", strategy="round_robin", episodes=3)
+    found, _ = prompt_tensors(few.prompts, plm.normalization)
+    torch.testing.assert_close(found[0, 0, 0], x0[:3, 0, 0].max(), msg="of those that were tried")
+
+
+def test_one_arm_is_no_choice(plm: Pretrained) -> None:
+    models = RewardModels(torch.randn(1, 5), 1, Params.model_validate(QUICK), 0)
+    assert np.isfinite(models.fit(np.zeros((3, 1), int), np.arange(3.0)))
+
+
 def test_results_depend_on_the_seed(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     rows = [played(plm, few_shot, tmp_path, seed)[0].history.rows for seed in (1, 1, 2)]
     assert rows[0] == rows[1] != rows[2]
@@ -68,11 +89,11 @@ def test_episodes_run_in_parallel_and_never_beyond_the_budget(
 
 def test_epsilon_falls_to_zero_over_its_share() -> None:
     params = Params.model_validate({"strategy": "epsilon_greedy", "episodes": 100, "explore": 0.5, "first": 1} | QUICK)
-    models = RewardModels(torch.randn(23, 5), params, 0)
+    models = RewardModels(torch.randn(23, 5), 1, params, 0)
     best = int(models.predictions().mean(1).argmax())
     rng = np.random.default_rng(0)
     shares = [
-        np.mean([prompt_bandit._choose(models, params, 23, episode, rng)[0] != best for _ in range(400)])
+        np.mean([bandit.choose(models, params, 23, episode, rng)[0] != best for _ in range(400)])
         for episode in (1, 25, 50, 99)
     ]
     np.testing.assert_allclose(shares, [0.98 * 22 / 23, 0.5 * 22 / 23, 0, 0], atol=0.08)
@@ -80,14 +101,14 @@ def test_epsilon_falls_to_zero_over_its_share() -> None:
 
 def test_ucb_prefers_uncertain_arms_and_thompson_those_of_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
     params = Params.model_validate({"strategy": "ucb", "confidence": 2.0, "first": 1} | QUICK | {"networks": 3})
-    models = RewardModels(torch.randn(4, 5), params, 0)
+    models = RewardModels(torch.randn(4, 5), 1, params, 0)
     said = torch.tensor([[[5.0, 3.0, 0.0, 1.0], [5.0, 6.0, 0.0, 1.0], [5.0, 3.0, 0.0, 9.0]]])  # (slot, network, arm)
     monkeypatch.setattr(models, "predictions", lambda: said)
     rng = np.random.default_rng(0)
 
     def chosen(**changes: Any) -> set[int]:
         changed = params.model_copy(update=changes)
-        return {int(prompt_bandit._choose(models, changed, 4, 5, rng)[0]) for _ in range(60)}
+        return {int(bandit.choose(models, changed, 4, 5, rng)[0]) for _ in range(60)}
 
     assert chosen(confidence=0.0) == {0}, "the best mean: 5, 4, 0, 3.7"
     assert chosen(confidence=2.0) == {3}, "deviations 0, 1.7, 0, 4.6"

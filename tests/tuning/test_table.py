@@ -19,6 +19,7 @@ def test_the_methods_of_the_package() -> None:
     table = built_in()
     assert {name for name, method in table.items() if "diffuser" in method.needs} == {
         "prompt_diffuser",
+        "prompt_diffuser_online",
         "prompt_diffuser_zero_shot",
         "prompt_search",
     }
@@ -27,7 +28,7 @@ def test_the_methods_of_the_package() -> None:
     blind = {name for name, method in table.items() if not method.demonstrations}
     assert blind == {"prompt_diffuser_zero_shot", "prompt_search"}
     online = {name for name, method in table.items() if method.online}
-    assert online == {"prompt_bandit", "prompt_search", "prompt_tuning_ranking_online"}
+    assert online == {"prompt_bandit", "prompt_diffuser_online", "prompt_search", "prompt_tuning_ranking_online"}
     assert {"prompt_dt", "full_finetune", "noise_prompt"} <= set(table)
     assert not {"stage", "protocol", "adaptation", "methods"} & set(table)
 
