@@ -25,7 +25,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import retuning, store
 from pd_pipeline.incoming.ingest import quarantined
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import EVALUATION, TARGET_EVALUATION, TUNED
+from pd_pipeline.stages import EVALUATION, TARGET_EVALUATION, TRAINED, TUNED
 from pd_pipeline.storage import digest, file_digest
 
 GROUP = "targets_with_new_data"
@@ -87,7 +87,7 @@ def _data(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
 
 
 def _adaptation(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
-    pre_trained = [name for name in ("trajectories", "plm", "diffuser") if name in project.stages]
+    pre_trained = [name for name in ("trajectories", *TRAINED) if name in project.stages]
     tuned = [name for name in project.stages if name.startswith(TUNED)]
 
     @dg.asset(

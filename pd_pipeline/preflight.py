@@ -20,7 +20,7 @@ from pd_pipeline.parsing import parse
 from pd_pipeline.rendering import recording_files
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import ACROSS, Stage, stages
+from pd_pipeline.stages import ACROSS, OPTIONAL, Stage, stages
 from pd_pipeline.storage import atomic_file, digest
 from pd_pipeline.studies.definition import label, path, read
 from pd_pipeline.studies.points import error_context, point_graphs
@@ -161,9 +161,10 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
                     f"{_place_in_target(graph, name, stage, 'few_shot')}: {target.few_shot} trajectories of quality "
                     f"'{quality}', but trajectories.episodes collects {count} per target"
                 )
-    for quality in getattr(blocks.get("diffuser"), "qualities", ()):
-        of_prompts = getattr(prompts, "qualities", ())
-        _check_named(f"{where}.diffuser.qualities", quality, of_prompts, f"families.{name}.prompts.qualities")
+    for trained in OPTIONAL:
+        for quality in getattr(blocks.get(trained), "qualities", ()):
+            of_prompts = getattr(prompts, "qualities", ())
+            _check_named(f"{where}.{trained}.qualities", quality, of_prompts, f"families.{name}.prompts.qualities")
 
 
 def _demonstrated(graph: Graph, stage: str) -> bool:

@@ -10,7 +10,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family
 from pd_pipeline.families.recorded import RecordedFamily
 from pd_pipeline.graph import Graph
-from pd_pipeline.stages import TUNED
+from pd_pipeline.stages import OPTIONAL, TUNED
 
 COLLECTING = ("behavior_policies", "trajectories")
 LEAST_HELD_OUT = 2
@@ -68,7 +68,9 @@ def _check_training(where: str, family: RecordedFamily, blocks: Mapping[str, Any
     if length > family.horizon:
         raise PipelineError(f"{where}.prompts.length: {length} steps, but an episode has at most {family.horizon}")
     read = [(quality, blocks["prompts"].held_out) for quality in blocks["prompts"].qualities]
-    read += [(quality, blocks["plm"].held_out) for quality in blocks["plm"].qualities]
+    for trained in ("plm", "hyper_network"):
+        if trained in blocks:
+            read += [(quality, blocks[trained].held_out) for quality in blocks[trained].qualities]
     for quality, share in read:
         for task in family.train_tasks:
             lengths = family.episode_lengths[quality].get(task, np.empty(0))
@@ -80,9 +82,10 @@ def _check_training(where: str, family: RecordedFamily, blocks: Mapping[str, Any
                     f"two, one of them held out (the last {share:.0%}): import more, or leave the task out of "
                     f"families.{family.name}.environment.train_tasks"
                 )
-    for needed in getattr(blocks.get("diffuser"), "qualities", ()):
-        if needed not in blocks["prompts"].qualities:
-            raise PipelineError(f"{where}.diffuser.qualities: '{needed}' is not among prompts.qualities")
+    for trained in OPTIONAL:
+        for needed in getattr(blocks.get(trained), "qualities", ()):
+            if needed not in blocks["prompts"].qualities:
+                raise PipelineError(f"{where}.{trained}.qualities: '{needed}' is not among prompts.qualities")
 
 
 def _check_targets(graph: Graph, where: str, family: RecordedFamily, blocks: Mapping[str, Any]) -> None:

@@ -30,7 +30,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.incoming.store import NEW
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
-from pd_pipeline.stages import AXES, TASK
+from pd_pipeline.stages import AXES, TASK, TRAINED
 from pd_pipeline.storage import atomic_file, digest, read_json
 
 DVC_FILE = "dvc.yaml"
@@ -217,7 +217,7 @@ def _figures(graph: Graph) -> Iterator[str]:
     yield "metrics:"
     yield f"- {_plain((graph.out('report', Key()) / 'metrics.json').as_posix())}"
     yield "plots:"
-    for stage in (name for name in ("plm", "diffuser") if name in graph.stages):
+    for stage in (name for name in TRAINED if name in graph.stages):
         yield f"- {stage} losses:"
         yield "    x: step"
         yield "    y:"

@@ -166,8 +166,21 @@ BEFORE_TUNING = (
         checks=(LOSSES_FINITE,),
         plots=f"{PLOTS}:training",
     ),
+    _stage(
+        PRE_TRAINING,
+        "hyper_network",
+        "training.hyper_network",
+        (FAMILY, SEED),
+        ["trajectories", "prompts", "plm"],
+        checks=(LOSSES_FINITE,),
+        plots=f"{PLOTS}:training",
+    ),
 )
-"""Stages that do not depend on the methods, except that `diffuser` is left out where no method reads it."""
+"""Stages that do not depend on the methods, except that those of `OPTIONAL` are left out where no method reads them."""
+
+OPTIONAL = ("diffuser", "hyper_network")
+TRAINED = ("plm", *OPTIONAL)
+"""Stages that train a model and log its losses."""
 
 
 def _tuning(name: str, method: Method) -> Stage:
@@ -218,7 +231,8 @@ def _report(outs: Sequence[str], results: Sequence[str], tuners: tuple[str, ...]
 def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = False) -> dict[str, Stage]:
     """All stages, upstream first. `methods` are those available to the project, by name.
 
-    `diffuser` is included if a method reads it, `prompt_fit` if one tunes it, or both with `everything`.
+    Those of `OPTIONAL` are included if a method reads them, `prompt_fit` if one tunes the diffuser, or all with
+    `everything`.
     """
     chosen = methods_chosen(asked, methods)
     tuners = tuple(dict.fromkeys(method.module for method in chosen.values()))
@@ -226,15 +240,18 @@ def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = F
     # the fit of variants is not measured
     tuned_on_prompts = {name: method for name, method in generating.items() if method.demonstrations}
     measured = {f"{TUNED}{name}": method for name, method in tuned_on_prompts.items() if name in methods}
-    with_diffuser = everything or bool(generating)
+    read = {need for method in chosen.values() for need in method.needs}
+    left_out = set() if everything else set(OPTIONAL) - read
 
-    before = [stage for stage in BEFORE_TUNING if with_diffuser or stage.name != "diffuser"]
+    before = [stage for stage in BEFORE_TUNING if stage.name not in left_out]
     tuned = [_tuning(name, method) for name, method in chosen.items()]
     outs = [stage.name for stage in tuned]
-    if with_diffuser:
+    if "diffuser" not in left_out:
         outs = ["diffuser", *outs]
     results = [_evaluation(outs, tuners)]
     if everything or measured:
         results.append(_prompt_fit(measured))
+    if "hyper_network" not in left_out:
+        outs = ["hyper_network", *outs]
     report = _report(outs, [stage.name for stage in results], tuners)
     return {stage.name: stage for stage in (*before, *tuned, *results, report)}

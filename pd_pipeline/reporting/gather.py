@@ -16,6 +16,7 @@ from pd_pipeline.evaluation.results import Given, MethodResult, Metrics, Offline
 from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.canvas import Styles, method_styles
+from pd_pipeline.stages import TRAINED
 from pd_pipeline.storage import load_arrays, read_json
 from pd_pipeline.trajectories.reading import read_metadata
 from pd_pipeline.tuning.summary import load
@@ -54,7 +55,7 @@ class FamilyResults:
     precision: tuple[str, ...]
     """What evaluation computed in; more than one where its seeds differ."""
     training: dict[str, dict[int, Table]]
-    """plm, diffuser -> seed -> losses."""
+    """Stage that trains a model -> seed -> losses."""
     logs: dict[str, dict[tuple[int, int], Table]]
     """Method -> (target, seed) -> what it logged, for methods that log."""
     fit: dict[int, dict[str, Any]]
@@ -153,7 +154,7 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         precision=tuple(sorted({each.precision for each in evaluations if each.precision})),
         training={
             stage: {seed: read_table(inputs[stage] / keys[seed] / "losses.csv") for seed in seeds}
-            for stage in ("plm", "diffuser")
+            for stage in TRAINED
             if stage in inputs
         },
         logs={method: tables for method, tables in logs.items() if tables},

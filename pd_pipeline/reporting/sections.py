@@ -227,6 +227,10 @@ def _training(results: FamilyResults) -> Drawn:
             "heart.",
         ),
         "diffuser": ("Diffuser", "Denoising loss L_DM in pre-training on the prompts of the training tasks."),
+        "hyper_network": (
+            "Hyper-network",
+            "Action loss of the frozen PLM with the adapters that it makes for the training tasks.",
+        ),
     }
     return [(*described[stage], curves.learning_curves(tables)) for stage, tables in results.training.items()]
 

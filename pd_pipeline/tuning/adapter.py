@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pd_pipeline.acting.actors import Actors, prompted
 from pd_pipeline.compute import generator_of
+from pd_pipeline.models.adapters import of_adapters, with_adapters
 from pd_pipeline.models.decision_transformer import Adapter, PromptingDecisionTransformer
 from pd_pipeline.models.weights import as_tensors
 from pd_pipeline.prompts.segments import Prompts
@@ -45,9 +46,9 @@ class Adapters(Prompted):
     def actors(self, plm: Pretrained) -> Actors:
         """One actor per prompt."""
         bottleneck = next(len(tensor) for name, tensor in self.tensors.items() if name.endswith("down.bias"))
-        policy = with_adapters(plm, bottleneck)
+        policy = with_adapters(plm.policy, bottleneck)
         policy.load_state_dict(self.tensors, strict=False)
-        return prompted(policy.eval().requires_grad_(False), self.prompts, plm.normalization)
+        return prompted(policy, self.prompts, plm.normalization)
 
     def save(self, directory: Path) -> None:
         """Write `prompts.safetensors` and `adapters.safetensors`."""
@@ -60,7 +61,9 @@ class Adapters(Prompted):
         path = directory / FILE
         arrays, _ = load_arrays(path)
         first = arrays.get("blocks.0.adapt_mlp.down.bias", np.empty(0))
-        shapes = {name: tuple(t.shape) for name, t in of_adapters(with_adapters(plm, max(1, len(first)))).items()}
+        shapes = {
+            name: tuple(t.shape) for name, t in of_adapters(with_adapters(plm.policy, max(1, len(first)))).items()
+        }
         expect_arrays(path, arrays, shapes)
         prompts = Prompts.load(directory / "prompts.safetensors", plm.normalization)
         return cls(prompts=prompts, tensors=as_tensors(arrays, plm.device))
@@ -69,30 +72,24 @@ class Adapters(Prompted):
 load = Adapters.load
 
 
-def with_adapters(plm: Pretrained, bottleneck: int) -> PromptingDecisionTransformer:
-    """A copy of the PLM with adapters in every block, not yet initialised."""
-    with torch.random.fork_rng([]):  # the weights that are drawn here are replaced
-        policy = PromptingDecisionTransformer(plm.policy.config.model_copy(update={"bottleneck": bottleneck}))
-    policy.load_state_dict(plm.policy.state_dict(), strict=False)
-    return policy.to(plm.device)
-
-
-def of_adapters(policy: PromptingDecisionTransformer) -> dict[str, Tensor]:
-    """The weights of a policy's adapters, by their names in it."""
-    return {name: tensor.detach() for name, tensor in policy.state_dict().items() if ".adapt_" in name}
-
-
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Adapters:
-    """Train the adapters in a copy of the PLM whose own weights are frozen."""
-    policy = with_adapters(plm, params.bottleneck).requires_grad_(False)
+    """Train adapters that do nothing at first."""
+    policy = with_adapters(plm.policy, params.bottleneck)
     generator = generator_of(run.seed, 0, plm.device)
-    for module in policy.modules():
-        if isinstance(module, Adapter):
-            module.requires_grad_(True)
-            bound = module.down.in_features**-0.5
-            with torch.no_grad():
-                module.down.weight.uniform_(-bound, bound, generator=generator)
-            for part in (module.down.bias, module.up.weight, module.up.bias):
-                torch.nn.init.zeros_(part)
+    for module in (module for module in policy.modules() if isinstance(module, Adapter)):
+        bound = module.down.in_features**-0.5
+        with torch.no_grad():
+            module.down.weight.uniform_(-bound, bound, generator=generator)
+        for part in (module.down.bias, module.up.weight, module.up.bias):
+            torch.nn.init.zeros_(part)
+    return train(policy, plm, target, params, run)
+
+
+def train(
+    policy: PromptingDecisionTransformer, plm: Pretrained, target: Target, params: FineTuningParams, run: Run
+) -> Adapters:
+    """Train the adapters of a frozen policy whose other weights are those of the PLM, and stay so."""
+    for module in (module for module in policy.modules() if isinstance(module, Adapter)):
+        module.requires_grad_(True)
     prompts, history, cost = fine_tune(policy, plm, target, params, run)
     return Adapters(prompts=prompts, tensors=of_adapters(policy), history=history, cost=cost)

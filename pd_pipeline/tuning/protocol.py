@@ -8,9 +8,9 @@ which returns an Adaptation from `adaptation` or its own subclass. Nothing else 
 """
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -103,13 +103,17 @@ class Pretrained:
     normalization: Normalization
     device: torch.device
     diffuser: "tuple[Denoiser, Diffusion] | None" = None
+    outs: Mapping[str, Path] = field(default_factory=dict)
+    """Stage -> its out, for every stage that the method reads."""
 
     @classmethod
-    def load(cls, plm: Path, diffuser: Path | None, device: torch.device) -> "Pretrained":
+    def load(
+        cls, plm: Path, diffuser: Path | None, device: torch.device, outs: Mapping[str, Path] | None = None
+    ) -> "Pretrained":
         """Load both from the outs of their stages. The code of the diffuser is imported only if there is one."""
         policy, normalization = load_policy(plm, device)
         saved = None if diffuser is None else importlib.import_module(DIFFUSER_MODULE).load_diffuser(diffuser, device)
-        return cls(policy, normalization, device, saved)
+        return cls(policy, normalization, device, saved, outs or {})
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def run(context: StageContext) -> dict[str, Any]:
     device = pick_device(context.device if trained else "cpu")
     context.facts["device"] = str(device)
     context.facts["precision"] = "bf16" if trained and use_bf16(params.precision, device) else "float32"
-    plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
+    plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device, context.inputs)
     target: Target | Unseen
     drawn = None
     if getattr(method, "DEMONSTRATIONS", FLAGS["DEMONSTRATIONS"]):

@@ -24,6 +24,7 @@ SETTINGS = {
     "soft_prompt": "{steps: 4, windows: 3, prompts: 3}",
     "prefix": "{steps: 4, windows: 3, prompts: 3}",
     "adapter": "{steps: 4, batch: 4, prompts: 3, bottleneck: 2}",
+    "hyper_adapter": "{steps: 4, batch: 4, prompts: 3}",
     "lora": "{steps: 4, batch: 4, prompts: 3}",
 }
 PLOTS: dict[str, list[str]] = {
@@ -43,9 +44,16 @@ def root(project: Path) -> Path:
     text = re.sub(r"^  methods: .*$", f"  methods: [{', '.join(SETTINGS)}]", text, count=1, flags=re.MULTILINE)
     for name, block in SETTINGS.items():
         text += f"    tuned_{name}: {block}\n"
+    text += "    hyper_network: {steps: 4, warmup: 1, tasks: 2, batch: 3, segments: 4, width: 8, bottleneck: 2}\n"
     (project / "params.yaml").write_text(text)
     found = graph.load(project)
-    run_stages(project, *(stage for stage in found.stages if stage.startswith("tuned_")), "evaluation", "prompt_fit")
+    run_stages(
+        project,
+        "hyper_network",
+        *(stage for stage in found.stages if stage.startswith("tuned_")),
+        "evaluation",
+        "prompt_fit",
+    )
     run_stages(project, "report")
     return project
 
@@ -53,7 +61,9 @@ def root(project: Path) -> Path:
 def test_they_are_compared_and_can_be_taken_out(root: Path, tmp_path: Path) -> None:
     metrics = read_json(root / "data/evaluation/point_robot-0/metrics.json")["methods"]
     assert metrics.keys() == SETTINGS.keys()
+    assert read_json(root / "data/hyper_network/point_robot-0/config.json")["adapters"] == 4
     page = (root / "data/reports/index.html").read_text()
+    assert "Hyper-network" in page
     scores = pl.read_parquet(root / "data/evaluation/point_robot-0/scores.parquet")
     for name in SETTINGS:
         assert f'<tr data-method="{name}"' in page
