@@ -23,7 +23,7 @@ from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.foreign import module_file
 
 ALWAYS = ("target_data", "plm")
-READABLE = ("diffuser", "hyper_network", "prompts")
+READABLE = ("diffuser", "hyper_network", "prompts", "trajectories")
 """Stages that a method may name in NEEDS."""
 
 FLAGS = {"ONLINE": False, "DEMONSTRATIONS": True}

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
-from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.loop import History, OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.tuning.adaptation import Cost, Prompted
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
 
 
-class Params(TuningParams, OptimizationParams):
-    """Gradient descent; all candidates are tuned independently, in one batch."""
+class DescentParams(OptimizationParams):
+    """Gradient descent; all prompts are tuned independently, in one batch."""
 
     steps: StepCount = 200
     learning_rate: Rate = Field(default=3e-2, description="in units of a channel's standard deviation")
@@ -25,6 +26,11 @@ class Params(TuningParams, OptimizationParams):
     clip: float | None = Field(default=None, gt=0)
     windows: int = Field(default=16, gt=0, le=100_000, description="few-shot windows per prompt and step")
     log_every: StepCount = 1
+
+
+class Params(TuningParams, DescentParams):
+    """Gradient descent, and where it starts."""
+
     start: Literal["segment", "noise"] = Field(
         default="segment", description="start from few-shot segments, or from noise under their y"
     )
@@ -39,29 +45,36 @@ class PromptParameters(nn.Module):
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
-    """Follow the gradient of L_DT; return-to-go and timesteps stay those of few-shot segments."""
+    """Follow the gradient of L_DT on few-shot windows; return-to-go and timesteps stay those of few-shot segments."""
     start = target.draw(np.random.default_rng(run.seed), params.candidate_count)
     x0, y = prompt_tensors(start, plm.normalization, plm.device)
     if params.start == "noise":
         x0 = torch.randn(x0.shape, generator=generator_of(run.seed, 0, plm.device), device=plm.device)
-    tuned = PromptParameters(x0)
-    trainer = Trainer(tuned, params, run.work, run.title)
-    each = torch.arange(params.candidate_count, device=plm.device).repeat_interleave(params.windows)  # (n windows,)
-
-    def loss_of_step(step: int) -> Tensor:
-        rng = np.random.default_rng([run.seed, step])
-        window, valid = target.windows.any_windows(rng, len(each), plm.policy.config.acting_window)
-        # a sum over prompts: the step of each does not shrink with their number
-        return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * params.candidate_count
-
-    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
-    for row in history.rows:
-        row["loss"] /= params.candidate_count
-    found = tuned.x0.detach()
+    found, history = descend(plm, target.windows, x0, y, params, run)
     kept, passes = select(plm, target, found, y, params, run.seed)
-    each_way = len(each) * params.steps
+    each_way = len(x0) * params.windows * params.steps
     return Prompted(
         prompts=to_prompts(found[kept], y[kept], plm.normalization, target.task),
         history=history,
         cost=Cost(tuned_parameters=x0[0].numel(), plm_forward=each_way + passes, plm_backward=each_way),
     )
+
+
+def descend(
+    plm: Pretrained, data: PolicyData, x0: Tensor, y: Tensor, params: DescentParams, run: Run
+) -> tuple[Tensor, History]:
+    """Tune x0 (n, K*, channels) under y (n, K*, 2), each prompt on windows of its own drawn from `data`."""
+    tuned = PromptParameters(x0)
+    trainer = Trainer(tuned, params, run.work, run.title)
+    each = torch.arange(len(x0), device=plm.device).repeat_interleave(params.windows)  # (n windows,)
+
+    def loss_of_step(step: int) -> Tensor:
+        rng = np.random.default_rng([run.seed, step])
+        window, valid = data.any_windows(rng, len(each), plm.policy.config.acting_window)
+        # a sum over prompts: the step of each does not shrink with their number
+        return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * len(x0)
+
+    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
+    for row in history.rows:
+        row["loss"] /= len(x0)
+    return tuned.x0.detach(), history

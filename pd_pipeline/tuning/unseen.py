@@ -1,4 +1,4 @@
-"""The input of a method that gets no demonstration of its target: prompts of the training tasks."""
+"""Prompts of the training tasks: all that a method gets which sees no demonstration of its target."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +37,18 @@ class Unseen:
 
         By default `target_return` is the median return of the training tasks: nothing is known of the target's own.
         """
-        file = prompts / f"{params.quality}.safetensors"
-        if not file.is_file():
-            known = [path.stem.removesuffix(HELD_OUT) for path in sorted(prompts.glob(f"*{HELD_OUT}.safetensors"))]
-            raise PipelineError(
-                f"{file}: no prompts of quality '{params.quality}': {suggestion(params.quality, known)} (or name it in "
-                "prompts.qualities)"
-            )
-        training = Prompts.load(file, plm.normalization, plm.policy.config.prompt_length)
+        training = training_prompts(prompts, params.quality, plm)
         returns = training.y[training.start == 0, 0, 0]  # (episodes,): the return-to-go of their first step
         asked = params.target_return
         return cls(task, training, float(np.median(returns)) if asked is None else asked)
+
+
+def training_prompts(prompts: Path, quality: str, plm: Pretrained) -> Prompts:
+    """Segments of the training tasks, from the out of stage prompts. Raises PipelineError if that lacks the quality."""
+    file = prompts / f"{quality}.safetensors"
+    if not file.is_file():
+        known = [path.stem.removesuffix(HELD_OUT) for path in sorted(prompts.glob(f"*{HELD_OUT}.safetensors"))]
+        raise PipelineError(
+            f"{file}: no prompts of quality '{quality}': {suggestion(quality, known)} (or name it in prompts.qualities)"
+        )
+    return Prompts.load(file, plm.normalization, plm.policy.config.prompt_length)

@@ -24,6 +24,7 @@ SETTINGS = {
     "soft_prompt": "{steps: 4, windows: 3, prompts: 3}",
     "prefix": "{steps: 4, windows: 3, prompts: 3}",
     "adapter": "{steps: 4, batch: 4, prompts: 3, bottleneck: 2}",
+    "warm_start": "{steps: 2, borrowed: 2, windows: 3, prompts: 3, neighbours: 1}",
     "hyper_adapter": "{steps: 4, batch: 4, prompts: 3}",
     "lora": "{steps: 4, batch: 4, prompts: 3}",
 }
