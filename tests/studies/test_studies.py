@@ -290,3 +290,33 @@ def test_figures_are_curves_for_numbers_and_intervals_otherwise(root: Path) -> N
         assert [label.get_text() for label in plain.get_yticklabels()] == [str(v) for v in values]
     rows = shown.rows(found)
     assert [row.to_first is None for row in rows] == [True, False, False]
+
+
+def test_what_searches_found_is_kept_drawn_and_published(root: Path) -> None:
+    (root / "studies/few_shot.yaml").write_text(
+        "title: Is it found?\n"
+        "base:\n"
+        "  run: {methods: [prompt_search, prompt_dt]}\n"
+        "  families: {point_robot: {tuned_prompt_search: {episodes: 6, first: 2, population: 2, elites: 2, prompts: 2},"
+        " diffuser: {steps: 2, warmup: 1, denoiser: {width: 8, blocks: 1}}}}\n"
+        "grid: {tuned_prompt_search.space: [prompt, segments]}\n"
+    )
+    out = study(root)
+    found = pl.read_parquet(out / "searches.parquet")
+    assert found.group_by("point", "method", "family", maintain_order=True).len().rows() == [
+        (0, "prompt_search", "point_robot", 6),
+        (1, "prompt_search", "point_robot", 6),
+    ], "two targets, three steps each"
+    assert found.filter(pl.col("point") == 0, pl.col("task") == 1)["step"].to_list() == [2, 4, 6]
+    pictures = [each["title"] for each in shown.section(out)[0]["figures"]]
+    assert pictures == [
+        "Return at the points",
+        "Return against episodes, space prompt",
+        "Return against episodes, space segments",
+    ]
+    call(root, "pd-pipeline", "graph", "--write")
+    files = {file.name for file in publish(root, "few_shot", root / "results")}
+    assert {"searches.csv", "point_robot-episodes-0.png", "point_robot-episodes-1.png"} <= files
+    published = shown.load(root / "results/studies/few_shot")[0]
+    assert published.points[1].searches is not None
+    assert published.points[1].searches.equals(shown.load(out)[0].points[1].searches)
