@@ -10,13 +10,13 @@ from pd_pipeline.acting.actors import Actors, Origin
 from pd_pipeline.acting.environments import episode_seed
 from pd_pipeline.deployment.policy import Loaded, Policy, read_policy
 from pd_pipeline.deployment.rollout import roll_out
-from pd_pipeline.evaluation.action_losses import action_losses
 from pd_pipeline.evaluation.offline import LEAST, OfflineParams, TooFew
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.prefixes import stored
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning.action_losses import action_losses
 
 RETURN, ACTION_LOSS = "return", "action_loss"
 FIRST_START = 1 << 20

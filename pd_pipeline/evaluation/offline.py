@@ -15,7 +15,6 @@ from pydantic import Field
 from pd_pipeline.compute import use_bf16
 from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.action_losses import action_losses
 from pd_pipeline.evaluation.policies import TunedPolicy, by_method, of_target, targets
 from pd_pipeline.evaluation.results import (
     Difference,
@@ -32,6 +31,7 @@ from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning.action_losses import action_losses
 from pd_pipeline.tuning.protocol import Pretrained
 
 LEAST = 2

@@ -19,12 +19,16 @@ from pd_pipeline.config import Parameters
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.weights import load_weights, weights
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.storage import save_arrays
+from pd_pipeline.storage import read_model, save_arrays, write_json
 from pd_pipeline.training.loop import History
 from pd_pipeline.tuning.protocol import Pretrained
 
 if TYPE_CHECKING:  # so that methods without a diffuser do not depend on its code
     from pd_pipeline.models.diffuser import Denoiser
+
+
+FELL_BACK = "fell_back.json"
+"""Beside drawn prompts in the place of what a method left; see `fallback`."""
 
 
 class Cost(Parameters):
@@ -116,7 +120,38 @@ class Reweighted(Prompted):
         return cls(prompts=Prompts.load(directory / "prompts.safetensors", plm.normalization), policy=policy)
 
 
+class _Losses(Parameters):
+    """`fell_back.json`."""
+
+    tuned: float
+    drawn: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FellBack(Prompted):
+    """Drawn prompts in the place of what a method left; see `fallback`."""
+
+    tuned: float
+    """Action loss of the adapted policy on the trajectories that tuning did not see."""
+    drawn: float
+    """The same of the PLM under the drawn prompts."""
+
+    def save(self, directory: Path) -> None:
+        """Write `prompts.safetensors` and `fell_back.json`, by which it is loaded as prompts whatever the method."""
+        super().save(directory)
+        write_json(directory / FELL_BACK, {"tuned": self.tuned, "drawn": self.drawn})
+
+    @classmethod
+    def load(cls, directory: Path, plm: Pretrained) -> Self:
+        """Load what `save` wrote. Raises PipelineError if it is missing or invalid."""
+        losses = read_model(directory / FELL_BACK, _Losses)
+        prompts = Prompts.load(directory / "prompts.safetensors", plm.normalization)
+        return cls(prompts=prompts, tuned=losses.tuned, drawn=losses.drawn)
+
+
 def load(module: str, directory: Path, plm: Pretrained) -> Adaptation:
     """Load the result that the method in `module` saved. Raises PipelineError if it is missing or invalid."""
+    if (directory / FELL_BACK).is_file():
+        return FellBack.load(directory, plm)
     loaded: Adaptation = getattr(importlib.import_module(module), "load", Prompted.load)(directory, plm)
     return loaded

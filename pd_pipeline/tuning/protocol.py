@@ -81,6 +81,14 @@ class TuningParams(Parameters):
         "kept. None: no selection",
     )
 
+    fallback: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="share of the few-shot trajectories that tuning does not see: drawn prompts are kept unless the "
+        "adapted policy's action loss on these is lower; null: all are tuned on",
+    )
+
     @model_validator(mode="after")
     def _enough_candidates(self) -> Self:
         if self.candidates is not None and self.candidates < self.prompts:

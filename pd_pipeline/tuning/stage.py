@@ -19,7 +19,8 @@ from pd_pipeline.training.loop import History, OptimizationParams
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.trajectories.target_data import OTHER, other_task
 from pd_pipeline.tuning import summary as summaries
-from pd_pipeline.tuning.adaptation import Adaptation, Cost
+from pd_pipeline.tuning.adaptation import Adaptation, Cost, FellBack
+from pd_pipeline.tuning.fallback import fall_back, split
 from pd_pipeline.tuning.methods import FLAGS
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, draw_few_shot
 from pd_pipeline.tuning.summary import Summary
@@ -39,12 +40,17 @@ def run(context: StageContext) -> dict[str, Any]:
     context.facts["precision"] = "bf16" if trained and use_bf16(params.precision, device) else "float32"
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device, context.inputs)
     target: Target | Unseen
-    drawn = None
+    drawn = held_out = None
     if getattr(method, "DEMONSTRATIONS", FLAGS["DEMONSTRATIONS"]):
         own, shown = drawn = drawn_trajectories(context)
         asked = context.params.target.target_return
         target_return = float(own.data.episode_returns.mean()) if asked is None else asked
-        target = Target.of(shown.data, plm, target_return, shown.prompts)
+        data, prompts_from = shown
+        if params.fallback is not None:
+            data, held_out = split(data, params.fallback, f"{context.stage} {context.key}")
+            if prompts_from is shown.data:
+                prompts_from = data
+        target = Target.of(data, plm, target_return, prompts_from)
     else:
         target = Unseen.of(context.task, context.inputs["prompts"], plm, context.params.target)
     task_seed = int(np.random.SeedSequence([seed, context.task]).generate_state(1)[0])
@@ -58,6 +64,9 @@ def run(context: StageContext) -> dict[str, Any]:
     title = f"{context.stage} {context.key}"
     method_run = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
     result = _tune(context, method.tune, plm, target, method_run)
+    if held_out is not None:
+        assert isinstance(target, Target), "only a method with demonstrations has some to hold out"
+        result = fall_back(plm, target, result, held_out, params.prompts, task_seed)
     result.save(context.out)
     if result.history.rows:
         result.history.write(context.out / "log.csv")
@@ -66,7 +75,8 @@ def run(context: StageContext) -> dict[str, Any]:
     cost = result.cost.model_copy(update={"plm_forward": result.cost.plm_forward + acting})
     summaries.save(context.out, _summary(context, drawn, target.target_return, result, cost, episodes))
     figures = {"tuned_parameters": cost.tuned_parameters, "plm_passes": cost.plm_forward + cost.plm_backward}
-    return figures | ({"environment_episodes": episodes} if online else {})
+    fell_back = {} if held_out is None else {"fell_back": isinstance(result, FellBack)}
+    return figures | ({"environment_episodes": episodes} if online else {}) | fell_back
 
 
 def _tune(
@@ -162,6 +172,7 @@ def _summary(
         candidates=params.candidates,
         chain=max((chain for _, chain in result.generators().values()), default=None),
         environment_episodes=episodes,
+        fell_back=isinstance(result, FellBack),
         **cost.model_dump(),
     )
 

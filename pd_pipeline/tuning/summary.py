@@ -35,6 +35,7 @@ class Summary(Parameters):
     plm_forward: int = Field(ge=0, description="sequences that went through the PLM")
     plm_backward: int = Field(ge=0, description="sequences that had a backward pass")
     environment_episodes: int = Field(ge=0)
+    fell_back: bool = Field(description="whether drawn prompts took the place of what the method left")
 
 
 def save(directory: Path, summary: Summary) -> None:

@@ -18,8 +18,10 @@ class UnseenParams(TuningParams):
 
     @model_validator(mode="after")
     def _nothing_to_choose(self) -> Self:
-        if self.candidates is not None or self.shown != "own":
-            raise ValueError("without trajectories of the target nothing can be chosen: leave out candidates and shown")
+        if self.candidates is not None or self.shown != "own" or self.fallback is not None:
+            raise ValueError(
+                "without trajectories of the target nothing can be chosen: leave out candidates, shown and fallback"
+            )
         return self
 
 

@@ -9,11 +9,11 @@ from pd_pipeline import graph
 from pd_pipeline.deployment.policy import Loaded, read_policy
 from pd_pipeline.deployment.scoring import actor_of, paired_scores
 from pd_pipeline.deployment.writing import write_policy
-from pd_pipeline.evaluation.action_losses import action_losses
 from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.tuning.action_losses import action_losses
 from tests.conftest import run_stages
 from tests.training.test_stages import set_params
 from tests.trajectories.test_target_data import NEW, bring

@@ -12,7 +12,6 @@ import torch
 from pd_pipeline import graph
 from pd_pipeline.acting.actors import prompted
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.action_losses import action_losses
 from pd_pipeline.evaluation.offline import by_trajectory, offline_metrics
 from pd_pipeline.evaluation.results import OFFLINE, OfflineEvaluation, is_offline, load, load_offline, save_offline
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
@@ -21,6 +20,7 @@ from pd_pipeline.prompts.segments import Prompts, cut
 from pd_pipeline.storage import digest, read_json, write_json
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import read
+from pd_pipeline.tuning.action_losses import action_losses
 from tests.builders import normalization, policy, trajectories
 from tests.conftest import run_stages, shared_project
 from tests.evaluation.builders import tuned
@@ -88,7 +88,7 @@ def test_some_steps_are_spread_over_the_trajectory_and_passes_change_nothing(mon
     monkeypatch.setattr(PolicyData, "windows_before", watched)
     some = action_losses(actors, windows, 3)
     assert ends == {0: {1, 5, 9}, 1: {1, 3, 5}}
-    monkeypatch.setattr("pd_pipeline.evaluation.action_losses.STEPS_PER_PASS", {"cpu": 1})
+    monkeypatch.setattr("pd_pipeline.tuning.action_losses.STEPS_PER_PASS", {"cpu": 1})
     np.testing.assert_allclose(action_losses(actors, windows, 3), some, rtol=1e-5)
 
 
