@@ -114,6 +114,7 @@ def test_contents_of_the_summary(method: str, trained_project: Path, tmp_path: P
         "plm_forward": passes.get(method, (0, 0))[0],
         "plm_backward": passes.get(method, (0, 0))[1],
         "environment_episodes": 0,
+        "fell_back": False,
     }
     assert len(prompts) == 8
     assert (prompts.task_id == 4).all()
