@@ -302,11 +302,11 @@ def compare(
 ) -> None:
     """Compare all methods with one, per family and over families: IQM, probability of improvement, corrected tests."""
     from pd_pipeline import graph as graphs
-    from pd_pipeline.reporting import comparison
+    from pd_pipeline.reporting import comparison, score_tables
     from pd_pipeline.reporting.canvas import png
     from pd_pipeline.storage import atomic_file
 
-    scores = comparison.of_files(files, point) if files else comparison.of_project(graphs.load(Path.cwd()))
+    scores = score_tables.of_files(files, point) if files else score_tables.of_project(graphs.load(Path.cwd()))
     scale = comparison.on_one_scale(scores, floor, ceiling)
     typer.echo(comparison.table(comparison.rows(scale, to), form.value))
     if figure is not None:

@@ -30,6 +30,7 @@ from pd_pipeline.evaluation.statistics import paired_difference
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import comparison
 from pd_pipeline.reporting.formatting import interval, number, percent
+from pd_pipeline.reporting.score_tables import of_files
 from pd_pipeline.reporting.study import load as load_study
 from pd_pipeline.reporting.verdict import Verdict, judge, rivals
 from pd_pipeline.storage import atomic_file, read_json
@@ -144,7 +145,7 @@ def paired(folder: Path, method: str, other: str) -> Difference:
 def over_all(published: Path, reference: str) -> list[Compared]:
     """Every method of the published families against `reference`, over all of them."""
     files = sorted(published.glob("*/scores.csv"))
-    scale = comparison.on_one_scale(comparison.of_files(files))
+    scale = comparison.on_one_scale(of_files(files))
     return comparison.rows({ALL: scale[ALL]}, reference)
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from pd_pipeline.evaluation.scores import REFERENCE, START
+from pd_pipeline.evaluation.scores import CEILING, FLOOR, REFERENCE, START
 from pd_pipeline.families.base import ExpertBars
 from pd_pipeline.prompts.segments import cut
-from pd_pipeline.reporting import cost_plots, curves, paths, plots
+from pd_pipeline.reporting import comparison, cost_plots, curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
 from pd_pipeline.reporting.formatting import number, percent
 from pd_pipeline.reporting.gather import Episode, FamilyResults
@@ -95,6 +95,15 @@ def _comparison(results: FamilyResults) -> Drawn:
             "ran any, episodes in the targets' environments. Up and to the left is better; a noise prompt far below is "
             "not drawn.",
             cost_plots.against_cost(results.metrics, results.styles),
+        ),
+        *(
+            (
+                "Performance profiles",
+                f"The share of runs with a normalised return (0: {FLOOR}, 1: {CEILING}) above a level. A line above "
+                "another's everywhere is better whatever the level; with several seeds, bands are 95 % intervals.",
+                comparison.profiles(runs, results.styles),
+            )
+            for runs in comparison.if_one_scale(results.name, results.scores)
         ),
     ]
 

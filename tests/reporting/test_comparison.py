@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from pd_pipeline.cli import app
-from pd_pipeline.reporting.comparison import of_files, on_one_scale, profiles, rows, table
+from pd_pipeline.reporting.comparison import on_one_scale, profiles, rows, table
+from pd_pipeline.reporting.score_tables import of_files
 
 METHODS = {"noise_prompt": 0.0, "full_finetune": 10.0, "prompt_dt": 8.0, "good_one": 9.5}
 
