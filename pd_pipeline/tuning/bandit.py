@@ -127,6 +127,7 @@ def play(
     models = RewardModels(features, slots, params, run.seed)
     totals, counts = np.zeros((2, slots, len(arms)))
     rows: list[dict[str, float]] = []
+    best = -np.inf
     with run.simulation(params.episodes) as simulation:
         while simulation.episodes < params.episodes:
             done = simulation.episodes
@@ -137,7 +138,8 @@ def play(
             for slot, picked in enumerate(chosen.T):
                 np.add.at(totals[slot], picked, returns)
                 np.add.at(counts[slot], picked, 1)
-            row = {"step": simulation.episodes, "return": float(returns.mean())}
+            best = max(best, float(returns.max()))
+            row = {"step": simulation.episodes, "return": float(returns.mean()), "best": best}
             if params.strategy != "round_robin":
                 row["loss"] = models.fit(chosen, returns)
             rows.append(row)
@@ -164,6 +166,11 @@ def choose(models: RewardModels, params: BanditParams, arms: int, episode: int, 
         return (predicted.mean(1) + params.confidence * predicted.std(1)).argmax(1).numpy()
     epsilon = max(0.0, 1 - episode / (params.explore * params.episodes))
     return np.where(rng.random(slots) < epsilon, at_random, predicted.mean(1).argmax(1).numpy())
+
+
+def flat_features(x0: Tensor, y: Tensor) -> Tensor:
+    """The numbers of prompts x0 (n, H, channels), y (n, H, 2) in a row: (n, H (channels + 2)), on the CPU."""
+    return torch.cat((x0, y), dim=2).flatten(1).cpu()
 
 
 def assemble(arms: Prompts, chosen: np.ndarray) -> Prompts:

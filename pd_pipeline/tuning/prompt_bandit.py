@@ -16,7 +16,7 @@ from pd_pipeline.models.decision_transformer import Dropout, PromptingDecisionTr
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Prompts, cut
 from pd_pipeline.tuning.adaptation import Cost, Prompted
-from pd_pipeline.tuning.bandit import BanditParams, assemble, play
+from pd_pipeline.tuning.bandit import BanditParams, assemble, flat_features, play
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams
 
 ONLINE = True
@@ -62,11 +62,6 @@ def _features(plm: Pretrained, arms: Prompts, params: Params) -> Tensor:
     if params.features == "segment":
         return flat_features(x0, y)
     return last_hidden_state(plm.policy, prompt_steps(x0, y, plm.normalization)).cpu()
-
-
-def flat_features(x0: Tensor, y: Tensor) -> Tensor:
-    """The numbers of prompts x0 (n, H, channels), y (n, H, 2) in a row: (n, H (channels + 2)), on the CPU."""
-    return torch.cat((x0, y), dim=2).flatten(1).cpu()
 
 
 @torch.no_grad()

@@ -14,9 +14,8 @@ from pydantic import Field, model_validator
 from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.training.loop import History
 from pd_pipeline.tuning import prompt_diffuser
-from pd_pipeline.tuning.bandit import BanditParams, assemble, play
+from pd_pipeline.tuning.bandit import BanditParams, assemble, flat_features, play
 from pd_pipeline.tuning.generated import Generated
-from pd_pipeline.tuning.prompt_bandit import flat_features
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 
 NEEDS = ("diffuser",)

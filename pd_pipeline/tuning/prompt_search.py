@@ -9,7 +9,8 @@ condition y to a prompt, and the cross-entropy method (Rubinstein 1999) searches
 
 All episodes so far compete for a place among the elites, so a bad round loses nothing. y is that of the best segment,
 and the target return the median return of the training tasks: nothing is known of the target. `space` says what is
-searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments.
+searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments, one after the
+other, and `bandit` those that promise most (Thompson sampling, see `bandit`).
 """
 
 from typing import Literal, NamedTuple
@@ -26,6 +27,7 @@ from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import History
 from pd_pipeline.tuning.adaptation import Cost, Prompted
+from pd_pipeline.tuning.bandit import BanditParams, assemble, flat_features, play
 from pd_pipeline.tuning.protocol import Pretrained, Run
 from pd_pipeline.tuning.unseen import Unseen, UnseenParams
 
@@ -37,8 +39,10 @@ DEMONSTRATIONS = False
 class Params(UnseenParams):
     """What is searched, and how."""
 
-    space: Literal["noise", "prompt", "segments"] = Field(
-        default="noise", description="what is searched: the diffuser's noise, the prompt itself, or training segments"
+    space: Literal["noise", "prompt", "segments", "bandit"] = Field(
+        default="noise",
+        description="what is searched: the diffuser's noise, the prompt itself, or training segments, one after the "
+        "other or by a bandit",
     )
     episodes: int = Field(default=50, gt=0, le=1_000_000, description="per target, in its environment")
     first: int = Field(default=10, ge=0, le=1_000_000, description="training segments that are tried before the search")
@@ -68,6 +72,8 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     """Try training segments, search, and return the prompt with the best return for every evaluated episode."""
     segments = at_phase(target.training, params.phase)
     order = spread_over_tasks(segments.task_id, np.random.default_rng([run.seed, 1]))
+    if params.space == "bandit":
+        return try_arms(plm, target, segments.select(order), params, run)
     pool = prompt_tensors(segments.select(order), plm.normalization, plm.device)
     tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], pool[0].new_empty(0))
     rows: list[dict[str, float]] = []
@@ -87,6 +93,18 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
         prompts=to_prompts(tried.x0[kept], tried.y[kept], plm.normalization, target.task),
         history=History(rows),
         cost=Cost(tuned_parameters=0 if params.space == "segments" else tried.z[0].numel()),
+    )
+
+
+def try_arms(plm: Pretrained, target: Unseen, arms: Prompts, params: Params, run: Run) -> Prompted:
+    """Let a bandit choose among training segments, and return the one that it expects most of."""
+    features = flat_features(*prompt_tensors(arms, plm.normalization, plm.device))
+    rounds = {"episodes": params.episodes, "first": max(1, params.first), "together": params.population}
+    played = play(plm, arms, features, 1, target.target_return, BanditParams.model_validate(rounds), run)
+    return Prompted(
+        prompts=assemble(arms, np.repeat(played.chosen[None], params.prompts, axis=0)),
+        history=played.history,
+        cost=Cost(tuned_parameters=played.size),
     )
 
 

@@ -59,6 +59,19 @@ def test_it_keeps_the_best_prompt_of_its_episodes(space: str, plm: Pretrained, u
     np.testing.assert_array_equal(again.prompts.x0, result.prompts.x0)
 
 
+def test_a_bandit_chooses_among_training_segments(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
+    result, simulation = searched(plm, unseen, tmp_path, space="bandit")
+    assert simulation.sizes == [4, 10, 10, 10, 6]
+    segments = at_phase(unseen.training, 1.0)
+    x0, _ = prompt_tensors(segments, plm.normalization)
+    found, _ = prompt_tensors(result.prompts, plm.normalization)
+    assert float(found[0, 0, 0]) >= float(x0[:, 0, 0].sort(descending=True).values[1]), "among the two best of six"
+    assert (result.prompts.episode_id >= 0).all(), "real segments"
+    rows = result.history.rows
+    assert np.diff([row["best"] for row in rows]).min() >= 0
+    assert rows[-1]["best"] == pytest.approx(float(x0[:, 0, 0].max()))
+
+
 def test_searching_finds_more_than_trying_segments(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
     """Where every number of the prompt can be reached."""
     best = {
