@@ -29,6 +29,7 @@ from pd_pipeline.evaluation.scores import REFERENCE, START, by_task
 from pd_pipeline.evaluation.statistics import paired_difference
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import comparison
+from pd_pipeline.reporting.episodes import curves
 from pd_pipeline.reporting.formatting import interval, number, percent
 from pd_pipeline.reporting.score_tables import of_files
 from pd_pipeline.reporting.study import load as load_study
@@ -173,6 +174,7 @@ def environment(root: Path) -> Environment:
         | {path.name: load_study(path)[0] for path in sorted((folder / "studies").iterdir()) if path.is_dir()},
         load=lambda name: read_json(folder / name),
         over_all_families=lambda reference: over_all(folder / "published", reference),
+        searched=lambda study: curves(pl.read_csv(folder / "studies" / study / "searches.csv")),
         paired=lambda study, method, other: paired(folder / "studies" / study, method, other),
     )
     return made
