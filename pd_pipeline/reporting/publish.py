@@ -19,12 +19,13 @@ from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task
 from pd_pipeline.reporting.provenance import effective_parameters, machine, versions
 from pd_pipeline.reporting.stage_plots import drawn
-from pd_pipeline.reporting.study import figure
+from pd_pipeline.reporting.study import figure, searched
 from pd_pipeline.reporting.study import load as load_study
 from pd_pipeline.revision import UNCOMMITTED, git_revision
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
 from pd_pipeline.studies.definition import PREFIX, names, path
+from pd_pipeline.studies.stage import SEARCHES
 from pd_pipeline.tuning.methods import built_in
 
 
@@ -69,7 +70,13 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
         raise PipelineError(f"publish: study {name} is not made, or out of date: run `pd-pipeline study {name}` first")
     out = graph.root / graph.out(stage, Key())
     with atomic_directory(destination) as folder:
-        _draw(folder, {found.family: png(figure(found)) for found in load_study(out)})
+        for found in load_study(out):
+            _draw(folder, {found.family: png(figure(found))})
+            for number, (_, drawing) in enumerate(searched(found)):
+                _draw(folder, {f"{found.family} episodes": png(drawing)}, f"-{number}" if len(found.points) > 1 else "")
+        if (searches := out / SEARCHES).is_file():
+            with atomic_file((folder / SEARCHES).with_suffix(".csv")) as file:
+                pl.read_parquet(searches).write_csv(file)
         write_json(folder / "study.json", read_json(out / "study.json"))
         with atomic_file(folder / "scores.csv") as file:
             pl.read_parquet(out / "scores.parquet").write_csv(file)

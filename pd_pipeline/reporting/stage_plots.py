@@ -29,7 +29,7 @@ from pd_pipeline.reporting.plots import (
     offline_per_task,
     per_task,
 )
-from pd_pipeline.reporting.study import figure, load
+from pd_pipeline.reporting.study import figure, load, searched
 from pd_pipeline.storage import read_json
 
 Figures = dict[str, Figure]
@@ -81,8 +81,12 @@ def evaluation(out: Path) -> Figures:
 
 
 def study(out: Path) -> Figures:
-    """The curve or the intervals of a study, per family."""
-    return {f"{results.title} {results.family}": figure(results) for results in load(out)}
+    """The curve or the intervals of a study, per family, and return against episodes where methods searched."""
+    figures = {}
+    for found in load(out):
+        figures[f"{found.title} {found.family}"] = figure(found)
+        figures |= {f"{found.family} {point.label} episodes": image for point, image in searched(found)}
+    return figures
 
 
 def prompt_fit(out: Path) -> Figures:

@@ -1,19 +1,21 @@
 """What a study shows: its curve or intervals, and its table, on the page and in the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from matplotlib.figure import Figure
 
 from pd_pipeline.evaluation.results import MethodResult, Metrics
 from pd_pipeline.evaluation.statistics import Estimate
 from pd_pipeline.reporting.canvas import legend_below, method_styles, new_figure, styled, svg
+from pd_pipeline.reporting.episodes import against_episodes
 from pd_pipeline.reporting.formatting import decimals, interval, percent
 from pd_pipeline.storage import read_json
-from pd_pipeline.studies.stage import FILE, load_metrics
+from pd_pipeline.studies.stage import FILE, SEARCHES, load_metrics
 
 EVEN_RATIO = 8.0
 """A parameter whose largest value is more than so many times its least is drawn on a logarithmic axis."""
@@ -29,6 +31,8 @@ class PointResults:
     to_first: Mapping[str, Estimate]
     """Method -> how far its mean return lies above that at the first point, seeds and targets paired."""
     fit: Mapping[str, Mapping[str, float]]
+    searches: pl.DataFrame | None = None
+    """Best return so far over the episodes of methods that searched; None if none did."""
     """State of a tuned diffuser -> median distances to the nearest real prompt."""
 
 
@@ -53,6 +57,7 @@ def load(out: Path) -> list[StudyResults]:
     """The results in an out of a study's stage, one record per family. Raises PipelineError where it is not one."""
     file = out / FILE
     values = read_json(file)
+    searches = _searches(out)
     families = list(dict.fromkeys(family for point in values["points"] for family in point["families"]))
     return [
         StudyResults(
@@ -68,8 +73,9 @@ def load(out: Path) -> list[StudyResults]:
                     _in_order(load_metrics(point["families"][family], str(file)), point["methods"]),
                     {method: Estimate(**d) for method, d in point["families"][family]["to_first"].items()},
                     point["families"][family]["fit"],
+                    _of_point(searches, number_, family),
                 )
-                for point in values["points"]
+                for number_, point in enumerate(values["points"])
                 if family in point["families"]
             ),
         )
@@ -77,8 +83,29 @@ def load(out: Path) -> list[StudyResults]:
     ]
 
 
+def _searches(out: Path) -> pl.DataFrame | None:
+    """The searches in an out, or in a published study."""
+    if (file := out / SEARCHES).is_file():
+        return pl.read_parquet(file)
+    return pl.read_csv(file) if (file := (out / SEARCHES).with_suffix(".csv")).is_file() else None
+
+
+def _of_point(searches: pl.DataFrame | None, number_: int, family: str) -> pl.DataFrame | None:
+    if searches is None:
+        return None
+    found = searches.filter(pl.col("point") == number_, pl.col("family") == family)
+    return found if len(found) else None
+
+
 def _in_order(metrics: Metrics, methods: list[str]) -> Metrics:
     return {method: metrics[method] for method in methods}
+
+
+def searched(results: StudyResults) -> Iterator[tuple[PointResults, Figure]]:
+    """The points at which methods searched, with their figures of return against episodes."""
+    for point in results.points:
+        if point.searches is not None:
+            yield point, against_episodes(point.searches, point.metrics)
 
 
 @styled
@@ -161,11 +188,23 @@ def section(out: Path) -> list[dict[str, Any]]:
             "results": results,
             "rows": rows(results),
             "digits": decimals(point.metrics[m].mean.value for point in results.points for m in point.metrics),
-            "figure": {
-                "title": "Return at the points",
-                "sentence": "Mean over targets, seeds and prompts, with its 95 % interval.",
-                "image": svg(figure(results), f"{results.title} ({results.family})"),
-            },
+            "figures": [
+                {
+                    "title": "Return at the points",
+                    "sentence": "Mean over targets, seeds and prompts, with its 95 % interval.",
+                    "image": svg(figure(results), f"{results.title} ({results.family})"),
+                },
+                *(
+                    {
+                        "title": "Return against episodes" + (f", {point.label}" if len(results.points) > 1 else ""),
+                        "sentence": "Best return of the episodes so far, mean over targets, with its 95 % interval "
+                        "over seeds; dashed: methods without episodes. The best of noisy returns flatters a search: "
+                        "what its prompt returns in other episodes is in the table.",
+                        "image": svg(image, f"{results.title} ({results.family}): episodes {point.label}"),
+                    }
+                    for point, image in searched(results)
+                ),
+            ],
         }
         for results in load(out)
     ]

@@ -2,6 +2,7 @@
 
 study.json      title, note, parameters of the grid; per point and family the results of every method over all seeds
 scores.parquet  the scores of all points, with a column `point`, numbered from zero
+searches.parquet  best return so far over the episodes of every method that logs it, if one does; `point` as above
 """
 
 from pathlib import Path
@@ -20,13 +21,14 @@ from pd_pipeline.studies.plan import Plan, PlannedPoint
 from pd_pipeline.tuning import summary
 
 Params = Plan
-FILE = "study.json"
+FILE, SEARCHES = "study.json", "searches.parquet"
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `study.json` and `scores.parquet`."""
+    """Write `study.json`, `scores.parquet` and, if a method searched by return, `searches.parquet`."""
     plan: Plan = context.params
     tables: list[pl.DataFrame] = []
+    searches: list[pl.DataFrame] = []
     points: list[dict[str, Any]] = []
     first: dict[str, pl.DataFrame] = {}
     for number, point in enumerate(plan.points):
@@ -35,6 +37,10 @@ def run(context: StageContext) -> dict[str, Any]:
             folders = [context.root / point.evaluation[str(Key(family, None, seed))] for seed in point.seeds]
             scores = pl.concat([pl.read_parquet(folder / "scores.parquet") for folder in folders])
             tables.append(scores.with_columns(pl.lit(number).alias("point"), pl.lit(family).alias("family")))
+            found = _searches(context.root, point, family, targets)
+            searches += [
+                table.with_columns(pl.lit(number).alias("point"), pl.lit(family).alias("family")) for table in found
+            ]
             draws = point.bootstrap[family] or EvaluationParams().bootstrap
             metrics = method_metrics(scores, _tuned(context.root, point, family, targets), point.seeds[0], draws)
             families[family] = to_json(Evaluation(metrics)) | {
@@ -46,6 +52,9 @@ def run(context: StageContext) -> dict[str, Any]:
     write_json(context.out / FILE, {"title": plan.title, "note": plan.note, "names": plan.names, "points": points})
     with atomic_file(context.out / "scores.parquet") as temporary:
         pl.concat(tables, how="diagonal_relaxed").write_parquet(temporary)
+    if searches:
+        with atomic_file(context.out / SEARCHES) as temporary:
+            pl.concat(searches).write_parquet(temporary)
     return {"points": len(points)}
 
 
@@ -59,6 +68,20 @@ def _tuned(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...
         ]
         for method, folders in point.tuned.items()
     }
+
+
+def _searches(root: Path, point: PlannedPoint, family: str, targets: tuple[int, ...]) -> list[pl.DataFrame]:
+    """The steps (episodes) and the best return so far that methods logged, one table per method, seed and target."""
+    found = []
+    for method, folders in point.tuned.items():
+        for seed in point.seeds:
+            for task in targets:
+                log = root / folders[str(Key(family, None, seed))] / str(task) / "log.csv"
+                if log.is_file() and "best" in (table := pl.read_csv(log, infer_schema_length=None)).columns:
+                    about = {"method": method, "seed": seed, "task": task}
+                    rows = table.select(pl.col("step").cast(pl.Int64), pl.col("best").cast(pl.Float64))
+                    found.append(rows.with_columns(pl.lit(value).alias(name) for name, value in about.items()))
+    return found
 
 
 def _differences(scores: pl.DataFrame, first: pl.DataFrame, seed: int, draws: int) -> dict[str, Any]:
