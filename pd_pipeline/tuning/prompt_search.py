@@ -10,7 +10,8 @@ condition y to a prompt, and the cross-entropy method (Rubinstein 1999) searches
 All episodes so far compete for a place among the elites, so a bad round loses nothing. y is that of the best segment,
 and the target return the median return of the training tasks: nothing is known of the target. `space` says what is
 searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments, one after the
-other, and `bandit` those that promise most (Thompson sampling, see `bandit`).
+other, and `bandit` those that promise most (Thompson sampling, see `bandit`). With `update: ranking` the new ones are
+drawn around a centre that moves as in Prompt-Tuning DT (see `ranking`).
 """
 
 from typing import Literal, NamedTuple
@@ -29,6 +30,7 @@ from pd_pipeline.training.loop import History
 from pd_pipeline.tuning.adaptation import Cost, Prompted
 from pd_pipeline.tuning.bandit import BanditParams, assemble, flat_features, play
 from pd_pipeline.tuning.protocol import Pretrained, Run
+from pd_pipeline.tuning.ranking import direction
 from pd_pipeline.tuning.unseen import Unseen, UnseenParams
 
 NEEDS = ("diffuser", "prompts")
@@ -52,6 +54,10 @@ class Params(UnseenParams):
     population: int = Field(default=10, gt=0, le=100_000, description="episodes between two updates, run in parallel")
     elites: int = Field(default=5, gt=1, le=100_000, description="best prompts so far that the next ones come from")
     sigma: float = Field(default=1.0, ge=0, le=100, description="standard deviation added to the elites' own spread")
+    update: Literal["elites", "ranking"] = Field(
+        default="elites", description="where the next ones come from: the elites, or a centre that ranking moves"
+    )
+    step_size: float = Field(default=1.0, gt=0, le=1e6, description="how far ranking moves its centre along g")
     chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
 
 
@@ -130,12 +136,25 @@ def draw(tried: Tried, count: int, params: Params, generator: torch.Generator) -
     not: prompts of neighbouring tasks differ in few directions. Before anything was tried, z ~ N(0, I).
     """
     noise = torch.randn((count, *tried.z.shape[1:]), generator=generator, device=tried.z.device)
+    if params.update == "ranking":
+        return centre(tried, params) + params.sigma * noise
     if not len(tried.z):
         return noise
     elites = tried.z[tried.returns.argsort(descending=True, stable=True)[: params.elites]]  # (e, K*, channels)
     weights = torch.randn((count, len(elites)), generator=generator, device=noise.device) / len(elites) ** 0.5
     mean = elites.mean(0)
     return mean + torch.einsum("ne,ekc->nkc", weights, elites - mean) + params.sigma * noise
+
+
+def centre(tried: Tried, params: Params) -> Tensor:
+    """Where ranking is (K*, channels): from the best of the first, or from 0, moved along g of each round since."""
+    first = tried.z[: params.first]
+    found = first[tried.returns[: params.first].argmax()] if len(first) else torch.zeros(tried.z.shape[1:]).to(tried.z)
+    rounds = tried.z[params.first :].split(params.population), tried.returns[params.first :].split(params.population)
+    for z, returns in zip(*rounds, strict=True):
+        if len(z) > 1:
+            found = found + params.step_size * direction((z - found)[None], -returns[None])[0]
+    return found
 
 
 def at_phase(prompts: Prompts, phase: float) -> Prompts:

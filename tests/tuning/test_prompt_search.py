@@ -16,7 +16,7 @@ from pd_pipeline.parsing import parse
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import Prompts, cut
 from pd_pipeline.tuning import prompt_search
-from pd_pipeline.tuning.prompt_search import Params, Tried, at_phase, draw, propose, spread_over_tasks
+from pd_pipeline.tuning.prompt_search import Params, Tried, at_phase, centre, draw, propose, spread_over_tasks
 from pd_pipeline.tuning.protocol import Pretrained, Run, TargetParams
 from pd_pipeline.tuning.unseen import Unseen
 from tests.builders import trajectories
@@ -132,6 +132,28 @@ def test_new_ones_have_the_mean_and_the_covariance_of_the_elites() -> None:
     torch.testing.assert_close(torch.cov(drawn.T), expected, atol=0.02, rtol=0.02)
     nothing = draw(Tried(*(part[:0] for part in tried)), 50_000, params, generator)[:, 0]
     torch.testing.assert_close(torch.cov(nothing.T), torch.eye(3), atol=0.03, rtol=0)
+
+
+def test_ranking_moves_its_centre_along_g_of_every_round() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, returns = torch.randn((9, 2, 3), generator=generator), torch.tensor([1.0, 5, 2, 3, 9, 4, 8, 7, 6])
+    tried = Tried(z, z, z, returns)
+    params = Params(update="ranking", first=3, population=4, step_size=0.5, sigma=0.2)
+    at = z[1]  # the best of the first three
+    at = at + 0.5 * 2 / 12 * (-3 * (z[3] - at) + 3 * (z[4] - at) - 1 * (z[5] - at) + 1 * (z[6] - at))
+    at = at + 0.5 * 2 / 2 * (z[7] - z[8])
+    torch.testing.assert_close(centre(tried, params), at)
+    drawn = draw(tried, 100_000, params, generator)
+    torch.testing.assert_close(drawn.mean(0), at, atol=0.01, rtol=0)
+    torch.testing.assert_close(drawn.std(0), torch.full((2, 3), 0.2), atol=0.01, rtol=0)
+    nothing = Tried(*(part[:0] for part in tried))
+    assert not centre(nothing, params.model_copy(update={"first": 0})).any()
+
+
+def test_ranking_climbs(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
+    settings = {"space": "prompt", "update": "ranking", "first": 0, "episodes": 200}
+    rows = searched(plm, unseen, tmp_path, **settings)[0].history.rows
+    assert rows[-1]["return"] > rows[0]["return"] + 1
 
 
 @pytest.mark.parametrize(("phase", "starts"), [(0.0, [0] * 6), (1.0, [7, 5, 7, 6, 7, 7]), (0.5, [4, 2, 4, 3, 4, 4])])
