@@ -2,7 +2,6 @@
 
 import sys
 import threading
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,20 +12,12 @@ from pd_pipeline.deployment import commands as deployment
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.exchange import commands as exchange
 from pd_pipeline.incoming import commands as incoming
+from pd_pipeline.reporting.layout import Layout
 
 if TYPE_CHECKING:
     from pd_pipeline.config import Parameters
     from pd_pipeline.graph import Graph
     from pd_pipeline.stage import Key
-
-
-class Layout(StrEnum):
-    """How a table is printed."""
-
-    TEXT = "text"
-    MARKDOWN = "markdown"
-    LATEX = "latex"
-    CSV = "csv"
 
 
 class _Group(typer.core.TyperGroup):
@@ -306,9 +297,11 @@ def compare(
     from pd_pipeline.reporting.canvas import png
     from pd_pipeline.storage import atomic_file
 
+    if point is not None and not files:
+        raise PipelineError("compare: --point is of a study: name its scores.csv or scores.parquet")
     scores = score_tables.of_files(files, point) if files else score_tables.of_project(graphs.load(Path.cwd()))
     scale = comparison.on_one_scale(scores, floor, ceiling)
-    typer.echo(comparison.table(comparison.rows(scale, to), form.value))
+    typer.echo(comparison.table(comparison.rows(scale, to), form))
     if figure is not None:
         with atomic_file(figure) as file:
             file.write_bytes(png(comparison.profiles(list(scale.values())[-1])))

@@ -24,6 +24,7 @@ from pd_pipeline.stages import ACROSS, OPTIONAL, Stage, stages
 from pd_pipeline.storage import atomic_file, digest
 from pd_pipeline.studies.definition import label, path, read
 from pd_pipeline.studies.points import error_context, point_graphs
+from pd_pipeline.tuning.methods import Method
 
 MARK = Path(".work/checked")  # digest of the last valid state: importing every stage takes seconds
 TRIALS = Path(".work/trials")  # a file per environment that was tried, with the family's own qualities
@@ -147,9 +148,11 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
             _check_named(f"{where}.{stage}.qualities", quality, collected, collecting)
         if target is None:
             continue
-        if not _demonstrated(graph, stage):
+        method = _method(graph, stage)
+        if "prompts" in method.needs:
             place, of_prompts = _place_in_target(graph, name, stage, "quality"), getattr(prompts, "qualities", ())
             _check_named(place, target.quality, of_prompts, f"families.{name}.prompts.qualities")
+        if not method.demonstrations:
             continue
         of_target = {"quality": target.quality, "prompt_quality": target.prompt_quality or target.quality}
         for field, quality in of_target.items():
@@ -167,9 +170,9 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
             _check_named(f"{where}.{trained}.qualities", quality, of_prompts, f"families.{name}.prompts.qualities")
 
 
-def _demonstrated(graph: Graph, stage: str) -> bool:
-    """Whether the method of a tuning stage gets trajectories of the target."""
-    return graph.methods[graph.params.run.method_of(stage.removeprefix(TUNED))].demonstrations
+def _method(graph: Graph, stage: str) -> Method:
+    """The method of a tuning stage."""
+    return graph.methods[graph.params.run.method_of(stage.removeprefix(TUNED))]
 
 
 def _place_in_target(graph: Graph, name: str, stage: str, field: str) -> str:

@@ -95,6 +95,9 @@ def _check_targets(graph: Graph, where: str, family: RecordedFamily, blocks: Map
         target = blocks[stage].target
         own = TARGET in ((graph.params.families.get(family.name) or {}).get(stage) or {})
         place = f"{where}.{stage}.{TARGET}" if own else f"{where}.{TARGET}"
+        method = graph.methods[graph.params.run.method_of(stage.removeprefix(TUNED))]
+        if "prompts" in method.needs and target.quality not in blocks["prompts"].qualities:
+            raise PipelineError(f"{place}.quality: '{target.quality}' is not among prompts.qualities")
         scored = target.quality == offline.quality
         if target.few_shot is None and scored:
             raise PipelineError(f"{place}.few_shot: null leaves no trajectories to be scored on: give a number")

@@ -237,8 +237,8 @@ def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = F
     chosen = methods_chosen(asked, methods)
     tuners = tuple(dict.fromkeys(method.module for method in chosen.values()))
     generating = {name: method for name, method in chosen.items() if "diffuser" in method.needs}
-    # the fit of variants is not measured
-    tuned_on_prompts = {name: method for name, method in generating.items() if method.demonstrations}
+    # the fit of variants is not measured, nor that of prompts that episodes chose
+    tuned_on_prompts = {name: m for name, m in generating.items() if m.demonstrations and not m.online}
     measured = {f"{TUNED}{name}": method for name, method in tuned_on_prompts.items() if name in methods}
     read = {need for method in chosen.values() for need in method.needs}
     left_out = set() if everything else set(OPTIONAL) - read

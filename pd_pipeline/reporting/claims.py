@@ -144,9 +144,13 @@ def paired(folder: Path, method: str, other: str) -> Difference:
 
 
 def over_all(published: Path, reference: str) -> list[Compared]:
-    """Every method of the published families against `reference`, over all of them."""
+    """Every method of the published families that had the same data as `reference` against it, over all of them."""
     files = sorted(published.glob("*/scores.csv"))
-    scale = comparison.on_one_scale(of_files(files))
+    given = {method: found.given for method, found in Results(files[0].parent).metrics.items()}
+    same = [
+        m for m, g in given.items() if (g.quality, g.few_shot) == (given[reference].quality, given[reference].few_shot)
+    ]
+    scale = comparison.on_one_scale({f: t.filter(pl.col("method").is_in(same)) for f, t in of_files(files).items()})
     return comparison.rows({ALL: scale[ALL]}, reference)
 
 

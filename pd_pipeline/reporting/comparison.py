@@ -3,7 +3,6 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -15,8 +14,8 @@ from pd_pipeline.evaluation.scores import CEILING, FLOOR, by_task, check_complet
 from pd_pipeline.evaluation.statistics import Estimate, Scores
 from pd_pipeline.reporting.canvas import Styles, legend_below, method_styles, new_figure, styled
 from pd_pipeline.reporting.formatting import number
+from pd_pipeline.reporting.layout import Layout
 
-Format = Literal["text", "markdown", "latex", "csv"]
 COLUMNS = ("family", "method", "seeds", "targets", "IQM", "P(better)", "difference", "p", "p corrected", "verdict")
 
 
@@ -52,18 +51,18 @@ def rows(scale: Mapping[str, Mapping[str, Scores]], reference: str, draws: int =
     found = []
     for family, runs in scale.items():
         _known(reference, list(runs), family)
-        found += compared(family, runs, reference, np.random.default_rng(0), draws)
+        found += compared(family, runs, reference, draws)
     return found
 
 
-def table(found: Sequence[Compared], form: Format) -> str:
+def table(found: Sequence[Compared], form: Layout) -> str:
     """The rows as text, Markdown, LaTeX (booktabs) or CSV, which has the numbers in full."""
-    if form == "csv":
+    if form is Layout.CSV:
         return _csv(found)
     cells = [_cells(row) for row in found]
-    if form == "latex":
+    if form is Layout.LATEX:
         return _latex(cells)
-    if form == "markdown":
+    if form is Layout.MARKDOWN:
         lines = [COLUMNS, ("---",) * len(COLUMNS), *cells]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     widths = [max(len(line[i]) for line in (COLUMNS, *cells)) for i in range(len(COLUMNS))]

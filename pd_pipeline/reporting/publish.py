@@ -72,7 +72,7 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
     with atomic_directory(destination) as folder:
         for found in load_study(out):
             _draw(folder, {found.family: png(figure(found))})
-            for number, (_, drawing) in enumerate(searched(found)):
+            for number, drawing in searched(found):
                 _draw(folder, {f"{found.family} episodes": png(drawing)}, f"-{number}" if len(found.points) > 1 else "")
         if (searches := out / SEARCHES).is_file():
             with atomic_file((folder / SEARCHES).with_suffix(".csv")) as file:

@@ -13,7 +13,7 @@ from pd_pipeline.prompts.segments import cut
 from pd_pipeline.reporting import comparison, cost_plots, curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
 from pd_pipeline.reporting.formatting import number, percent
-from pd_pipeline.reporting.gather import Episode, FamilyResults
+from pd_pipeline.reporting.gather import Episode, FamilyResults, phase
 from pd_pipeline.reporting.replay import Replay, animation, filmstrip, replay
 from pd_pipeline.stage import StageContext
 from pd_pipeline.trajectories.reading import Trajectories, read
@@ -146,8 +146,11 @@ def _tuning(results: FamilyResults) -> Drawn:
             ),
         ]
     for method, logs in results.logs.items():
-        if not any("l_dt" in table for table in logs.values()):  # a variant of the reference logs two phases as it does
-            found, color = list(logs.values()), results.styles[method][0]
+        found, color = list(logs.values()), results.styles[method][0]
+        guided = any("l_dt" in table for table in found)  # as the reference is, or a variant of it
+        if guided and any("return" in table for table in found):  # episodes after that
+            found, guided = [phase(table, int(table["phase"].max())) for table in found], False
+        if not guided:
             drawn.append((f"Tuning of {method}", SENTENCES[curves.logged(found)], curves.tuning_curves(found, color)))
     return drawn
 

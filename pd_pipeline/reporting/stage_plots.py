@@ -61,7 +61,7 @@ def tuning(out: Path) -> Figures:
     figures = {"L_DM and L_DT": guidance_losses([table]), "gradients": guidance_gradients([table])}
     if "return" in table:  # episodes after the gradient steps
         tried = phase(table, int(table["phase"].max()))
-        figures[LOGGED["return"][0]] = tuning_curves([tried], BLUE)
+        figures[LOGGED[logged([tried])][0]] = tuning_curves([tried], BLUE)
     return figures
 
 
@@ -85,7 +85,7 @@ def study(out: Path) -> Figures:
     figures = {}
     for found in load(out):
         figures[f"{found.title} {found.family}"] = figure(found)
-        figures |= {f"{found.family} {point.label} episodes": image for point, image in searched(found)}
+        figures |= {f"{found.family} {found.points[number].label} episodes": image for number, image in searched(found)}
     return figures
 
 

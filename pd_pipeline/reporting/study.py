@@ -31,9 +31,9 @@ class PointResults:
     to_first: Mapping[str, Estimate]
     """Method -> how far its mean return lies above that at the first point, seeds and targets paired."""
     fit: Mapping[str, Mapping[str, float]]
+    """State of a tuned diffuser -> median distances to the nearest real prompt."""
     searches: pl.DataFrame | None = None
     """Best return so far over the episodes of methods that searched; None if none did."""
-    """State of a tuned diffuser -> median distances to the nearest real prompt."""
 
 
 @dataclass(frozen=True)
@@ -101,11 +101,11 @@ def _in_order(metrics: Metrics, methods: list[str]) -> Metrics:
     return {method: metrics[method] for method in methods}
 
 
-def searched(results: StudyResults) -> Iterator[tuple[PointResults, Figure]]:
-    """The points at which methods searched, with their figures of return against episodes."""
-    for point in results.points:
+def searched(results: StudyResults) -> Iterator[tuple[int, Figure]]:
+    """The numbers of the points at which methods searched, with their figures of return against episodes."""
+    for number_, point in enumerate(results.points):
         if point.searches is not None:
-            yield point, against_episodes(point.searches, point.metrics)
+            yield number_, against_episodes(point.searches, point.metrics)
 
 
 @styled
@@ -196,18 +196,22 @@ def section(out: Path) -> list[dict[str, Any]]:
                 },
                 *(
                     {
-                        "title": "Return against episodes" + (f", {point.label}" if len(results.points) > 1 else ""),
+                        "title": _titled("Return against episodes", results, number_),
                         "sentence": "Best return of the episodes so far, mean over targets, with its 95 % interval "
                         "over seeds; dashed: methods without episodes. The best of noisy returns flatters a search: "
                         "what its prompt returns in other episodes is in the table.",
-                        "image": svg(image, f"{results.title} ({results.family}): episodes {point.label}"),
+                        "image": svg(image, f"{results.title} ({results.family}): episodes {number_}"),
                     }
-                    for point, image in searched(results)
+                    for number_, image in searched(results)
                 ),
             ],
         }
         for results in load(out)
     ]
+
+
+def _titled(title: str, results: StudyResults, number_: int) -> str:
+    return f"{title}, {results.points[number_].label}" if len(results.points) > 1 else title
 
 
 def table(out: Path) -> list[str]:

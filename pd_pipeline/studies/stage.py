@@ -80,6 +80,7 @@ def _searches(root: Path, point: PlannedPoint, family: str, targets: tuple[int, 
                 if log.is_file() and "best" in (table := pl.read_csv(log, infer_schema_length=None)).columns:
                     about = {"method": method, "seed": seed, "task": task}
                     rows = table.select(pl.col("step").cast(pl.Int64), pl.col("best").cast(pl.Float64))
+                    rows = rows.drop_nulls()  # steps of another kind, before the episodes
                     found.append(rows.with_columns(pl.lit(value).alias(name) for name, value in about.items()))
     return found
 

@@ -56,7 +56,7 @@ class TaskData:
 
 
 def run(context: StageContext) -> dict[str, Any]:
-    """Write `hyper_network.safetensors`, `config.json` and `losses.csv`."""
+    """Write `hyper_network.safetensors` (the moving average, if there is one), `config.json` and `losses.csv`."""
     params: Params = context.params
     device = pick_device(context.device)
     plm, normalization = load_policy(context.inputs["plm"], device)
@@ -72,6 +72,8 @@ def run(context: StageContext) -> dict[str, Any]:
     with torch.random.fork_rng([]):
         torch.manual_seed(context.seed)
         network = HyperNetwork(config).to(device)
+    if params.compile:
+        network.compile()  # in place: the names of the weights stay the same
     policy = with_adapters(plm, params.bottleneck)
 
     def loss_of_step(step: int) -> Tensor:
@@ -88,6 +90,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
     trainer = Trainer(network, params, context.work, f"hyper_network {context.key}")
     history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)
+    if trainer.ema:
+        network.load_state_dict(trainer.ema)
     save_hyper_network(context.out, network)
     history.write(context.out / "losses.csv")
     context.facts.update(device=str(device), precision=trainer.precision)

@@ -23,6 +23,12 @@ ONLINE = True
 load = Generated.load
 
 
+class Trials(BanditParams):
+    """How prompts are tried, in fewer episodes than segments are."""
+
+    episodes: int = Field(default=50, gt=0, le=1_000_000, description="per target, in its environment")
+
+
 class Params(prompt_diffuser.Params):
     """Those of prompt_diffuser, and how prompts are tried."""
 
@@ -33,7 +39,7 @@ class Params(prompt_diffuser.Params):
         le=100_000,
         description="prompts generated, of which those `arms` are tried that have the lowest few-shot loss; null: all",
     )
-    bandit: BanditParams = BanditParams(episodes=50)
+    bandit: Trials = Trials()
 
     @model_validator(mode="after")
     def _enough_to_try(self) -> Self:

@@ -11,7 +11,7 @@ All episodes so far compete for a place among the elites, so a bad round loses n
 and the target return the median return of the training tasks: nothing is known of the target. `space` says what is
 searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments, one after the
 other, and `bandit` those that promise most (Thompson sampling, see `bandit`). With `update: ranking` the new ones are
-drawn around a centre that moves as in Prompt-Tuning DT (see `ranking`).
+drawn around a centre that moves along the direction of Prompt-Tuning DT (see `ranking`), without its momentum.
 """
 
 from typing import Literal, NamedTuple
@@ -53,7 +53,7 @@ class Params(UnseenParams):
     )
     population: int = Field(default=10, gt=0, le=100_000, description="episodes between two updates, run in parallel")
     elites: int = Field(default=5, gt=1, le=100_000, description="best prompts so far that the next ones come from")
-    sigma: float = Field(default=1.0, ge=0, le=100, description="standard deviation added to the elites' own spread")
+    sigma: float = Field(default=1.0, ge=0, le=100, description="standard deviation of the noise added")
     update: Literal["elites", "ranking"] = Field(
         default="elites", description="where the next ones come from: the elites, or a centre that ranking moves"
     )
@@ -133,7 +133,8 @@ def draw(tried: Tried, count: int, params: Params, generator: torch.Generator) -
     """New z (count, K*, channels) = mean + sum_j w_j (z_j - mean) / sqrt(e) + sigma * noise of e elites, w_j ~ N(0, 1).
 
     Their covariance is that of the elites, which five points in hundreds of dimensions hold exactly and a diagonal does
-    not: prompts of neighbouring tasks differ in few directions. Before anything was tried, z ~ N(0, I).
+    not: prompts of neighbouring tasks differ in few directions. Before anything was tried, z ~ N(0, I). With ranking,
+    z = centre + sigma * noise.
     """
     noise = torch.randn((count, *tried.z.shape[1:]), generator=generator, device=tried.z.device)
     if params.update == "ranking":

@@ -90,10 +90,15 @@ class TuningParams(Parameters):
     )
 
     @model_validator(mode="after")
-    def _enough_candidates(self) -> Self:
+    def _enough(self) -> Self:
         if self.candidates is not None and self.candidates < self.prompts:
             raise ValueError(
                 f"candidates ({self.candidates}) must be at least prompts ({self.prompts}), which are chosen from them"
+            )
+        if self.fallback is not None and self.target.few_shot == 1:
+            raise ValueError(
+                "fallback needs two few-shot trajectories, one to tune on and one to compare on: set target.few_shot "
+                "to more, or leave out fallback"
             )
         return self
 

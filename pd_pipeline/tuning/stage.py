@@ -143,7 +143,8 @@ def _drawn(context: StageContext, folder: Path) -> Drawn:
         return data.select(draw_few_shot(data, context.params, context.seed)[0])
 
     data = drawn(target.quality)
-    return Drawn(data, data if target.prompt_quality is None else drawn(target.prompt_quality))
+    prompt_quality = target.prompt_quality or target.quality
+    return Drawn(data, data if prompt_quality == target.quality else drawn(prompt_quality))
 
 
 def _summary(

@@ -30,7 +30,7 @@ class Unseen:
     """A target task of which a method gets no trajectory."""
 
     task: int
-    training: Prompts  # of the training tasks and of `target.quality`, in task units
+    training: Prompts  # of the training tasks but this one, and of `target.quality`, in task units
     target_return: float
 
     @classmethod
@@ -40,6 +40,11 @@ class Unseen:
         By default `target_return` is the median return of the training tasks: nothing is known of the target's own.
         """
         training = training_prompts(prompts, params.quality, plm)
+        training = training.select(training.task_id != task)  # where targets are trained on
+        if not len(training):
+            raise PipelineError(
+                f"{prompts}: task {task} is the only training task: there are no prompts of another one"
+            )
         returns = training.y[training.start == 0, 0, 0]  # (episodes,): the return-to-go of their first step
         asked = params.target_return
         return cls(task, training, float(np.median(returns)) if asked is None else asked)

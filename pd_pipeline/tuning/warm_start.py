@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pd_pipeline.config import MAX_STEPS
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import History
@@ -76,8 +77,10 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
 
 
 def spread(prompts: Prompts, per_task: int, without: int) -> Prompts:
-    """At most `per_task` segments of every task but one, evenly spread over those that there are of it."""
+    """At most `per_task` segments of every task but one, evenly spread. Raises PipelineError if there is no other."""
     rows = []
+    if (prompts.task_id == without).all():
+        raise PipelineError(f"warm_start: task {without} is the only training task: there is none to borrow from")
     for task in np.unique(prompts.task_id[prompts.task_id != without]):
         of_task = np.flatnonzero(prompts.task_id == task)
         rows.append(of_task[np.linspace(0, len(of_task) - 1, min(per_task, len(of_task))).round().astype(int)])

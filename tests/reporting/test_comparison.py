@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from pd_pipeline.cli import app
 from pd_pipeline.reporting.comparison import on_one_scale, profiles, rows, table
+from pd_pipeline.reporting.layout import Layout
 from pd_pipeline.reporting.score_tables import of_files
 
 METHODS = {"noise_prompt": 0.0, "full_finetune": 10.0, "prompt_dt": 8.0, "good_one": 9.5}
@@ -67,7 +68,7 @@ def test_csv_has_the_numbers_in_full(tmp_path: Path) -> None:
 
 def test_tables_for_papers(tmp_path: Path) -> None:
     found = rows(on_one_scale(of_files([scores(tmp_path / "a")])), "prompt_dt")
-    latex = table(found, "latex").splitlines()
+    latex = table(found, Layout.LATEX).splitlines()
     assert latex[0].startswith(r"\begin{tabular}{ll")
     assert latex[-1] == r"\end{tabular}"
     body = [line for line in latex if line.endswith(r"\\")]
@@ -75,7 +76,7 @@ def test_tables_for_papers(tmp_path: Path) -> None:
     assert {line.count(" & ") for line in body} == {9}
     assert any(r"good\_one" in line for line in body)
     assert "\N{MINUS SIGN}" not in "".join(latex)
-    markdown = table(found, "markdown").splitlines()
+    markdown = table(found, Layout.MARKDOWN).splitlines()
     assert {line.count("|") for line in markdown} == {11}
     assert len(markdown) == 6
 
@@ -102,9 +103,29 @@ def test_the_figure_shows_every_method(tmp_path: Path) -> None:
         assert (np.diff(line.get_ydata()) <= 0).all()
 
 
+def test_seeds_of_an_evaluation_are_one_family(tmp_path: Path) -> None:
+    whole = pl.read_csv(scores(tmp_path / "whole"))
+    files = []
+    for seed in (0, 1, 2):
+        (tmp_path / f"reach-{seed}").mkdir()
+        files.append(tmp_path / f"reach-{seed}/scores.parquet")
+        whole.filter(pl.col("seed") == seed).write_parquet(files[-1])
+    found = of_files(files)
+    assert list(found) == ["reach"]
+    assert found["reach"].sort(pl.all()).equals(whole.select(found["reach"].columns).sort(pl.all()))
+
+
+def test_scores_of_two_experiments_are_not_mixed(tmp_path: Path) -> None:
+    code, text = compare(scores(tmp_path / "one/reach"), scores(tmp_path / "other/reach"))
+    assert code == 1
+    assert "other/reach/scores.csv: has scores of reach, full_finetune, seed 0, task 3, as" in text.replace("\n", "")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--point", "1"], "--point is of a study"),
+        (["a/scores.csv", "--point", "1"], "a/scores.csv: these are no scores of a study: leave out --point"),
         (["missing.csv"], "missing.csv: no such file"),
         (["bad.csv"], "bad.csv: no table of scores: it has no column 'task'"),
         (["a/scores.csv", "--to", "prompt_td"], "a: no scores of 'prompt_td': did you mean 'prompt_dt'"),

@@ -296,8 +296,10 @@ def test_what_searches_found_is_kept_drawn_and_published(root: Path) -> None:
     (root / "studies/few_shot.yaml").write_text(
         "title: Is it found?\n"
         "base:\n"
-        "  run: {methods: [prompt_search, prompt_dt]}\n"
+        "  run: {methods: [prompt_search, prompt_diffuser_online, prompt_dt]}\n"
         "  families: {point_robot: {tuned_prompt_search: {episodes: 6, first: 2, population: 2, elites: 2, prompts: 2},"
+        " tuned_prompt_diffuser_online: {adapt: {steps: 3}, steps: 9, arms: 3, prompts: 2,"
+        " bandit: {episodes: 4, first: 3}},"
         " diffuser: {steps: 2, warmup: 1, denoiser: {width: 8, blocks: 1}}}}\n"
         "grid: {tuned_prompt_search.space: [prompt, segments]}\n"
     )
@@ -305,9 +307,12 @@ def test_what_searches_found_is_kept_drawn_and_published(root: Path) -> None:
     found = pl.read_parquet(out / "searches.parquet")
     assert found.group_by("point", "method", "family", maintain_order=True).len().rows() == [
         (0, "prompt_search", "point_robot", 6),
+        (0, "prompt_diffuser_online", "point_robot", 4),
         (1, "prompt_search", "point_robot", 6),
-    ], "two targets, three steps each"
-    assert found.filter(pl.col("point") == 0, pl.col("task") == 1)["step"].to_list() == [2, 4, 6]
+        (1, "prompt_diffuser_online", "point_robot", 4),
+    ], "two targets, three and two rounds; gradient steps are no episodes"
+    assert {*found.filter(pl.col("method") == "prompt_diffuser_online")["step"]} == {3, 4}
+    assert found.filter(pl.col("point") == 0, pl.col("task") == 1)["step"].to_list() == [2, 4, 6, 3, 4]
     pictures = [each["title"] for each in shown.section(out)[0]["figures"]]
     assert pictures == [
         "Return at the points",

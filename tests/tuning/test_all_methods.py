@@ -29,7 +29,7 @@ SETTINGS = {
     "lora": "{steps: 4, batch: 4, prompts: 3}",
 }
 PLOTS: dict[str, list[str]] = {
-    "prompt_diffuser_online": ["L_DM and L_DT", "gradients", "mean return"],
+    "prompt_diffuser_online": ["L_DM and L_DT", "gradients", "best return so far"],
     "prompt_diffuser_zero_shot": [],
     "retrieval_prompt": [],
     "prompt_search": ["best return so far"],
@@ -60,6 +60,7 @@ def root(project: Path) -> Path:
 
 
 def test_they_are_compared_and_can_be_taken_out(root: Path, tmp_path: Path) -> None:
+    assert "prompt_fit" not in graph.load(root).stages, "no diffuser is tuned without episodes"
     metrics = read_json(root / "data/evaluation/point_robot-0/metrics.json")["methods"]
     assert metrics.keys() == SETTINGS.keys()
     assert read_json(root / "data/hyper_network/point_robot-0/config.json")["adapters"] == 4

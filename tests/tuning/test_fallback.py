@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.parsing import parse
 from pd_pipeline.storage import read_json
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.tuning import stage
 from pd_pipeline.tuning.action_losses import action_losses
 from pd_pipeline.tuning.adaptation import Cost, FellBack, Prompted, Reweighted, load
 from pd_pipeline.tuning.fallback import fall_back, split
-from pd_pipeline.tuning.protocol import Pretrained, Target
+from pd_pipeline.tuning.protocol import Pretrained, Target, TuningParams
 from tests.builders import trajectories
 from tests.tuning.test_stage import context
 from tests.tuning.tiny import TASK, same_prompts
@@ -88,17 +89,19 @@ def test_through_the_stage(trained_project: Path, tmp_path: Path) -> None:
     none = run_method(trained_project, tmp_path / "none", learning_rate=50.0, warmup=0, target={"few_shot": 3})
     assert not none["fell_back"]
     assert not none["frozen"]
-    with pytest.raises(PipelineError, match=r"tuned_named_otherwise point_robot-4-0: fallback: needs two"):
-        run_method(trained_project, tmp_path / "one", target={"few_shot": 1}, fallback=0.5)
+    with pytest.raises(PipelineError, match="fallback needs two few-shot trajectories"):
+        parse(TuningParams, {"target": {"few_shot": 1}, "fallback": 0.5}, "x")
 
 
+@pytest.mark.parametrize("prompt_quality", [None, "expert"])
 def test_tuning_never_sees_what_is_held_out(
-    trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prompt_quality: str | None, trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Target] = []
     real = Target.of
     monkeypatch.setattr(Target, "of", lambda *given: (seen.append(real(*given)), seen[-1])[1])
-    made = context(trained_project, tmp_path / "out", "prompt_dt", target={"few_shot": 3}, fallback=0.3)
+    of_target = {"few_shot": 3, "prompt_quality": prompt_quality}
+    made = context(trained_project, tmp_path / "out", "prompt_dt", target=of_target, fallback=0.3)
     stage.run(made)
     (target,) = seen
     kept = set(read_json(tmp_path / "out/summary.json")["few_shot_episodes"]) - set(target.data.episode_id.tolist())

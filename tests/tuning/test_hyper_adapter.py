@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from pd_pipeline.models.hyper_network import save_hyper_network
 from pd_pipeline.progress import silent
 from pd_pipeline.training import hyper_network as training
 from pd_pipeline.training.hyper_network import TaskData, task_loss
+from pd_pipeline.trajectories.reading import Trajectories
 from pd_pipeline.tuning import hyper_adapter
 from pd_pipeline.tuning.hyper_adapter import Params
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
@@ -63,6 +65,25 @@ def test_the_loss_is_that_of_the_policy_with_the_adapters(plm: Pretrained, few_s
     network.requires_grad_(True)
     task_loss(network, with_adapters(plm.policy, 2), task, params, np.random.default_rng(5)).backward()
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
+
+
+def test_it_learns_from_other_episodes_than_it_is_validated_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, set[int]]] = []
+    real = TaskData.__init__
+
+    def note(self: TaskData, data: Trajectories, *rest: Any) -> None:
+        made.append((int(data.task_id[0]), {*data.episode_id.tolist()}))
+        real(self, data, *rest)
+
+    monkeypatch.setattr(TaskData, "__init__", note)
+    params = project / "params.yaml"
+    params.write_text(params.read_text().replace("no_prompt]", "no_prompt, hyper_adapter]") + f"    {TRAINING}\n")
+    run_stages(project, "hyper_network")
+    tasks = len(made) // 2
+    assert [task for task, _ in made[:tasks]] == [task for task, _ in made[tasks:]] == [0, 2, 3, 5], "no target"
+    for (_, learned), (_, validated) in zip(made[:tasks], made[tasks:], strict=True):
+        assert len(validated) == 1
+        assert max(learned) < min(validated), "the last of each task"
 
 
 def test_pre_training_lowers_the_loss_of_tasks_and_leaves_the_policy_alone(project: Path) -> None:

@@ -65,3 +65,7 @@ def test_the_best_by_loss_are_tried_where_there_are_more_candidates(
     assert found.cost.plm_forward == guided + 20 * 32, "twenty candidates were scored"
     with pytest.raises(PipelineError, match=r"candidates \(5\) must be at least arms \(7\)"):
         parse(Params, QUICK | {"candidates": 5}, "x")
+
+
+def test_the_budget_is_the_same_whatever_else_is_set() -> None:
+    assert Params().bandit.episodes == parse(Params, {"bandit": {"strategy": "ucb"}}, "x").bandit.episodes == 50

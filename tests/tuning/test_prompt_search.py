@@ -183,6 +183,18 @@ def test_it_asks_for_the_median_return_of_the_training_tasks(plm: Pretrained, tm
         Unseen.of(TASK, tmp_path, plm, TargetParams(quality="medium"))
 
 
+def test_a_target_that_is_trained_on_is_no_training_task_of_its_own(plm: Pretrained, tmp_path: Path) -> None:
+    data = trajectories((10, 8, 12), (0, 1, 1), seed=3)
+    for name in ("expert", "expert-held_out"):
+        cut(data, PROMPT).save(tmp_path / f"{name}.safetensors")
+    found = Unseen.of(1, tmp_path, plm, TargetParams())
+    assert {*found.training.task_id.tolist()} == {0}
+    assert found.target_return == pytest.approx(float(data.episode_returns[0]))
+    cut(data.select(np.array([0])), PROMPT).save(tmp_path / "expert.safetensors")
+    with pytest.raises(PipelineError, match="task 0 is the only training task"):
+        Unseen.of(0, tmp_path, plm, TargetParams())
+
+
 @pytest.mark.parametrize("changes", [{"candidates": 64}, {"shown": "other"}])
 def test_there_is_nothing_else_to_choose(changes: dict[str, object]) -> None:
     with pytest.raises(PipelineError, match="without trajectories of the target nothing can be chosen: leave out"):

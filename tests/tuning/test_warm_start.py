@@ -86,6 +86,8 @@ def test_segments_are_spread_over_every_task_but_the_target() -> None:
     assert found.start[3:].tolist() == [0, 2, 5], "the first, the middle and the last of six"
     assert found.episode_id[0] != found.episode_id[2]
     assert len(spread(segments, 100, without=9)) == len(segments)
+    with pytest.raises(PipelineError, match="task 0 is the only training task: there is none to borrow from"):
+        spread(segments.select(segments.task_id == 0), 3, without=0)
 
 
 def test_a_quality_without_training_prompts_is_named(given: Pretrained, few_shot: Target, tmp_path: Path) -> None:
