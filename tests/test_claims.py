@@ -99,8 +99,7 @@ def test_a_document_that_results_no_longer_give_is_stale(tmp_path: Path) -> None
         (tmp_path / "docs" / file.name).write_bytes(file.read_bytes())
     (tmp_path / "README.md").write_bytes((claims.ROOT / "README.md").read_bytes())
     (tmp_path / "published/params.yaml").write_bytes((claims.ROOT / "published/params.yaml").read_bytes())
-    of_all_families = (claims.ROOT / "results/published").rglob("*/scores.csv")
-    for file in (*(claims.ROOT / "results").rglob("*.json"), *of_all_families):
+    for file in (file for kind in ("json", "csv") for file in (claims.ROOT / "results").rglob(f"*.{kind}")):
         copy = tmp_path / file.relative_to(claims.ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(file.read_bytes())

@@ -48,14 +48,8 @@ def root(project: Path) -> Path:
     text += "    hyper_network: {steps: 4, warmup: 1, tasks: 2, batch: 3, segments: 4, width: 8, bottleneck: 2}\n"
     (project / "params.yaml").write_text(text)
     found = graph.load(project)
-    run_stages(
-        project,
-        "hyper_network",
-        *(stage for stage in found.stages if stage.startswith("tuned_")),
-        "evaluation",
-        "prompt_fit",
-    )
-    run_stages(project, "report")
+    tuned = (stage for stage in found.stages if stage.startswith("tuned_"))
+    run_stages(project, "hyper_network", *tuned, "evaluation", "report")
     return project
 
 
