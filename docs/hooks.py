@@ -15,12 +15,14 @@ from pd_pipeline import reference
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = "<!-- the parameter reference -->"
+_PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
 _LOADED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Put the pictures of results/ into the site, at the place that they have in the repository."""
-    for path in sorted((ROOT / "results").rglob("comparison.png")):
+    pictures = (path for name in ("comparison.png", "*-episodes*.png") for path in (ROOT / "results").rglob(name))
+    for path in sorted(pictures):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
 
@@ -35,7 +37,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def on_post_build(config: Any) -> None:
-    """Refuse a page that loads a script, a style, a font or a picture from elsewhere: the site works offline."""
+    """Refuse a page with a missing picture, or that loads something from elsewhere: the site works offline."""
     for path in sorted(Path(config["site_dir"]).rglob("*.html")):
-        if found := _LOADED.search(path.read_text()):
+        text = path.read_text()
+        if found := _LOADED.search(text):
             raise PluginError(f"{path}: loads from the network: {found.group()}")
+        for source in _PICTURE.findall(text):
+            if not source.startswith("data:") and not (path.parent / source).is_file():
+                raise PluginError(f"{path}: shows {source}, which is not in the site")
