@@ -23,6 +23,7 @@ from pd_pipeline.models.decision_transformer import Adapter, PromptingDecisionTr
 from pd_pipeline.models.weights import as_tensors
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.storage import expect_arrays, load_arrays, save_arrays
+from pd_pipeline.training.loop import Rate
 from pd_pipeline.tuning.adaptation import Prompted
 from pd_pipeline.tuning.fine_tuning import FineTuningParams, fine_tune
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
@@ -33,6 +34,7 @@ FILE = "adapters.safetensors"
 class Params(FineTuningParams):
     """The size of the adapters."""
 
+    learning_rate: Rate = 3e-3
     bottleneck: int = Field(default=8, gt=0, le=4096, description="r, the width of the bottleneck")
 
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from pd_pipeline.models.adapters import with_adapters
 from pd_pipeline.models.hyper_network import load_hyper_network
+from pd_pipeline.training.loop import Rate
 from pd_pipeline.tuning.adapter import Adapters, train
 from pd_pipeline.tuning.fine_tuning import FineTuningParams
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
@@ -20,6 +21,7 @@ load = Adapters.load
 class Params(FineTuningParams):
     """Those of fine-tuning; the size of the adapters is that of the hyper-network."""
 
+    learning_rate: Rate = 3e-3
     segments: int | None = Field(
         default=None, gt=0, le=100_000, description="few-shot segments that adapters are made from; null: all"
     )

@@ -22,7 +22,7 @@ class LearnedPrefixParams(TuningParams, OptimizationParams):
     """Gradient descent; all prefixes are tuned independently, in one batch."""
 
     steps: StepCount = 200
-    learning_rate: Rate = 1e-2
+    learning_rate: Rate = 3e-3
     weight_decay: float = Field(default=0.0, ge=0, le=100)
     warmup: int = Field(default=10, ge=0, le=MAX_STEPS)
     clip: float | None = Field(default=None, gt=0)

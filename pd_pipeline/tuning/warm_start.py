@@ -19,7 +19,7 @@ from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.training.loop import History
+from pd_pipeline.training.loop import History, Rate
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning.adaptation import Cost, Prompted
@@ -34,6 +34,7 @@ NEEDS = ("prompts", "trajectories")
 class Params(TuningParams, DescentParams):
     """Which tasks are similar, and how long their data is learned from; `target.quality` is that of their data too."""
 
+    learning_rate: Rate = Field(default=1e-1, description="in units of a channel's standard deviation")
     neighbours: int = Field(default=3, gt=0, le=10_000, description="similar training tasks to borrow from")
     per_task: int = Field(default=16, gt=0, le=10_000, description="segments per training task that are compared")
     compared: int = Field(default=32, gt=0, le=100_000, description="few-shot windows that they are compared on")
