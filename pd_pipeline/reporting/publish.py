@@ -1,6 +1,6 @@
 """A small copy of a run's numbers, to keep in version control: results/<family>/."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from pd_pipeline.revision import UNCOMMITTED, git_revision
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import atomic_directory, atomic_file, digest, read_json, write_json
 from pd_pipeline.studies.definition import PREFIX, names, path
+from pd_pipeline.studies.points import pieces as pieces_of
+from pd_pipeline.studies.points import point_graphs
 from pd_pipeline.studies.stage import SEARCHES
 from pd_pipeline.tuning.methods import built_in
 
@@ -82,7 +84,8 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
             pl.read_parquet(out / "scores.parquet").write_csv(file)
         (folder / f"{name}.yaml").write_text(path(graph.root, name).read_text())
         _exactly(graph, folder, [(stage, Key()), *graph.upstream(stage, Key())])
-        write_json(folder / "provenance.json", _made_by(graph))
+        made = ((point.home(*piece), *piece) for point in point_graphs(graph, name) for piece in pieces_of(point))
+        write_json(folder / "provenance.json", _made_by(graph) | {"made_at": made_at(made)})
     return sorted(destination.iterdir())
 
 
@@ -206,12 +209,26 @@ def _made_by(graph: Graph) -> dict[str, Any]:
     }
 
 
+def made_at(pieces: Iterable[tuple[Path, str, Key]]) -> dict[str, list[str]]:
+    """Stage -> the git revisions at which its pieces were made, by the records in their homes (home, stage, key).
+
+    They need not be the one that is published: work that code does not change is used again. `unknown` is a piece
+    without a record, or without a revision in it.
+    """
+    found: dict[str, set[str]] = {}
+    for home, stage, key in pieces:
+        record = records.find(home, stage, key)
+        found.setdefault(stage, set()).add((record.revision if record else None) or "unknown")
+    return {stage: sorted(revisions) for stage, revisions in found.items()}
+
+
 def _provenance(graph: Graph, family: str, pieces: list[tuple[str, Key]]) -> dict[str, Any]:
     made = {address(stage, key): records.find(graph.root, stage, key) for stage, key in pieces}
     return {
         "seeds": list(graph.params.run.seeds),
         "parameters": effective_parameters(graph.params, family, graph.root, graph.modules),
         **_made_by(graph),
+        "made_at": made_at((graph.root, *piece) for piece in pieces),
         # null: made elsewhere, and what it took there is not known here
         "seconds": {name: record.seconds if record else None for name, record in made.items()},
         "device": {name: record.device if record else None for name, record in made.items()},

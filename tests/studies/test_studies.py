@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from assets.definitions import build
-from pd_pipeline import graph, lineage, rendering
+from pd_pipeline import graph, lineage, records, rendering
 from pd_pipeline.clean import clean
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.results import from_json
@@ -18,7 +18,7 @@ from pd_pipeline.progress import silent
 from pd_pipeline.reporting import study as shown
 from pd_pipeline.reporting.publish import publish
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import read_json
+from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.studies import execution
 from pd_pipeline.studies.points import is_shared, point_graphs
 from tests.dvc_project import SMALL_PARAMS, call, make_project
@@ -175,6 +175,25 @@ def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
     assert (folder / "dvc.lock").read_text().count("  study_few_shot:\n") == 1
     (root / "studies/few_shot.yaml").write_text(STUDY.replace("5]", "3]"))
     assert "digests" in call(root, "dvc", "status")
+
+
+def test_a_published_study_says_at_which_revision_each_stage_was_made(root: Path) -> None:
+    study(root)
+    project = graph.load(root)
+    at = point_graphs(project, "few_shot")[1]
+    for stage, key, revision in (
+        ("plm", Key("point_robot", None, 0), "older"),
+        ("tuned_prompt_dt", Key("point_robot", 1, 0), "newer"),
+    ):
+        file = records.path(at.home(stage, key), stage, key)
+        write_json(file, read_json(file) | {"revision": revision})
+    call(root, "pd-pipeline", "graph", "--write")
+    publish(root, "few_shot", root / "results")
+    made_at = read_json(root / "results/studies/few_shot/provenance.json")["made_at"]
+    assert made_at["plm"] == ["older"]
+    assert "newer" in made_at["tuned_prompt_dt"]
+    assert len(made_at["tuned_prompt_dt"]) == 2, "the other pieces were made at another one, or it is unknown"
+    assert set(made_at) == set(at.stages) - {"report"}
 
 
 def test_dagster_has_an_asset_for_it(root: Path) -> None:
