@@ -10,6 +10,8 @@ from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, FamilyParams, Policy
 
+ARRIVAL = 10.0  # the reward of the bandits paper's task
+
 
 class PointRobotParams(FamilyParams):
     """Parameters of the plane and its tasks."""
@@ -20,7 +22,10 @@ class PointRobotParams(FamilyParams):
     radius: float = Field(default=1.0, gt=0)
     step_size: float = Field(default=0.15, gt=0, description="distance moved by an action component of 1")
     goal_radius: float = Field(default=0.2, gt=0, description="success within this distance")
-    reward: Literal["dense", "sparse"] = "dense"
+    reward: Literal["dense", "sparse", "arrival"] = Field(
+        default="dense",
+        description="minus the distance; or 1 per step at the goal; or 10 on arrival, which ends the episode",
+    )
 
 
 class PointRobotEnv(gymnasium.Env):
@@ -36,10 +41,11 @@ class PointRobotEnv(gymnasium.Env):
     Two numbers in [-1, 1], the step along x and y; the point moves by `step_size * action`.
 
     ## Reward
-    dense: `-distance(point, goal)` after the move; sparse: 1 while the distance is below `goal_radius`, else 0.
+    dense: `-distance(point, goal)` after the move; sparse: 1 while the distance is below `goal_radius`, else 0;
+    arrival: 10 when it first is, else 0.
 
     ## Start, end
-    The origin plus uniform noise of 0.05; no terminal state, the horizon truncates.
+    The origin plus uniform noise of 0.05. With `arrival` the goal is a terminal state; otherwise the horizon truncates.
     """
 
     def __init__(self, goal: np.ndarray, params: PointRobotParams):
@@ -62,8 +68,9 @@ class PointRobotEnv(gymnasium.Env):
         self._state = self._state + self._params.step_size * np.clip(action, -1.0, 1.0)
         distance = float(np.hypot(*(self._state - self.goal)))
         success = distance < self._params.goal_radius
-        reward = -distance if self._params.reward == "dense" else float(success)
-        return self._state.astype(np.float32), reward, False, False, {"success": success}
+        arrived = success and self._params.reward == "arrival"
+        reward = {"dense": -distance, "sparse": float(success), "arrival": ARRIVAL * success}[self._params.reward]
+        return self._state.astype(np.float32), reward, arrived, False, {"success": success}
 
     def picture(self, size: int = 240) -> np.ndarray:
         """The plane (size, size, 3) uint8: the goal with its radius in green, the point in blue."""

@@ -1,6 +1,7 @@
-"""What a return costs: methods against the numbers they tune, their passes through the PLM and their episodes."""
+"""What a return costs: methods against the numbers they tune, their passes through the PLM, episodes and seconds."""
 
 import math
+from collections.abc import Mapping
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -14,31 +15,44 @@ COSTS = {
     "plm_passes": "PLM passes",
     "environment_episodes": "episodes",
 }
+ABREAST = 3  # panels side by side at most
+HEIGHT, HEIGHT_OF_ROW = 3.4, 2.6  # inches
 
 
 @styled
-def against_cost(metrics: Metrics, styles: Styles | None = None) -> Figure:
-    """Mean return of every method, with its 95 % interval, against each of its costs; those that cost nothing at 0."""
+def against_cost(metrics: Metrics, styles: Styles | None = None, seconds: Mapping[str, float] | None = None) -> Figure:
+    """Mean return of every method, with its 95 % interval, against each of its costs; those that cost nothing at 0.
+
+    `seconds` of tuning per target are no part of the metrics, and have a panel if they are known of every method.
+    """
     styles = styles or method_styles(metrics)
-    shown = [cost for cost in COSTS if any(getattr(found.costs, cost) for found in metrics.values())]
-    figure, panels = new_figure(3.4, 1, max(1, len(shown)), sharey=True)
+    costs: dict[str, Mapping[str, float]] = {
+        title: {method: getattr(found.costs, cost) for method, found in metrics.items()}
+        for cost, title in COSTS.items()
+    }
+    if seconds and metrics.keys() <= seconds.keys():
+        costs["seconds per target"] = seconds
+    shown = {title: values for title, values in costs.items() if any(values.values())}
+    columns = max(1, len(shown)) if len(shown) <= ABREAST else 2
+    rows = max(1, math.ceil(len(shown) / columns))
+    figure, panels = new_figure(HEIGHT if rows == 1 else HEIGHT_OF_ROW * rows, rows, columns, sharey=True)
     window = window_of({method: list(found.mean[1:]) for method, found in metrics.items()})
-    for axes, cost in zip(panels, shown, strict=False):
+    for axes, (title, values) in zip(panels, shown.items(), strict=False):
         for method, found in metrics.items():
             color, marker = styles[method]
-            x = getattr(found.costs, cost)
-            axes.vlines(x, found.mean.low, found.mean.high, color=color, linewidth=1.3)
-            axes.plot(x, found.mean.value, marker, color=color, markersize=6, label=method)
-        _from_zero(axes, [getattr(found.costs, cost) for found in metrics.values()])
-        axes.set_xlabel(COSTS[cost])
+            axes.vlines(values[method], found.mean.low, found.mean.high, color=color, linewidth=1.3)
+            axes.plot(values[method], found.mean.value, marker, color=color, markersize=6, label=method)
+        _from_zero(axes, [values[method] for method in metrics])
+        axes.set_xlabel(title)
     if window:
         panels[0].set_ylim(window)
-    panels[0].set_ylabel("return")
+    for axes in panels[::columns]:
+        axes.set_ylabel("return")
     legend_below(figure, panels[0])
     return figure
 
 
-def _from_zero(axes: Axes, values: list[int]) -> None:
+def _from_zero(axes: Axes, values: list[float]) -> None:
     """A logarithmic axis that also has a place for 0, a decade below the smallest cost."""
     least = 10 ** math.floor(math.log10(min((value for value in values if value), default=1)))
     axes.set_xscale("symlog", linthresh=least)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from pd_pipeline import records
@@ -19,7 +20,7 @@ from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task
 from pd_pipeline.reporting.provenance import effective_parameters, machine, versions
 from pd_pipeline.reporting.stage_plots import drawn
-from pd_pipeline.reporting.study import figure, searched
+from pd_pipeline.reporting.study import costs, figure, searched
 from pd_pipeline.reporting.study import load as load_study
 from pd_pipeline.revision import UNCOMMITTED, git_revision
 from pd_pipeline.stage import Key
@@ -70,10 +71,13 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
     stage = PREFIX + name
     if not is_made(graph, stage, Key()):
         raise PipelineError(f"publish: study {name} is not made, or out of date: run `pd-pipeline study {name}` first")
-    out = graph.root / graph.out(stage, Key())
+    out, points = graph.root / graph.out(stage, Key()), point_graphs(graph, name)
+    seconds = [seconds_per_target(point) for point in points]
     with atomic_directory(destination) as folder:
         for found in load_study(out):
             _draw(folder, {found.family: png(figure(found))})
+            for drawing in costs(found, seconds[0].get(found.family)):
+                _draw(folder, {f"{found.family} cost": png(drawing)})
             for number, drawing in searched(found):
                 _draw(folder, {f"{found.family} episodes": png(drawing)}, f"-{number}" if len(found.points) > 1 else "")
         if (searches := out / SEARCHES).is_file():
@@ -84,8 +88,9 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
             pl.read_parquet(out / "scores.parquet").write_csv(file)
         (folder / f"{name}.yaml").write_text(path(graph.root, name).read_text())
         _exactly(graph, folder, [(stage, Key()), *graph.upstream(stage, Key())])
-        made = ((point.home(*piece), *piece) for point in point_graphs(graph, name) for piece in pieces_of(point))
-        write_json(folder / "provenance.json", _made_by(graph) | {"made_at": made_at(made)})
+        made = ((point.home(*piece), *piece) for point in points for piece in pieces_of(point))
+        about = {"made_at": made_at(made), "seconds_per_target": seconds}
+        write_json(folder / "provenance.json", _made_by(graph) | about)
     return sorted(destination.iterdir())
 
 
@@ -220,6 +225,22 @@ def made_at(pieces: Iterable[tuple[Path, str, Key]]) -> dict[str, list[str]]:
         record = records.find(home, stage, key)
         found.setdefault(stage, set()).add((record.revision if record else None) or "unknown")
     return {stage: sorted(revisions) for stage, revisions in found.items()}
+
+
+def seconds_per_target(graph: Graph) -> dict[str, dict[str, float]]:
+    """Family -> method -> seconds of tuning for one target, the median over targets and seeds, by the records.
+
+    A method of which a record is missing, since it was tuned elsewhere, is left out.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for family in graph.params.run.families:
+        for method in graph.params.run.methods:
+            stage = f"tuned_{method}"
+            keys = [key for key in graph.keys(stage) if key.family == family and graph.is_benchmark(stage, key)]
+            made = [records.find(graph.home(stage, key), stage, key) for key in keys]
+            if all(made):
+                found.setdefault(family, {})[method] = float(np.median([m.seconds for m in made if m]))
+    return found
 
 
 def _provenance(graph: Graph, family: str, pieces: list[tuple[str, Key]]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from pd_pipeline.evaluation.results import MethodResult, Metrics
 from pd_pipeline.evaluation.statistics import Estimate
 from pd_pipeline.reporting.canvas import legend_below, method_styles, new_figure, styled, svg
+from pd_pipeline.reporting.cost_plots import against_cost
 from pd_pipeline.reporting.episodes import against_episodes
 from pd_pipeline.reporting.formatting import decimals, interval, percent
 from pd_pipeline.storage import read_json
@@ -106,6 +107,12 @@ def searched(results: StudyResults) -> Iterator[tuple[int, Figure]]:
     for number_, point in enumerate(results.points):
         if point.searches is not None:
             yield number_, against_episodes(point.searches, point.metrics)
+
+
+def costs(results: StudyResults, seconds: Mapping[str, float] | None = None) -> Iterator[Figure]:
+    """Return against cost, if the study compares methods at one point. `seconds`: of tuning per target, by method."""
+    if len(results.points) == 1:
+        yield against_cost(results.points[0].metrics, seconds=seconds)
 
 
 @styled
@@ -203,6 +210,15 @@ def section(out: Path) -> list[dict[str, Any]]:
                         "image": svg(image, f"{results.title} ({results.family}): episodes {number_}"),
                     }
                     for number_, image in searched(results)
+                ),
+                *(
+                    {
+                        "title": "Return against cost",
+                        "sentence": "What each method's mean return took: numbers tuned for a target, passes through "
+                        "the PLM, and, if a method ran any, episodes in the targets' environments.",
+                        "image": svg(image, f"{results.title} ({results.family}): cost"),
+                    }
+                    for image in costs(results)
                 ),
             ],
         }

@@ -32,6 +32,14 @@ def test_reward_by_hand() -> None:
     assert 0 < sum(rewards) < 12
 
 
+def test_arrival_pays_once_and_ends_the_episode() -> None:
+    """From the origin to (0, 1): the goal radius of 0.2 is reached on the sixth step of 0.15."""
+    env = family(tasks=4, test_tasks=[3], reward="arrival").make(1)
+    env.reset(seed=0)
+    steps = [env.step(np.array([0.0, 1.0], np.float32))[1:4] for _ in range(6)]
+    assert steps == [(0.0, False, False)] * 5 + [(10.0, True, False)]
+
+
 def test_actions_are_clipped_to_the_bounds() -> None:
     environment = family().make(0)
     start, _ = environment.reset(seed=0)

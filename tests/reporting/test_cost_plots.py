@@ -25,6 +25,15 @@ def test_marks_stand_at_costs_and_returns(episodes: int, panels: list[str] | Non
         assert low < 0 < cost < high
 
 
+def test_seconds_have_a_panel_if_they_are_known_of_every_method() -> None:
+    metrics = {"prompt_dt": costing(1.0, 0, 0, 0), "searched": costing(3.0, 220, 10_000, 50)}
+    known = against_cost(metrics, seconds={"prompt_dt": 0.5, "searched": 20.0})
+    assert [axes.get_xlabel() for axes in known.axes][-1] == "seconds per target"
+    places = {line.get_label(): line.get_xdata()[0] for line in known.axes[-1].lines}
+    assert places == {"prompt_dt": 0.5, "searched": 20.0}
+    assert len(against_cost(metrics, seconds={"searched": 20.0}).axes) == 3
+
+
 def test_methods_that_cost_nothing() -> None:
     figure = against_cost({"a": costing(1.0, 0, 0, 0), "b": costing(2.0, 0, 0, 0)})
     assert len(figure.axes) == 1

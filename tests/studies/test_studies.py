@@ -16,7 +16,7 @@ from pd_pipeline.evaluation.results import from_json
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting import study as shown
-from pd_pipeline.reporting.publish import publish
+from pd_pipeline.reporting.publish import publish, seconds_per_target
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.studies import execution
@@ -194,6 +194,23 @@ def test_a_published_study_says_at_which_revision_each_stage_was_made(root: Path
     assert "newer" in made_at["tuned_prompt_dt"]
     assert len(made_at["tuned_prompt_dt"]) == 2, "the other pieces were made at another one, or it is unknown"
     assert set(made_at) == set(at.stages) - {"report"}
+
+
+def test_a_published_study_has_the_seconds_that_tuning_took(root: Path) -> None:
+    study(root)
+    at = point_graphs(graph.load(root), "few_shot")[1]
+    stage, task = "tuned_prompt_dt", at.tasks["point_robot"][0]
+    pieces = [key for key in at.keys(stage) if at.is_benchmark(stage, key)]
+    assert len(pieces) > 1
+    for number, key in enumerate(pieces):
+        file = records.path(at.home(stage, key), stage, key)
+        write_json(file, read_json(file) | {"seconds": 3.0 * number})
+    call(root, "pd-pipeline", "graph", "--write")
+    publish(root, "few_shot", root / "results")
+    seconds = read_json(root / "results/studies/few_shot/provenance.json")["seconds_per_target"]
+    assert seconds[1]["point_robot"]["prompt_dt"] == 1.5 * (len(pieces) - 1), "the median"
+    records.path(at.home(stage, Key("point_robot", task, 0)), stage, Key("point_robot", task, 0)).unlink()
+    assert seconds_per_target(at) == {}, "a record is missing"
 
 
 def test_dagster_has_an_asset_for_it(root: Path) -> None:
