@@ -10,6 +10,7 @@ from pd_pipeline.compute import pick_device
 from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.fit import compare
+from pd_pipeline.models.conditions import conditioned
 from pd_pipeline.models.diffuser import Denoiser, generate
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.prompts.segments import Prompts
@@ -41,7 +42,8 @@ def run(context: StageContext) -> dict[str, Any]:
     assert plm.diffuser is not None
     denoiser, diffusion = plm.diffuser
     qualities = tuple(read_json(context.inputs["diffuser"] / "config.json")["qualities"])
-    x0, y = load_tensors(context.inputs["prompts"], qualities, HELD_OUT, plm.normalization, device)
+    conditions = denoiser.config.conditions
+    x0, y = load_tensors(context.inputs["prompts"], qualities, HELD_OUT, plm.normalization, conditions, device)
     rng = np.random.default_rng(context.seed)
     count = min(context.params.prompts, len(y) // 2)
     generated, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
@@ -87,7 +89,7 @@ def _target_fit(
             "(trajectories.episodes)"
         )
     held_out = Target.of(data.select(unseen), plm)
-    x0, y = held_out.tensors(plm)
+    x0, y = conditioned(held_out.prompts, denoiser.config.conditions, plm.normalization, plm.device)
     count = min(context.params.prompts, len(y) // 2)
     made, conditions = generate(denoiser, diffusion, y, count, chain, context.seed)
     kept = None if shown is None else plm.normalization.normalize(shown.x0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pd_pipeline.compute import generator_of
 from pd_pipeline.config import Parameters
+from pd_pipeline.models.conditions import CHANNELS, Conditions
 from pd_pipeline.models.diffusion import Diffusion
 
 
@@ -33,6 +34,7 @@ class DenoiserConfig(DenoiserShape):
 
     channels: int = Field(gt=0, le=200_001, description="d_s + d_a + 1")
     prompt_length: int = Field(gt=0, le=1000, description="K*")
+    conditions: Conditions = Conditions()
 
 
 class DenoiserBlock(nn.Module):
@@ -61,7 +63,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         flat = config.channels * config.prompt_length
-        features = config.prompt_length + 4 * config.frequencies
+        features = config.prompt_length + 4 * config.frequencies + config.conditions.size
         self.input = nn.Linear(flat, config.width)
         self.condition = nn.Sequential(
             nn.Linear(features, config.width), nn.Mish(), nn.Linear(config.width, config.width), nn.Mish()
@@ -73,9 +75,13 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, x: Tensor, y: Tensor, n: Tensor) -> Tensor:
-        """Noisy prompt (B, K*, channels), condition y (B, K*, 2) normalised, n (B,) in [0, 1] -> (B, K*, channels)."""
+        """Noisy prompt (B, K*, channels), condition y (B, K*, 2 + C), n (B,) in [0, 1] -> (B, K*, channels).
+
+        y is normalised; its C further channels are those of `config.conditions`.
+        """
         returns_to_go, start = y[..., 0], y[:, 0, 1]  # the timesteps of a prompt are consecutive
-        features = torch.cat((returns_to_go, self._fourier(start), self._fourier(n)), dim=-1)
+        further = y[:, 0, CHANNELS:]  # (B, C), the same at each step
+        features = torch.cat((returns_to_go, self._fourier(start), self._fourier(n), further), dim=-1)
         condition = self.condition(features)  # (B, width)
         hidden = self.input(x.flatten(1))  # (B, K* channels) -> (B, width)
         for block in self.blocks:
@@ -92,14 +98,14 @@ class Denoiser(nn.Module):
 def diffusion_loss(
     denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """L_DM (eq. 6) of prompts x0 (B, K*, channels) given y (B, K*, 2), with n ~ U and eps ~ N(0, I) drawn here."""
+    """L_DM (eq. 6) of prompts x0 (B, K*, channels) given y (B, K*, 2 + C), with n ~ U and eps ~ N(0, I) drawn here."""
     n = torch.randint(0, diffusion.steps, (len(x0),), generator=generator, device=x0.device)
     noise = torch.randn(x0.shape, generator=generator, device=x0.device)
     return diffusion.loss(lambda x, n: denoiser(x, y, n / diffusion.steps), x0, noise, n)
 
 
 def sample(denoiser: Denoiser, diffusion: Diffusion, noise: Tensor, y: Tensor, chain: int) -> Tensor:
-    """Reverse chain from noise (B, K*, channels) given y (B, K*, 2), differentiable."""
+    """Reverse chain from noise (B, K*, channels) given y (B, K*, 2 + C), differentiable."""
     return diffusion.sample(
         lambda x, n: denoiser(x, y, n / diffusion.steps), noise, "ddim", min(chain, diffusion.steps)
     )
@@ -114,7 +120,7 @@ def encode(denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, chai
 def generate(
     denoiser: Denoiser, diffusion: Diffusion, y: Tensor, count: int, chain: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """`count` prompts and their conditions, drawn from the few-shot conditions y (n, K*, 2)."""
+    """`count` prompts and their conditions, drawn from the few-shot conditions y (n, K*, 2 + C)."""
     rows = np.random.default_rng([seed, 3]).choice(len(y), count, replace=count > len(y))
     conditions = y[torch.from_numpy(rows).to(y.device)]
     shape = (count, denoiser.config.prompt_length, denoiser.config.channels)

@@ -9,7 +9,7 @@ from pd_pipeline.prompts.segments import Normalization, Prompts
 
 
 def prompt_steps(x0: Tensor, y: Tensor, normalization: Normalization) -> Steps:
-    """Normalised x0 (B, K*, d_s + d_a + 1) and y (B, K*, 2) as the PLM reads them, without the rewards."""
+    """Normalised x0 (B, K*, d_s + d_a + 1) and y (B, K*, 2 or more) as the PLM reads them, without the rewards."""
     size, actions = normalization.observation_size, normalization.action_size
     timesteps = (y[..., 1] * normalization.horizon).round().long().clamp(0, normalization.horizon - 1)
     return Steps(y[..., 0], x0[..., :size], x0[..., size : size + actions], timesteps)
@@ -25,9 +25,9 @@ def prompt_tensors(
 
 
 def to_prompts(x0: Tensor, y: Tensor, normalization: Normalization, task: int) -> Prompts:
-    """Normalised tensors (n, K*, .) -> prompts in task units that come from no episode."""
+    """Normalised tensors (n, K*, .) -> prompts in task units that come from no episode. The PLM reads y[..., :2]."""
     scale = np.array([normalization.return_scale, normalization.horizon], np.float32)
-    condition = y.detach().cpu().numpy() * scale
+    condition = y[..., :2].detach().cpu().numpy() * scale
     start = np.rint(condition[:, 0, 1]).astype(np.int32)
     count = len(start)
     values = normalization.denormalize(x0.detach().cpu().numpy().astype(np.float32))

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pd_pipeline.config import MAX_HORIZON, Name, Parameters
-from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.models.conditions import Conditions, conditioned
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_model, write_json
@@ -52,15 +52,16 @@ def load_tensors(
     qualities: tuple[str, ...],
     part: str,
     normalization: Normalization,
+    conditions: Conditions,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """The prompts of several qualities, normalised: x0 (n, K*, channels), y (n, K*, 2).
+    """The prompts of several qualities, normalised: x0 (n, K*, channels), y (n, K*, 2 + C) with these conditions.
 
     `part`: "" for those to learn from, `HELD_OUT` for the others.
     """
     length = read_model(directory / "config.json", Params).length
     loaded = [Prompts.load(directory / f"{quality}{part}.safetensors", normalization, length) for quality in qualities]
-    x0, y = zip(*(prompt_tensors(prompts, normalization, device) for prompts in loaded), strict=True)
+    x0, y = zip(*(conditioned(prompts, conditions, normalization, device) for prompts in loaded), strict=True)
     return torch.cat(x0), torch.cat(y)
 
 

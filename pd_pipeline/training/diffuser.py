@@ -10,6 +10,7 @@ from torch import Tensor
 from pd_pipeline.compute import generator_of, pick_device
 from pd_pipeline.config import MAX_STEPS, Name
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.conditions import Condition, conditions_of
 from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig, DenoiserShape, diffusion_loss
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
 from pd_pipeline.models.saved_diffuser import save_diffuser
@@ -36,6 +37,12 @@ class Params(OptimizationParams):
     )
     diffusion: DiffusionParams = DiffusionParams()
     denoiser: DenoiserShape = DenoiserShape()
+    conditions: tuple[Condition, ...] = Field(
+        default=(),
+        max_length=3,
+        description="what prompts are generated for beyond return and time: where they are in their episode, how "
+        "strong their actions are, what the family says of their task",
+    )
 
 
 def run(context: StageContext) -> dict[str, Any]:
@@ -50,9 +57,11 @@ def run(context: StageContext) -> dict[str, Any]:
             f"families.{context.key.family}.prompts.qualities, now {', '.join(cut.qualities)}"
         )
     normalization = Normalization.load(prompts / "normalization.safetensors")
-    x0, y = load_tensors(prompts, params.qualities, "", normalization, device)
-    held_x0, held_y = load_tensors(prompts, params.qualities, HELD_OUT, normalization, device)
-    config = DenoiserConfig(channels=x0.shape[2], prompt_length=cut.length, **params.denoiser.model_dump())
+    conditions = conditions_of(params.conditions, context.family)
+    x0, y = load_tensors(prompts, params.qualities, "", normalization, conditions, device)
+    held_x0, held_y = load_tensors(prompts, params.qualities, HELD_OUT, normalization, conditions, device)
+    shape = params.denoiser.model_dump()
+    config = DenoiserConfig(channels=x0.shape[2], prompt_length=cut.length, conditions=conditions, **shape)
     with torch.random.fork_rng([]):
         torch.manual_seed(context.seed)
         denoiser = Denoiser(config).to(device)

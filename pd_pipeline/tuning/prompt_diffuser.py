@@ -10,7 +10,7 @@ here by default.
 """
 
 import copy
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MAX_STEPS
+from pd_pipeline.models.conditions import Askable, ask, conditioned
 from pd_pipeline.models.diffuser import Denoiser, diffusion_loss, generate, sample
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import to_prompts
@@ -28,6 +29,7 @@ from pd_pipeline.tuning.generated import Generated
 from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
 
+Share = Annotated[float, Field(ge=0, le=1)]
 NEEDS = ("diffuser",)
 load = Generated.load
 
@@ -59,6 +61,11 @@ class Params(TuningParams, OptimizationParams):
     guidance: float = Field(default=20.0, ge=0, le=1e9, description="lambda")
     scale_guidance: bool = Field(default=True, description="scale g_DT to the norm of g_DM before lambda")
     mode: Mode = "projection"
+    ask: dict[Askable, Share] = Field(
+        default={},
+        description="what is asked of generated prompts, with diffuser.conditions: the quantile of a condition among "
+        "the few-shot segments, 0 its lowest value there, 1 its highest; where it is not named, that of drawn segments",
+    )
     reading: Reading = "flat"
     test: Literal["global", "layer"] = "global"
     energy: float = Field(default=0.95, gt=0, le=1, description="share kept by the layer_svd reading")
@@ -76,21 +83,23 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
     pretrained, diffusion = plm.diffuser
     denoiser = copy.deepcopy(pretrained) if params.start == "pretrained" else at_random(pretrained, run.seed)
     denoiser.requires_grad_(True).train()
-    x0, y = target.tensors(plm)
+    conditions = pretrained.config.conditions
+    x0, y = conditioned(target.prompts, conditions, plm.normalization, plm.device)
+    wanted = ask(y, conditions, params.ask, run.title)
     rows: list[dict[str, float]] = []
     if params.adapt is not None:
         adapted = adapt(denoiser, diffusion, x0, y, params.adapt, run)
         rows += [{"phase": 1, **row} for row in adapted.rows]
     before = copy.deepcopy(denoiser).eval()
-    guided = guide(plm, denoiser, diffusion, target, params, run)
+    guided = guide(plm, denoiser, diffusion, target, (x0, y, wanted), params, run)
     rows += [{"phase": 2, **row} for row in guided.rows]
     denoiser.eval()
-    made, conditions = generate(denoiser, diffusion, y, params.candidate_count, params.chain, run.seed)
-    kept, selection = select(plm, target, made, conditions, params, run.seed)
+    made, drawn = generate(denoiser, diffusion, wanted, params.candidate_count, params.chain, run.seed)
+    kept, selection = select(plm, target, made, drawn, params, run.seed)
     guidance = params.batch * params.steps * (params.mode != "dm_only")  # with dm_only it is only logged
     size = sum(p.numel() for p in denoiser.parameters())
     return Generated(
-        prompts=to_prompts(made[kept], conditions[kept], plm.normalization, target.task),
+        prompts=to_prompts(made[kept], drawn[kept], plm.normalization, target.task),
         denoisers={"adapted": before, "guided": denoiser},
         chain=min(params.chain, diffusion.steps),
         history=History(rows),
@@ -106,7 +115,7 @@ def at_random(like: Denoiser, seed: int) -> Denoiser:
 
 
 def adapt(denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, params: AdaptParams, run: Run) -> History:
-    """Train on the few-shot prompts x0 (n, K*, channels), y (n, K*, 2) with L_DM alone."""
+    """Train on the few-shot prompts x0 (n, K*, channels), y (n, K*, 2 + C) with L_DM alone."""
 
     def loss_of_step(step: int) -> Tensor:
         rows = np.random.default_rng([run.seed, 1, step]).integers(0, len(x0), params.batch)
@@ -122,13 +131,17 @@ def guide(
     denoiser: Denoiser,
     diffusion: Diffusion,
     target: Target,
+    segments: tuple[Tensor, Tensor, Tensor],
     params: Params,
     run: Run,
 ) -> History:
-    """Tune with eq. 9; logs L_DM, L_DT, the cosine and ratio of their gradients and the share projected."""
+    """Tune with eq. 9; logs L_DM, L_DT, the cosine and ratio of their gradients and the share projected.
+
+    `segments` are all few-shot ones x0 (n, K*, channels) and y (n, K*, 2 + C), and the y of the prompts that guide.
+    """
     trainer = Trainer(denoiser, params, run.work / "guide", f"{run.title} guide")
     parameters = list(denoiser.parameters())
-    x0, y = target.tensors(plm)
+    x0, y, wanted = segments
 
     def compute(step: int) -> dict[str, Tensor]:
         rng = np.random.default_rng([run.seed, 2, step])
@@ -138,9 +151,9 @@ def guide(
         g_dm = torch.autograd.grad(diffusing, parameters)
         window, valid = target.windows.any_windows(rng, params.batch, plm.policy.config.acting_window)
         noise = torch.randn(x0[picked].shape, generator=generator, device=plm.device)
-        prompt = sample(denoiser, diffusion, noise, y[picked], params.chain)
+        prompt = sample(denoiser, diffusion, noise, wanted[picked], params.chain)
         with trainer.autocast():
-            acting = guidance_loss(plm, prompt, y[picked], window, valid)
+            acting = guidance_loss(plm, prompt, wanted[picked], window, valid)
         g_dt = torch.autograd.grad(acting, parameters)
         ratio = norm(g_dt) / norm(g_dm)
         similarity = cosine(g_dm, g_dt)

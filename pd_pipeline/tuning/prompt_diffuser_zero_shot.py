@@ -3,14 +3,16 @@
 The diffuser needs a condition y, the returns-to-go and timesteps of a prompt. They are those of training segments, from
 the `share` of the training episodes whose return is nearest to the one that is asked for: all of them by default, so
 that the prompts are those of any training task. Where the range of returns is known, `target.target_return` says which
-is asked for, and a small share keeps conditions that fit it.
+is asked for, and a small share keeps conditions that fit it. A diffuser with the condition `task` gets the numbers of
+the target instead of those of the training task.
 """
 
 import numpy as np
 from pydantic import Field
 
+from pd_pipeline.models.conditions import conditioned, for_target
 from pd_pipeline.models.diffuser import generate
-from pd_pipeline.models.prompting import prompt_tensors, to_prompts
+from pd_pipeline.models.prompting import to_prompts
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.tuning.adaptation import Prompted
 from pd_pipeline.tuning.protocol import Pretrained, Run
@@ -33,9 +35,11 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     """Generate the prompts, each from its own noise and condition."""
     assert plm.diffuser is not None, "NEEDS names the diffuser"
     known = nearest_in_return(target.training, target.target_return, params.share)
-    _, y = prompt_tensors(known, plm.normalization, plm.device)
-    x0, conditions = generate(*plm.diffuser, y, params.prompts, params.chain, run.seed)
-    return Prompted(prompts=to_prompts(x0, conditions, plm.normalization, target.task))
+    conditions = plm.diffuser[0].config.conditions
+    _, y = conditioned(known, conditions, plm.normalization, plm.device)
+    y = for_target(y, conditions, target.task)
+    x0, drawn = generate(*plm.diffuser, y, params.prompts, params.chain, run.seed)
+    return Prompted(prompts=to_prompts(x0, drawn, plm.normalization, target.task))
 
 
 def nearest_in_return(training: Prompts, target_return: float, share: float) -> Prompts:

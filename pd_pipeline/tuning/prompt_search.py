@@ -23,6 +23,7 @@ from torch import Tensor
 
 from pd_pipeline.acting.actors import prompted
 from pd_pipeline.compute import generator_of
+from pd_pipeline.models.conditions import conditioned, for_target
 from pd_pipeline.models.diffuser import encode, sample
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.prompts.segments import Prompts
@@ -65,7 +66,7 @@ class Tried(NamedTuple):
     """m prompts that acted for an episode each, normalised."""
 
     x0: Tensor  # (m, K*, channels)
-    y: Tensor  # (m, K*, 2)
+    y: Tensor  # (m, K*, 2 or more): as the diffuser reads it
     z: Tensor  # (m, K*, channels): where they are in the space that is searched
     returns: Tensor  # (m,)
 
@@ -76,11 +77,12 @@ class Tried(NamedTuple):
 
 def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     """Try training segments, search, and return the prompt with the best return for every evaluated episode."""
-    segments = at_phase(target.training, params.phase)
-    order = spread_over_tasks(segments.task_id, np.random.default_rng([run.seed, 1]))
+    rows_of_phase = at_phase(target.training, params.phase)
+    order = spread_over_tasks(target.training.task_id[rows_of_phase], np.random.default_rng([run.seed, 1]))
+    segments = rows_of_phase[order]
     if params.space == "bandit":
-        return try_arms(plm, target, segments.select(order), params, run)
-    pool = prompt_tensors(segments.select(order), plm.normalization, plm.device)
+        return try_arms(plm, target, target.training.select(segments), params, run)
+    pool = start_from(plm, target, segments, params)
     tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], pool[0].new_empty(0))
     rows: list[dict[str, float]] = []
     with run.simulation(params.episodes) as simulation:
@@ -158,13 +160,24 @@ def centre(tried: Tried, params: Params) -> Tensor:
     return found
 
 
-def at_phase(prompts: Prompts, phase: float) -> Prompts:
-    """One segment per training episode: the one that begins at `phase` of those that there are of it."""
+def start_from(plm: Pretrained, target: Unseen, segments: np.ndarray, params: Params) -> tuple[Tensor, Tensor]:
+    """x0 (n, K*, channels) and y (n, K*, 2 or more) of training segments, as the diffuser reads it if that is used."""
+    if params.space != "noise":
+        return prompt_tensors(target.training.select(segments), plm.normalization, plm.device)
+    assert plm.diffuser is not None, "NEEDS names the diffuser"
+    conditions = plm.diffuser[0].config.conditions
+    x0, y = conditioned(target.training, conditions, plm.normalization, plm.device)  # of whole episodes, for the phase
+    rows = torch.from_numpy(segments).to(plm.device)
+    return x0[rows], for_target(y[rows], conditions, target.task)
+
+
+def at_phase(prompts: Prompts, phase: float) -> np.ndarray:
+    """One segment per training episode, the one that begins at `phase` of those that there are of it: rows (n,)."""
     chosen = []
     episodes = np.stack((prompts.task_id, prompts.episode_id), axis=1)
     for rows in np.split(np.arange(len(prompts)), np.flatnonzero((np.diff(episodes, axis=0) != 0).any(1)) + 1):
         chosen.append(rows[round(phase * (len(rows) - 1))])
-    return prompts.select(np.array(chosen))
+    return np.array(chosen)
 
 
 def spread_over_tasks(task_id: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pd_pipeline.models.conditions import Conditions, conditioned
 from pd_pipeline.models.diffuser import generate
 from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.progress import silent
@@ -15,7 +16,7 @@ from pd_pipeline.tuning.prompt_diffuser_zero_shot import Params, nearest_in_retu
 from pd_pipeline.tuning.protocol import Pretrained, Run
 from pd_pipeline.tuning.unseen import Unseen
 from tests.builders import trajectories
-from tests.tuning.tiny import PROMPT, TASK
+from tests.tuning.tiny import PROMPT, TASK, pretrained
 
 DATA = trajectories((10, 8, 10, 9), (0, 0, 1, 2), seed=3)
 
@@ -49,3 +50,14 @@ def test_conditions_come_from_the_episodes_nearest_in_return(share: float, episo
     found = nearest_in_return(segments, asked, share)
     assert {(int(t), int(e)) for t, e in zip(found.task_id, found.episode_id, strict=True)} == expected
     assert len(found) == sum(DATA.lengths[e] - PROMPT + 1 for e in nearest), "with all their segments"
+
+
+def test_a_diffuser_that_knows_tasks_is_told_the_target(tmp_path: Path) -> None:
+    conditions = Conditions(names=("task",), tasks={0: (0.0,), 1: (1.0,), 2: (2.0,), TASK: (5.0,)})
+    plm = pretrained(conditions)
+    assert plm.diffuser is not None
+    found = made(plm, tmp_path, seed=3)
+    _, y = conditioned(cut(DATA, PROMPT), conditions, plm.normalization)
+    y[..., 2] = 5.0
+    x0, _ = generate(*plm.diffuser, y, 6, 4, 3)
+    np.testing.assert_allclose(plm.normalization.normalize(found.x0), x0, atol=1e-4)

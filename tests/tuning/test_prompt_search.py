@@ -62,7 +62,7 @@ def test_it_keeps_the_best_prompt_of_its_episodes(space: str, plm: Pretrained, u
 def test_a_bandit_chooses_among_training_segments(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
     result, simulation = searched(plm, unseen, tmp_path, space="bandit")
     assert simulation.sizes == [4, 10, 10, 10, 6]
-    segments = at_phase(unseen.training, 1.0)
+    segments = unseen.training.select(at_phase(unseen.training, 1.0))
     x0, _ = prompt_tensors(segments, plm.normalization)
     found, _ = prompt_tensors(result.prompts, plm.normalization)
     assert float(found[0, 0, 0]) >= float(x0[:, 0, 0].sort(descending=True).values[1]), "among the two best of six"
@@ -84,7 +84,7 @@ def test_searching_finds_more_than_trying_segments(plm: Pretrained, unseen: Unse
 def test_the_noise_is_that_of_the_diffuser(plm: Pretrained, unseen: Unseen) -> None:
     """Segments get noise that leads back to them, and new noise becomes prompts by the chain."""
     assert plm.diffuser is not None
-    params, segments = Params(first=4, chain=4, elites=2), at_phase(unseen.training, 1.0)
+    params, segments = Params(first=4, chain=4, elites=2), unseen.training.select(at_phase(unseen.training, 1.0))
     pool = prompt_tensors(segments, plm.normalization)
     nothing = Tried(pool[0][:0], pool[1][:0], pool[0][:0], torch.empty(0))
     x0, y, z = propose(plm, pool, nothing, 4, params, seed=0)
@@ -104,7 +104,7 @@ def test_it_begins_with_segments_of_different_tasks(
 ) -> None:
     result, simulation = searched(plm, unseen, tmp_path, space=space, episodes=3, first=10)
     assert simulation.sizes == [3]
-    real = at_phase(unseen.training, 1.0)
+    real = unseen.training.select(at_phase(unseen.training, 1.0))
     order = spread_over_tasks(real.task_id, np.random.default_rng([0, 1]))[:3]
     assert {*real.task_id[order]} == {0, 1, 2}
     x0, _ = prompt_tensors(real.select(order), plm.normalization)
@@ -114,7 +114,7 @@ def test_it_begins_with_segments_of_different_tasks(
 def test_without_a_first_round_it_draws_from_the_prior(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
     result, simulation = searched(plm, unseen, tmp_path, first=0, episodes=20)
     assert simulation.sizes == [10, 10]
-    segment = at_phase(unseen.training, 1.0)
+    segment = unseen.training.select(at_phase(unseen.training, 1.0))
     order = spread_over_tasks(segment.task_id, np.random.default_rng([0, 1]))
     np.testing.assert_allclose(result.prompts.y[0], segment.y[order[0]], rtol=1e-5)
 
@@ -158,7 +158,7 @@ def test_ranking_climbs(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("phase", "starts"), [(0.0, [0] * 6), (1.0, [7, 5, 7, 6, 7, 7]), (0.5, [4, 2, 4, 3, 4, 4])])
 def test_one_segment_of_every_training_episode(phase: float, starts: list[int], unseen: Unseen) -> None:
-    found = at_phase(unseen.training, phase)
+    found = unseen.training.select(at_phase(unseen.training, phase))
     assert found.task_id.tolist() == [0, 0, 1, 1, 2, 2]
     assert found.start.tolist() == starts
 

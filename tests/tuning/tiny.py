@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from pd_pipeline.models.conditions import Conditions
 from pd_pipeline.models.diffuser import Denoiser, DenoiserConfig
 from pd_pipeline.models.diffusion import Diffusion, DiffusionParams
 from pd_pipeline.progress import silent
@@ -47,12 +48,20 @@ DRAWING = [name for name in METHODS if name != "no_prompt"]
 TRAINING = ["prompt_diffuser", "prompt_gradient", "full_finetune", "adapter", "lora"]
 
 
-def pretrained(**changes: Any) -> Pretrained:
+def pretrained(conditions: Conditions | None = None, **changes: Any) -> Pretrained:
     """A PLM and a diffuser with random weights that are large enough to matter."""
     shape = {"prompt_length": PROMPT, "context": CONTEXT, "acting_context": ACTING, "layers": 1}
     policy = made_policy(**shape | changes).requires_grad_(False)
     torch.manual_seed(1)
-    denoiser = Denoiser(DenoiserConfig(channels=CHANNELS, prompt_length=PROMPT, width=16, blocks=1, frequencies=4))
+    config = DenoiserConfig(
+        channels=CHANNELS,
+        prompt_length=PROMPT,
+        width=16,
+        blocks=1,
+        frequencies=4,
+        conditions=conditions or Conditions(),
+    )
+    denoiser = Denoiser(config)
     with torch.no_grad():
         for parameter in denoiser.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
