@@ -25,6 +25,7 @@ from pd_pipeline.evaluation.statistics import (
     estimate,
     interquartile_mean,
     paired_difference,
+    seed_differences,
     student,
 )
 
@@ -139,10 +140,7 @@ def p_value(ours: Scores, theirs: Scores) -> float:
     """Two-sided p of no difference: the paired t test over at least two seeds."""
     from scipy.stats import ttest_1samp
 
-    seeds = [
-        float(np.mean([one.mean() - other.mean() for one, other in zip(a, b, strict=True)]))
-        for a, b in zip(ours, theirs, strict=True)
-    ]
+    seeds = seed_differences(ours, theirs)
     if np.ptp(seeds) == 0:  # no spread at all: no test can be made of identical differences
         return 1.0 if seeds[0] == 0 else 0.0
     return float(ttest_1samp(seeds, 0.0).pvalue)

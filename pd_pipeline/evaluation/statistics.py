@@ -69,6 +69,14 @@ def mean_over_tasks(scores: Scores, rng: np.random.Generator, draws: int = 2000,
     return Estimate(seeds[0], *_percentiles(_drawn_means(scores[0], rng, draws), confidence))
 
 
+def seed_differences(scores: Scores, reference: Scores) -> list[float]:
+    """Per seed the mean over tasks of (mean score - mean reference), both in the same order of seeds and tasks."""
+    return [
+        float(np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)]))
+        for ours, theirs in zip(scores, reference, strict=True)
+    ]
+
+
 def paired_difference(
     scores: Scores, reference: Scores, rng: np.random.Generator, draws: int = 2000, confidence: float = 0.95
 ) -> Estimate:
@@ -78,10 +86,7 @@ def paired_difference(
     same start: on the published scores, to pair them too makes the interval 1 % narrower. With as few runs as eight per
     task, a bootstrap is itself rather too narrow.
     """
-    seeds = [
-        float(np.mean([one.mean() - other.mean() for one, other in zip(ours, theirs, strict=True)]))
-        for ours, theirs in zip(scores, reference, strict=True)
-    ]
+    seeds = seed_differences(scores, reference)
     if len(seeds) > 1:
         return student(float(np.mean(seeds)), seeds, confidence)
     drawn = _drawn_means(scores[0], rng, draws) - _drawn_means(reference[0], rng, draws)  # (draws,)

@@ -29,14 +29,25 @@ def read_prompt(policy: PromptingDecisionTransformer, *prompt: Tensor) -> KeysVa
 
 def read_tokens(policy: PromptingDecisionTransformer, tokens: Tensor) -> KeysValues:
     """Keys and values of embedded tokens (n, tokens, width), as `StepEmbedding` makes them."""
+    return _read(policy, tokens)[0]
+
+
+@torch.no_grad()
+def last_hidden_state(policy: PromptingDecisionTransformer, prompt: Steps) -> Tensor:
+    """The policy's hidden state (n, width) at the last action token of n prompts."""
+    return policy.norm_final(_read(policy, policy.embed_prompt(prompt))[1][:, -1])
+
+
+def _read(policy: PromptingDecisionTransformer, tokens: Tensor) -> tuple[KeysValues, Tensor]:
+    """Keys and values of all blocks, and what the last block leaves (n, tokens, width)."""
     x = policy.norm_embedding(to_autocast_dtype(tokens))  # (n, tokens, width)
     if not x.shape[1]:
-        return [(x, x)] * len(policy.blocks)
+        return [(x, x)] * len(policy.blocks), x
     mask, found = causal_mask(x.shape[1], x), []
     for block in policy.blocks:
         found.append(keys_values(block, block.norm_attention(x)))
         x = block(x, mask, NO_DROPOUT)
-    return found
+    return found, x
 
 
 def stored(policy: PromptingDecisionTransformer, *flat: Tensor) -> KeysValues:

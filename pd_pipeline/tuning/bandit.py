@@ -8,7 +8,7 @@ agree where there is much data and differ where there is little. Arms are chosen
     epsilon_greedy  the largest ensemble mean, or with probability epsilon a random arm; epsilon falls from 1 to 0
     ucb             the largest mean + c * standard deviation of the ensemble
     thompson        the best arm of one network, drawn for each episode
-    round_robin     all arms in turn, without a reward model
+    round_robin     all arms in turn, without a reward model; further slots in an order of their own
 
 and at the end each slot keeps the arm with the largest mean: of the ensemble, or with round_robin of its own returns.
 """
@@ -124,7 +124,7 @@ def play(
 ) -> Played:
     """Run the episodes. `arms` of H steps have `features` (arms, d), and prompts have slots * H steps."""
     rng = np.random.default_rng([run.seed, 1])
-    models = RewardModels(features, slots, params, run.seed)
+    models = None if params.strategy == "round_robin" else RewardModels(features, slots, params, run.seed)
     totals, counts = np.zeros((2, slots, len(arms)))
     rows: list[dict[str, float]] = []
     best = -np.inf
@@ -132,7 +132,11 @@ def play(
         while simulation.episodes < params.episodes:
             done = simulation.episodes
             count = min(params.first - done if done < params.first else params.together, params.episodes - done)
-            chosen = np.stack([choose(models, params, len(arms), done + i, rng) for i in range(count)])  # (n, slots)
+            episodes = range(done, done + count)
+            if models is None:
+                chosen = np.stack([in_turn(slots, len(arms), episode, run.seed) for episode in episodes])  # (n, slots)
+            else:
+                chosen = np.stack([choose(models, params, len(arms), episode, rng) for episode in episodes])
             made = prompted(plm.policy, assemble(arms, chosen), plm.normalization)
             returns = simulation.run(made, target_return).returns
             for slot, picked in enumerate(chosen.T):
@@ -140,11 +144,11 @@ def play(
                 np.add.at(counts[slot], picked, 1)
             best = max(best, float(returns.max()))
             row = {"step": simulation.episodes, "return": float(returns.mean()), "best": best}
-            if params.strategy != "round_robin":
+            if models is not None:
                 row["loss"] = models.fit(chosen, returns)
             rows.append(row)
             run.progress(run.title, simulation.episodes, params.episodes, f"return {row['return']:.3f}")
-    if params.strategy == "round_robin":
+    if models is None:
         means = np.divide(totals, counts, out=np.full_like(totals, -np.inf), where=counts > 0)
         return Played(means.argmax(1), History(rows), 0)
     return Played(models.predictions().mean(1).argmax(1).numpy(), History(rows), models.size)
@@ -153,8 +157,6 @@ def play(
 def choose(models: RewardModels, params: BanditParams, arms: int, episode: int, rng: np.random.Generator) -> np.ndarray:
     """One arm per slot (slots,), for episode number `episode`."""
     slots = models.count // params.networks
-    if params.strategy == "round_robin":
-        return np.full(slots, episode % arms)
     at_random = rng.integers(0, arms, slots)
     if episode < params.first:
         return at_random
@@ -166,6 +168,16 @@ def choose(models: RewardModels, params: BanditParams, arms: int, episode: int, 
         return (predicted.mean(1) + params.confidence * predicted.std(1)).argmax(1).numpy()
     epsilon = max(0.0, 1 - episode / (params.explore * params.episodes))
     return np.where(rng.random(slots) < epsilon, at_random, predicted.mean(1).argmax(1).numpy())
+
+
+def in_turn(slots: int, arms: int, episode: int, seed: int) -> np.ndarray:
+    """One arm per slot (slots,): every arm once per round, by number in the first slot, shuffled in the others.
+
+    So slots do not always show the same arm together.
+    """
+    turn, place = divmod(episode, arms)
+    shuffled = [np.random.default_rng([seed, slot, turn]).permutation(arms)[place] for slot in range(1, slots)]
+    return np.array([place, *shuffled])
 
 
 def flat_features(x0: Tensor, y: Tensor) -> Tensor:

@@ -7,12 +7,11 @@ how they are chosen. At the end the best prompt acts in every episode that is ev
 from typing import Literal, Self
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.models.decision_transformer import Dropout, PromptingDecisionTransformer, Steps, causal_mask
+from pd_pipeline.models.prefixes import last_hidden_state
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Prompts, cut
 from pd_pipeline.tuning.adaptation import Cost, Prompted
@@ -62,13 +61,3 @@ def _features(plm: Pretrained, arms: Prompts, params: Params) -> Tensor:
     if params.features == "segment":
         return flat_features(x0, y)
     return last_hidden_state(plm.policy, prompt_steps(x0, y, plm.normalization)).cpu()
-
-
-@torch.no_grad()
-def last_hidden_state(policy: PromptingDecisionTransformer, prompt: Steps) -> Tensor:
-    """The PLM's hidden state (n, width) at the last action token of n prompts."""
-    x = policy.norm_embedding(policy.embed_prompt(prompt))  # (n, 3H, width)
-    mask, off = causal_mask(x.shape[1], x), Dropout(0.0)
-    for block in policy.blocks:
-        x = block(x, mask, off)
-    return policy.norm_final(x[:, -1])

@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.models.prefixes import last_hidden_state
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.parsing import parse
 from pd_pipeline.progress import silent
 from pd_pipeline.prompts.segments import cut
 from pd_pipeline.tuning import bandit, prompt_bandit
 from pd_pipeline.tuning.bandit import RewardModels, assemble
-from pd_pipeline.tuning.prompt_bandit import Params, last_hidden_state
+from pd_pipeline.tuning.prompt_bandit import Params
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from tests.tuning.scripted import Scripted
 from tests.tuning.tiny import PROMPT, TASK, same_prompts
@@ -66,6 +67,15 @@ def test_in_turn_every_arm_is_tried_and_the_best_mean_is_kept(
     few, _ = played(plm, few_shot, tmp_path / "few", strategy="round_robin", episodes=3)
     found, _ = prompt_tensors(few.prompts, plm.normalization)
     torch.testing.assert_close(found[0, 0, 0], x0[:3, 0, 0].max(), msg="of those that were tried")
+
+
+def test_in_turn_every_slot_has_its_own_order() -> None:
+    chosen = np.stack([bandit.in_turn(3, 7, episode, 0) for episode in range(21)])  # (episodes, slots)
+    assert chosen[:, 0].tolist() == [*range(7)] * 3
+    for turn in chosen.reshape(3, 7, 3):
+        assert all(sorted(slot) == [*range(7)] for slot in turn.T), "every arm once per round"
+    pairs = {(int(a), int(b)) for a, b in chosen[:, :2]}
+    assert len(pairs) > 14, "the slots do not always show the same arms together"
 
 
 def test_one_arm_is_no_choice(plm: Pretrained) -> None:
