@@ -10,14 +10,17 @@ from tests.reporting.test_plots import outcome
 
 
 def costing(mean: float, *costs: int) -> MethodResult:
-    return replace(outcome(mean), costs=Costs(*costs))
+    """Over two targets."""
+    return replace(outcome(mean), costs=Costs(*costs), tasks=dict.fromkeys((3, 8)))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("episodes", "panels"), [(0, ["tuned numbers", "PLM passes"]), (50, None)])
+@pytest.mark.parametrize(("episodes", "panels"), [(0, ["tuned numbers", "PLM passes per target"]), (50, None)])
 def test_marks_stand_at_costs_and_returns(episodes: int, panels: list[str] | None) -> None:
-    metrics = {"prompt_dt": costing(1.0, 0, 0, 0), "searched": costing(3.0, 220, 10_000, episodes)}
-    figure = against_cost(metrics)
-    assert [axes.get_xlabel() for axes in figure.axes] == (panels or ["tuned numbers", "PLM passes", "episodes"])
+    metrics = {"prompt_dt": costing(1.0, 0, 0, 0), "searched": costing(3.0, 220, 60_000, 6 * episodes)}
+    figure = against_cost(metrics, seeds=3)
+    assert [axes.get_xlabel() for axes in figure.axes] == (
+        panels or ["tuned numbers", "PLM passes per target", "episodes per target"]
+    )
     for axes, cost in zip(figure.axes, (220, 10_000, 50), strict=False):
         marks = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in axes.lines}
         assert marks == {"prompt_dt": (0, 1.0), "searched": (cost, 3.0)}
