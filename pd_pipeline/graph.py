@@ -95,9 +95,13 @@ class Graph:
         new = [task for task in accepted if task not in self.tasks[family]]
         return (*self.tasks[family], *(task for task in new if not self.lacking(stage, family, task)))
 
+    def method(self, stage: str) -> Method:
+        """The method of a tuning stage."""
+        return self.methods[self.params.run.method_of(stage.removeprefix(config.TUNED))]
+
     def lacking(self, stage: str, family: str, task: int) -> dict[str, tuple[int, int]]:
         """Quality -> (accepted, needed) trajectories, for those that a tuning stage still lacks for a new target."""
-        if not stage.startswith(config.TUNED):
+        if not stage.startswith(config.TUNED) or not self.method(stage).demonstrations:
             return {}
         target = self.stage_params(stage, Key(family)).model_dump()[config.TARGET]
         return store.lacking(target, self.accepted[family][task])

@@ -10,7 +10,7 @@ from typing import Any
 
 from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, rendering
-from pd_pipeline.config import PARAMS_FILE, TARGET, TUNED, Parameters
+from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
 from pd_pipeline.errors import PipelineError, closest, suggestion
 from pd_pipeline.families.base import Family
 from pd_pipeline.foreign import TIMEOUT_SECONDS
@@ -24,7 +24,6 @@ from pd_pipeline.stages import ACROSS, OPTIONAL, Stage, stages
 from pd_pipeline.storage import atomic_file, digest
 from pd_pipeline.studies.definition import label, path, read
 from pd_pipeline.studies.points import error_context, point_graphs
-from pd_pipeline.tuning.methods import Method
 
 MARK = Path(".work/checked")  # digest of the last valid state: importing every stage takes seconds
 TRIALS = Path(".work/trials")  # a file per environment that was tried, with the family's own qualities
@@ -148,7 +147,7 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
             _check_named(f"{where}.{stage}.qualities", quality, collected, collecting)
         if target is None:
             continue
-        method = _method(graph, stage)
+        method = graph.method(stage)
         if "prompts" in method.needs:
             place, of_prompts = _place_in_target(graph, name, stage, "quality"), getattr(prompts, "qualities", ())
             _check_named(place, target.quality, of_prompts, f"families.{name}.prompts.qualities")
@@ -168,11 +167,6 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
         for quality in getattr(blocks.get(trained), "qualities", ()):
             of_prompts = getattr(prompts, "qualities", ())
             _check_named(f"{where}.{trained}.qualities", quality, of_prompts, f"families.{name}.prompts.qualities")
-
-
-def _method(graph: Graph, stage: str) -> Method:
-    """The method of a tuning stage."""
-    return graph.methods[graph.params.run.method_of(stage.removeprefix(TUNED))]
 
 
 def _place_in_target(graph: Graph, name: str, stage: str, field: str) -> str:

@@ -22,7 +22,7 @@ def check_recorded(graph: Graph, family: Family, blocks: Mapping[str, Parameters
     assert isinstance(family, RecordedFamily)
     where = f"{PARAMS_FILE}: families.{family.name}"
     for method in graph.params.run.methods:
-        if graph.methods[graph.params.run.method_of(method)].online:
+        if graph.method(f"{TUNED}{method}").online:
             raise PipelineError(
                 f"{PARAMS_FILE}: run.methods: {method} runs episodes in a simulator, and family '{family.name}' has "
                 "none: run one of the two without the other"
@@ -95,7 +95,7 @@ def _check_targets(graph: Graph, where: str, family: RecordedFamily, blocks: Map
         target = blocks[stage].target
         own = TARGET in ((graph.params.families.get(family.name) or {}).get(stage) or {})
         place = f"{where}.{stage}.{TARGET}" if own else f"{where}.{TARGET}"
-        method = graph.methods[graph.params.run.method_of(stage.removeprefix(TUNED))]
+        method = graph.method(stage)
         if "prompts" in method.needs and target.quality not in blocks["prompts"].qualities:
             raise PipelineError(f"{place}.quality: '{target.quality}' is not among prompts.qualities")
         scored = target.quality == offline.quality

@@ -217,9 +217,11 @@ def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
     }
     chains = {name: sorted({value["chain"] for value in values if "chain" in value}) for name, values in states.items()}
     shown = {k: title for k, title in measures.items() if any(f"{k}_real" in v for vs in states.values() for v in vs)}
-    figure, panels = new_figure(1.15 * len(shown) + 0.5, len(shown))
+    states_of = {k: [name for name, values in states.items() if values and f"{k}_real" in values[0]] for k in shown}
+    heights = [0.6 + 0.36 * len(rows) for rows in states_of.values()]  # inches: a label has two lines
+    figure, panels = new_figure(sum(heights) + 0.5, len(shown), height_ratios=heights)
     for axes, (key, title) in zip(panels, shown.items(), strict=True):
-        rows = [name for name, values in states.items() if values and f"{key}_real" in values[0]]
+        rows = states_of[key]
         for row, name in enumerate(reversed(rows)):
             for kind, color, marker in (("real", MUTED, "|"), ("generated", BLUE, "o")):
                 values = [value[f"{key}_{kind}"] for value in states[name]]

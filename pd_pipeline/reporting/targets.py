@@ -22,6 +22,7 @@ from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_json
 from pd_pipeline.trajectories.target_data import ORIGIN
 from pd_pipeline.tuning import summary
+from pd_pipeline.tuning.methods import known
 from pd_pipeline.tuning.summary import Summary
 
 STAGE = "target_evaluation"
@@ -96,7 +97,9 @@ def with_accepted_data(context: StageContext, family: Family, draws: int) -> Ite
 def _lacking(context: StageContext, family: str, counts: Mapping[str, int]) -> dict[str, list[str]]:
     """What is lacking of a new target -> the methods that were not tuned for it because of that."""
     found: dict[str, list[str]] = {}
-    for method in context.params_file.run.methods:
+    run = context.params_file.run
+    methods = known(run, context.root)
+    for method in (name for name in run.methods if methods[run.method_of(name)].demonstrations):
         target = stage_parameters(context.params_file, family, f"{TUNED}{method}", context.modules)["target"]
         if lacking := store.lacking(target, counts):
             texts = (f"{have} of {needed} trajectories of quality {name}" for name, (have, needed) in lacking.items())

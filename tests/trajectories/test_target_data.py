@@ -206,6 +206,21 @@ def test_it_is_tuned_for_as_soon_as_there_are_enough_trajectories(project: Path)
     assert read_json(project / after.out(stage, key) / "summary.json")["few_shot"] == 3
 
 
+def test_a_method_without_demonstrations_does_not_wait_for_them(project: Path) -> None:
+    stage, text = "tuned_prompt_diffuser_zero_shot", (project / "params.yaml").read_text()
+    text = text.replace("methods: [", "methods: [prompt_diffuser_zero_shot, ")
+    (project / "params.yaml").write_text(text)
+    bring(project, NEW, seed=1)
+    found = graph.load(project)
+    assert found.lacking("tuned_prompt_dt", "point_robot", NEW) == {"expert": (2, 5)}
+    assert found.lacking(stage, "point_robot", NEW) == {}
+    key = Key("point_robot", NEW, 0)
+    assert key in found.keys(stage)
+    run_stages(project, "target_data")
+    graph.run(found, stage, key, silent)
+    assert read_json(project / found.out(stage, key) / "summary.json")["few_shot"] == 0
+
+
 @pytest.mark.parametrize("task", [4, NEW])
 def test_new_data_concerns_its_target_alone(project: Path, task: int) -> None:
     before = rendering.all_digests(graph.load(project))
