@@ -26,6 +26,7 @@ from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.weights import as_tensors
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.storage import expect_arrays, load_arrays, save_arrays
+from pd_pipeline.training.loop import Rate
 from pd_pipeline.tuning.adaptation import Prompted
 from pd_pipeline.tuning.fine_tuning import FineTuningParams, fine_tune
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
@@ -37,6 +38,7 @@ LAYERS: tuple[Layer, ...] = ("query", "key_value", "project", "up", "down")
 class Params(FineTuningParams):
     """Rank, scale and the layers that get low-rank weights."""
 
+    learning_rate: Rate = 3e-3
     rank: int = Field(default=4, gt=0, le=4096, description="r")
     alpha: float = Field(default=8.0, gt=0, le=1e6, description="low-rank weights are scaled by alpha / r")
     layers: tuple[Layer, ...] = Field(default=LAYERS, min_length=1)

@@ -93,7 +93,8 @@ def test_offline_it_lowers_the_loss(plm: Pretrained, few_shot: Target, tmp_path:
 
 def test_each_prompt_is_improved_by_itself(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
     """The published step hardly moves a prompt: 10 steps of 1e-4."""
-    result = tune(prompt_tuning_ranking, plm, few_shot, tmp_path)
+    published = {"steps": 10, "windows": 32, "scale": 1.0, "step_size": 1e-4}
+    result = tune(prompt_tuning_ranking, plm, few_shot, tmp_path, **published)
     start = few_shot.draw(np.random.default_rng(3), 4)
     moved = np.abs(plm.normalization.normalize(result.prompts.x0) - plm.normalization.normalize(start.x0)).max((1, 2))
     assert (moved > 0).all()
