@@ -77,6 +77,7 @@ def check_blocks(graph: Graph) -> None:
             parse(other.params_class(), block, f"{PARAMS_FILE}: families.{family}.{name}")
         of_family = {stage: params for (stage, of), params in blocks.items() if of == family}
         found = graph.family(family)
+        _check_conditions(found, of_family)
         if found.is_recorded:
             from pd_pipeline.preflight_recorded import check_recorded  # imports pyarrow
 
@@ -131,6 +132,21 @@ def _check_device(device: str) -> None:
         pick_device(device)
     except PipelineError as error:
         raise PipelineError(f"{PARAMS_FILE}: machine.{error}") from None
+
+
+def _check_conditions(family: Family, blocks: Mapping[str, Parameters]) -> None:
+    """Check what the diffuser is told: the family describes its tasks, and methods ask for nothing else."""
+    known = getattr(blocks.get("diffuser"), "conditions", ())
+    if "task" in known:
+        from pd_pipeline.models.conditions import conditions_of  # imports torch, which takes seconds
+
+        conditions_of(known, family)
+    for stage, params in blocks.items():
+        if unknown := [name for name in getattr(params, "ask", ()) if name not in known]:
+            raise PipelineError(
+                f"{PARAMS_FILE}: families.{family.name}.{stage}.ask: the diffuser is not told '{unknown[0]}': add it "
+                f"to families.{family.name}.diffuser.conditions"
+            )
 
 
 def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> None:

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from pd_pipeline import graph, preflight
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.point_robot import PointRobot
 from tests.dvc_project import SMALL_PARAMS, start
 
 
@@ -141,6 +142,23 @@ def test_a_quality_that_one_block_names_and_another_lacks(tmp_path: Path, case: 
     with pytest.raises(PipelineError, match=message):
         preflight.check(with_blocks(tmp_path, blocks))
     assert not (tmp_path / "data").exists()
+
+
+def test_what_is_asked_of_a_diffuser_that_is_not_told(tmp_path: Path) -> None:
+    asking = {"tuned_prompt_diffuser": {"ask": {"effort": 0.0}}}
+    message = r"point_robot\.tuned_prompt_diffuser\.ask: the diffuser is not told 'effort': add it to .*conditions"
+    for told in ({}, {"diffuser": {"conditions": ["phase", "task"]}}):
+        with pytest.raises(PipelineError, match=message):
+            preflight.check(with_blocks(tmp_path, told | asking))
+    preflight.check(with_blocks(tmp_path, {"diffuser": {"conditions": ["effort"]}} | asking))
+
+
+def test_tasks_that_are_not_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = with_blocks(tmp_path, {"diffuser": {"conditions": ["task"]}})
+    preflight.check_blocks(told)
+    monkeypatch.setattr(PointRobot, "goal", lambda self, task: {})
+    with pytest.raises(PipelineError, match=r"point_robot\.diffuser\.conditions: task: .*equally many numbers"):
+        preflight.check_blocks(told)
 
 
 @pytest.mark.parametrize(

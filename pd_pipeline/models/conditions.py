@@ -5,8 +5,8 @@
     task      the numbers that describe its task (`Family.goal`), standardised over the training tasks
 
 These are more channels of y, the same at every step of a prompt. The diffuser reads them, the PLM does not. The paper
-leaves open which conditions help (section 6 there); `task` tells the diffuser what the policy must find out from its
-prompt, so it is a fair setting only where a user knows that of a target too.
+leaves open which conditions help; `task` tells the diffuser what the policy must find out from its prompt, so it is a
+fair setting only where a user knows that of a target too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -68,9 +68,11 @@ def conditions_of(names: Iterable[Condition], family: "Family") -> Conditions:
     where = f"families.{family.name}.diffuser.conditions: task"
     every = dict.fromkeys((*family.train_tasks, *family.test_tasks))
     goals = {task: _numbers(family.goal(task)) for task in every}
-    if len({len(goal) for goal in goals.values()}) > 1 or not goals[family.train_tasks[0]]:
+    first = family.train_tasks[0]
+    if len({len(goal) for goal in goals.values()}) > 1 or not goals[first]:
         raise PipelineError(
-            f"{where}: the tasks of this family are not described by equally many numbers: {family.goal(0)} for task 0"
+            f"{where}: the tasks of this family are not described by equally many numbers, such as task {first} by "
+            f"{family.goal(first)}: leave out `task`"
         )
     known = np.array([goals[task] for task in family.train_tasks])  # (tasks, numbers)
     spread = known.std(0)
