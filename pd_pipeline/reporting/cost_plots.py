@@ -10,25 +10,26 @@ from pd_pipeline.evaluation.results import Metrics
 from pd_pipeline.reporting.canvas import Styles, legend_below, method_styles, new_figure, styled
 from pd_pipeline.reporting.plots import window_of
 
-COSTS = {
-    "tuned_parameters": "tuned numbers",
-    "plm_passes": "PLM passes",
-    "environment_episodes": "episodes",
-}
+SUMMED = {"plm_passes": "PLM passes per target", "environment_episodes": "episodes per target"}
 ABREAST = 3  # panels side by side at most
 HEIGHT, HEIGHT_OF_ROW = 3.4, 2.6  # inches
 
 
 @styled
-def against_cost(metrics: Metrics, styles: Styles | None = None, seconds: Mapping[str, float] | None = None) -> Figure:
+def against_cost(
+    metrics: Metrics, styles: Styles | None = None, seeds: int = 1, seconds: Mapping[str, float] | None = None
+) -> Figure:
     """Mean return of every method, with its 95 % interval, against each of its costs; those that cost nothing at 0.
 
-    `seconds` of tuning per target are no part of the metrics, and have a panel if they are known of every method.
+    Costs are of one target and seed; `metrics` has their sums over targets and `seeds`. `seconds` of tuning per target
+    are no part of the metrics, and have a panel if they are known of every method.
     """
     styles = styles or method_styles(metrics)
     costs: dict[str, Mapping[str, float]] = {
-        title: {method: getattr(found.costs, cost) for method, found in metrics.items()}
-        for cost, title in COSTS.items()
+        "tuned numbers": {method: found.costs.tuned_parameters for method, found in metrics.items()}
+    } | {
+        title: {method: getattr(found.costs, cost) / (seeds * len(found.tasks)) for method, found in metrics.items()}
+        for cost, title in SUMMED.items()
     }
     if seconds and metrics.keys() <= seconds.keys():
         costs["seconds per target"] = seconds

@@ -112,7 +112,7 @@ def searched(results: StudyResults) -> Iterator[tuple[int, Figure]]:
 def costs(results: StudyResults, seconds: Mapping[str, float] | None = None) -> Iterator[Figure]:
     """Return against cost, if the study compares methods at one point. `seconds`: of tuning per target, by method."""
     if len(results.points) == 1:
-        yield against_cost(results.points[0].metrics, seconds=seconds)
+        yield against_cost(results.points[0].metrics, None, results.seeds, seconds)
 
 
 @styled
@@ -214,8 +214,8 @@ def section(out: Path) -> list[dict[str, Any]]:
                 *(
                     {
                         "title": "Return against cost",
-                        "sentence": "What each method's mean return took: numbers tuned for a target, passes through "
-                        "the PLM, and, if a method ran any, episodes in the targets' environments.",
+                        "sentence": "What each method's mean return took per target: tuned numbers, passes through the "
+                        "PLM, and, if a method ran any, episodes in its environment.",
                         "image": svg(image, f"{results.title} ({results.family}): cost"),
                     }
                     for image in costs(results)
