@@ -11,8 +11,8 @@ from pd_pipeline.reporting.canvas import Styles, legend_below, method_styles, ne
 from pd_pipeline.reporting.plots import window_of
 
 SUMMED = {"plm_passes": "PLM passes per target", "environment_episodes": "episodes per target"}
-ABREAST = 3  # panels side by side at most
-HEIGHT, HEIGHT_OF_ROW = 3.4, 2.6  # inches
+ABREAST, CROWD = 3, 10  # panels side by side at most, and methods for which they have room there
+HEIGHT, WIDE_HEIGHT, LINE = 2.4, 2.2, 0.19  # inches
 
 
 @styled
@@ -35,8 +35,11 @@ def against_cost(
         costs["seconds per target"] = seconds
     shown = {title: values for title, values in costs.items() if any(values.values())}
     columns = max(1, len(shown)) if len(shown) <= ABREAST else 2
+    if len(metrics) > CROWD:
+        columns = 1
     rows = max(1, math.ceil(len(shown) / columns))
-    figure, panels = new_figure(HEIGHT if rows == 1 else HEIGHT_OF_ROW * rows, rows, columns, sharey=True)
+    lines = math.ceil(len(metrics) / 2) * LINE  # of the legend
+    figure, panels = new_figure(rows * (HEIGHT if columns > 1 else WIDE_HEIGHT) + lines, rows, columns, sharey=True)
     window = window_of({method: list(found.mean[1:]) for method, found in metrics.items()})
     for axes, (title, values) in zip(panels, shown.items(), strict=False):
         for method, found in metrics.items():
@@ -58,3 +61,5 @@ def _from_zero(axes: Axes, values: list[float]) -> None:
     least = 10 ** math.floor(math.log10(min((value for value in values if value), default=1)))
     axes.set_xscale("symlog", linthresh=least)
     axes.set_xlim(-0.3 * least, 3 * max(*values, least))
+    decades = round(math.log10(max(*values, least) / least))
+    axes.set_xticks([0, *(least * 10**decade for decade in range(decades + 1))])  # not those between 0 and the first
