@@ -51,7 +51,6 @@ MEANINGS = {
     "qualities": "qualities of the trajectories that become prompts",
     "radius": "radius of the circle of goals, in units of length",
     "reading": "interpretation of the projection in eq. 8; see the paper-to-code map",
-    "reward": "dense: minus the distance to the goal; sparse: one near the goal",
     "schedule": "how the learning rate, or the noise of the diffusion, changes over the steps",
     "seed": "seed of the random numbers",
     "seeds": "the PLM and the diffuser are trained once per seed",
