@@ -21,7 +21,7 @@ _LOADED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=
 
 def on_files(files: Files, config: Any) -> Files:
     """Put the pictures of results/ into the site, at the place that they have in the repository."""
-    pictures = (path for name in ("comparison.png", "*-episodes*.png") for path in (ROOT / "results").rglob(name))
+    pictures = (path for name in ("comparison.png", "*-episodes*.png", "*-cost.png") for path in (ROOT / "results").rglob(name))
     for path in sorted(pictures):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
