@@ -15,13 +15,14 @@ from pd_pipeline import reference
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = "<!-- the parameter reference -->"
+SHOWN = ("comparison.png", "*-episodes*.png", "*-cost.png")  # those that a page shows
 _PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
 _LOADED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Put the pictures of results/ into the site, at the place that they have in the repository."""
-    pictures = (path for name in ("comparison.png", "*-episodes*.png", "*-cost.png") for path in (ROOT / "results").rglob(name))
+    pictures = (path for name in SHOWN for path in (ROOT / "results").rglob(name))
     for path in sorted(pictures):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files
