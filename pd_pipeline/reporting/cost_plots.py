@@ -11,6 +11,10 @@ from pd_pipeline.reporting.canvas import Styles, legend_below, method_styles, ne
 from pd_pipeline.reporting.plots import window_of
 
 SUMMED = {"plm_passes": "PLM passes per target", "environment_episodes": "episodes per target"}
+MEANING = (
+    "What each method's mean return took per target: tuned numbers, passes through the PLM, and, if a method ran any, "
+    "episodes in its environment. Up and to the left is better; a noise prompt far below is left out."
+)
 ABREAST, CROWD = 3, 10  # panels side by side at most, and methods for which they have room there
 HEIGHT, WIDE_HEIGHT, LINE = 2.4, 2.2, 0.19  # inches
 

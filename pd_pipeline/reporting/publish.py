@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 
 from pd_pipeline import records
-from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.config import PARAMS_FILE, TUNED
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.results import Evaluation, Given, MethodResult, Tuned
@@ -235,7 +235,7 @@ def seconds_per_target(graph: Graph) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for family in graph.params.run.families:
         for method in graph.params.run.methods:
-            stage = f"tuned_{method}"
+            stage = f"{TUNED}{method}"
             keys = [key for key in graph.keys(stage) if key.family == family and graph.is_benchmark(stage, key)]
             made = [records.find(graph.home(stage, key), stage, key) for key in keys]
             if all(made):

@@ -91,8 +91,7 @@ def _comparison(results: FamilyResults) -> Drawn:
         ),
         (
             "Return against cost",
-            "What each method's mean return took per target: tuned numbers, passes through the PLM, and, if a method "
-            "ran any, episodes in its environment. Up and to the left is better; a noise prompt far below is left out.",
+            cost_plots.MEANING,
             cost_plots.against_cost(results.metrics, results.styles, len(results.seeds)),
         ),
         *(

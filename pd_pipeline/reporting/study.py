@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from pd_pipeline.evaluation.results import MethodResult, Metrics
 from pd_pipeline.evaluation.statistics import Estimate
 from pd_pipeline.reporting.canvas import legend_below, method_styles, new_figure, styled, svg
-from pd_pipeline.reporting.cost_plots import against_cost
+from pd_pipeline.reporting.cost_plots import MEANING, against_cost
 from pd_pipeline.reporting.episodes import against_episodes
 from pd_pipeline.reporting.formatting import decimals, interval, percent
 from pd_pipeline.storage import read_json
@@ -214,8 +214,7 @@ def section(out: Path) -> list[dict[str, Any]]:
                 *(
                     {
                         "title": "Return against cost",
-                        "sentence": "What each method's mean return took per target: tuned numbers, passes through the "
-                        "PLM, and, if a method ran any, episodes in its environment.",
+                        "sentence": MEANING,
                         "image": svg(image, f"{results.title} ({results.family}): cost"),
                     }
                     for image in costs(results)

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.conditions import Conditions, ask, conditioned
@@ -12,10 +11,9 @@ from pd_pipeline.models.diffuser import generate
 from pd_pipeline.models.prompting import to_prompts
 from pd_pipeline.prompts.segments import cut
 from pd_pipeline.tuning.prompt_search import Params, at_phase, start_from
-from pd_pipeline.tuning.protocol import Target
 from pd_pipeline.tuning.unseen import Unseen
 from tests.builders import trajectories
-from tests.tuning.tiny import PROMPT, TASK, few_shot_of, pretrained, tuned
+from tests.tuning.tiny import PROMPT, TASK, few_shot_of, pretrained, same_weights, tuned
 
 CONDITIONS = Conditions(names=("phase", "effort"))
 
@@ -42,23 +40,19 @@ def test_guidance_asks_too(tmp_path: Path) -> None:
         tuned("prompt_diffuser", plm, few_shot, tmp_path / name, ask={"effort": share}, candidates=None).denoisers
         for name, share in (("low", 0.0), ("high", 1.0))
     )
-    assert same(low["adapted"], high["adapted"])
-    assert not same(low["guided"], high["guided"])
-
-
-def same(a: torch.nn.Module, b: torch.nn.Module) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    same_weights(low["adapted"], high["adapted"])
+    with pytest.raises(AssertionError):
+        same_weights(low["guided"], high["guided"])
 
 
 def test_to_ask_a_diffuser_without_conditions(tmp_path: Path) -> None:
     plm = pretrained()
-    few_shot: Target = few_shot_of(plm)
     with pytest.raises(PipelineError, match=r"prompt_diffuser: ask: .*diffuser\.conditions"):
-        tuned("prompt_diffuser", plm, few_shot, tmp_path, ask={"phase": 0.5})
+        tuned("prompt_diffuser", plm, few_shot_of(plm), tmp_path, ask={"phase": 0.5})
 
 
 def test_a_search_takes_the_phase_of_whole_episodes() -> None:
-    """The segments it begins with are the last of their episodes; alone, each would be the first of its own."""
+    """Segments are chosen one per episode; looked at alone, each would be the last one of its own."""
     plm = pretrained(Conditions(names=("phase", "task"), tasks={0: (0.0,), 1: (1.0,), TASK: (7.0,)}))
     training = cut(trajectories((10, 8, 9), (0, 0, 1)), PROMPT)
     rows = at_phase(training, 0.5)
