@@ -4,12 +4,14 @@
 It is rolled out; where no simulator knows the target it is scored offline (see `offline`).
 """
 
+from dataclasses import fields
 from typing import Any, Literal
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
+from pd_pipeline.acting.actors import Actors
 from pd_pipeline.acting.environments import episode_seed, make_batch
 from pd_pipeline.acting.rollouts import Rollouts, grouped, rollout
 from pd_pipeline.compute import pick_device, use_bf16
@@ -30,6 +32,12 @@ class Params(Parameters):
     episodes: int = Field(default=1, gt=0, le=10_000, description="of each actor; more where starts are random")
     workers: int | None = Field(
         default=None, ge=1, le=1024, description="processes for environments; None: one per core"
+    )
+    environments: int = Field(
+        default=400,
+        gt=0,
+        le=100_000,
+        description="held in memory at once; more run in rounds, equal up to rounding",
     )
     patience: float = Field(
         default=600.0, gt=0, le=86_400, description="seconds after which a step that has not come back is ended"
@@ -70,21 +78,39 @@ def run(context: StageContext) -> dict[str, Any]:
 
 
 def _roll_out(context: StageContext, policies: list[TunedPolicy], plm: Pretrained, episode: int) -> Rollouts:
-    """One episode of every actor of every policy."""
+    """One episode of every actor of every policy, in rounds of environments that are in memory at once."""
+    parts = [policy.actors for policy in policies]
     tasks = [policy.task for policy in policies for _ in range(len(policy.actors))]
     targets = np.array([policy.summary.target_return for policy in policies for _ in range(len(policy.actors))])
-    numbers = [number for policy in policies for number in range(len(policy.actors))]
+    numbers = [number for part in parts for number in range(len(part))]
     seeds = [episode_seed(context.seed, task, number, episode) for task, number in zip(tasks, numbers, strict=True)]
-    workers, patience = context.params.workers, context.params.patience
-    environments = make_batch(context.family, context.environment, context.root, tasks, seeds, workers, patience)
-    try:
-        count = context.params.episodes
-        title = f"{context.stage} {context.key}" + (f", {episode + 1} of {count}" if count > 1 else "")
-        bf16 = use_bf16(context.params.precision, plm.device)
-        groups = grouped([policy.actors for policy in policies])
-        return rollout(groups, targets, plm.normalization, environments, context.progress, title, bf16)
-    finally:
-        environments.close()
+    params: Params = context.params
+    rounds = np.array_split(np.arange(len(tasks)), -(-len(tasks) // params.environments))
+    count = len(rounds) * params.episodes
+    bf16 = use_bf16(params.precision, plm.device)
+    done: list[Rollouts] = []
+    for number, rows in enumerate(rounds, start=1 + episode * len(rounds)):
+        of = slice(int(rows[0]), int(rows[-1]) + 1)
+        simulated = (context.family, context.environment, context.root, tasks[of], seeds[of])
+        environments = make_batch(*simulated, params.workers, params.patience)
+        title = f"{context.stage} {context.key}" + (f", {number} of {count}" if count > 1 else "")
+        groups = grouped(_between(parts, of.start, of.stop))
+        try:
+            done.append(rollout(groups, targets[of], plm.normalization, environments, context.progress, title, bf16))
+        finally:
+            environments.close()
+    return Rollouts(*(np.concatenate([getattr(part, field.name) for part in done]) for field in fields(Rollouts)))
+
+
+def _between(parts: list[Actors], first: int, last: int) -> list[Actors]:
+    """The actors from row `first` on and before row `last` of all parts, one after another."""
+    found, start = [], 0
+    for part in parts:
+        rows = range(max(first - start, 0), min(last - start, len(part)))
+        if rows:
+            found.append(part.select(rows))
+        start += len(part)
+    return found
 
 
 def _scores(context: StageContext, policies: list[TunedPolicy], rollouts: Rollouts, episode: int) -> pl.DataFrame:

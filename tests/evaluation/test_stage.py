@@ -190,6 +190,29 @@ def test_more_episodes_begin_elsewhere_and_leave_the_first_as_they_were(
     assert digest(root / "data/evaluation/point_robot-0/rollouts.safetensors") == digest(out / "rollouts.safetensors")
 
 
+def test_rounds_of_few_environments_give_the_same_episodes(out: Path, tuned_project: Path, tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    shutil.copytree(tuned_project, root)
+    set_params(root, "evaluation: {workers: 1", "evaluation: {environments: 7, workers: 1")
+    titles = set[str]()
+    project = graph.load(root)
+    for key in project.keys("evaluation"):
+        graph.run(project, "evaluation", key, lambda title, done, total: titles.add(title))
+    found, at_once = (
+        pl.read_parquet(folder / "scores.parquet") for folder in (root / "data/evaluation/point_robot-0", out)
+    )
+    same = ["method", "task", "prompt", "episode", "origin", "success", "length"]
+    assert found.select(same).equals(at_once.select(same))
+    np.testing.assert_allclose(found["return"], at_once["return"], rtol=1e-5)
+    rounds = -(-len(at_once) // 7)
+    assert {f"evaluation point_robot-0, {number} of {rounds}" for number in range(1, rounds + 1)} <= titles
+    kept, kept_at_once = (
+        load_arrays(folder / "rollouts.safetensors")[0] for folder in (root / "data/evaluation/point_robot-0", out)
+    )
+    np.testing.assert_array_equal(kept["rows"], kept_at_once["rows"])
+    np.testing.assert_allclose(kept["observations"], kept_at_once["observations"], atol=1e-5)
+
+
 def test_a_variant_has_its_scores_and_leaves_the_fit_of_its_method_alone(tuned_project: Path, tmp_path: Path) -> None:
     root = tmp_path / "varied"
     shutil.copytree(tuned_project, root)
