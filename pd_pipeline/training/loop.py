@@ -1,10 +1,11 @@
 """One training loop: progress, losses to CSV and TensorBoard, bf16, clipping, schedules, EMA and exact resume.
 
 Batches and noise are pure functions of (seed, step), so a checkpoint holds all that later steps depend on: weights,
-moments, EMA, the step and the losses not yet written. Checkpoints are in the stage's work folder; two are kept:
+moments, EMA, those to stop at, the step and the losses not yet written. Checkpoints are in the stage's work folder; two
+are kept:
 
     .work/<stage>/<key>/<digest>/
-        step-00001500.safetensors     model.*, ema.*, first.*, second.*; metadata: step, log
+        step-00001500.safetensors     model.*, ema.*, first.*, second.*, best.*; metadata: step, log, sums, best
         step-00001800.safetensors
 """
 
@@ -29,6 +30,7 @@ from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.models.weights import as_tensors, check_fit
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
+from pd_pipeline.training.stopping import Best, Watch
 
 StepCount = Annotated[int, Field(gt=0, le=MAX_STEPS)]
 Rate = Annotated[float, Field(gt=0, le=100)]
@@ -86,6 +88,7 @@ class Checkpoint(NamedTuple):
     step: int
     rows: list[dict[str, float]]
     sums: dict[str, float]
+    best: Best
 
 
 class Trainer:
@@ -110,9 +113,11 @@ class Trainer:
         )
         self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if params.ema else {}
         self.history = History()
+        self.best = Best()
         self.step = 0
         self.resumed_at = 0
         self._sums: dict[str, float] = {}  # of each value since the last row
+        self._watch: Watch | None = None
 
     def backward(self, loss_of_step: Callable[[int], Tensor]) -> Callable[[int], dict[str, Tensor]]:
         """The `compute` argument of `fit` for a plain loss: forward under autocast, then backward."""
@@ -135,22 +140,28 @@ class Trainer:
         progress: Progress,
         logs: Path | None = None,
         evaluate: Callable[[], dict[str, float]] | None = None,
+        watch: Watch | None = None,
     ) -> History:
         """Train until the last step.
 
         `compute` fills the gradients for a step number and returns named values, `loss` among them, whose means become
-        the logged rows; `evaluate` adds values to each row. Raises Diverged where a value is not finite, and
-        Interrupted after SIGTERM, once the state is saved.
+        the logged rows; `evaluate` adds values to each row. With `watch` the weights are in the end those of its lowest
+        loss, which is logged as `held_out`. Raises Diverged where a value is not finite, and Interrupted after SIGTERM,
+        once the state is saved.
         """
+        self._watch = watch
         self._resume()
+        if watch and not self.best.tensors:
+            self._look(watch)
         writer = _tensorboard(logs, self.step)
         saved = time.monotonic()
         with terminated() as stop, closing(writer):
             while self.step < self.params.steps:
                 self._update(compute)
                 self.step += 1
+                seen = self._look(watch) if watch and watch.is_due(self.step, self.params.steps) else {}
                 if self.step % self.params.log_every == 0 or self.step == self.params.steps:
-                    row = self._log(evaluate)
+                    row = self._log(evaluate, seen)
                     progress(self.title, self.step, self.params.steps, f"loss {row['loss']:.5f}")
                     for name, value in row.items():
                         writer.add_scalar(name, value, self.step)
@@ -160,7 +171,16 @@ class Trainer:
                     saved = time.monotonic()
                 if stopping:
                     raise Interrupted
+        with torch.no_grad():
+            for name, tensor in self.best.tensors.items():
+                self.trained[name].copy_(tensor)
         return self.history
+
+    def _look(self, watch: Watch) -> dict[str, float]:
+        with torch.no_grad(), self.autocast():
+            loss = watch.loss()
+        self.best.offer(loss, self.step, self.trained)
+        return {"held_out": loss}
 
     def _update(self, compute: Callable[[int], dict[str, Tensor]]) -> None:
         for group in self.optimizer.param_groups:
@@ -176,7 +196,7 @@ class Trainer:
             average, fresh = list(self.ema.values()), [p.detach() for p in self.trained.values()]
             torch._foreach_lerp_(average, fresh, 1 - min(self.params.ema, (1 + self.step) / (10 + self.step)))
 
-    def _log(self, evaluate: Callable[[], dict[str, float]] | None) -> dict[str, float]:
+    def _log(self, evaluate: Callable[[], dict[str, float]] | None, seen: dict[str, float]) -> dict[str, float]:
         count = self.step - (self.history.rows[-1]["step"] if self.history.rows else 0)
         means = {name: total / count for name, total in self._sums.items()}
         if bad := [name for name, mean in means.items() if not math.isfinite(mean)]:
@@ -184,7 +204,7 @@ class Trainer:
                 f"{self.title}: {bad[0]} is {means[bad[0]]} before step {self.step}: lower the learning rate, or look "
                 "for extreme values in the data"
             )
-        row = {"step": self.step, **means, "learning_rate": learning_rate(self.params, self.step - 1)}
+        row = {"step": self.step, **means, "learning_rate": learning_rate(self.params, self.step - 1), **seen}
         if evaluate is not None:
             row |= evaluate()
         self.history.rows.append(row)
@@ -205,11 +225,14 @@ class Trainer:
     def _save(self) -> None:
         state = {f"model.{n}": t for n, t in self._changing.items()}
         state |= {f"ema.{n}": t for n, t in self.ema.items()}
+        state |= {f"best.{n}": t for n, t in self.best.tensors.items()}
         for name, parameter in self.trained.items():
             moments = self.optimizer.state[parameter]
             state |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
         arrays = {n: t.detach().cpu().numpy() for n, t in state.items()}
-        metadata = {"step": str(self.step), "sums": json.dumps(self._sums), "log": json.dumps(self.history.rows)}
+        best = {"loss": self.best.loss, "step": self.best.step}
+        written = {"sums": self._sums, "log": self.history.rows, "best": best}
+        metadata = {"step": str(self.step)} | {name: json.dumps(value) for name, value in written.items()}
         save_arrays(self.work / f"step-{self.step:08d}.safetensors", arrays, metadata)
         for old in sorted(self.work.glob("step-*.safetensors"))[:-2]:
             old.unlink()
@@ -232,12 +255,14 @@ class Trainer:
         like = {f"model.{n}": t for n, t in self._changing.items()}
         like |= {f"ema.{n}": t for n, t in self.ema.items()}
         like |= {f"{moment}.{n}": p for n, p in self.trained.items() for moment in ("first", "second")}
+        like |= {f"best.{n}": p for n, p in self.trained.items() if self._watch}
         check_fit(path, arrays, like, "the model in training")
         try:
             step = int(metadata["step"])
-            rows, sums = json.loads(metadata["log"]), json.loads(metadata["sums"])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise PipelineError(f"{path}: its step, log or sums cannot be read: {error}") from None
+            rows, sums, best = (json.loads(metadata[name]) for name in ("log", "sums", "best"))
+            best_loss, best_step = float(best["loss"]), int(best["step"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise PipelineError(f"{path}: its step, log, sums or best cannot be read: {error}") from None
         if not 0 < step <= self.params.steps or path.name != f"step-{step:08d}.safetensors":
             raise PipelineError(f"{path}: claims to be step {step} of {self.params.steps}")
         logged = [*range(self.params.log_every, step + 1, self.params.log_every)]
@@ -246,11 +271,13 @@ class Trainer:
         well_formed = isinstance(rows, list) and all(is_numbers(part) for part in (*rows, sums))
         if not well_formed or [row.get("step") for row in rows] != logged:
             raise PipelineError(f"{path}: its log does not match {step} steps")
-        return Checkpoint(as_tensors(arrays, self.device), step, rows, sums)
+        tensors = as_tensors(arrays, self.device)
+        kept = {n: tensors[f"best.{n}"] for n in self.trained if self._watch}
+        return Checkpoint(tensors, step, rows, sums, Best(best_loss, best_step, kept))
 
     def _restore(self, found: Checkpoint) -> None:
         """Set the state to that of a checkpoint."""
-        tensors, self.step, self.history.rows, self._sums = found
+        tensors, self.step, self.history.rows, self._sums, self.best = found
         self.resumed_at = self.step
         self.model.load_state_dict({n: tensors[f"model.{n}"] for n in self._changing}, strict=False)
         for name in self.ema:

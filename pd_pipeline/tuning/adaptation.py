@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # so that methods without a diffuser do not depend on its cod
 
 
 FELL_BACK = "fell_back.json"
-"""Beside drawn prompts in the place of what a method left; see `fallback`."""
+"""Beside drawn prompts in the place of what a method left; see `held_out`."""
 
 
 class Cost(Parameters):
@@ -129,7 +129,7 @@ class _Losses(Parameters):
 
 @dataclass(frozen=True, kw_only=True)
 class FellBack(Prompted):
-    """Drawn prompts in the place of what a method left; see `fallback`."""
+    """Drawn prompts in the place of what a method left; see `held_out`."""
 
     tuned: float
     """Action loss of the adapted policy on the trajectories that tuning did not see."""

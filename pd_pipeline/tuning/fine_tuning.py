@@ -14,6 +14,7 @@ from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import policy_loss
 from pd_pipeline.tuning.adaptation import Cost
+from pd_pipeline.tuning.held_out import watch_prompts
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, select
 
 
@@ -44,12 +45,16 @@ def fine_tune(
         batch = target.windows.batch(rng, params.batch, config.prompt_length, config.acting_window)
         return policy_loss(policy, batch, generator_of(run.seed, step, plm.device))
 
-    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
-    size = sum(p.numel() for p in trainer.trained.values())
-    policy.eval().requires_grad_(False)
     drawn = target.draw(np.random.default_rng(run.seed), params.candidate_count)
     x0, y = prompt_tensors(drawn, plm.normalization, plm.device)
-    kept, passes = select(replace(plm, policy=policy), target, x0, y, params, run.seed)
+    adapted = replace(plm, policy=policy)
+    shown = params.prompts  # of the candidates, while it is not chosen among them
+    watched = watch_prompts(adapted, target, params, run.seed, lambda: (x0[:shown], y[:shown]), shown)
+    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs, watch=watched)
+    size = sum(p.numel() for p in trainer.trained.values())
+    policy.eval().requires_grad_(False)
+    kept, passes = select(adapted, target, x0, y, params, run.seed)
+    passes += watched.passes_of(params.steps) if watched else 0
     each_way = params.batch * params.steps
     cost = Cost(tuned_parameters=size, plm_forward=each_way + passes, plm_backward=each_way)
     return drawn.select(kept.cpu().numpy()), history, cost

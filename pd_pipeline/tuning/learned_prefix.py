@@ -15,6 +15,7 @@ from pd_pipeline.models.prefixes import KeysValues, predict
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.training.loop import History, OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.tuning.adaptation import Cost
+from pd_pipeline.tuning.held_out import watch
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams
 
 
@@ -87,8 +88,15 @@ def descend(
         window, valid = target.windows.any_windows(rng, count, plm.policy.config.acting_window)
         return losses(plm, learned.before(), window, valid).sum()  # so that each is updated as if it were alone
 
-    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
+    def held_out_losses(window: Steps, valid: Tensor) -> Tensor:
+        """Of every prefix on all windows (B, K): (n,)."""
+        tiled = Steps(*(part.repeat(params.prompts, *[1] * (part.dim() - 1)) for part in window))  # (n B, K, .)
+        return losses(plm, learned.before(), tiled, valid.repeat(params.prompts, 1))
+
+    watched = watch(plm, target, params, run.seed, held_out_losses, params.prompts)
+    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs, watch=watched)
     for row in history.rows:
         row["loss"] /= params.prompts
     each_way, size = count * params.steps, sum(weight.numel() for weight in learned.parameters())
-    return history, Cost(tuned_parameters=size // params.prompts, plm_forward=each_way, plm_backward=each_way)
+    looks = watched.passes_of(params.steps) if watched else 0
+    return history, Cost(tuned_parameters=size // params.prompts, plm_forward=each_way + looks, plm_backward=each_way)

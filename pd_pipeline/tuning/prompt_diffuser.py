@@ -24,10 +24,12 @@ from pd_pipeline.models.diffuser import Denoiser, diffusion_loss, generate, samp
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import to_prompts
 from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.stopping import Watch
 from pd_pipeline.tuning.adaptation import Cost
 from pd_pipeline.tuning.generated import Generated
 from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
-from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
+from pd_pipeline.tuning.held_out import watch_prompts
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, evaluating, guidance_loss, select
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NEEDS = ("diffuser",)
@@ -91,11 +93,13 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
         adapted = adapt(denoiser, diffusion, x0, y, params.adapt, run)
         rows += [{"phase": 1, **row} for row in adapted.rows]
     before = copy.deepcopy(denoiser).eval()
-    guided = guide(plm, denoiser, diffusion, target, (x0, y, wanted), params, run)
+    watched = watch_generated(plm, denoiser, diffusion, target, wanted, params, run.seed)
+    guided = guide(plm, denoiser, diffusion, target, (x0, y, wanted), params, run, watched)
     rows += [{"phase": 2, **row} for row in guided.rows]
     denoiser.eval()
     made, drawn = generate(denoiser, diffusion, wanted, params.candidate_count, params.chain, run.seed)
-    kept, selection = select(plm, target, made, drawn, params, run.seed)
+    kept, chosen_by = select(plm, target, made, drawn, params, run.seed)
+    looks = watched.passes_of(params.steps) if watched else 0
     guidance = params.batch * params.steps * (params.mode != "dm_only")  # with dm_only it is only logged
     size = sum(p.numel() for p in denoiser.parameters())
     return Generated(
@@ -103,7 +107,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
         denoisers={"adapted": before, "guided": denoiser},
         chain=min(params.chain, diffusion.steps),
         history=History(rows),
-        cost=Cost(tuned_parameters=size, plm_forward=guidance + selection, plm_backward=guidance),
+        cost=Cost(tuned_parameters=size, plm_forward=guidance + looks + chosen_by, plm_backward=guidance),
     )
 
 
@@ -126,6 +130,24 @@ def adapt(denoiser: Denoiser, diffusion: Diffusion, x0: Tensor, y: Tensor, param
     return trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs / "adapt")
 
 
+def watch_generated(
+    plm: Pretrained,
+    denoiser: Denoiser,
+    diffusion: Diffusion,
+    target: Target,
+    wanted: Tensor,
+    params: Params,
+    seed: int,
+) -> Watch | None:
+    """Early stopping by prompts that the denoiser generates at the moment, from the same noise at every look."""
+
+    def prompts() -> tuple[Tensor, Tensor]:
+        with evaluating(denoiser):
+            return generate(denoiser, diffusion, wanted, params.prompts, params.chain, seed)
+
+    return watch_prompts(plm, target, params, seed, prompts, params.prompts)
+
+
 def guide(
     plm: Pretrained,
     denoiser: Denoiser,
@@ -134,6 +156,7 @@ def guide(
     segments: tuple[Tensor, Tensor, Tensor],
     params: Params,
     run: Run,
+    watched: Watch | None = None,
 ) -> History:
     """Tune with eq. 9; logs L_DM, L_DT, the cosine and ratio of their gradients and the share projected.
 
@@ -173,4 +196,4 @@ def guide(
             "projected": torch.tensor(projected),
         }
 
-    return trainer.fit(compute, run.progress, run.logs / "guide")
+    return trainer.fit(compute, run.progress, run.logs / "guide", watch=watched)

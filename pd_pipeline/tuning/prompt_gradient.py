@@ -12,7 +12,9 @@ from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import History, OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import PolicyData
+from pd_pipeline.training.stopping import Watch
 from pd_pipeline.tuning.adaptation import Cost, Prompted
+from pd_pipeline.tuning.held_out import watch_prompts
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
 
 
@@ -50,8 +52,11 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     x0, y = prompt_tensors(start, plm.normalization, plm.device)
     if params.start == "noise":
         x0 = torch.randn(x0.shape, generator=generator_of(run.seed, 0, plm.device), device=plm.device)
-    found, history = descend(plm, target.windows, x0, y, params, run)
+    tuned = PromptParameters(x0)
+    watched = watch_prompts(plm, target, params, run.seed, lambda: (tuned.x0.detach(), y), len(x0))
+    found, history = descend(plm, target.windows, tuned, y, params, run, watched)
     kept, passes = select(plm, target, found, y, params, run.seed)
+    passes += watched.passes_of(params.steps) if watched else 0
     each_way = len(x0) * params.windows * params.steps
     return Prompted(
         prompts=to_prompts(found[kept], y[kept], plm.normalization, target.task),
@@ -61,20 +66,25 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
 
 
 def descend(
-    plm: Pretrained, data: PolicyData, x0: Tensor, y: Tensor, params: DescentParams, run: Run
+    plm: Pretrained,
+    data: PolicyData,
+    tuned: PromptParameters,
+    y: Tensor,
+    params: DescentParams,
+    run: Run,
+    watched: Watch | None = None,
 ) -> tuple[Tensor, History]:
-    """Tune x0 (n, K*, channels) under y (n, K*, 2), each prompt on windows of its own drawn from `data`."""
-    tuned = PromptParameters(x0)
-    trainer = Trainer(tuned, params, run.work, run.title)
-    each = torch.arange(len(x0), device=plm.device).repeat_interleave(params.windows)  # (n windows,)
+    """Tune prompts (n, K*, channels) under y (n, K*, 2), each on windows of its own drawn from `data`."""
+    trainer, count = Trainer(tuned, params, run.work, run.title), len(y)
+    each = torch.arange(count, device=plm.device).repeat_interleave(params.windows)  # (n windows,)
 
     def loss_of_step(step: int) -> Tensor:
         rng = np.random.default_rng([run.seed, step])
         window, valid = data.any_windows(rng, len(each), plm.policy.config.acting_window)
         # a sum over prompts: the step of each does not shrink with their number
-        return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * len(x0)
+        return guidance_loss(plm, tuned.x0[each], y[each], window, valid) * count
 
-    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs)
+    history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs, watch=watched)
     for row in history.rows:
-        row["loss"] /= len(x0)
+        row["loss"] /= count
     return tuned.x0.detach(), history

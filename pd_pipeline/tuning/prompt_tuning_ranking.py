@@ -11,7 +11,9 @@ from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import History
+from pd_pipeline.training.stopping import Best
 from pd_pipeline.tuning.adaptation import Cost, Prompted
+from pd_pipeline.tuning.held_out import watch_prompts
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from pd_pipeline.tuning.ranking import RankingParams, direction, floats, put_back
 from pd_pipeline.tuning.windows import window_losses
@@ -31,6 +33,10 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     x0, y = prompt_tensors(target.draw(np.random.default_rng(run.seed), params.prompts), plm.normalization, plm.device)
     x = floats(x0, y)
     velocity, rows = torch.zeros_like(x), list[dict[str, float]]()
+    watched = watch_prompts(plm, target, params, run.seed, lambda: put_back(x, x0, y), params.prompts)
+    best = Best()
+    if watched:
+        best.offer(watched.loss(), 0, {"x": x})
     each = torch.arange(params.prompts, device=x.device).repeat_interleave(params.perturbations)  # (n m,)
     for step in range(params.steps):
         generator = generator_of(run.seed, step, x.device)
@@ -43,9 +49,13 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
         velocity = params.momentum * velocity + direction(noise, losses)
         x = x + params.step_size * velocity
         rows.append({"step": step + 1, "loss": float(losses.mean())})
+        if watched and watched.is_due(step + 1, params.steps):
+            rows[-1]["held_out"] = watched.loss()
+            best.offer(rows[-1]["held_out"], step + 1, {"x": x})
         run.progress(run.title, step + 1, params.steps, f"loss {rows[-1]['loss']:.4f}")
+    looks = watched.passes_of(params.steps) if watched else 0
     return Prompted(
-        prompts=to_prompts(*put_back(x, x0, y), plm.normalization, target.task),
+        prompts=to_prompts(*put_back(best.tensors.get("x", x), x0, y), plm.normalization, target.task),
         history=History(rows),
-        cost=Cost(tuned_parameters=x[0].numel(), plm_forward=params.steps * len(each) * params.windows),
+        cost=Cost(tuned_parameters=x[0].numel(), plm_forward=params.steps * len(each) * params.windows + looks),
     )

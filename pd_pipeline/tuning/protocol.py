@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pd_pipeline.acting.simulation import Simulation
-from pd_pipeline.config import Name, Parameters
+from pd_pipeline.config import MAX_STEPS, Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
@@ -63,6 +63,27 @@ class TargetParams(Parameters):
     )
 
 
+class HeldOutParams(Parameters):
+    """Few-shot trajectories that tuning does not learn from, and what the action loss on them decides."""
+
+    share: float = Field(default=0.2, gt=0, lt=1, description="share of the few-shot trajectories; at least one")
+    stop: bool = Field(
+        default=True,
+        description="keep what tuning had found when the loss was lowest, not what it ends with; for methods that tune "
+        "by their action loss, step by step",
+    )
+    every: int = Field(default=10, gt=0, le=MAX_STEPS, description="steps between two looks at that loss")
+    fall_back: bool = Field(
+        default=True, description="keep drawn prompts unless the loss of the adapted policy is lower than under them"
+    )
+
+    @model_validator(mode="after")
+    def _decides(self) -> Self:
+        if not (self.stop or self.fall_back):
+            raise ValueError("without stop and fall_back nothing is decided on them: leave out held_out")
+        return self
+
+
 class TuningParams(Parameters):
     """Parameters of every method: its few-shot trajectories and the number of prompts to return."""
 
@@ -81,12 +102,8 @@ class TuningParams(Parameters):
         "kept. None: no selection",
     )
 
-    fallback: float | None = Field(
-        default=None,
-        gt=0,
-        lt=1,
-        description="share of the few-shot trajectories that tuning does not see: drawn prompts are kept unless the "
-        "adapted policy's action loss on these is lower; null: all are tuned on",
+    held_out: HeldOutParams | None = Field(
+        default=None, description="trajectories kept from tuning, against learning the others by heart; null: none"
     )
 
     @model_validator(mode="after")
@@ -95,10 +112,10 @@ class TuningParams(Parameters):
             raise ValueError(
                 f"candidates ({self.candidates}) must be at least prompts ({self.prompts}), which are chosen from them"
             )
-        if self.fallback is not None and self.target.few_shot == 1:
+        if self.held_out is not None and self.target.few_shot == 1:
             raise ValueError(
-                "fallback needs two few-shot trajectories, one to tune on and one to compare on: set target.few_shot "
-                "to more, or leave out fallback"
+                "held_out needs two few-shot trajectories, one to tune on and one to hold out: set target.few_shot to "
+                "more, or leave out held_out"
             )
         return self
 
@@ -137,6 +154,8 @@ class Target:
     windows: PolicyData  # normalised, on the PLM's device
     prompts: Prompts  # all segments of K* steps, in task units; from `data` unless `target.prompt_quality` is set
     target_return: float
+    held_out: PolicyData | None = None
+    """Trajectories that are not to be learned from, only to stop by."""
 
     @classmethod
     def of(
@@ -145,6 +164,7 @@ class Target:
         plm: Pretrained,
         target_return: float | None = None,
         prompts_from: Trajectories | None = None,
+        held_out: Trajectories | None = None,
     ) -> "Target":
         """Prepare trajectories for a PLM.
 
@@ -154,7 +174,8 @@ class Target:
         windows = PolicyData(data, plm.normalization, plm.device)
         if target_return is None:
             target_return = float(data.episode_returns.mean())
-        return cls(data, windows, prompts, target_return)
+        kept = None if held_out is None else PolicyData(held_out, plm.normalization, plm.device)
+        return cls(data, windows, prompts, target_return, kept)
 
     @property
     def task(self) -> int:

@@ -20,7 +20,7 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.trajectories.target_data import OTHER, other_task
 from pd_pipeline.tuning import summary as summaries
 from pd_pipeline.tuning.adaptation import Adaptation, Cost, FellBack
-from pd_pipeline.tuning.fallback import fall_back, split
+from pd_pipeline.tuning.held_out import fall_back, split
 from pd_pipeline.tuning.methods import FLAGS
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, draw_few_shot
 from pd_pipeline.tuning.summary import Summary
@@ -46,11 +46,11 @@ def run(context: StageContext) -> dict[str, Any]:
         asked = context.params.target.target_return
         target_return = float(own.data.episode_returns.mean()) if asked is None else asked
         data, prompts_from = shown
-        if params.fallback is not None:
-            data, held_out = split(data, params.fallback, f"{context.stage} {context.key}")
+        if params.held_out is not None:
+            data, held_out = split(data, params.held_out.share, f"{context.stage} {context.key}")
             if prompts_from is shown.data:
                 prompts_from = data
-        target = Target.of(data, plm, target_return, prompts_from)
+        target = Target.of(data, plm, target_return, prompts_from, held_out)
     else:
         target = Unseen.of(context.task, context.inputs["prompts"], plm, context.params.target)
     task_seed = int(np.random.SeedSequence([seed, context.task]).generate_state(1)[0])
@@ -64,7 +64,7 @@ def run(context: StageContext) -> dict[str, Any]:
     title = f"{context.stage} {context.key}"
     method_run = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
     result = _tune(context, method.tune, plm, target, method_run)
-    if held_out is not None:
+    if held_out is not None and params.held_out.fall_back:
         assert isinstance(target, Target), "only a method with demonstrations has some to hold out"
         result = fall_back(plm, target, result, held_out, params.prompts, task_seed)
     result.save(context.out)

@@ -18,9 +18,9 @@ class UnseenParams(TuningParams):
 
     @model_validator(mode="after")
     def _nothing_to_choose(self) -> Self:
-        if self.candidates is not None or self.shown != "own" or self.fallback is not None:
+        if self.candidates is not None or self.shown != "own" or self.held_out is not None:
             raise ValueError(
-                "without trajectories of the target nothing can be chosen: leave out candidates, shown and fallback"
+                "without trajectories of the target nothing can be chosen: leave out candidates, shown and held_out"
             )
         return self
 

@@ -23,7 +23,8 @@ from pd_pipeline.training.loop import History, Rate
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning.adaptation import Cost, Prompted
-from pd_pipeline.tuning.prompt_gradient import DescentParams, descend
+from pd_pipeline.tuning.held_out import watch_prompts
+from pd_pipeline.tuning.prompt_gradient import DescentParams, PromptParameters, descend
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, select
 from pd_pipeline.tuning.unseen import training_prompts
 from pd_pipeline.tuning.windows import window_losses
@@ -60,11 +61,14 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
         )
         first = params.model_copy(update={"steps": params.borrowed})
         part = replace(run, work=run.work / "borrowed", logs=run.logs / "borrowed", title=f"{run.title} borrowed")
-        x0, history = descend(plm, borrowed, x0, y, first, part)
+        x0, history = descend(plm, borrowed, PromptParameters(x0), y, first, part)
         rows += history.rows
-    found, history = descend(plm, target.windows, x0, y, params, replace(run, work=run.work / "own"))
+    tuned = PromptParameters(x0)
+    watched = watch_prompts(plm, target, params, run.seed, lambda: (tuned.x0.detach(), y), len(x0))
+    found, history = descend(plm, target.windows, tuned, y, params, replace(run, work=run.work / "own"), watched)
     rows += [row | {"step": row["step"] + params.borrowed} for row in history.rows]
     kept, passes = select(plm, target, found, y, params, run.seed)
+    passes += watched.passes_of(params.steps) if watched else 0
     each_way = len(x0) * params.windows * (params.borrowed + params.steps)
     return Prompted(
         prompts=to_prompts(found[kept], y[kept], plm.normalization, target.task),

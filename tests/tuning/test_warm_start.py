@@ -15,7 +15,7 @@ from pd_pipeline.prompts.segments import cut
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories import reading
 from pd_pipeline.tuning import warm_start
-from pd_pipeline.tuning.prompt_gradient import descend
+from pd_pipeline.tuning.prompt_gradient import PromptParameters, descend
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from pd_pipeline.tuning.warm_start import Params, similar, spread
 from pd_pipeline.tuning.windows import window_losses
@@ -61,8 +61,10 @@ def test_it_goes_on_from_the_best_segments_of_similar_tasks(
     start, y = x0[rows], y[rows]
     if borrowed:
         data = PolicyData(DATA.select(np.flatnonzero(np.isin(DATA.task_id, tasks))), given.normalization)
-        start, _ = descend(given, data, start, y, params.model_copy(update={"steps": 2}), run_of(tmp_path / "a"))
-    expected, _ = descend(given, few_shot.windows, start, y, params, run_of(tmp_path / "b"))
+        start, _ = descend(
+            given, data, PromptParameters(start), y, params.model_copy(update={"steps": 2}), run_of(tmp_path / "a")
+        )
+    expected, _ = descend(given, few_shot.windows, PromptParameters(start), y, params, run_of(tmp_path / "b"))
     made, conditions = prompt_tensors(found.prompts, given.normalization)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(conditions, y, atol=1e-5, rtol=1e-4)
