@@ -94,6 +94,21 @@ def report(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, An
     """Measure, print the table and save it as JSON; with `quick`, sizes are too small to be worth saving."""
     about = machine()
     figures, details = measure(quick)
+    show(name, figures, details, quick)
+    if not quick:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        saved = as_json(figures, details, about) | {"command": f"python -m benchmarks.{name}"}
+        (RESULTS / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
+    return figures
+
+
+def as_json(figures: list[Figure], details: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
+    """What is saved of a measurement."""
+    return {"figures": [f._asdict() for f in figures], "details": details, "machine": about}
+
+
+def show(name: str, figures: list[Figure], details: dict[str, Any], quick: bool) -> None:
+    """Print figures as a table, and details below it."""
     table = Table(title=f"{name}{' (quick: sizes too small for conclusions)' if quick else ''}")
     for column in ("figure", "ours", "reference", "unit", "ratio", "goal", ""):
         table.add_column(column, justify="left" if column in ("figure", "unit") else "right")
@@ -104,12 +119,6 @@ def report(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, An
     console.print(table)
     for key, value in details.items():
         console.print(f"  {key}: {value:,.4g}" if isinstance(value, float) else f"  {key}: {value}")
-    if not quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        saved = {"figures": [f._asdict() for f in figures], "details": details, "machine": about}
-        saved["command"] = f"python -m benchmarks.{name}"
-        (RESULTS / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
-    return figures
 
 
 def command(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, Any]]]) -> None:
