@@ -12,6 +12,7 @@ from pd_pipeline.deployment import commands as deployment
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.exchange import commands as exchange
 from pd_pipeline.incoming import commands as incoming
+from pd_pipeline.piece import is_made
 from pd_pipeline.reporting.layout import Layout
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def run(
     if override:
         typer.echo("note: --set replaces outs in data/ and records nothing; `dvc checkout` restores them", err=True)
     for name, one in pieces:
-        if override and not given_force and graph.is_made(project, name, one):
+        if override and not given_force and is_made(project, name, one):
             typer.echo(f"{name} {one}".strip() + ": up to date")
         else:
             _make(project, name, one, force, record)

@@ -27,6 +27,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.guard import Snapshot, as_json, refuse_changes, snapshot, stamp
 from pd_pipeline.lockfile import LOCK_FILE, only, with_entry
 from pd_pipeline.locks import PieceLock, Waiting
+from pd_pipeline.piece import is_made, run_piece
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address
 from pd_pipeline.stage import Key
@@ -79,15 +80,15 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
             if not force and (data_version := up_to_date(graph, stage, key)):
                 return Outcome({}, True, data_version)
         waited = by_dvc and lock.waited  # for a process that may have made it
-        if (waited or (without_dvc and not force)) and graphs.is_made(graph, stage, key):
+        if (waited or (without_dvc and not force)) and is_made(graph, stage, key):
             return Outcome({}, True, None)
         before = snapshot(graph, stage, key)
-        if record and lock.waited and not force and graphs.is_made(graph, stage, key):
+        if record and lock.waited and not force and is_made(graph, stage, key):
             # made by the process that we waited for but not recorded: DVC had started it and was killed
             return Outcome({}, True, _recorded(graph, stage, key, before, lock))
         if rendering.is_project(graph.root):
             _adopt(graph, stage, key)
-        metrics = graphs.run(graph, stage, key, progress)
+        metrics = run_piece(graph, stage, key, progress)
         if record:
             return Outcome(metrics, False, _recorded(graph, stage, key, before, lock))
         refuse_changes(graph, stage, key, before)
@@ -139,10 +140,10 @@ def _record_digests(root: Path, repo: Any) -> None:
 def make(graph: Graph, stage: str, key: Key, progress: Progress) -> bool:
     """Do a piece of work of a study's point, unrecorded in DVC. Returns False if it was up to date already."""
     with locks.held(graph.home(stage, key), stage, key):
-        if graphs.is_made(graph, stage, key):
+        if is_made(graph, stage, key):
             return False
         before = snapshot(graph, stage, key)
-        graphs.run(graph, stage, key, progress)
+        run_piece(graph, stage, key, progress)
         refuse_changes(graph, stage, key, before)
     return True
 

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, rendering
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
 from pd_pipeline.errors import PipelineError, closest, suggestion
@@ -17,6 +16,7 @@ from pd_pipeline.foreign import TIMEOUT_SECONDS
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import stamp
 from pd_pipeline.parsing import parse
+from pd_pipeline.piece import is_made
 from pd_pipeline.rendering import recording_files
 from pd_pipeline.sources import PACKAGE
 from pd_pipeline.stage import Key
@@ -226,7 +226,7 @@ def _is_collected(graph: Graph, key: Key) -> bool:
     """Whether the trajectories of a family are up to date, which shows that its environment and policies work."""
     recording = lineage.is_recording(graph)
     return all(
-        bool(recording and lineage.up_to_date(graph, stage, key)) or graphs.is_made(graph, stage, key)
+        bool(recording and lineage.up_to_date(graph, stage, key)) or is_made(graph, stage, key)
         for stage in ("behavior_policies", "trajectories")
     )
 

@@ -16,6 +16,7 @@ import pytest
 from pd_pipeline import graph
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.point_robot import PointRobot
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 
 # the same examples every time, and no deadline: a busy machine is not a failure
@@ -55,7 +56,7 @@ def run_stages(root: Path, *stages: str) -> None:
     project = graph.load(root)
     for stage in stages:
         for key in project.keys(stage):
-            graph.run(project, stage, key, silent)
+            run_piece(project, stage, key, silent)
 
 
 def shared_project(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], None]) -> Path:

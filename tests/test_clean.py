@@ -12,6 +12,7 @@ import pytest
 
 from pd_pipeline import clean as cleaning
 from pd_pipeline import graph, rendering
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from tests.accepted import accept
 from tests.dvc_project import SMALL_PARAMS, call, make_project
@@ -29,7 +30,7 @@ def root(tmp_path: Path) -> Path:
     project = graph.load(root)
     for stage in ("behavior_policies", "trajectories", "prompts"):
         for key in project.keys(stage):
-            graph.run(project, stage, key, silent)
+            run_piece(project, stage, key, silent)
     (root / "data/.gitkeep").touch()
     return root
 

@@ -15,6 +15,7 @@ import pytest
 from pd_pipeline import graph, interruption
 from pd_pipeline.__main__ import main
 from pd_pipeline.interruption import Interrupted, held_back, terminated
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from tests.dvc_project import change, make_project, start
 
@@ -139,7 +140,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     loaded = graph.load(root)
     for stage in loaded.stages:
         for key in loaded.keys(stage):
-            graph.run(loaded, stage, key, silent)
+            run_piece(loaded, stage, key, silent)
     return root
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from pd_pipeline import __version__, graph, records, rendering
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.piece import is_made, run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.records import Record
 from pd_pipeline.stage import Key, StageContext
@@ -79,9 +80,9 @@ def test_wall_clock_figures_are_in_no_out(tmp_path: Path, monkeypatch: pytest.Mo
     """An out that is made again more slowly has the same digest, and the record has both times."""
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project, key = graph.load(tmp_path), Key("point_robot")
-    graph.run(project, "behavior_policies", key, silent)
+    run_piece(project, "behavior_policies", key, silent)
     for stage in ("trajectories", "prompts"):
-        graph.run(project, stage, key, silent)
+        run_piece(project, stage, key, silent)
     outs = [tmp_path / project.out(stage, key) for stage in ("behavior_policies", "trajectories", "prompts")]
     before = [digest(out) for out in outs]
     from pd_pipeline.prompts import stage as prompts
@@ -94,7 +95,7 @@ def test_wall_clock_figures_are_in_no_out(tmp_path: Path, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(prompts, "run", slow)
     for stage in ("behavior_policies", "trajectories", "prompts"):
-        graph.run(project, stage, key, silent)
+        run_piece(project, stage, key, silent)
     assert [digest(out) for out in outs] == before
     record = records.find(tmp_path, "prompts", key)
     assert isinstance(record, Record)
@@ -105,7 +106,7 @@ def test_a_record_says_what_an_out_was_made_from_and_by(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project, key = graph.load(tmp_path), Key("point_robot")
     for stage in ("behavior_policies", "trajectories"):
-        graph.run(project, stage, key, silent)
+        run_piece(project, stage, key, silent)
     record = records.find(tmp_path, "trajectories", key)
     assert isinstance(record, Record)
     assert record.inputs == {"behavior_policies": digest(tmp_path / "data/behavior_policies/point_robot")}
@@ -126,11 +127,11 @@ def test_the_digest_of_a_listing_is_that_of_its_folder(out: Path) -> None:
 def test_a_finished_piece_is_up_to_date_until_something_changes(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     project, key = graph.load(tmp_path), Key("point_robot")
-    assert not graph.is_made(project, "behavior_policies", key)
-    graph.run(project, "behavior_policies", key, silent)
-    assert graph.is_made(project, "behavior_policies", key)
+    assert not is_made(project, "behavior_policies", key)
+    run_piece(project, "behavior_policies", key, silent)
+    assert is_made(project, "behavior_policies", key)
     (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("horizon: 6", "horizon: 7"))
-    assert not graph.is_made(graph.load(tmp_path), "behavior_policies", key)
-    assert graph.is_made(project, "behavior_policies", key)
+    assert not is_made(graph.load(tmp_path), "behavior_policies", key)
+    assert is_made(project, "behavior_policies", key)
     (tmp_path / "data/behavior_policies/point_robot/policies.json").write_text("{}")
-    assert not graph.is_made(project, "behavior_policies", key)
+    assert not is_made(project, "behavior_policies", key)

@@ -10,6 +10,7 @@ from assets.definitions import build
 from pd_pipeline import graph, preflight, rendering, stages
 from pd_pipeline.config import Parameters, RunParams
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import DATA, FAMILY, Check, Stage
@@ -50,7 +51,7 @@ def test_dvc_and_dagster_include_it(root: Path) -> None:
     assert "  counts:\n    foreach:\n" in rendering.render(project)
     assert "- data/numbers/${item.family}:" in rendering.render(project)
     for stage in ("behavior_policies", "trajectories"):
-        graph.run(project, stage, Key("other"), silent)
+        run_piece(project, stage, Key("other"), silent)
     with dg.DagsterInstance.ephemeral() as instance:
         assets = list(build(root).assets or [])
         result = dg.materialize(assets, selection=["counts"], partition_key="other", instance=instance)

@@ -15,10 +15,11 @@ from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.gathering import gather
 from pd_pipeline.deployment.policy import MIN_ROWS, read_policy
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import Graph, stage_context
+from pd_pipeline.graph import Graph
 from pd_pipeline.models.decision_transformer import Steps, action_loss
 from pd_pipeline.models.prefixes import KeysValues
 from pd_pipeline.models.saved_policy import save_policy
+from pd_pipeline.piece import stage_context
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.stages import TUNED

@@ -12,6 +12,7 @@ from pd_pipeline.deployment.promotion import candidate_method, candidate_of, in_
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.graph import Graph
+from pd_pipeline.piece import is_made
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import PAGE, REPORT, TARGET_EVALUATION, TUNED
@@ -129,6 +130,6 @@ def _newer(graph: Graph, target: str) -> str:
     method, key = candidate_of(graph, target)
     stage, promoting = f"{TUNED}{method}", f"pd-pipeline promote {target}"
     for name, piece in (("target_data", Key(key.family, key.task)), (stage, key)):
-        if not graphs.is_made(graph, name, piece):
+        if not is_made(graph, name, piece):
             return f"{name} is out of date: `pd-pipeline run {name} --key {piece}`, then `{promoting}`"
     return "" if is_decided(graph, target) else f"a tuned policy that nothing was decided on: `{promoting}`"

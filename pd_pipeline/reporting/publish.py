@@ -13,8 +13,9 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.results import Evaluation, Given, MethodResult, Tuned
 from pd_pipeline.evaluation.scores import CEILING, method_metrics
-from pd_pipeline.graph import Graph, is_made, load
+from pd_pipeline.graph import Graph, load
 from pd_pipeline.lockfile import LOCK_FILE, only
+from pd_pipeline.piece import is_made
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task

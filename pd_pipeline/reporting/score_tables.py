@@ -6,7 +6,8 @@ from pathlib import Path
 import polars as pl
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import Graph, is_made
+from pd_pipeline.graph import Graph
+from pd_pipeline.piece import is_made
 
 NEEDED = ("method", "task", "seed", "prompt", "return")
 

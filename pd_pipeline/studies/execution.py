@@ -1,9 +1,9 @@
 """Doing a piece of work, called by the CLI, DVC and Dagster. For a study, its points are done first."""
 
-from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, preflight
 from pd_pipeline.graph import Graph
 from pd_pipeline.lineage import Outcome
+from pd_pipeline.piece import is_made
 from pd_pipeline.progress import Progress
 from pd_pipeline.stage import Key
 from pd_pipeline.studies.definition import PREFIX
@@ -25,7 +25,7 @@ def make_points(project: Graph, name: str, progress: Progress, *, record: bool =
     for graph in preflight.check_points(project, name):
         for stage, key in pieces(graph):
             if is_shared(graph, stage, key):
-                if not graphs.is_made(project, stage, key):
+                if not is_made(project, stage, key):
                     lineage.run(project, stage, key, progress, record=record)
             else:
                 lineage.make(graph, stage, key, progress)

@@ -11,6 +11,7 @@ from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.goal_policy import located
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest, read_json
@@ -29,7 +30,7 @@ def made(root: Path, block: str, family: str = "cheetah_vel") -> tuple[Path, dic
         f"families:\n  {family}:\n    environment: {{horizon: 10}}\n    behavior_policies: {block}\n"
     )
     project = graph.load(root)
-    metrics = graph.run(project, "behavior_policies", Key(family), silent)
+    metrics = run_piece(project, "behavior_policies", Key(family), silent)
     return root / project.out("behavior_policies", Key(family)), metrics
 
 

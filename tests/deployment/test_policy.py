@@ -26,6 +26,7 @@ from pd_pipeline.families.base import Family
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.decision_transformer import Steps
 from pd_pipeline.models.prefixes import read_prompt
+from pd_pipeline.piece import stage_context
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import load_arrays
@@ -42,7 +43,7 @@ HORIZON = 12
 def evaluated(project: Graph, out: Path) -> tuple[list[tuple[str, int, int]], Rollouts]:
     """(method, task, actor) of every episode of evaluation, and these episodes by its own code."""
     key = project.keys("evaluation")[0]
-    context = graph.stage_context(project, "evaluation", key, out, out, silent)
+    context = stage_context(project, "evaluation", key, out, out, silent)
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), "cpu")
     policies = tuned_policies(context, plm)
     named = [(policy.method, policy.task, actor) for policy in policies for actor in range(len(policy.actors))]

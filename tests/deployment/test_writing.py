@@ -16,6 +16,7 @@ from pd_pipeline.deployment.policy import read_policy
 from pd_pipeline.deployment.writing import actor_losses, write_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.prompting import prompt_tensors
+from pd_pipeline.piece import stage_context
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest, load_arrays
@@ -47,7 +48,7 @@ def test_it_is_the_actor_with_the_lowest_loss(tuned_project: Path, written: Path
     assert about.actor == int(np.argmin(about.actor_losses))
     assert about.chosen_by == "the lowest action loss on the few-shot trajectories"
     project = graph.load(tuned_project)
-    context = graph.stage_context(project, "tuned_prompt_dt", TARGET, written, written, silent)
+    context = stage_context(project, "tuned_prompt_dt", TARGET, written, written, silent)
     plm = writing.Pretrained.load(context.inputs["plm"], None, torch.device("cpu"))
     left = adaptation.load(context.module, tuned_project / "data/tuned_prompt_dt/point_robot-0/4", plm)
     keys, values = left.actors(plm).started()._before[-1]

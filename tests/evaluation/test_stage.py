@@ -11,6 +11,7 @@ import pytest
 from pd_pipeline import graph, records
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.stage import Params
+from pd_pipeline.piece import run_piece
 from pd_pipeline.storage import digest, load_arrays, read_json, write_json
 from pd_pipeline.trajectories.reading import read
 from tests.conftest import run_stages
@@ -197,7 +198,7 @@ def test_rounds_of_few_environments_give_the_same_episodes(out: Path, tuned_proj
     titles = set[str]()
     project = graph.load(root)
     for key in project.keys("evaluation"):
-        graph.run(project, "evaluation", key, lambda title, done, total: titles.add(title))
+        run_piece(project, "evaluation", key, lambda title, done, total: titles.add(title))
     found, at_once = (
         pl.read_parquet(folder / "scores.parquet") for folder in (root / "data/evaluation/point_robot-0", out)
     )

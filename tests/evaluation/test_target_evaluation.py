@@ -9,6 +9,7 @@ import pytest
 from pd_pipeline import graph, rendering
 from pd_pipeline.evaluation.results import load, load_offline
 from pd_pipeline.graph import Graph
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import REPORT, TARGET_EVALUATION
@@ -36,7 +37,7 @@ def made(project: Graph, task: int) -> Path:
     key = Key("point_robot", task, 0)
     for stage, other in [*project.upstream(TARGET_EVALUATION, key), (TARGET_EVALUATION, key)]:
         if not (project.root / project.out(stage, other)).exists():
-            graph.run(project, stage, other, silent)
+            run_piece(project, stage, other, silent)
     return project.root / project.out(TARGET_EVALUATION, key)
 
 

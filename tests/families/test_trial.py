@@ -11,6 +11,7 @@ from pd_pipeline import graph, lineage, preflight
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families import border, trial
 from pd_pipeline.families.base import Family
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from tests.dvc_project import make_project, start
@@ -149,7 +150,7 @@ def test_what_works_is_tried_once_until_it_changes(
 def test_where_a_policy_was_described_since_there_is_a_trial(tmp_path: Path, trials: list[str]) -> None:
     made = project(tmp_path, LINE)
     for stage in ("behavior_policies", "trajectories"):
-        graph.run(made, stage, Key("mine"), silent)
+        run_piece(made, stage, Key("mine"), silent)
     preflight.check(project(tmp_path, LINE, behavior_policies={"levels": {"expert": {"noise": 0.1}}}))
     assert trials == ["mine"]
 

@@ -60,6 +60,7 @@ def main() -> None:
 def made(root: Path) -> Path:
     """A finished project."""
     from pd_pipeline import graph
+    from pd_pipeline.piece import run_piece
     from pd_pipeline.progress import silent
     from tests.conftest import TINY_PARAMS
 
@@ -68,7 +69,7 @@ def made(root: Path) -> Path:
     project = graph.load(root)
     for stage in project.stages:
         for key in project.keys(stage):
-            graph.run(project, stage, key, silent)
+            run_piece(project, stage, key, silent)
     return root
 
 

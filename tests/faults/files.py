@@ -14,6 +14,7 @@ import numpy as np
 from pd_pipeline import graph
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.graph import Graph
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.trajectories.reading import Trajectories, read
 from tests.faults.report import Attack, complaint
@@ -153,7 +154,7 @@ def outs(root: Path, tries: int, seed: int = 0) -> Attack:
 
 
 def _made(project: Graph, stage: str, key: graph.Key) -> None:
-    graph.run(project, stage, key, silent)
+    run_piece(project, stage, key, silent)
 
 
 def _structure(file: Path) -> Damage:

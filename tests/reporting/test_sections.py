@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pd_pipeline import graph
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting import curves, paths, plots, sections
 from pd_pipeline.reporting.canvas import new_figure, styled
@@ -46,7 +47,7 @@ def test_a_figure_takes_a_function_and_a_place(
         monkeypatch.setattr(sections, place, with_one_more(place))
     root = tmp_path / "project"
     shutil.copytree(reported_project, root)
-    graph.run(graph.load(root), "report", Key(), silent)
+    run_piece(graph.load(root), "report", Key(), silent)
     figures = figures_of((root / "data/reports/index.html").read_text())
     assert len(figures) == len(figures_of(page)) + len(PLACES)
     for place in PLACES:

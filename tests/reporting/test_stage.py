@@ -10,6 +10,7 @@ import pytest
 from pd_pipeline import config, graph
 from pd_pipeline.evaluation.results import Costs, Given, MethodResult, OfflineResult, load
 from pd_pipeline.evaluation.statistics import Estimate, Position
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting import provenance
 from pd_pipeline.reporting.formatting import decimals, number, percent
@@ -84,7 +85,7 @@ def test_the_page_follows_the_one_reading_of_the_parameters(page: str, reported_
     shutil.copytree(reported_project, root)
     project = graph.load(root)
     (root / "params.yaml").write_text("run: {families: [somebody, is, editing]}\nfamilies: {}\n")
-    graph.run(project, "report", Key(), silent)
+    run_piece(project, "report", Key(), silent)
     assert (root / "data/reports/index.html").read_text() == page
 
 

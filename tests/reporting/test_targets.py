@@ -8,6 +8,7 @@ import pytest
 
 from pd_pipeline import graph
 from pd_pipeline.decisions import Decision, folders, write_decision
+from pd_pipeline.piece import is_made, run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting.formatting import moment, number
 from pd_pipeline.reporting.targets import in_use
@@ -60,9 +61,9 @@ def root(reported_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     tuned = [stage for stage in project.stages if stage.startswith("tuned_")]
     for stage in ("target_data", *tuned, TARGET_EVALUATION):
         for key in (key for key in project.keys(stage) if key.task in (4, 57, 58)):
-            graph.run(project, stage, key, silent)
+            run_piece(project, stage, key, silent)
     decide(root, FIRST, REFUSED)
-    graph.run(project, REPORT, Key(), silent)
+    run_piece(project, REPORT, Key(), silent)
     return root
 
 
@@ -143,10 +144,10 @@ def test_a_decision_makes_the_report_out_of_date(root: Path, tmp_path: Path) -> 
     copied = tmp_path / "project"
     shutil.copytree(root, copied)
     project = graph.load(copied)
-    assert graph.is_made(project, REPORT, Key())
+    assert is_made(project, REPORT, Key())
     assert project.decision_folders("evaluation") == []
     decide(copied, FIRST, REFUSED, REFUSED)
-    assert not graph.is_made(project, REPORT, Key())
+    assert not is_made(project, REPORT, Key())
 
 
 def test_only_targets_of_these_families_with_a_decision_count(tmp_path: Path) -> None:

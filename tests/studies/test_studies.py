@@ -49,13 +49,13 @@ def root(tmp_path: Path) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The stage and key of every piece of work that is actually done."""
     done: list[str] = []
-    real = graph.run
+    real = lineage.run_piece
 
     def count(project: Graph, stage: str, key: Key, *rest: Any) -> dict[str, Any]:
         done.append(f"{stage} {key}".strip())
         return real(project, stage, key, *rest)
 
-    monkeypatch.setattr(graph, "run", count)
+    monkeypatch.setattr(lineage, "run_piece", count)
     return done
 
 
@@ -117,7 +117,7 @@ def test_work_that_points_share_is_done_once(root: Path, counted: list[str]) -> 
 
 
 def test_a_stopped_study_resumes_where_it_stopped(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, done = graph.run, []
+    real, done = lineage.run_piece, []
 
     def stop(project: Graph, stage: str, key: Key, *rest: Any) -> dict[str, Any]:
         if stage == "evaluation" and len(done) > 8:
@@ -125,12 +125,12 @@ def test_a_stopped_study_resumes_where_it_stopped(root: Path, monkeypatch: pytes
         done.append((stage, key))
         return real(project, stage, key, *rest)
 
-    monkeypatch.setattr(graph, "run", stop)
+    monkeypatch.setattr(lineage, "run_piece", stop)
     with pytest.raises(KeyboardInterrupt):
         study(root)
     before = list(done)
     assert [stage for stage, _ in before].count("evaluation") == 1, "stopped at the second point"
-    monkeypatch.setattr(graph, "run", lambda *given: (done.append(given[1:3]), real(*given))[1])
+    monkeypatch.setattr(lineage, "run_piece", lambda *given: (done.append(given[1:3]), real(*given))[1])
     study(root)
     after = done[len(before) :]
     assert [stage for stage, _ in after].count("evaluation") == 2

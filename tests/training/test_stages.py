@@ -23,6 +23,7 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from pd_pipeline import graph
+from pd_pipeline.piece import run_piece
 from pd_pipeline.training import loop
 
 save = loop.Trainer._save
@@ -33,7 +34,7 @@ loop.Trainer._save = slow_save
 
 project = graph.load(Path(sys.argv[1]))
 stage, key = sys.argv[2:]
-graph.run(project, stage, project.key(stage, key), lambda *_: print("step", flush=True))
+run_piece(project, stage, project.key(stage, key), lambda *_: print("step", flush=True))
 """
 
 

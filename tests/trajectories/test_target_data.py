@@ -10,6 +10,7 @@ import pytest
 from pd_pipeline import graph, rendering
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.incoming.ingest import ingest
+from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
@@ -162,7 +163,7 @@ def test_episodes_are_counted_and_numbered_after_the_last_one(project: Path) -> 
     ingest(root, {FAMILY: graph.load(root).family(FAMILY)}, 0, LATER)
     run_stages(root, "behavior_policies", "trajectories")
     key = Key(FAMILY, 4)
-    metrics = graph.run(graph.load(root), "target_data", key, silent)
+    metrics = run_piece(graph.load(root), "target_data", key, silent)
     assert of(root, f"{FAMILY}/4").episode_id.tolist() == list(range(50, 59))
     assert metrics == {"episodes_expert": 9, "episodes_random": 2}
 
@@ -217,7 +218,7 @@ def test_a_method_without_demonstrations_does_not_wait_for_them(project: Path) -
     key = Key("point_robot", NEW, 0)
     assert key in found.keys(stage)
     run_stages(project, "target_data")
-    graph.run(found, stage, key, silent)
+    run_piece(found, stage, key, silent)
     assert read_json(project / found.out(stage, key) / "summary.json")["few_shot"] == 0
 
 

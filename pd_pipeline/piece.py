@@ -1,0 +1,90 @@
+"""One piece of work: a stage for one key. Doing it, whole or not at all, and whether it is done."""
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from pd_pipeline import __version__, records
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph
+from pd_pipeline.progress import Progress
+from pd_pipeline.revision import git_revision
+from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.storage import atomic_directory, digest, recover, remove
+
+
+def run_piece(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
+    """Do one piece of work: the function behind `pd-pipeline run`, a DVC stage and a Dagster asset.
+
+    The out is written completely or not at all, with a record of its files and cost next to it. Work that was killed
+    resumes if its code, parameters and inputs have not changed. Returns the metrics of the stage. Raises PipelineError
+    if the out contains files that the stage did not write: these are never replaced.
+    """
+    for need, other in graph.upstream(stage, key):
+        if not (graph.root / graph.out(need, other)).exists():
+            missing = f"{need} --key {other}" if str(other) else need
+            raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {missing}` first")
+    name, final, home = str(key) or "all", graph.root / graph.out(stage, key), graph.home(stage, key)
+    if final.is_symlink():
+        raise PipelineError(
+            f"{final} is a link, and an out is replaced as a whole: replace the link with what it points to, or link a "
+            "folder above it, such as data/, and run again"
+        )
+    recover(final)
+    records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
+    made, facts = graph.work_digest(stage, key), _facts(graph, stage, key)
+    work = home / ".work" / stage / name / made[:16]
+    if work.parent.is_dir():
+        for other_work in work.parent.iterdir():
+            if other_work != work:
+                remove(other_work)
+    work.mkdir(parents=True, exist_ok=True)
+    with records.clock(work) as clock, atomic_directory(final) as out:
+        context = stage_context(graph, stage, key, out, work, progress)
+        metrics = importlib.import_module(graph.stages[stage].module).run(context)
+        # a file may have been added in the meantime
+        records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
+        facts |= {"made": made, "seconds": clock.seconds, "parameters": context.params.model_dump(mode="json")}
+        if key.family is not None:
+            facts["environment"] = context.family.params.model_dump(mode="json")
+        records.write(home, stage, key, final, out, **facts, **context.facts)
+    shutil.rmtree(work.parent)
+    return metrics
+
+
+def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
+    """Inputs and versions of the code before the work, for its record: a commit may be made in the meantime."""
+    return {
+        "inputs": {need: digest(graph.root / path) for need, path in graph.inputs(stage, key).items()},
+        "code": graph.code_digest(stage, key),
+        "version": __version__,
+        "revision": git_revision(graph.root),
+    }
+
+
+def stage_context(graph: Graph, stage: str, key: Key, out: Path, work: Path, progress: Progress) -> StageContext:
+    """What the stage function of a piece of work gets."""
+    return StageContext(
+        root=graph.root,
+        stage=stage,
+        key=key,
+        params=graph.stage_params(stage, key),
+        module=graph.stages[stage].params_module,
+        modules=graph.modules,
+        environment=graph.params.block(key.family, "environment") if key.family else {},
+        inputs={need: graph.root / path for need, path in graph.inputs(stage, key).items()},
+        out=out,
+        work=work,
+        logs=graph.home(stage, key) / "data" / "tensorboard" / stage / (str(key) or "all"),
+        progress=progress,
+        params_file=graph.params,
+    )
+
+
+def is_made(graph: Graph, stage: str, key: Key) -> bool:
+    """Whether the out matches its record and was made from the current code, parameters and inputs."""
+    record, out = records.find(graph.home(stage, key), stage, key), graph.root / graph.out(stage, key)
+    if record is None or not out.is_dir() or records.listing(out) != record.files:
+        return False
+    return record.made == graph.work_digest(stage, key)
