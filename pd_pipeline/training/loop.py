@@ -261,7 +261,7 @@ class Trainer:
             step = int(metadata["step"])
             rows, sums, best = (json.loads(metadata[name]) for name in ("log", "sums", "best"))
             best_loss, best_step = float(best["loss"]), int(best["step"])
-        except (KeyError, TypeError, ValueError, RecursionError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise PipelineError(f"{path}: its step, log, sums or best cannot be read: {error}") from None
         if not 0 < step <= self.params.steps or path.name != f"step-{step:08d}.safetensors":
             raise PipelineError(f"{path}: claims to be step {step} of {self.params.steps}")

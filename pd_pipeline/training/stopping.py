@@ -24,9 +24,10 @@ class Watch(NamedTuple):
         """Whether to look after `step` of `steps`."""
         return step % self.every == 0 or step == steps
 
-    def passes_of(self, steps: int) -> int:
-        """PLM passes of all looks at a training of `steps`."""
-        return self.passes * (1 + -(-steps // self.every))
+
+def passes_of(watch: Watch | None, steps: int) -> int:
+    """PLM passes of all looks at a training of `steps`; 0 without early stopping."""
+    return 0 if watch is None else watch.passes * (1 + -(-steps // watch.every))
 
 
 @dataclass

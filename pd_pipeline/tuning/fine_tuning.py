@@ -13,6 +13,7 @@ from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import policy_loss
+from pd_pipeline.training.stopping import passes_of
 from pd_pipeline.tuning.adaptation import Cost
 from pd_pipeline.tuning.held_out import watch_prompts
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, select
@@ -54,7 +55,7 @@ def fine_tune(
     size = sum(p.numel() for p in trainer.trained.values())
     policy.eval().requires_grad_(False)
     kept, passes = select(adapted, target, x0, y, params, run.seed)
-    passes += watched.passes_of(params.steps) if watched else 0
+    passes += passes_of(watched, params.steps)
     each_way = params.batch * params.steps
     cost = Cost(tuned_parameters=size, plm_forward=each_way + passes, plm_backward=each_way)
     return drawn.select(kept.cpu().numpy()), history, cost

@@ -14,6 +14,7 @@ from pd_pipeline.models.decision_transformer import Steps
 from pd_pipeline.models.prefixes import KeysValues, predict
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.training.loop import History, OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.stopping import passes_of
 from pd_pipeline.tuning.adaptation import Cost
 from pd_pipeline.tuning.held_out import watch
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams
@@ -98,5 +99,5 @@ def descend(
     for row in history.rows:
         row["loss"] /= params.prompts
     each_way, size = count * params.steps, sum(weight.numel() for weight in learned.parameters())
-    looks = watched.passes_of(params.steps) if watched else 0
+    looks = passes_of(watched, params.steps)
     return history, Cost(tuned_parameters=size // params.prompts, plm_forward=each_way + looks, plm_backward=each_way)

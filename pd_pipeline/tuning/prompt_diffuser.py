@@ -24,7 +24,7 @@ from pd_pipeline.models.diffuser import Denoiser, diffusion_loss, generate, samp
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.models.prompting import to_prompts
 from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
-from pd_pipeline.training.stopping import Watch
+from pd_pipeline.training.stopping import Watch, passes_of
 from pd_pipeline.tuning.adaptation import Cost
 from pd_pipeline.tuning.generated import Generated
 from pd_pipeline.tuning.gradient_projection import Mode, Reading, combine, cosine, norm
@@ -99,7 +99,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
     denoiser.eval()
     made, drawn = generate(denoiser, diffusion, wanted, params.candidate_count, params.chain, run.seed)
     kept, chosen_by = select(plm, target, made, drawn, params, run.seed)
-    looks = watched.passes_of(params.steps) if watched else 0
+    looks = passes_of(watched, params.steps)
     guidance = params.batch * params.steps * (params.mode != "dm_only")  # with dm_only it is only logged
     size = sum(p.numel() for p in denoiser.parameters())
     return Generated(

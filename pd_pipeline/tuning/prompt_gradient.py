@@ -12,13 +12,13 @@ from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import History, OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import PolicyData
-from pd_pipeline.training.stopping import Watch
+from pd_pipeline.training.stopping import Watch, passes_of
 from pd_pipeline.tuning.adaptation import Cost, Prompted
 from pd_pipeline.tuning.held_out import watch_prompts
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, guidance_loss, select
 
 
-class DescentParams(OptimizationParams):
+class DescentParams(TuningParams, OptimizationParams):
     """Gradient descent; all prompts are tuned independently, in one batch."""
 
     steps: StepCount = 200
@@ -30,7 +30,7 @@ class DescentParams(OptimizationParams):
     log_every: StepCount = 1
 
 
-class Params(TuningParams, DescentParams):
+class Params(DescentParams):
     """Gradient descent, and where it starts."""
 
     start: Literal["segment", "noise"] = Field(
@@ -52,17 +52,28 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     x0, y = prompt_tensors(start, plm.normalization, plm.device)
     if params.start == "noise":
         x0 = torch.randn(x0.shape, generator=generator_of(run.seed, 0, plm.device), device=plm.device)
-    tuned = PromptParameters(x0)
-    watched = watch_prompts(plm, target, params, run.seed, lambda: (tuned.x0.detach(), y), len(x0))
-    found, history = descend(plm, target.windows, tuned, y, params, run, watched)
-    kept, passes = select(plm, target, found, y, params, run.seed)
-    passes += watched.passes_of(params.steps) if watched else 0
+    found, y, history, passes = descend_and_select(plm, target, x0, y, params, run)
     each_way = len(x0) * params.windows * params.steps
     return Prompted(
-        prompts=to_prompts(found[kept], y[kept], plm.normalization, target.task),
+        prompts=to_prompts(found, y, plm.normalization, target.task),
         history=history,
         cost=Cost(tuned_parameters=x0[0].numel(), plm_forward=each_way + passes, plm_backward=each_way),
     )
+
+
+def descend_and_select(
+    plm: Pretrained, target: Target, x0: Tensor, y: Tensor, params: DescentParams, run: Run
+) -> tuple[Tensor, Tensor, History, int]:
+    """Tune prompts on the few-shot windows, stop early if asked to, and select.
+
+    Returns the x0 and y of those selected, the log, and the PLM passes beyond those of the descent.
+    """
+    tuned = PromptParameters(x0)
+    watched = watch_prompts(plm, target, params, run.seed, lambda: (tuned.x0.detach(), y), len(x0))
+    history = descend(plm, target.windows, tuned, y, params, run, watched)
+    found = tuned.x0.detach()
+    kept, passes = select(plm, target, found, y, params, run.seed)
+    return found[kept], y[kept], history, passes + passes_of(watched, params.steps)
 
 
 def descend(
@@ -73,7 +84,7 @@ def descend(
     params: DescentParams,
     run: Run,
     watched: Watch | None = None,
-) -> tuple[Tensor, History]:
+) -> History:
     """Tune prompts (n, K*, channels) under y (n, K*, 2), each on windows of its own drawn from `data`."""
     trainer, count = Trainer(tuned, params, run.work, run.title), len(y)
     each = torch.arange(count, device=plm.device).repeat_interleave(params.windows)  # (n windows,)
@@ -87,4 +98,4 @@ def descend(
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs, watch=watched)
     for row in history.rows:
         row["loss"] /= count
-    return tuned.x0.detach(), history
+    return history

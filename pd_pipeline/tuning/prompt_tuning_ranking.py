@@ -11,7 +11,7 @@ from pd_pipeline.compute import generator_of
 from pd_pipeline.config import MAX_STEPS
 from pd_pipeline.models.prompting import prompt_tensors, to_prompts
 from pd_pipeline.training.loop import History
-from pd_pipeline.training.stopping import Best
+from pd_pipeline.training.stopping import Best, passes_of
 from pd_pipeline.tuning.adaptation import Cost, Prompted
 from pd_pipeline.tuning.held_out import watch_prompts
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
@@ -53,7 +53,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
             rows[-1]["held_out"] = watched.loss()
             best.offer(rows[-1]["held_out"], step + 1, {"x": x})
         run.progress(run.title, step + 1, params.steps, f"loss {rows[-1]['loss']:.4f}")
-    looks = watched.passes_of(params.steps) if watched else 0
+    looks = passes_of(watched, params.steps)
     return Prompted(
         prompts=to_prompts(*put_back(best.tensors.get("x", x), x0, y), plm.normalization, target.task),
         history=History(rows),

@@ -23,16 +23,15 @@ from pd_pipeline.training.loop import History, Rate
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning.adaptation import Cost, Prompted
-from pd_pipeline.tuning.held_out import watch_prompts
-from pd_pipeline.tuning.prompt_gradient import DescentParams, PromptParameters, descend
-from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, select
+from pd_pipeline.tuning.prompt_gradient import DescentParams, PromptParameters, descend, descend_and_select
+from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from pd_pipeline.tuning.unseen import training_prompts
 from pd_pipeline.tuning.windows import window_losses
 
 NEEDS = ("prompts", "trajectories")
 
 
-class Params(TuningParams, DescentParams):
+class Params(DescentParams):
     """Which tasks are similar, and how long their data is learned from; `target.quality` is that of their data too."""
 
     learning_rate: Rate = Field(default=1e-1, description="in units of a channel's standard deviation")
@@ -61,17 +60,14 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
         )
         first = params.model_copy(update={"steps": params.borrowed})
         part = replace(run, work=run.work / "borrowed", logs=run.logs / "borrowed", title=f"{run.title} borrowed")
-        x0, history = descend(plm, borrowed, PromptParameters(x0), y, first, part)
-        rows += history.rows
-    tuned = PromptParameters(x0)
-    watched = watch_prompts(plm, target, params, run.seed, lambda: (tuned.x0.detach(), y), len(x0))
-    found, history = descend(plm, target.windows, tuned, y, params, replace(run, work=run.work / "own"), watched)
+        prompts = PromptParameters(x0)
+        rows += descend(plm, borrowed, prompts, y, first, part).rows
+        x0 = prompts.x0.detach()
+    found, y, history, passes = descend_and_select(plm, target, x0, y, params, replace(run, work=run.work / "own"))
     rows += [row | {"step": row["step"] + params.borrowed} for row in history.rows]
-    kept, passes = select(plm, target, found, y, params, run.seed)
-    passes += watched.passes_of(params.steps) if watched else 0
     each_way = len(x0) * params.windows * (params.borrowed + params.steps)
     return Prompted(
-        prompts=to_prompts(found[kept], y[kept], plm.normalization, target.task),
+        prompts=to_prompts(found, y, plm.normalization, target.task),
         history=History(rows),
         cost=Cost(
             tuned_parameters=x0[0].numel(),

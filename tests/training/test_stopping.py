@@ -12,7 +12,7 @@ from pd_pipeline.models.weights import weights
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.training.loop import Trainer
-from pd_pipeline.training.stopping import Best, Watch
+from pd_pipeline.training.stopping import Best, Watch, passes_of
 from tests.training.test_loop import STEPS, loss_of, model, params
 
 
@@ -69,9 +69,10 @@ def test_it_looks_before_the_first_step_then_now_and_then_and_after_the_last(tmp
     watch = Watch(lambda: at.append(trainer.step) or 1.0, every=5, passes=3)
     trainer.fit(trainer.backward(loss_of(net)), silent, watch=watch)
     assert at == [0, 5, 10, 12]
-    assert watch.passes_of(12) == 3 * len(at)
-    assert watch.passes_of(10) == 3 * 3
-    same(net, weights(model())), "of equal losses the first"
+    assert passes_of(watch, 12) == 3 * len(at)
+    assert passes_of(watch, 10) == 3 * 3
+    assert passes_of(None, 12) == 0
+    same(net, weights(model()))  # of equal losses the first
 
 
 @pytest.mark.parametrize(("kill_at", "best"), itertools.product([1, 6, 11], [0, 3, 9]))
@@ -87,9 +88,18 @@ def test_a_killed_training_keeps_the_same_step(kill_at: int, best: int, tmp_path
     assert again.history.rows == whole.history.rows
 
 
-@pytest.mark.parametrize(
-    "best", ["[", "[1, 2]", '{"loss": 1.0}', '{"loss": [], "step": 1}', '{"loss": "low", "step": 3}', None]
+UNREADABLE = (
+    "[",
+    "[1, 2]",
+    '{"loss": 1.0}',
+    '{"loss": [], "step": 1}',
+    '{"loss": "low", "step": 3}',
+    '{"loss": 1.0, "step": Infinity}',
+    None,
 )
+
+
+@pytest.mark.parametrize("best", UNREADABLE)
 def test_a_checkpoint_whose_best_cannot_be_read_is_not_used(best: str | None, tmp_path: Path) -> None:
     losses = [2.0 - (step == 3) for step in range(STEPS + 1)]
     with pytest.raises(Killed):
