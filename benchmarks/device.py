@@ -1,4 +1,4 @@
-"""What is measured on an accelerator: models with random weights, synthetic data of Meta-World's size, and a clock."""
+"""What is measured on a device: models with random weights, synthetic data of Meta-World's size, and a clock."""
 
 import time
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from pd_pipeline.trajectories.reading import Trajectories
 from pd_pipeline.tuning.protocol import Pretrained, Target
 
 TASKS, PER_TASK, PROMPT, CONTEXT, HORIZON = 15, 16, 5, 20, 200
+BATCH = TASKS * PER_TASK
 SHAPES = {"128x3": {"width": 128, "layers": 3}, "512x4": {"width": 512, "layers": 4}}
 
 

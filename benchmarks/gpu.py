@@ -21,18 +21,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from benchmarks.common import Figure, as_json, at_least, machine, share_of, show
 from benchmarks.correctness import differences
-from benchmarks.device import CONTEXT, PER_TASK, PROMPT, SHAPES, TASKS, Bench
+from benchmarks.device import BATCH, CONTEXT, SHAPES, Bench
+from benchmarks.training import matmul_rate, operations, training_step
 from pd_pipeline.acting.actors import Started, prompted
-from pd_pipeline.compute import generator_of, pick_device, use_bf16
-from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps
+from pd_pipeline.compute import pick_device, use_bf16
+from pd_pipeline.models.decision_transformer import Steps
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import atomic_file
-from pd_pipeline.training.loop import OptimizationParams, Trainer
-from pd_pipeline.training.policy_data import PolicyData, policy_loss
 from pd_pipeline.tuning import prompt_diffuser, prompt_gradient
 from pd_pipeline.tuning.protocol import Run
 
@@ -49,64 +47,26 @@ def correctness(bench: Bench) -> Measured:
 
 def plm(bench: Bench, shape: str) -> Measured:
     """Samples per second of PLM training, against what the matrix products alone would take; then compiled."""
-    limit = _matmul_rate(bench)
+    limit = matmul_rate(bench)
     figures: list[Figure] = []
     plain = 0.0
-    details: dict[str, Any] = {"matmul_tflops": limit / 1e12, "batch": TASKS * PER_TASK}
+    details: dict[str, Any] = {"matmul_tflops": limit / 1e12, "batch": BATCH}
     modes = {"eager": None} if bench.quick else {"eager": None, "compiled": "default", "CUDA graphs": "reduce-overhead"}
     for name, mode in modes.items():
         policy = bench.policy(shape, bench.device, dropout=0.1).train()
         if name == "eager":
-            details["megaflop_per_sample"] = _operations(bench, policy) / 1e6
+            details["megaflop_per_sample"] = operations(bench, policy) / 1e6
         if mode is not None:
             policy.compile(mode=mode)
         with tempfile.TemporaryDirectory() as work:
-            step = _training_step(bench, policy, Path(work))
-            rate = bench.rate(step, *((1, 1) if bench.quick else (30, 3))) * TASKS * PER_TASK
+            step, _ = training_step(bench, policy, Path(work))
+            rate = bench.rate(step, *((1, 1) if bench.quick else (30, 3))) * BATCH
         plain = plain or rate
         whole = limit / (details["megaflop_per_sample"] * 1e6)
         figures.append(share_of(f"PLM {shape}, {name}, against the matmul limit", rate, whole, "samples/s"))
         if mode is not None:
             figures.append(at_least(f"PLM {shape}, {name}, against eager", rate, plain, "samples/s", goal=1))
     return figures, details
-
-
-def _training_step(bench: Bench, policy: nn.Module, work: Path) -> Callable[[], None]:
-    params = OptimizationParams(steps=10_000, learning_rate=1e-4)
-    trainer = Trainer(policy, params, work, "benchmark")
-    source = PolicyData(bench.data, bench.normalization, bench.device)
-
-    def loss_of_step(step: int) -> Tensor:
-        batch = source.batch(np.random.default_rng([0, step]), PER_TASK, PROMPT, CONTEXT)
-        return policy_loss(policy, batch, generator_of(0, step, bench.device))  # type: ignore[arg-type]
-
-    compute = trainer.backward(loss_of_step)
-
-    def step() -> None:
-        trainer._update(compute)
-        trainer.step += 1
-
-    return step
-
-
-def _operations(bench: Bench, policy: PromptingDecisionTransformer) -> float:
-    """Floating-point operations of the matrix products of one sample, forward and backward."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    source = PolicyData(bench.data, bench.normalization, bench.device)
-    batch = source.batch(np.random.default_rng(0), 1, PROMPT, CONTEXT)
-    with FlopCounterMode(display=False) as counter:
-        policy_loss(policy, batch, generator_of(0, 0, bench.device)).backward()
-    policy.zero_grad(set_to_none=True)
-    return counter.get_total_flops() / TASKS
-
-
-def _matmul_rate(bench: Bench) -> float:
-    """Operations per second of a large matrix product in the precision of training."""
-    size = 512 if bench.quick else 8192 if bench.device.type == "cuda" else 2048
-    kind = torch.bfloat16 if use_bf16("auto", bench.device) else torch.float32
-    a, b = (torch.randn(size, size, device=bench.device, dtype=kind) for _ in range(2))
-    return 2 * size**3 * bench.rate(partial(torch.mm, a, b), *((1, 1) if bench.quick else (10, 3)))
 
 
 def tuning(bench: Bench) -> Measured:

@@ -8,56 +8,21 @@ are cut, normalised, padded and concatenated sample by sample, as is common in D
 
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.common import Figure, alternate, at_least, command, share_of, timed
-from benchmarks.synthetic import ACTION_SIZE, OBSERVATION_SIZE, trajectories
-from pd_pipeline.compute import generator_of
-from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer
+from benchmarks.device import BATCH, CONTEXT, HORIZON, PER_TASK, PROMPT, TASKS, Bench
+from benchmarks.synthetic import ACTION_SIZE, OBSERVATION_SIZE
+from benchmarks.training import matmul_rate, operations, training_step
 from pd_pipeline.prompts.segments import Normalization
-from pd_pipeline.training.loop import Trainer
-from pd_pipeline.training.plm import Params
-from pd_pipeline.training.policy_data import PolicyData, policy_loss
 from pd_pipeline.trajectories.reading import Trajectories
 
-TASKS, PER_TASK, PROMPT, CONTEXT, HORIZON = 15, 16, 5, 20, 200
 WIDTH, LAYERS, HEADS, DROPOUT = 128, 3, 1, 0.1
-BATCH = TASKS * PER_TASK
-
-
-def ours(
-    data: Trajectories, normalization: Normalization, work: Path
-) -> tuple[Callable[[], None], Trainer, PolicyData]:
-    """One of our training steps."""
-    params = Params(learning_rate=1e-4, batch_per_task=PER_TASK, width=WIDTH, layers=LAYERS, dropout=DROPOUT)
-    config = PolicyConfig(
-        observation_size=OBSERVATION_SIZE,
-        action_size=ACTION_SIZE,
-        max_timestep=HORIZON,
-        prompt_length=PROMPT,
-        **params.model_dump(include={"context", "width", "layers", "heads", "dropout"}),
-    )
-    policy = PromptingDecisionTransformer(config).train()
-    source = PolicyData(data, normalization)
-    trainer = Trainer(policy, params, work, "benchmark")
-
-    def loss_of_step(step: int) -> torch.Tensor:
-        batch = source.batch(np.random.default_rng([0, step]), PER_TASK, PROMPT, CONTEXT)
-        return policy_loss(policy, batch, generator_of(0, step))
-
-    compute = trainer.backward(loss_of_step)
-
-    def step() -> None:
-        trainer._update(compute)
-        trainer.step += 1
-
-    return step, trainer, source
+CPU = torch.device("cpu")
 
 
 class PeerData:
@@ -152,35 +117,14 @@ def peer(data: Trajectories, normalization: Normalization) -> Callable[[], None]
     return step
 
 
-def matmul_limit(bf16: bool, repeats: int) -> float:
-    """Operations per second of a large matrix product in the precision of training, best of `repeats`."""
-    size, kind = 2048, torch.bfloat16 if bf16 else torch.float32
-    a, b = torch.randn(size, size, dtype=kind), torch.randn(size, size, dtype=kind)
-    torch.mm(a, b)
-    return 2 * size**3 / min(timed(partial(torch.mm, a, b)) for _ in range(repeats))
-
-
-def operations(trainer: Trainer, source: PolicyData) -> float:
-    """Floating-point operations of matrix products per sample, forward and backward."""
-    batch = source.batch(np.random.default_rng(0), PER_TASK, PROMPT, CONTEXT)
-    policy = trainer.model
-    assert isinstance(policy, PromptingDecisionTransformer)
-    policy.eval()
-    with FlopCounterMode(display=False) as counter:
-        policy_loss(policy, batch).backward()
-    policy.train()
-    trainer.optimizer.zero_grad(set_to_none=True)
-    return counter.get_total_flops() / BATCH
-
-
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     """Ours and the peer, alternating, and the limit."""
     rounds, steps = (1, 1) if quick else (7, 6)
-    data = trajectories(TASKS, 4 if quick else 40, HORIZON)
-    normalization = Normalization.of([data])
+    bench = Bench.on(CPU, quick)
+    policy = bench.policy("128x3", CPU, DROPOUT).train()
     with tempfile.TemporaryDirectory() as work:
-        step, trainer, source = ours(data, normalization, Path(work))
-        peer_step = peer(data, normalization)
+        step, trainer = training_step(bench, policy, Path(work))
+        peer_step = peer(bench.data, bench.normalization)
 
         def rate(of: Callable[[], None], count: int) -> float:
             def several() -> None:
@@ -191,8 +135,7 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
 
         rate(step, 2), rate(peer_step, 1)
         found, reference, ratio = alternate(lambda: rate(step, 3 * steps), lambda: rate(peer_step, steps), rounds)
-        limit = matmul_limit(trainer.bf16, 3 if quick else 20)
-        cost = operations(trainer, source)
+        limit, cost = matmul_rate(bench), operations(bench, policy)
     figures = [
         at_least("training, against transformers eager", found, reference, "samples/s", goal=4, ratio=ratio),
         share_of("training, against the matmul limit", found, limit / cost, "samples/s"),
