@@ -125,6 +125,65 @@ def test_ucb_prefers_uncertain_arms_and_thompson_those_of_one_network(monkeypatc
     assert chosen(strategy="thompson") == {0, 1, 3}, "the best of each network"
 
 
+def test_priors_keep_networks_apart_where_there_is_no_data() -> None:
+    features = torch.randn(40, 5, generator=torch.Generator().manual_seed(1))
+
+    def spread(prior: float) -> tuple[float, float]:
+        models = RewardModels(features, 1, Params.model_validate(QUICK | {"networks": 16, "prior": prior}), 0)
+        for episode in range(60):
+            models.fit(np.array([[episode % 2]]), np.array([float(episode % 2)]))
+        deviations = models.predictions()[0].std(0)  # (arms,)
+        return float(deviations[:2].max()), float(deviations[2:].mean())
+
+    (tried, untried), (tried_with, untried_with) = spread(0.0), spread(3.0)
+    assert untried_with > 2 * untried, "of arms without data priors differ"
+    assert max(tried, tried_with) < untried_with / 5, "of arms with data they agree, prior or not"
+
+
+def test_without_a_prior_predictions_start_as_the_networks_are(plm: Pretrained) -> None:
+    features = torch.randn(6, 5)
+    without, with_prior = (
+        RewardModels(features, 2, Params.model_validate(QUICK | {"prior": prior}), 3).predictions() for prior in (0, 2)
+    )
+    assert without.shape == with_prior.shape == (2, 4, 6)  # (slots, networks, arms)
+    assert not torch.equal(without, with_prior)
+    assert (with_prior - without).std() > without.std(), "twice as wide as the networks themselves"
+
+
+def test_the_last_episodes_confirm_the_most_promising_choices(
+    plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    misled = torch.zeros(1, 4, 23)  # (slot, network, arm): the models promise most of arm 22, whatever it returns
+    misled[..., 22] = 1
+    monkeypatch.setattr(RewardModels, "predictions", lambda _: misled)
+    first, _ = prompt_tensors(few_shot.prompts, plm.normalization)
+    values = first[:, 0, 0]
+    plain, simulation = played(plm, few_shot, tmp_path / "plain")
+    found, _ = prompt_tensors(plain.prompts, plm.normalization)
+    assert found[0, 0, 0] == values[22] < values.max()
+    confirmed, simulation = played(plm, few_shot, tmp_path / "confirmed", confirm=0.5, finalists=1000)
+    assert simulation.sizes == [10] + [1] * 20 + [30], "the last half at once"
+    found, _ = prompt_tensors(confirmed.prompts, plm.normalization)
+    rng = np.random.default_rng([0, 1])
+    tried = {int(rng.integers(0, 23, 1)[0]) for _ in range(10)} | {22}
+    assert float(found[0, 0, 0]) == float(values[sorted(tried)].max()), "what returned most, of those tried"
+    assert "loss" not in confirmed.history.rows[-1]
+    assert simulation.episodes == 60
+
+
+def test_promising_choices_are_the_best_arms_and_those_tried_in_order() -> None:
+    promised = np.array([[0.0, 3.0, 1.0], [2.0, 0.0, -np.inf]])  # (slots, arms)
+    tried = np.array([[0, 0], [2, 1], [0, 0], [2, 0], [1, 1]])
+    assert bandit.promising(promised, tried, 10).tolist() == [[1, 0], [1, 1], [2, 0], [0, 0], [2, 1]]
+    assert bandit.promising(promised, tried, 3).tolist() == [[1, 0], [1, 1], [2, 0]]
+    assert bandit.promising(promised, np.array([[1, 0]]), 3).tolist() == [[1, 0]], "the best arms were tried"
+
+
+def test_without_models_an_arm_promises_its_mean_return() -> None:
+    promised = bandit.scores(None, np.array([[0, 1], [0, 2], [1, 1]]), np.array([1.0, 3.0, 7.0]), 3)
+    assert promised.tolist() == [[2.0, 7.0, -np.inf], [-np.inf, 4.0, 3.0]]
+
+
 def test_a_prompt_of_slots_is_its_segments_concatenated(few_shot: Target) -> None:
     arms = cut(few_shot.data, 2)
     made = assemble(arms, np.array([[4, 0, 7], [1, 1, 3]]))
