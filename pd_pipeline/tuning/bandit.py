@@ -27,13 +27,13 @@ from torch import Tensor
 
 from pd_pipeline.acting.actors import prompted
 from pd_pipeline.compute import generator_of
-from pd_pipeline.config import Parameters
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import History, Rate
+from pd_pipeline.tuning.confirming import ConfirmParams
 from pd_pipeline.tuning.protocol import Pretrained, Run
 
 
-class BanditParams(Parameters):
+class BanditParams(ConfirmParams):
     """How arms are chosen, and how their rewards are predicted."""
 
     strategy: Literal["epsilon_greedy", "ucb", "thompson", "round_robin"] = "thompson"
@@ -49,15 +49,6 @@ class BanditParams(Parameters):
     fit_steps: int = Field(default=30, gt=0, le=100_000, description="steps of Adam per fit")
     learning_rate: Rate = 1e-2
     prior: float = Field(default=0.0, ge=0, le=1000, description="scale of each network's fixed random prior")
-    confirm: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the episodes, the last ones, that try the best choices in turn"
-    )
-    finalists: int = Field(default=5, gt=0, le=1000, description="choices that confirm tries")
-
-    @property
-    def searching(self) -> int:
-        """Episodes before those that confirm."""
-        return self.episodes - round(self.confirm * self.episodes)
 
 
 class RewardModels:

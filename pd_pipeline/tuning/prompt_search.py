@@ -7,11 +7,12 @@ condition y to a prompt, and the cross-entropy method (Rubinstein 1999) searches
     rounds    `population` new ones are drawn around the `elites` best so far, z = mean + their spread + sigma * noise,
               and act for an episode each
 
-All episodes so far compete for a place among the elites, so a bad round loses nothing. y is that of the best segment,
-and the target return the median return of the training tasks: nothing is known of the target. `space` says what is
-searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments, one after the
-other, and `bandit` those that promise most (Thompson sampling, see `bandit`). With `update: ranking` the new ones are
-drawn around a centre that moves along the direction of Prompt-Tuning DT (see `ranking`), without its momentum.
+All episodes so far compete for a place among the elites, so a bad round loses nothing. The prompt with the best return
+is kept, or, as one return may be luck, the best on average after `confirm` (see `confirming`). y is that of the best
+segment, and the target return the median return of the training tasks: nothing is known of the target. `space` says
+what is searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments, one
+after the other, and `bandit` those that promise most (Thompson sampling, see `bandit`). With `update: ranking` the new
+ones are drawn around a centre that moves along the direction of Prompt-Tuning DT (see `ranking`), without its momentum.
 """
 
 from typing import Literal, NamedTuple
@@ -30,6 +31,7 @@ from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import History
 from pd_pipeline.tuning.adaptation import Cost, Prompted
 from pd_pipeline.tuning.bandit import BanditParams, assemble, flat_features, play
+from pd_pipeline.tuning.confirming import ConfirmParams
 from pd_pipeline.tuning.protocol import Pretrained, Run
 from pd_pipeline.tuning.ranking import direction
 from pd_pipeline.tuning.unseen import Unseen, UnseenParams
@@ -39,7 +41,7 @@ ONLINE = True
 DEMONSTRATIONS = False
 
 
-class Params(UnseenParams):
+class Params(UnseenParams, ConfirmParams):
     """What is searched, and how."""
 
     space: Literal["noise", "prompt", "segments", "bandit"] = Field(
@@ -47,7 +49,6 @@ class Params(UnseenParams):
         description="what is searched: the diffuser's noise, the prompt itself, or training segments, one after the "
         "other or by a bandit",
     )
-    episodes: int = Field(default=50, gt=0, le=1_000_000, description="per target, in its environment")
     first: int = Field(default=10, ge=0, le=1_000_000, description="training segments that are tried before the search")
     phase: float = Field(
         default=1.0, ge=0, le=1, description="where in its episode a training segment is: 0 the first one, 1 the last"
@@ -76,7 +77,7 @@ class Tried(NamedTuple):
 
 
 def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
-    """Try training segments, search, and return the prompt with the best return for every evaluated episode."""
+    """Try training segments, search, and return the best prompt for every evaluated episode."""
     rows_of_phase = at_phase(target.training, params.phase)
     order = spread_over_tasks(target.training.task_id[rows_of_phase], np.random.default_rng([run.seed, 1]))
     segments = rows_of_phase[order]
@@ -86,17 +87,23 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], pool[0].new_empty(0))
     rows: list[dict[str, float]] = []
     with run.simulation(params.episodes) as simulation:
-        while (done := simulation.episodes) < params.episodes:
-            count = min(params.first - done if done < params.first else params.population, params.episodes - done)
-            x0, y, z = propose(plm, pool, tried, count, params, run.seed)
+
+        def act(x0: Tensor, y: Tensor) -> Tensor:
             made = to_prompts(x0, y, plm.normalization, target.task)
             found = simulation.run(prompted(plm.policy, made, plm.normalization), target.target_return).returns
-            tried = tried.and_then(Tried(x0, y, z, torch.from_numpy(found).to(x0)))
-            rows.append(
-                {"step": simulation.episodes, "return": float(found.mean()), "best": float(tried.returns.max())}
-            )
-            run.progress(run.title, simulation.episodes, params.episodes, f"best return {rows[-1]['best']:.3f}")
-    kept = tried.returns.argmax().expand(params.prompts)
+            best = max(rows[-1]["best"] if rows else -np.inf, float(found.max()))
+            rows.append({"step": simulation.episodes, "return": float(found.mean()), "best": best})
+            run.progress(run.title, simulation.episodes, params.episodes, f"best return {best:.3f}")
+            return torch.from_numpy(found).to(x0)
+
+        while (done := simulation.episodes) < params.searching:
+            count = min(params.first - done if done < params.first else params.population, params.searching - done)
+            x0, y, z = propose(plm, pool, tried, count, params, run.seed)
+            tried = tried.and_then(Tried(x0, y, z, act(x0, y)))
+        finalists = tried.returns.argsort(descending=True, stable=True)[: params.finalists]
+        again = finalists[torch.arange(params.episodes - simulation.episodes, device=plm.device) % len(finalists)]
+        confirmed = act(tried.x0[again], tried.y[again]) if len(again) else tried.returns[:0]
+    kept = best_on_average(tried.returns, finalists, again, confirmed).expand(params.prompts)
     return Prompted(
         prompts=to_prompts(tried.x0[kept], tried.y[kept], plm.normalization, target.task),
         history=History(rows),
@@ -107,13 +114,24 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
 def try_arms(plm: Pretrained, target: Unseen, arms: Prompts, params: Params, run: Run) -> Prompted:
     """Let a bandit choose among training segments, and return the one that it expects most of."""
     features = flat_features(*prompt_tensors(arms, plm.normalization, plm.device))
-    rounds = {"episodes": params.episodes, "first": max(1, params.first), "together": params.population}
-    played = play(plm, arms, features, 1, target.target_return, BanditParams.model_validate(rounds), run)
+    rounds = {"first": max(1, params.first), "together": params.population}
+    budget = params.model_dump(include=set(ConfirmParams.model_fields))
+    played = play(plm, arms, features, 1, target.target_return, BanditParams.model_validate(budget | rounds), run)
     return Prompted(
         prompts=assemble(arms, np.repeat(played.chosen[None], params.prompts, axis=0)),
         history=played.history,
         cost=Cost(tuned_parameters=played.size),
     )
+
+
+def best_on_average(returns: Tensor, finalists: Tensor, again: Tensor, confirmed: Tensor) -> Tensor:
+    """Of prompts with these `returns` (m,) the finalist (f,) with the highest mean of all its episodes, a row ().
+
+    In the last ones the rows `again` (n,) returned `confirmed` (n,).
+    """
+    totals = returns.index_add(0, again, confirmed)
+    episodes = torch.ones_like(returns).index_add(0, again, torch.ones_like(confirmed))
+    return finalists[(totals / episodes)[finalists].argmax()]
 
 
 def propose(

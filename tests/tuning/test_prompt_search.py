@@ -59,6 +59,31 @@ def test_it_keeps_the_best_prompt_of_its_episodes(space: str, plm: Pretrained, u
     np.testing.assert_array_equal(again.prompts.x0, result.prompts.x0)
 
 
+@pytest.mark.parametrize("space", ["noise", "segments", "bandit"])
+def test_the_last_episodes_try_the_best_prompts_again(
+    space: str, plm: Pretrained, unseen: Unseen, tmp_path: Path
+) -> None:
+    result, simulation = searched(plm, unseen, tmp_path, space=space, confirm=0.25, finalists=4)
+    assert simulation.sizes == [4, 10, 10, 6, 10], "the last quarter at once"
+    rows = result.history.rows
+    assert [row["step"] for row in rows] == [4, 14, 24, 30, 40]
+    best = plm.normalization.normalize(result.prompts.x0)[:, 0, 0]
+    if space != "bandit":  # nothing is drawn in Scripted, so that the best return is the best on average
+        np.testing.assert_allclose(best, rows[-1]["best"], rtol=1e-4, atol=1e-5)
+    assert rows[-1]["return"] > rows[0]["return"]
+    _, none = searched(plm, unseen, tmp_path / "few", space=space, episodes=1, confirm=0.9)
+    assert none.sizes == [1]
+
+
+def test_a_lucky_return_does_not_decide() -> None:
+    returns = torch.tensor([1.0, 9.0, 5.0, 8.0])
+    finalists, again = torch.tensor([1, 3, 2]), torch.tensor([1, 3, 2, 1, 3, 2])
+    confirmed = torch.tensor([0.0, 7.0, 5.0, 0.0, 6.0, 5.0])
+    assert prompt_search.best_on_average(returns, finalists, again, confirmed) == 3, "means 3, 7 and 5"
+    nothing = torch.tensor([], dtype=torch.long), torch.tensor([])
+    assert prompt_search.best_on_average(returns, finalists, *nothing) == 1
+
+
 def test_a_bandit_chooses_among_training_segments(plm: Pretrained, unseen: Unseen, tmp_path: Path) -> None:
     result, simulation = searched(plm, unseen, tmp_path, space="bandit")
     assert simulation.sizes == [4, 10, 10, 10, 6]
