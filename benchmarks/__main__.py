@@ -4,7 +4,16 @@ import argparse
 import subprocess
 import sys
 
-NAMES = ("plm_training", "collection", "evaluation", "streaming", "importing", "dagster_click", "policy_step")
+NAMES = (
+    "plm_training",
+    "collection",
+    "evaluation",
+    "streaming",
+    "importing",
+    "dagster_click",
+    "cluster",
+    "policy_step",
+)
 
 
 def main() -> None:

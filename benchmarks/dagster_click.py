@@ -5,12 +5,10 @@
 
 import json
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,10 +19,10 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from benchmarks.common import Figure, at_most, command
+from benchmarks.common import Figure, at_most, command, timed
+from benchmarks.projects import BIN, call, environment, project
 
 REPOSITORY = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
 READY_SECONDS = 120.0
 CLICK = "mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfillParams: $p) { __typename ... on \
 LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"
@@ -94,7 +92,7 @@ def dagster_dev(root: Path) -> Iterator[Server]:
         process = subprocess.Popen(
             [str(BIN / command[0]), *command[1:]],
             cwd=root,
-            env=_environment() | {"DAGSTER_HOME": str(home), "PD_PIPELINE_ROOT": str(root)},
+            env=environment() | {"DAGSTER_HOME": str(home), "PD_PIPELINE_ROOT": str(root)},
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -124,35 +122,15 @@ def _wait_for(server: Server, process: subprocess.Popen[bytes], log: Path) -> No
     raise RuntimeError(f"dagster dev does not come up:\n{log.read_text()[-3000:]}")
 
 
-def _environment() -> dict[str, str]:
-    path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "true", "OMP_NUM_THREADS": "1"}
-
-
-def _project(folder: Path, quick: bool) -> Path:
-    subprocess.run([BIN / "pd-pipeline", "init", folder], env=_environment(), check=True, stdout=subprocess.DEVNULL)
-    if quick:
-        params = folder / "params.yaml"
-        params.write_text(re.sub("methods: .*", "methods: [prompt_dt]", params.read_text()))
-    return folder
-
-
-def _call(root: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=root, env=_environment(), check=True, capture_output=True, text=True)
-    return done.stdout
-
-
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        by_hand = _project(Path(folder) / "by_hand", quick)
-        began = time.perf_counter()
-        _call(by_hand, "pd-pipeline", "run", "all")
-        reference = time.perf_counter() - began
-        clicked = _project(Path(folder) / "clicked", quick)
+        by_hand = project(Path(folder) / "by_hand", quick)
+        reference = timed(lambda: call(by_hand, "pd-pipeline", "run", "all"))
+        clicked = project(Path(folder) / "clicked", quick)
         with dagster_dev(clicked) as server:
             click = server.materialize_all()
         load = os.getloadavg()[0]
-        status = _call(clicked, "dvc", "status").strip()
+        status = call(clicked, "dvc", "status").strip()
     if (click.status, status) != ("COMPLETED_SUCCESS", "Data and pipelines are up to date."):
         raise RuntimeError(f"the click ends as {click.status}; dvc status: {status}")
     figure = at_most("Materialize all / pd-pipeline run all", click.seconds, reference, "s", goal=3.0)

@@ -9,16 +9,14 @@ import typer
 
 from pd_pipeline import __version__
 from pd_pipeline.deployment import commands as deployment
+from pd_pipeline.engines import commands as engines
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.exchange import commands as exchange
 from pd_pipeline.incoming import commands as incoming
-from pd_pipeline.piece import is_made
 from pd_pipeline.reporting.layout import Layout
 
 if TYPE_CHECKING:
     from pd_pipeline.config import Parameters
-    from pd_pipeline.graph import Graph
-    from pd_pipeline.stage import Key
 
 
 class _Group(typer.core.TyperGroup):
@@ -61,89 +59,9 @@ def options(
     """Adapt pre-trained policies with generated prompts."""
 
 
-@app.command()
-def run(
-    stage: Annotated[str, typer.Argument(help="Stage of the graph, such as plm; `all` for all stages in order.")],
-    key: Annotated[str, typer.Option(help="Key of the stage, such as reach-0; default: all keys.")] = "",
-    force: Annotated[bool, typer.Option("--force", help="Do the work even if it is up to date.")] = False,
-    record: Annotated[bool, typer.Option("--record/--no-record", help="Record the work in DVC.")] = True,
-    override: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Override params.yaml: NAME=VALUE, such as plm.steps=100. Nothing is recorded."),
-    ] = None,
-) -> None:
-    """Run one stage, one of its keys, or all stages in one process. Work that is up to date is skipped."""
-    from pd_pipeline import graph, preflight
-
-    project = graph.load(Path.cwd(), tuple(override or ()))
-    given_force, force, record = force, force or bool(override), record and not override
-    preflight.check(project)
-    if stage == "all":
-        if key:
-            raise PipelineError(f"--key {key}: `run all` runs every key: name a stage, or omit --key")
-        pieces = [(name, one) for name in project.stages for one in project.keys(name)]
-    else:
-        keys = [project.key(stage, key)] if key else project.keys(stage)
-        pieces = [(stage, one) for one in keys]
-    if override:
-        typer.echo("note: --set replaces outs in data/ and records nothing; `dvc checkout` restores them", err=True)
-    for name, one in pieces:
-        if override and not given_force and is_made(project, name, one):
-            typer.echo(f"{name} {one}".strip() + ": up to date")
-        else:
-            _make(project, name, one, force, record)
-
-
-def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool) -> None:
-    """Do a piece of work with a progress bar, and print its metrics."""
-    from pd_pipeline.progress import console
-    from pd_pipeline.stages import PAGE
-    from pd_pipeline.studies import execution
-
-    with console() as progress:
-        outcome = execution.run(project, stage, key, progress, force=force, record=record)
-    title = f"{stage} {key}".strip()
-    if outcome.skipped:
-        typer.echo(f"{title}: up to date")
-    else:
-        typer.echo(f"{title}: " + ", ".join(f"{n} {v:g}" for n, v in outcome.metrics.items()))
-    if (page := project.root / project.out(stage, key) / PAGE).is_file():
-        typer.echo(str(page))
-
-
-@app.command()
-def study(
-    name: Annotated[str, typer.Argument(help="Name of a file in studies/; without it, list the studies.")] = "",
-) -> None:
-    """Run every point of a study and show the results. Studies in run.studies are recorded in DVC."""
-    from pd_pipeline import graph, preflight
-    from pd_pipeline.progress import console
-    from pd_pipeline.reporting.study import table
-    from pd_pipeline.stage import Key
-    from pd_pipeline.studies import execution
-    from pd_pipeline.studies.definition import PREFIX, names, read
-
-    root = Path.cwd()
-    if not name:
-        for each in names(root):
-            try:
-                typer.echo(f"{each}: {read(root, each).title}")
-            except PipelineError as error:
-                typer.echo(f"{each}: {error}", err=True)
-        return
-    read(root, name)  # raises if there is no such file
-    project = graph.load(root)
-    known = name in project.params.run.studies
-    if not known:
-        with console() as progress:
-            execution.make_points(project, name, progress)  # records the project's own work
-        project = graph.load(root, (f"run.studies=[{name}]",))
-    preflight.check(project)
-    _make(project, PREFIX + name, Key(), False, known)
-    out = project.root / project.out(PREFIX + name, Key())
-    for line in table(out):
-        typer.echo(line)
-    typer.echo(str(out))
+# here, since --help lists the commands in the order of this file
+app.command()(engines.run)
+app.command()(engines.study)
 
 
 @app.command()
@@ -212,7 +130,6 @@ def validate(
         raise typer.Exit(1)
 
 
-# here, since --help lists the commands in the order of this file
 app.command("import")(exchange.import_)
 app.command("export")(exchange.export)
 

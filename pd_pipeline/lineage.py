@@ -10,6 +10,7 @@ of it.
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
@@ -27,7 +28,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.guard import Snapshot, as_json, refuse_changes, snapshot, stamp
 from pd_pipeline.lockfile import LOCK_FILE, only, with_entry
 from pd_pipeline.locks import PieceLock, Waiting
-from pd_pipeline.piece import is_made, run_piece
+from pd_pipeline.piece import Compute, is_made, run_piece
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address
 from pd_pipeline.stage import Key
@@ -60,8 +61,17 @@ def init_dvc(root: Path, git_top: Path | None) -> None:
         raise PipelineError(f"{root}: DVC: {error}") from error
 
 
-def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool = False, record: bool = True) -> Outcome:
-    """Do one piece of work unless it is up to date, and record it.
+def run(
+    graph: Graph,
+    stage: str,
+    key: Key,
+    progress: Progress,
+    *,
+    force: bool = False,
+    record: bool = True,
+    compute: Compute | None = None,
+) -> Outcome:
+    """Do one piece of work unless it is up to date, and record it. `compute` does it elsewhere; None: this process.
 
     One process at a time works on a piece: a second process waits and then finds it up to date. params.yaml is read
     once for the work and its record; if it changed since `graph` was loaded, it is reloaded before the work starts.
@@ -88,13 +98,15 @@ def run(graph: Graph, stage: str, key: Key, progress: Progress, *, force: bool =
             return Outcome({}, True, _recorded(graph, stage, key, before, lock))
         if rendering.is_project(graph.root):
             _adopt(graph, stage, key)
-        metrics = run_piece(graph, stage, key, progress)
+        metrics = (compute or run_piece)(graph, stage, key, progress)
         if record:
             return Outcome(metrics, False, _recorded(graph, stage, key, before, lock))
         refuse_changes(graph, stage, key, before)
         return Outcome(metrics, False, None)
 
 
+_one_thread = threading.RLock()
+"""Held while DVC works: it changes the working directory, and threads of one process share that."""
 _rendered: dict[Path, str] = {}
 """Root -> state of the rendered files and of their sources when they were last in sync."""
 
@@ -104,20 +116,21 @@ def keep_rendered(graph: Graph) -> bool:
 
     Returns whether a file changed. When called by DVC, which writes its own record, nothing is recorded.
     """
-    if _rendered.get(graph.root) == _state(graph):
-        return False
-    file = graph.root / rendering.DVC_FILE
-    before = file.read_text() if file.is_file() else None
-    changed = rendering.write(graph)
-    if STAGE_VARIABLE in os.environ and rendering.pieces_of(before) != rendering.pieces_of(file.read_text()):
-        raise PipelineError(
-            f"{rendering.DVC_FILE} was out of date: {PARAMS_FILE} or the code asks for other pieces of work. It is "
-            "written again now; DVC has read the old one: repeat the command"
-        )
-    if is_recording(graph):
-        _with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
-    _rendered[graph.root] = _state(graph)
-    return changed
+    with _one_thread:
+        if _rendered.get(graph.root) == _state(graph):
+            return False
+        file = graph.root / rendering.DVC_FILE
+        before = file.read_text() if file.is_file() else None
+        changed = rendering.write(graph)
+        if STAGE_VARIABLE in os.environ and rendering.pieces_of(before) != rendering.pieces_of(file.read_text()):
+            raise PipelineError(
+                f"{rendering.DVC_FILE} was out of date: {PARAMS_FILE} or the code asks for other pieces of work. It is "
+                "written again now; DVC has read the old one: repeat the command"
+            )
+        if is_recording(graph):
+            _with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
+        _rendered[graph.root] = _state(graph)
+        return changed
 
 
 def _state(graph: Graph) -> str:
@@ -137,13 +150,13 @@ def _record_digests(root: Path, repo: Any) -> None:
         _enter(root / LOCK_FILE, piece)
 
 
-def make(graph: Graph, stage: str, key: Key, progress: Progress) -> bool:
-    """Do a piece of work of a study's point, unrecorded in DVC. Returns False if it was up to date already."""
+def make(graph: Graph, stage: str, key: Key, progress: Progress, compute: Compute | None = None) -> bool:
+    """Like `run` for a piece of work of a study's point, unrecorded in DVC. Returns False if it was up to date."""
     with locks.held(graph.home(stage, key), stage, key):
         if is_made(graph, stage, key):
             return False
         before = snapshot(graph, stage, key)
-        run_piece(graph, stage, key, progress)
+        (compute or run_piece)(graph, stage, key, progress)
         refuse_changes(graph, stage, key, before)
     return True
 
@@ -330,7 +343,7 @@ def _repo(root: Path) -> Iterator[Any]:
 
     logging.getLogger("dvc").setLevel(logging.ERROR)
     try:
-        with Repo(str(root), _wait_for_lock=True) as repo:
+        with _one_thread, Repo(str(root), _wait_for_lock=True) as repo:
             yield repo
     except LockError as error:
         raise Busy from error

@@ -2,6 +2,7 @@
 
 import importlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ from pd_pipeline.progress import Progress
 from pd_pipeline.revision import git_revision
 from pd_pipeline.stage import Key, StageContext
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
+
+Compute = Callable[[Graph, str, Key, Progress], dict[str, Any]]
+"""What is called as `run_piece`: it, or what has it called on another machine."""
 
 
 def run_piece(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:

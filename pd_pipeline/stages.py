@@ -61,6 +61,21 @@ METRICS_COMPLETE = Check(
 PLOTS = "pd_pipeline.reporting.stage_plots"
 
 
+SHARE_OF_GPU = 0.25
+"""Of work with small models and batches, several pieces fit on a GPU."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a piece of work asks for on a cluster. A node that has less gives what it has."""
+
+    cpus: int = 1
+    gpus: float = 0.0
+    """Where the cluster has any."""
+    memory: float = 2.0
+    """GiB."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage: its code, its axes and the stages that it needs."""
@@ -95,6 +110,7 @@ class Stage:
     """Block of params.yaml with its parameters, if not its name."""
     preset: Parameters | None = None
     """Its parameters, if they do not come from params.yaml."""
+    resources: Resources = Resources()
 
     @property
     def computes(self) -> bool:
@@ -128,13 +144,14 @@ def _stage(group: str, name: str, module: str, axes: tuple[str, ...], needs: Seq
 
 
 BEFORE_TUNING = (
-    _stage(DATA, "behavior_policies", "behavior.policies", (FAMILY,)),
+    _stage(DATA, "behavior_policies", "behavior.policies", (FAMILY,), resources=Resources(cpus=4)),
     _stage(
         DATA,
         "trajectories",
         "trajectories.stage",
         (FAMILY,),
         ["behavior_policies"],
+        resources=Resources(cpus=4),
         checks=(VALID, EXPERT_QUALITY),
         plots=f"{PLOTS}:trajectories",
         reads_recordings=True,
@@ -154,6 +171,7 @@ BEFORE_TUNING = (
         "training.plm",
         (FAMILY, SEED),
         ["trajectories", "prompts"],
+        resources=Resources(cpus=4, gpus=1, memory=4),
         checks=(LOSSES_FINITE,),
         plots=f"{PLOTS}:training",
     ),
@@ -163,6 +181,7 @@ BEFORE_TUNING = (
         "training.diffuser",
         (FAMILY, SEED),
         ["prompts"],
+        resources=Resources(cpus=2, gpus=1),
         checks=(LOSSES_FINITE,),
         plots=f"{PLOTS}:training",
     ),
@@ -172,6 +191,7 @@ BEFORE_TUNING = (
         "training.hyper_network",
         (FAMILY, SEED),
         ["trajectories", "prompts", "plm"],
+        resources=Resources(cpus=2, gpus=1),
         checks=(LOSSES_FINITE,),
         plots=f"{PLOTS}:training",
     ),
@@ -185,7 +205,15 @@ TRAINED = ("plm", *OPTIONAL)
 
 def _tuning(name: str, method: Method) -> Stage:
     """The tuning stage of a method or variant."""
-    stage = _stage(TUNING, f"{TUNED}{name}", "tuning.stage", AXES, method.needs, plots=f"{PLOTS}:tuning")
+    stage = _stage(
+        TUNING,
+        f"{TUNED}{name}",
+        "tuning.stage",
+        AXES,
+        method.needs,
+        plots=f"{PLOTS}:tuning",
+        resources=Resources(gpus=SHARE_OF_GPU),
+    )
     source = None if PACKAGE in method.source.parents else method.source
     return replace(stage, params_module=method.module, source=source)
 
@@ -201,6 +229,7 @@ def _evaluation(outs: Sequence[str], tuners: tuple[str, ...]) -> Stage:
         uses=tuners,
         checks=(METRICS_COMPLETE,),
         plots=f"{PLOTS}:evaluation",
+        resources=Resources(cpus=4, gpus=SHARE_OF_GPU),
     )
 
 
@@ -219,6 +248,7 @@ def _prompt_fit(measured: Mapping[str, Method]) -> Stage:
         ["target_data", "prompts", "plm", "diffuser", *measured],
         uses=tuple(method.module for method in measured.values()),
         plots=f"{PLOTS}:prompt_fit",
+        resources=Resources(gpus=SHARE_OF_GPU),
     )
 
 

@@ -30,7 +30,14 @@ Kind = Literal["answer", "beat", "error"]
 BEAT_SECONDS = 1.0
 CLOSE_SECONDS = 2.0  # for a worker to close its environments before it is killed
 STACK_SECONDS = 0.5  # for a hanging process to report its stack
+CORES = "PD_PIPELINE_CORES"
+"""Variable with the number of cores that a piece of work may use, where that is not all of the machine."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def cores() -> int:
+    """How many processes may compute side by side."""
+    return int(os.environ.get(CORES, "0")) or os.cpu_count() or 1
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Many environments stepped together, in worker processes that each hold a share of them."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families import border
 from pd_pipeline.families.base import Family, load_family
-from pd_pipeline.workers import Answer, Workers, beat, shares
+from pd_pipeline.workers import Answer, Workers, beat, cores, shares
 
 
 class Outcome(NamedTuple):
@@ -136,7 +135,7 @@ def make_batch(
 
     A process that sends no heartbeat for `patience` seconds is killed.
     """
-    count = min(workers or os.cpu_count() or 1, len(tasks))
+    count = min(workers or cores(), len(tasks))
     if count == 1 and not family.is_foreign:  # foreign code may hang, and only a separate process can be killed
         return LocalBatch(family, tasks, seeds)
     return WorkerBatch(family, block, root, tasks, seeds, count, patience, stage)

@@ -7,7 +7,6 @@ and (seed, round): the state is saved between rounds, and training resumed after
 import json
 import logging
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import expect_arrays, load_arrays, remove, save_arrays
+from pd_pipeline.workers import cores
 
 STATE = "state.safetensors"
 Rows = list[dict[str, float]]
@@ -60,7 +60,7 @@ def learn(
             f"{family.horizon} steps: first, medium and last checkpoint need at least two"
         )
     named = {0: "random", max(1, int(rounds * params.medium)): "medium", rounds: "expert"}
-    workers = params.workers or os.cpu_count() or 1
+    workers = params.workers or cores()
     lanes = WorkerLanes(family, block, root, params.lanes, params.seed, workers, params.ending_cost)
     try:
         with torch.random.fork_rng(devices=[]), _numpy_seed_kept(), terminated() as stop:

@@ -1,5 +1,6 @@
 """Shared parts of the Meta-World ML1 families: a robot arm, hidden goals, and a scripted policy that sees them."""
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -196,8 +197,29 @@ class MetaWorld(Family):
         return metaworld.ML1(self.environment, seed=self.params.benchmark_seed)
 
     @cached_property
+    def _simulator(self) -> Any:
+        """Meta-World's class for the environment, with one compiled model of the scene that its instances copy.
+
+        MuJoCo takes ten times as long to compile a scene from XML as to copy it, and most of an environment's
+        construction. Instances write to their own copy, such as where the goal is.
+        """
+        import mujoco
+
+        compiled: list[Any] = []
+        base: Any = self._benchmark.train_classes[self.environment]
+
+        class Simulator(base):
+            def _initialize_simulation(self) -> tuple[Any, Any]:
+                if not compiled:
+                    compiled.append(super()._initialize_simulation()[0])
+                model = copy.copy(compiled[0])
+                return model, mujoco.MjData(model)
+
+        return Simulator
+
+    @cached_property
     def _goals(self) -> list[list[float]]:
-        simulator = self._benchmark.train_classes[self.environment]()  # one for all tasks: building it is slow
+        simulator = self._simulator()  # one for all tasks
         goals = []
         for task in self._benchmark.train_tasks[: len(self.tasks)]:
             simulator.set_task(task)
@@ -211,7 +233,7 @@ class MetaWorld(Family):
 
     def make(self, task: int) -> gymnasium.Env:
         """The simulator set to `task`."""
-        simulator = self._benchmark.train_classes[self.environment]()
+        simulator = self._simulator()
         simulator.set_task(self._benchmark.train_tasks[task])
         simulator.reset()  # `_target_pos` is set by the first reset
         return MetaWorldEnv(simulator, self.params.mask_object, self.success_radius)

@@ -7,7 +7,6 @@ there the last bits depend on their number.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata, metadata_of
 from pd_pipeline.trajectories.validation import Columns, Validator
-from pd_pipeline.workers import Answer, Workers, beat
+from pd_pipeline.workers import Answer, Workers, beat, cores
 
 
 class EpisodeCount(Parameters):
@@ -227,7 +226,7 @@ def collect(
     shards = plan(family, params)
     todo = [shard for shard in shards if not shard.file(work).exists()]
     work.mkdir(parents=True, exist_ok=True)
-    workers = min(params.workers or os.cpu_count() or 1, max(len(todo), 1))
+    workers = min(params.workers or cores(), max(len(todo), 1))
     started, done, steps = time.monotonic(), len(shards) - len(todo), 0
     title = f"trajectories {family.name}"
     progress(title, done, len(shards))

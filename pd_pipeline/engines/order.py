@@ -1,0 +1,45 @@
+"""Pieces of work side by side: each starts as soon as those that it reads are done."""
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from pd_pipeline.stage import Key
+
+Piece = tuple[str, Key]
+
+
+def side_by_side(
+    pieces: Sequence[Piece],
+    needs: Callable[[str, Key], Iterable[Piece]],
+    work: Callable[[str, Key], object],
+    at_once: int,
+    stop: Callable[[], object],
+) -> None:
+    """Call `work` for each of `pieces`, upstream first, in up to `at_once` threads.
+
+    A piece waits for those of `pieces` that it `needs`. After an error no other piece is started; those that run end
+    first, so that what they made is recorded, and then the first error is raised. If this thread is interrupted,
+    `stop` is called, which should make the running ones end early.
+    """
+    waiting = {piece: {need for need in needs(*piece) if need in set(pieces)} for piece in pieces}
+    running: dict[Future[object], Piece] = {}
+    failed: list[BaseException] = []
+    with ThreadPoolExecutor(at_once) as threads:
+        try:
+            while running or (waiting and not failed):
+                ready = [] if failed else [piece for piece, missing in waiting.items() if not missing]
+                for piece in ready[: at_once - len(running)]:
+                    del waiting[piece]
+                    running[threads.submit(work, *piece)] = piece
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    piece = running.pop(future)
+                    if (error := future.exception()) is not None:
+                        failed.append(error)
+                    for missing in waiting.values():
+                        missing.discard(piece)
+        except BaseException:
+            stop()
+            raise
+    if failed:
+        raise failed[0]

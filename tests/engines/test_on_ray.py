@@ -1,0 +1,169 @@
+"""The pipeline on a Ray cluster: the bytes of a local run, also when a node is lost or the command is interrupted."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.cluster_utils import Cluster as Nodes
+from ruamel.yaml import YAML
+
+from pd_pipeline import graph
+from pd_pipeline.engines.on_ray import Cluster, connected, fitting
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.stage import Key
+from pd_pipeline.stages import Resources
+from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_project
+
+PLM = "plm", Key("point_robot", None, 0)
+PARAMS = SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]").replace(
+    "plm: {steps: 4,", "plm: {steps: 3000, log_every: 20, checkpoint_seconds: 0.1,"
+)
+
+
+@pytest.fixture
+def cluster() -> Iterator[Nodes]:
+    """A head that computes nothing, and two nodes of one core."""
+    made = Nodes()
+    try:
+        for cores in (0, 1, 1):
+            add(made, cores)
+        yield made
+    finally:
+        made.shutdown()
+
+
+def add(cluster: Nodes, cores: int) -> Any:
+    return cluster.add_node(num_cpus=cores, object_store_memory=80 << 20, include_dashboard=False)
+
+
+def start(root: Path, cluster: Nodes, *more: str) -> subprocess.Popen[str]:
+    """`pd-pipeline run all --engine ray`."""
+    return subprocess.Popen(
+        ["pd-pipeline", "run", "all", "--engine", "ray", *more],
+        cwd=root,
+        env=ENVIRONMENT | {"RAY_ADDRESS": cluster.address, "RAY_DEDUP_LOGS": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def recorded(root: Path) -> dict[str, Any]:
+    """Address -> its entry in dvc.lock, without the order."""
+    stages: dict[str, Any] = YAML(typ="safe").load((root / "dvc.lock").read_text())["stages"]
+    return stages
+
+
+def until(process: subprocess.Popen[str], what: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not what():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "waited for two minutes"
+        time.sleep(0.02)
+
+
+def is_under_way(root: Path) -> bool:
+    """Whether the PLM's training has saved a state beyond its first hundred steps."""
+    saved = (root / ".work/plm").rglob("step-*.safetensors")
+    return any(int(path.stem.removeprefix("step-")) > 100 for path in saved)
+
+
+def first_steps(output: str) -> dict[str, int]:
+    """Process that trained the PLM -> the step of its first line."""
+    found: dict[str, int] = {}
+    for number, done in re.findall(r"\(plm@point_robot-0 pid=(\d+)[^)]*\) plm point_robot-0: ([\d,]+) of", output):
+        found.setdefault(number, int(done.replace(",", "")))
+    return found
+
+
+@pytest.mark.timeout(600)
+def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: Path) -> None:
+    alone = make_project(tmp_path / "alone", PARAMS)
+    call(alone, "pd-pipeline", "run", "all")
+    root = make_project(tmp_path / "shared", PARAMS)
+
+    nodes = [node for node in cluster.list_all_nodes() if node != cluster.head_node]
+    process = start(root, cluster)
+    until(process, lambda: is_under_way(root))
+    add(cluster, 1)
+    for node in nodes:  # one of them trains
+        cluster.remove_node(node, allow_graceful=False)
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert recorded(root) == recorded(alone)
+    first, second = first_steps(output).values()
+    assert first == 20
+    assert second > 100, "the second process went on where the first had been"
+
+    shutil.rmtree(root / "data/plm")
+    process = start(root, cluster)
+    until(process, lambda: is_under_way(root))
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, output
+    assert "Traceback" not in output
+    assert not (root / "data/plm/point_robot-0").exists(), output
+    output, _ = (process := start(root, cluster)).communicate()
+    assert process.returncode == 0, output
+    assert recorded(root) == recorded(alone)
+    assert "trajectories point_robot: up to date" in output
+    (resumed,) = first_steps(output).values()
+    assert resumed > 100
+
+    (root / "data/plm/point_robot-0/notes.txt").write_text("mine")
+    change(root, "plm: {steps: 3000", "plm: {steps: 3001")
+    output, _ = (process := start(root, cluster)).communicate()
+    assert process.returncode == 1
+    assert re.search("^error: .*notes.txt", output, re.MULTILINE), output
+    assert "Traceback" not in output
+
+
+def test_a_node_that_sees_something_else_refuses(tmp_path: Path) -> None:
+    from pd_pipeline.engines.on_ray import _on_node
+
+    root = make_project(tmp_path / "project", PARAMS)
+    key = graph.load(root).key("behavior_policies", "point_robot")
+    with pytest.raises(PipelineError, match=r"behavior_policies@point_robot: node .* sees other code, parameters or"):
+        _on_node(str(root), (), {}, {}, "behavior_policies", str(key), "another", 1)
+
+
+def test_resources_are_those_of_the_stage_or_what_the_largest_node_has(tmp_path: Path) -> None:
+    nodes = [{"CPU": 2.0, "memory": 3.0 * 2**30}, {"CPU": 8.0, "memory": 1.0 * 2**30, "GPU": 1.0}]
+    asked = Resources(cpus=4, gpus=1, memory=4)
+    assert fitting(asked, nodes) == Resources(cpus=4, gpus=1, memory=3)
+    assert fitting(asked, nodes[:1]) == Resources(cpus=2, gpus=0, memory=3)
+    assert fitting(asked, nodes, gpu=False).gpus == 0
+    assert fitting(asked, []).cpus == 1
+    project = graph.load(make_project(tmp_path, PARAMS))
+    wanted = {name: stage.resources for name, stage in project.stages.items()}
+    assert wanted["plm"].gpus == 1
+    assert wanted["tuned_prompt_dt"].gpus < 1
+    assert wanted["report"] == Resources()
+
+
+def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(PipelineError, match=r"Ray is not installed: pip install 'pd-pipeline\[ray\]'"), connected():
+        pass
+
+
+def test_a_cluster_that_is_not_there_is_named() -> None:
+    with (
+        pytest.raises(PipelineError, match=r"--engine ray: no Ray cluster at 127.0.0.1:1 .*RAY_ADDRESS"),
+        connected("127.0.0.1:1"),
+    ):
+        pass
+
+
+def test_as_many_pieces_wait_as_keep_all_cores_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("pd_pipeline.engines.on_ray.side_by_side", lambda *_, at_once, stop: seen.append(at_once))
+    Cluster([{"CPU": 3.0}, {"CPU": 4.0}, {}]).each([], lambda *_: [], lambda *_: None)
+    assert seen == [14]
