@@ -1,5 +1,6 @@
 """Pieces of work side by side: each starts as soon as those that it reads are done."""
 
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
@@ -21,23 +22,30 @@ def side_by_side(
     first, so that what they made is recorded, and then the first error is raised. If this thread is interrupted,
     `stop` is called, which should make the running ones end early.
     """
-    waiting = {piece: {need for need in needs(*piece) if need in set(pieces)} for piece in pieces}
+    known = set(pieces)
+    missing = {piece: {need for need in needs(*piece) if need in known} for piece in pieces}
+    readers = defaultdict[Piece, list[Piece]](list)
+    for piece, wanted in missing.items():
+        for need in wanted:
+            readers[need].append(piece)
+    ready = deque(piece for piece in pieces if not missing[piece])
     running: dict[Future[object], Piece] = {}
     failed: list[BaseException] = []
     with ThreadPoolExecutor(at_once) as threads:
         try:
-            while running or (waiting and not failed):
-                ready = [] if failed else [piece for piece, missing in waiting.items() if not missing]
-                for piece in ready[: at_once - len(running)]:
-                    del waiting[piece]
+            while running or (ready and not failed):
+                while ready and not failed and len(running) < at_once:
+                    piece = ready.popleft()
                     running[threads.submit(work, *piece)] = piece
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     piece = running.pop(future)
                     if (error := future.exception()) is not None:
                         failed.append(error)
-                    for missing in waiting.values():
-                        missing.discard(piece)
+                    for reader in readers[piece]:
+                        missing[reader].remove(piece)
+                        if not missing[reader]:
+                            ready.append(reader)
         except BaseException:
             stop()
             raise
