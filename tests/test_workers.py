@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.workers import Answer, Workers, _Heartbeat, beat, shares
+from pd_pipeline.workers import CORES, Answer, Workers, _Heartbeat, beat, cores, shares
 
 
 def scaled(factor: int) -> Answer:
@@ -145,3 +145,10 @@ def test_spreading_ends_at_the_first_error_or_hang() -> None:
 def test_in_the_main_process_a_heartbeat_does_nothing() -> None:
     beat()
     assert _Heartbeat.pipe is None
+
+
+def test_a_variable_limits_the_cores_that_a_piece_uses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CORES, "3")
+    assert cores() == 3
+    monkeypatch.delenv(CORES)
+    assert cores() == os.cpu_count()
