@@ -23,13 +23,14 @@ from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_proj
 
 PLM = "plm", Key("point_robot", None, 0)
 PARAMS = SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]").replace(
-    "plm: {steps: 4,", "plm: {steps: 3000, log_every: 20, checkpoint_seconds: 0.1,"
+    "plm: {steps: 4,", "plm: {steps: 1200, log_every: 20, checkpoint_seconds: 0.1,"
 )
 
 
 @pytest.fixture
-def cluster() -> Iterator[Nodes]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A head that computes nothing, and two nodes of one core."""
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # else other tests on this machine go first
     made = Nodes()
     try:
         for cores in (0, 1, 1):
@@ -118,7 +119,7 @@ def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: P
     assert resumed > 100
 
     (root / "data/plm/point_robot-0/notes.txt").write_text("mine")
-    change(root, "plm: {steps: 3000", "plm: {steps: 3001")
+    change(root, "plm: {steps: 1200", "plm: {steps: 1201")
     output, _ = (process := start(root, cluster)).communicate()
     assert process.returncode == 1
     assert re.search("^error: .*notes.txt", output, re.MULTILINE), output
