@@ -6,6 +6,7 @@ import sys
 
 NAMES = (
     "plm_training",
+    "meta_world",
     "collection",
     "evaluation",
     "streaming",
