@@ -12,13 +12,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import chdir, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-
-from ruamel.yaml import YAML
 
 from pd_pipeline import dvc_locks, locks, records, rendering
 from pd_pipeline import graph as graphs
@@ -26,7 +24,7 @@ from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import Snapshot, as_json, refuse_changes, snapshot, stamp
-from pd_pipeline.lockfile import LOCK_FILE, only, with_entry
+from pd_pipeline.lockfile import HEAD, LOCK_FILE, only, with_entry
 from pd_pipeline.locks import PieceLock, Waiting
 from pd_pipeline.piece import Compute, is_made, run_piece
 from pd_pipeline.progress import Progress
@@ -173,7 +171,7 @@ def _adopt(graph: Graph, stage: str, key: Key) -> None:
     if known or not out.is_dir() or not (graph.root / LOCK_FILE).is_file():
         return
     with _repo(graph.root) as repo:
-        if not _piece(repo, stage, key).outs[0].status():
+        if not _piece(graph, repo, stage, key).outs[0].status():
             records.write(graph.root, stage, key, out, out, made="elsewhere", seconds=0.0)
 
 
@@ -198,7 +196,7 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
         return None
     if rendering.recorded(graph.root, stage, key) != rendering.digests(graph, stage, key):
         return None
-    return _with_repo(graph.root, lambda repo: _data_version(_piece(repo, stage, key)), locks.Waiting())
+    return _with_repo(graph.root, lambda repo: _data_version(_piece(graph, repo, stage, key)), locks.Waiting())
 
 
 def why(graph: Graph, stage: str, key: Key) -> str:
@@ -210,7 +208,7 @@ def why(graph: Graph, stage: str, key: Key) -> str:
     now = rendering.digests(graph, stage, key)
 
     def look(repo: Any) -> list[str]:
-        piece, found = _piece(repo, stage, key), []
+        piece, found = _piece(graph, repo, stage, key), []
         for dep in piece.deps:
             if (known := dep.hash_info.value) is None:
                 return ["not recorded yet"]
@@ -231,14 +229,15 @@ def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tup
     now = rendering.all_digests(graph)
 
     def look(repo: Any) -> dict[tuple[str, Key], str]:
-        pieces = {piece.name: piece for piece in repo.stage.load_all(path=_dvc_file(repo))}
-        found = {}
-        for stage, key in [(name, key) for name in stages or graph.stages for key in graph.keys(name)]:
-            piece = pieces.get(address(stage, key))
+        pieces = [(name, key) for name in stages or graph.stages for key in graph.keys(name)]
+        locked, found = _locked(repo, {address(*piece) for piece in pieces}), {}
+        for stage, key in pieces:
+            if address(stage, key) not in locked:
+                continue
             if rendering.recorded(graph.root, stage, key) != now[stage][rendering.entry(key)]:
                 continue
             with suppress(LockError):  # another process works on it
-                if piece is not None and (data_version := _data_version(piece)):
+                if data_version := _data_version(_piece(graph, repo, stage, key, locked)):
                     found[stage, key] = data_version
         return found
 
@@ -261,21 +260,18 @@ class LockEntry:
 
 def lock_entries(graph: Graph, pieces: Iterable[tuple[str, Key]]) -> dict[tuple[str, Key], LockEntry]:
     """The entries in dvc.lock of those pieces of work whose outs are as recorded there, or are not here."""
-    from dvc.exceptions import DvcException
     from dvc.lock import LockError
 
     if not rendering.is_project(graph.root) or not (graph.root / LOCK_FILE).is_file():
         return {}
     asked = {address(stage, key): (stage, key) for stage, key in pieces}
-    text = only((graph.root / LOCK_FILE).read_text(), asked)
-    entries = (YAML(typ="safe").load(text) or {}).get("stages") or {}
 
     def look(repo: Any) -> dict[tuple[str, Key], LockEntry]:
-        found = {}
+        entries, found = _locked(repo, asked), {}
         for name, piece in asked.items():
-            with suppress(LockError, DvcException):  # in use by another process, or not in dvc.yaml
+            with suppress(LockError):  # in use by another process
                 out = graph.root / graph.out(*piece)
-                if name in entries and not (out.exists() and _piece(repo, *piece).outs[0].status()):
+                if name in entries and not (out.exists() and _piece(graph, repo, *piece, entries).outs[0].status()):
                     found[piece] = _lock_entry(entries[name])
         return found
 
@@ -298,7 +294,7 @@ def _data_version(piece: Any) -> str | None:
 def _record(graph: Graph, stage: str, key: Key, before: Snapshot, repo: Any) -> str:
     """Record the out and its dependencies in dvc.lock and the cache. Returns the MD5 of the out."""
     # the steps of `Repo.commit`: what `save` hashed is recorded only if nothing has changed since `before`
-    piece = _piece(repo, stage, key)
+    piece = _piece(graph, repo, stage, key)
     with chdir(graph.root):  # DVC's run cache looks for dvc.yaml in the working directory
         piece.save()
     refuse_changes(graph, stage, key, before)
@@ -321,9 +317,28 @@ def _enter(lock: Path, piece: Any) -> None:
         temporary.write_text(text)
 
 
-def _piece(repo: Any, stage: str, key: Key) -> Any:
-    """DVC's object for a piece of work. The path is explicit, since DVC's default is the working directory."""
-    return repo.stage.load_one(path=_dvc_file(repo), name=address(stage, key))
+def _piece(graph: Graph, repo: Any, stage: str, key: Key, locked: Mapping[str, Any] | None = None) -> Any:
+    """DVC's object for a piece of work, as `repo.stage.load_one` makes it, without reading all the others.
+
+    `locked`: what `_locked` found, if it was asked for this piece.
+    """
+    from dvc.dvcfile import load_file
+
+    file, name = load_file(repo, _dvc_file(repo)), address(stage, key)
+    entries = _locked(repo, [name]) if locked is None else locked
+    return file.LOADER.load_stage(file, name, rendering.definition(graph, stage, key), entries.get(name))
+
+
+def _locked(repo: Any, names: Collection[str]) -> dict[str, Any]:
+    """The entries of dvc.lock with these names, checked by DVC, which raises DvcException."""
+    from dvc.dvcfile import Lockfile
+    from dvc.utils.serialize import parse_yaml
+
+    path = Path(repo.root_dir) / LOCK_FILE
+    text = only(path.read_text(), names) if path.is_file() else HEAD
+    if text == HEAD:
+        return {}
+    return dict(Lockfile.validate(parse_yaml(text, str(path)) or {}, str(path)).get("stages", {}))
 
 
 def _dvc_file(repo: Any) -> str:

@@ -18,8 +18,9 @@ Outs are `persist`: otherwise DVC would remove them before the stage can refuse 
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pd_pipeline import graph as graph_module
 from pd_pipeline.code_names import in_checkout, relative
@@ -52,7 +53,8 @@ def is_project(root: Path) -> bool:
 
 def code_files(graph: Graph) -> list[Path]:
     """All code files that outs depend on."""
-    return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.code(name, key)})
+    one_each = {(name, key.family): key for name in graph.stages for key in graph.keys(name)}
+    return sorted({file for (name, _), key in one_each.items() for file in graph.code(name, key)})
 
 
 def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
@@ -85,7 +87,8 @@ def entry(key: Key) -> str:
 
 def recording_files(graph: Graph) -> list[Path]:
     """The trajectory files of users that any piece of work reads, sorted."""
-    return sorted({file for name in graph.stages for key in graph.keys(name) for file in graph.recordings(name, key)})
+    one_each = {(name, key.family, key.task): key for name in graph.stages for key in graph.keys(name)}
+    return sorted({file for (name, _, _), key in one_each.items() for file in graph.recordings(name, key)})
 
 
 def recorded(root: Path, stage: str, key: Key) -> dict[str, str] | None:
@@ -100,6 +103,18 @@ def render(graph: Graph) -> str:
     """The text of dvc.yaml."""
     lines = [*_digests_stage(graph), *(line for name in graph.stages for line in _stage(graph, name))]
     return f"{HEADER}stages:\n" + "\n".join([*lines, *_figures(graph)]) + "\n"
+
+
+def definition(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
+    """What DVC makes of dvc.yaml for one piece of work: its entry of `foreach`, filled into the template.
+
+    Parsing dvc.yaml takes DVC longer with each further piece, and it would do so for each of them.
+    """
+    found = graph.inputs(stage, key)
+    inputs = {
+        need: (found[need] if need in found else found["target_data"]).as_posix() for need in graph.stages[stage].needs
+    }
+    return _definition(graph, stage, key, str(key), inputs)
 
 
 def check(graph: Graph) -> None:
@@ -197,19 +212,31 @@ def _body(graph: Graph, name: str, key: Key, absent: Collection[str] = ()) -> It
 
     `absent`: the inputs whose path each item names.
     """
-    stage = graph.stages[name]
-    yield f"cmd: pd-pipeline run {name}" + (" --key ${key}" if stage.axes else "")
-    if stage.needs:
+    needs = graph.stages[name].needs
+    inputs = {need: f"${{item.{need}}}" if need in absent else _input(graph, name, key, need) for need in needs}
+    parts = _definition(graph, name, key, "${key}" if graph.stages[name].axes else "", inputs)
+    yield f"cmd: {parts['cmd']}"
+    if "deps" in parts:
         yield "deps:"
-        paths = [f"${{item.{need}}}" if need in absent else _input(graph, name, key, need) for need in stage.needs]
-        paths += [relative(folder, graph.root) for folder in graph.decision_folders(name)]
-        yield from (f"- {_plain(path)}" for path in paths)
+        yield from (f"- {_plain(path)}" for path in parts["deps"])
     yield "params:"
     yield f"- {DIGESTS_FILE}:"
-    yield f"  - {_plain(name + '.' + entry(key))}"
+    yield from (f"  - {_plain(each)}" for each in parts["params"][0][DIGESTS_FILE])
     yield "outs:"
-    yield f"- {_plain(graph.out(name, key).as_posix())}:"
+    (out,) = parts["outs"][0]
+    yield f"- {_plain(out)}:"
     yield "    persist: true"
+
+
+def _definition(graph: Graph, stage: str, key: Key, text: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """DVC's entry of a stage for a key, or the template of one, whose `text` and `inputs` are given."""
+    deps = [*inputs.values(), *(relative(folder, graph.root) for folder in graph.decision_folders(stage))]
+    return {
+        "cmd": f"pd-pipeline run {stage}" + (f" --key {text}" if text else ""),
+        **({"deps": deps} if deps else {}),
+        "params": [{DIGESTS_FILE: [f"{stage}.{entry(key)}"]}],
+        "outs": [{graph.out(stage, key).as_posix(): {"persist": True}}],
+    }
 
 
 def _figures(graph: Graph) -> Iterator[str]:

@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from pd_pipeline import rendering
+from pd_pipeline.graph import Graph
 
 SMALL_PARAMS = """\
 run: {families: [point_robot, other], seeds: [0], methods: [prompt_dt, noise_prompt]}
@@ -64,6 +68,24 @@ def call(root: Path, *command: str) -> str:
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
+
+
+def definitions(project: Graph) -> dict[str, Any]:
+    """What the library knows of each piece of work without reading dvc.yaml."""
+    pieces = [(stage, key) for stage in project.stages for key in project.keys(stage)]
+    return {rendering.address(*piece): rendering.definition(project, *piece) for piece in pieces}
+
+
+def definitions_by_dvc(project: Graph) -> dict[str, Any]:
+    """What DVC reads in dvc.yaml of the same pieces."""
+    from dvc.dvcfile import load_file
+    from dvc.repo import Repo
+
+    with Repo(str(project.root)) as repo:
+        resolver = load_file(repo, str(project.root / "dvc.yaml")).resolver
+        found = {name: resolver.resolve_one(name)[name] for name in resolver.get_keys()}
+    del found[rendering.DIGESTS_STAGE]
+    return found
 
 
 def git(root: Path, *arguments: str) -> str:

@@ -14,7 +14,7 @@ from pd_pipeline import graph, rendering
 from pd_pipeline.code_names import code_name
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.sources import PACKAGE
-from tests.dvc_project import SMALL_PARAMS, change, make_project
+from tests.dvc_project import SMALL_PARAMS, change, definitions, definitions_by_dvc, make_project
 
 REPOSITORY = PACKAGE.parent
 
@@ -55,6 +55,13 @@ def test_dvc_reads_the_keys_and_edges_of_the_graph(tmp_path: Path) -> None:
         (rendering.address(*one), rendering.address(*other)) for one in work for other in project.upstream(*one)
     }
     assert edges == expected | {(rendering.address(*one), "digests") for one in work}
+
+
+def test_a_definition_is_what_dvc_makes_of_dvc_yaml(tmp_path: Path) -> None:
+    root = make_project(tmp_path)
+    project = graph.load(root)
+    rendering.write(project)
+    assert definitions(project) == definitions_by_dvc(project)
 
 
 def test_dvcs_view_of_one_piece(tmp_path: Path) -> None:

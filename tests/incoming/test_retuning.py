@@ -10,7 +10,7 @@ from pd_pipeline import graph, load_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import read_json
 from tests.accepted import drop
-from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start
+from tests.dvc_project import SMALL_PARAMS, call, change, definitions, definitions_by_dvc, make_project, start
 
 pytestmark = pytest.mark.xdist_group("retuning")  # all is made once
 NEW = 57
@@ -71,6 +71,8 @@ def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
     assert "other-57: promoted: it is the first one" in text
     assert load_policy(root / "data/promoted/other-57").description.task == NEW
     assert out_of_date(root) == []
+    project = graph.load(root)
+    assert definitions(project) == definitions_by_dvc(project)
     assert "many: 4 of 6 trajectories of quality expert" in page(root), "a method that lacks data is left out"
     assert read_json(root / "data/reports/metrics.json")["other-57"].keys() == {"prompt_dt", "noise_prompt"}
     assert "tuned_prompt_dt@other-57-0" in (root / "dvc.lock").read_text()
