@@ -13,6 +13,7 @@ NAMES = (
     "importing",
     "dagster_click",
     "cluster",
+    "scaling",
     "policy_step",
 )
 
