@@ -7,8 +7,10 @@ reads the upstream keys that have the same value on every axis that both stages 
 
 import importlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,16 @@ class Graph:
     homes: Mapping[tuple[str, str | None, int | None], Path] = field(default_factory=dict)
     """(stage, family, seed) -> the folder with outs, records and resume folders, if that is not the root."""
 
+    @cached_property
+    def _keys(self) -> dict[str, list[Key]]:
+        """Stage -> its keys, as far as they were asked for."""
+        return {}
+
+    @cached_property
+    def _index(self) -> dict[tuple[str, tuple[str, ...]], dict[tuple[Any, ...], list[Key]]]:
+        """(stage, axes) -> values on these axes -> the keys that have them."""
+        return {}
+
     @property
     def modules(self) -> dict[str, str]:
         """Stage -> the module of its Params, for all stages that have a block in each family."""
@@ -73,15 +85,15 @@ class Graph:
         """All keys of a stage, in the order family, task, seed. Raises PipelineError if the graph has no such stage."""
         if stage not in self.stages:
             raise PipelineError(f"unknown stage '{stage}': {suggestion(stage, self.stages)}")
-        axes = self.stages[stage].axes
-        if not axes:
-            return [Key()]
-        return [
-            Key(family, task, seed)
-            for family in self.params.run.families
-            for task in (self.targets(stage, family) if TASK in axes else (None,))
-            for seed in (self.params.run.seeds if SEED in axes else (None,))
-        ]
+        if stage not in self._keys:
+            axes = self.stages[stage].axes
+            self._keys[stage] = [
+                Key(family, task, seed)
+                for family in (self.params.run.families if axes else (None,))
+                for task in (self.targets(stage, family) if family is not None and TASK in axes else (None,))
+                for seed in (self.params.run.seeds if SEED in axes else (None,))
+            ]
+        return [*self._keys[stage]]
 
     def targets(self, stage: str, family: str) -> tuple[int, ...]:
         """The target tasks of a stage: those of the family, and the new ones with enough accepted trajectories."""
@@ -125,12 +137,18 @@ class Graph:
         return [
             (need, other)
             for need in self.stages[stage].needs
-            for other in self.keys(need)
-            if all(
-                getattr(key, axis) in (None, getattr(other, axis)) for axis in self.stages[need].axes if axis in axes
-            )
-            and not (axes and TASK not in axes and self.is_new(other))
+            for other in self._matching(need, key, tuple(axis for axis in self.stages[need].axes if axis in axes))
+            if not (axes and TASK not in axes and self.is_new(other))
         ]
+
+    def _matching(self, stage: str, key: Key, axes: tuple[str, ...]) -> list[Key]:
+        """The keys of a stage that agree with `key` on `axes`, where it has a value."""
+        axes = tuple(axis for axis in axes if getattr(key, axis) is not None)
+        if (stage, axes) not in self._index:  # a search among all keys, for each of them, would be quadratic
+            index = self._index[stage, axes] = defaultdict(list)
+            for other in self.keys(stage):
+                index[tuple(getattr(other, axis) for axis in axes)].append(other)
+        return self._index[stage, axes].get(tuple(getattr(key, axis) for axis in axes), [])
 
     @property
     def is_overridden(self) -> bool:

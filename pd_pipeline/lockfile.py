@@ -38,7 +38,7 @@ def with_entry(text: str, entry: str) -> str | None:
     block = entry[len(HEAD) :]
     span = _span(text, block.split(":\n", 1)[0].strip(" '\""))
     found = text + block if span is None else text[: span[0]] + block + text[span[1] :]
-    return found if _is_plain(found) else None
+    return found if " &id" not in block or _is_plain(found) else None
 
 
 def _is_plain(text: str) -> bool:
@@ -51,9 +51,8 @@ def _is_plain(text: str) -> bool:
     after = len(HEAD) - 1  # the end of the line `stages:`; each line from there on is indented
     if text.count("\n", after) - 1 != text.count("\n  ", after):
         return False
-    marks = (" &id", " *id")
-    first = min((at for mark in marks if (at := text.find(mark)) >= 0), default=0)
-    return not _FOLLOWING.search(text, first, max(text.rfind(mark) for mark in marks)) if first else True
+    first = text.find(" &id")  # an alias comes after its anchor
+    return first < 0 or not _FOLLOWING.search(text, first, max(text.rfind(" &id"), text.rfind(" *id")))
 
 
 def _span(text: str, name: str) -> tuple[int, int] | None:

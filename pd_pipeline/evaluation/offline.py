@@ -5,7 +5,7 @@ was given, so that methods pair up by trajectory. With one seed an interval is o
 targets), with several over the seeds (Student), as for returns.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,18 +15,9 @@ from pydantic import Field
 from pd_pipeline.compute import use_bf16
 from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.offline_metrics import offline_metrics
 from pd_pipeline.evaluation.policies import TunedPolicy, by_method, of_target, targets
-from pd_pipeline.evaluation.results import (
-    Difference,
-    OfflineEvaluation,
-    OfflineMetrics,
-    OfflineResult,
-    OfflineTask,
-    Tuned,
-    save_offline,
-)
-from pd_pipeline.evaluation.scores import CEILING, REFERENCE, START, agreed, check_complete, same_data, total
-from pd_pipeline.evaluation.statistics import Scores, mean_over_tasks
+from pd_pipeline.evaluation.results import OfflineEvaluation, save_offline
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_file
 from pd_pipeline.training.policy_data import PolicyData
@@ -127,56 +118,3 @@ def _table(seed: int, policy: TunedPolicy, data: Trajectories, losses: np.ndarra
             "origin_step": [origin.step for origin in origins for _ in range(trajectories)],
         }
     )
-
-
-def offline_metrics(
-    scores: pl.DataFrame, tuned: Mapping[str, Sequence[Tuned]], seed: int, draws: int
-) -> OfflineMetrics:
-    """Method -> its result. `tuned`: method -> what its tuned outs record, one per target (and seed).
-
-    Raises PipelineError unless every method has scores of the same seeds and tasks.
-    """
-    methods = scores["method"].unique(maintain_order=True).to_list()
-    check_complete(scores, methods)
-    given = {method: agreed(method, [out.given for out in tuned.get(method, ())]) for method in methods}
-    losses = {method: by_trajectory(scores, method) for method in methods}
-    found = {}
-    for method in methods:
-        rng = np.random.default_rng(seed)
-        differences = {}
-        for base in (REFERENCE, CEILING, START):
-            partner = same_data(given, method, base)
-            if partner is not None:
-                paired = mean_over_tasks(_paired(losses[method], losses[partner]), rng, draws)
-                differences[f"difference_to_{base}"] = Difference(*paired, reference=partner)
-        found[method] = OfflineResult(
-            given=given[method],
-            costs=total([out.costs for out in tuned.get(method, ())]),
-            action_loss=mean_over_tasks(losses[method], rng, draws),
-            trajectories=sum(len(of_task) for of_seed in losses[method] for of_task in of_seed),
-            tasks=_tasks(scores, method, rng, draws),
-            **differences,
-        )
-    return found
-
-
-def by_trajectory(scores: pl.DataFrame, method: str) -> Scores:
-    """Action losses of a method, means over prompts: for each seed one array (trajectories,) per task, all sorted."""
-    runs = scores.filter(pl.col("method") == method).group_by("seed", "task", "trajectory")
-    losses = runs.agg(pl.col("action_loss").sort_by("prompt").mean()).sort("seed", "task", "trajectory")
-    tasks = losses.group_by("seed", "task", maintain_order=True).agg(pl.col("action_loss"))
-    seeds = tasks.partition_by("seed", maintain_order=True)
-    return [[np.asarray(values) for values in seed["action_loss"].to_list()] for seed in seeds]
-
-
-def _paired(one: Scores, other: Scores) -> Scores:
-    return [[a - b for a, b in zip(*tasks, strict=True)] for tasks in zip(one, other, strict=True)]
-
-
-def _tasks(scores: pl.DataFrame, method: str, rng: np.random.Generator, draws: int) -> dict[int, OfflineTask]:
-    found = {}
-    for part in scores.filter(pl.col("method") == method).partition_by("task", maintain_order=True):
-        losses = by_trajectory(part, method)
-        count = sum(len(of_task) for of_seed in losses for of_task in of_seed)
-        found[int(part["task"][0])] = OfflineTask(*mean_over_tasks(losses, rng, draws), count)
-    return found

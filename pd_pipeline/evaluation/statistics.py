@@ -142,9 +142,9 @@ def _percentiles(values: np.ndarray, confidence: float) -> tuple[float, float]:
 
 def student(value: float, values: Sequence[float] | np.ndarray, confidence: float = 0.95) -> Estimate:
     """`value` with Student's interval of k independent values, such as those of the seeds: k - 1 degrees of freedom."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
-    half = float(t.ppf((1 + confidence) / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    half = float(stdtrit(len(values) - 1, (1 + confidence) / 2) * np.std(values, ddof=1) / np.sqrt(len(values)))
     return Estimate(value, value - half, value + half)
 
 
@@ -164,9 +164,9 @@ def success_rate(seeds: Sequence[np.ndarray], confidence: float = 0.95) -> Estim
 
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
     """A success rate with its Wilson score interval."""
-    from scipy.stats import norm
+    from scipy.special import ndtri
 
-    z = float(norm.ppf((1 + confidence) / 2))
+    z = float(ndtri((1 + confidence) / 2))
     rate = successes / trials
     centre = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
     half = z / (1 + z**2 / trials) * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2))

@@ -11,7 +11,7 @@ import polars as pl
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
-from pd_pipeline.evaluation.offline import offline_metrics
+from pd_pipeline.evaluation.offline_metrics import offline_metrics
 from pd_pipeline.evaluation.results import Given, MethodResult, Metrics, OfflineMetrics, OfflineResult
 from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import load_family

@@ -10,7 +10,7 @@ import polars as pl
 from pd_pipeline.config import TUNED
 from pd_pipeline.decisions import Decision, decisions, folders
 from pd_pipeline.evaluation import results
-from pd_pipeline.evaluation.offline import offline_metrics
+from pd_pipeline.evaluation.offline_metrics import offline_metrics
 from pd_pipeline.evaluation.results import MethodResult, OfflineResult, Tuned
 from pd_pipeline.evaluation.scores import REFERENCE, START, method_metrics, tuned_of
 from pd_pipeline.families.base import Family

@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from scipy.stats import entropy
+from scipy.special import entr
 
 from pd_pipeline.families.base import ExpertBars, Family
 from pd_pipeline.trajectories.reading import Trajectories
@@ -62,7 +62,7 @@ def coverage(observations: np.ndarray, low: np.ndarray, high: np.ndarray) -> flo
     effective = []
     for column, rows in zip(scaled.T, inside.T, strict=True):
         counts = np.bincount((column[rows] * CELLS).astype(int), minlength=CELLS)
-        effective.append(np.exp(entropy(counts)) if counts.any() else 0.0)
+        effective.append(np.exp(entr(counts / counts.sum()).sum()) if counts.any() else 0.0)
     return float(np.mean(effective) / CELLS)
 
 
