@@ -11,7 +11,9 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: setup run published test check docs ui bench faults clean
 
+# Says at the end which build of torch was installed and whether it suits the machine.
 setup: $(VENV)/.installed
+	@$(BIN)/python -c "from pd_pipeline.doctor import accelerator; print(*accelerator(), sep='\n')"
 
 # The file $(MARK) exists during an installation. If it exists at the start, the last installation was killed, and the
 # environment is rebuilt.

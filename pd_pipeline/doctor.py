@@ -20,6 +20,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 
 WATCHED = ("torch", "metaworld", "mujoco", "dvc", "dagster")
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 _RENDER = "import mujoco; mujoco.GLContext(64, 64).make_current()"
 
 
@@ -44,6 +45,7 @@ def examine(root: Path) -> Iterator[Finding]:
     """All findings for this machine and the project at `root`."""
     yield from versions()
     yield from threads()
+    yield from accelerator()
     yield from rendering_contexts()
     try:
         project = graphs.load(root)
@@ -83,15 +85,42 @@ def versions() -> Iterator[Finding]:
 
 
 def threads() -> Iterator[Finding]:
-    """The number of threads that torch uses, and the device it would train on."""
+    """The number of threads that torch uses."""
     import torch
 
     cores, used = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    device = f"{torch.cuda.get_device_name()} (cuda)" if torch.cuda.is_available() else "the CPU"
     if used > cores:
         yield Finding("problem", f"torch uses {used} threads on {cores} cores: set OMP_NUM_THREADS={cores}")
     else:
-        yield Finding("ok", f"torch uses {used} threads on {cores} cores and trains on {device}")
+        yield Finding("ok", f"torch uses {used} threads on {cores} cores")
+
+
+def accelerator(driver: Path = NVIDIA_DRIVER) -> Iterator[Finding]:
+    """The device that torch would train on, and whether its build suits the machine. `make setup` prints this too."""
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("ok", f"torch {torch.__version__} trains on {torch.cuda.get_device_name()} (cuda)")
+    elif driver.exists() and torch.version.cuda is None:
+        yield Finding(
+            "note",
+            f"there is an NVIDIA driver, but torch {torch.__version__} is a build for CPUs: install the build of "
+            f"{torch.__version__.partition('+')[0]} for CUDA to train on the GPU",
+        )
+    elif driver.exists():
+        yield Finding(
+            "problem",
+            f"torch {torch.__version__} is built for CUDA {torch.version.cuda} but finds no GPU: update the NVIDIA "
+            "driver, or check that the GPU is visible (nvidia-smi, CUDA_VISIBLE_DEVICES)",
+        )
+    elif torch.version.cuda is not None:
+        yield Finding(
+            "note",
+            f"torch {torch.__version__} is built for CUDA, but there is no NVIDIA driver: it trains on the CPU, and a "
+            "build for CPUs would save gigabytes",
+        )
+    else:
+        yield Finding("ok", f"torch {torch.__version__} trains on the CPU")
 
 
 def rendering_contexts() -> Iterator[Finding]:
