@@ -3,38 +3,42 @@
 `pd-pipeline run`, `dvc repro` and Dagster all call `run` in this module, so all write the same entries to dvc.lock. DVC
 hashes dependencies only after a command has finished; here they are also hashed before it, and nothing is recorded if
 code, parameters or inputs changed in between.
-
-This is the only module that imports dvc. `dvc.repo.Repo` is an internal API: tests/test_lineage.py covers what is used
-of it.
 """
 
-import logging
 import os
-import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import chdir, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pd_pipeline import dvc_locks, locks, records, rendering
 from pd_pipeline import graph as graphs
+from pd_pipeline import locks, records, rendering
 from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.dvc_repo import (
+    BUSY_SECONDS,
+    Busy,
+    dvc_file,
+    enter,
+    locked_entries,
+    one_thread,
+    opened,
+    piece_of,
+    unless_in_use,
+    with_repo,
+)
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import Snapshot, as_json, refuse_changes, snapshot, stamp
-from pd_pipeline.lockfile import HEAD, LOCK_FILE, only, with_entry
-from pd_pipeline.locks import PieceLock, Waiting
+from pd_pipeline.lockfile import LOCK_FILE
+from pd_pipeline.locks import PieceLock
 from pd_pipeline.piece import Compute, is_made, run_piece
 from pd_pipeline.progress import Progress
 from pd_pipeline.rendering import address
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import atomic_file
 
 STAGE_VARIABLE = "DVC_STAGE"  # DVC sets it for the commands it runs
-_BUSY_SECONDS = 0.5
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,18 +49,6 @@ class Outcome:
     skipped: bool
     data_version: str | None
     """MD5 of the out in DVC; None if nothing was recorded."""
-
-
-def init_dvc(root: Path, git_top: Path | None) -> None:
-    """Initialise DVC in a folder, inside the git repository at `git_top` if there is one."""
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        inside = git_top is not None and git_top != root.resolve()
-        Repo.init(str(root), no_scm=git_top is None, subdir=inside).close()
-    except DvcException as error:
-        raise PipelineError(f"{root}: DVC: {error}") from error
 
 
 def run(
@@ -103,8 +95,6 @@ def run(
         return Outcome(metrics, False, None)
 
 
-_one_thread = threading.RLock()
-"""Held while DVC works: it changes the working directory, and threads of one process share that."""
 _rendered: dict[Path, str] = {}
 """Root -> state of the rendered files and of their sources when they were last in sync."""
 
@@ -114,7 +104,7 @@ def keep_rendered(graph: Graph) -> bool:
 
     Returns whether a file changed. When called by DVC, which writes its own record, nothing is recorded.
     """
-    with _one_thread:
+    with one_thread:
         if _rendered.get(graph.root) == _state(graph):
             return False
         file = graph.root / rendering.DVC_FILE
@@ -126,7 +116,7 @@ def keep_rendered(graph: Graph) -> bool:
                 "written again now; DVC has read the old one: repeat the command"
             )
         if is_recording(graph):
-            _with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
+            with_repo(graph.root, lambda repo: _record_digests(graph.root, repo), locks.Waiting())
         _rendered[graph.root] = _state(graph)
         return changed
 
@@ -140,12 +130,12 @@ def _state(graph: Graph) -> str:
 
 
 def _record_digests(root: Path, repo: Any) -> None:
-    piece = repo.stage.load_one(path=_dvc_file(repo), name=rendering.DIGESTS_STAGE)
+    piece = repo.stage.load_one(path=dvc_file(repo), name=rendering.DIGESTS_STAGE)
     if piece.status():
         with chdir(root):
             piece.save()
         piece.commit()
-        _enter(root / LOCK_FILE, piece)
+        enter(root / LOCK_FILE, piece)
 
 
 def make(graph: Graph, stage: str, key: Key, progress: Progress, compute: Compute | None = None) -> bool:
@@ -170,8 +160,8 @@ def _adopt(graph: Graph, stage: str, key: Key) -> None:
     known = not records.foreign(out, records.find(graph.root, stage, key))
     if known or not out.is_dir() or not (graph.root / LOCK_FILE).is_file():
         return
-    with _repo(graph.root) as repo:
-        if not _piece(graph, repo, stage, key).outs[0].status():
+    with opened(graph.root) as repo:
+        if not piece_of(graph, repo, stage, key).outs[0].status():
             records.write(graph.root, stage, key, out, out, made="elsewhere", seconds=0.0)
 
 
@@ -180,10 +170,10 @@ def _recorded(graph: Graph, stage: str, key: Key, before: Snapshot, lock: PieceL
     waiting = locks.Waiting()
     while True:
         try:
-            return _with_repo(graph.root, lambda repo: _record(graph, stage, key, before, repo), waiting, once=True)
+            return with_repo(graph.root, lambda repo: _record(graph, stage, key, before, repo), waiting, once=True)
         except Busy:
             lock.release()
-            time.sleep(_BUSY_SECONDS)
+            time.sleep(BUSY_SECONDS)
             lock.acquire()
 
 
@@ -196,7 +186,7 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
         return None
     if rendering.recorded(graph.root, stage, key) != rendering.digests(graph, stage, key):
         return None
-    return _with_repo(graph.root, lambda repo: _data_version(_piece(graph, repo, stage, key)), locks.Waiting())
+    return with_repo(graph.root, lambda repo: _data_version(piece_of(graph, repo, stage, key)), locks.Waiting())
 
 
 def why(graph: Graph, stage: str, key: Key) -> str:
@@ -208,7 +198,7 @@ def why(graph: Graph, stage: str, key: Key) -> str:
     now = rendering.digests(graph, stage, key)
 
     def look(repo: Any) -> list[str]:
-        piece, found = _piece(graph, repo, stage, key), []
+        piece, found = piece_of(graph, repo, stage, key), []
         for dep in piece.deps:
             if (known := dep.hash_info.value) is None:
                 return ["not recorded yet"]
@@ -219,31 +209,29 @@ def why(graph: Graph, stage: str, key: Key) -> str:
                 found.append(f"{dep.def_path} changed")
         return found + ["its files changed"] * any(out.status() for out in piece.outs)
 
-    return ", ".join(_with_repo(graph.root, look, locks.Waiting()))
+    return ", ".join(with_repo(graph.root, look, locks.Waiting()))
 
 
 def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[str, Key], str]:
     """(stage, key) -> MD5 of the out, for all work that is up to date in the given stages (default: all)."""
-    from dvc.lock import LockError
-
     now = rendering.all_digests(graph)
 
     def look(repo: Any) -> dict[tuple[str, Key], str]:
         pieces = [(name, key) for name in stages or graph.stages for key in graph.keys(name)]
-        locked, found = _locked(repo, {address(*piece) for piece in pieces}), {}
+        locked, found = locked_entries(repo, {address(*piece) for piece in pieces}), {}
         for stage, key in pieces:
             if address(stage, key) not in locked:
                 continue
             if rendering.recorded(graph.root, stage, key) != now[stage][rendering.entry(key)]:
                 continue
-            with suppress(LockError):  # another process works on it
-                if data_version := _data_version(_piece(graph, repo, stage, key, locked)):
+            with unless_in_use():
+                if data_version := _data_version(piece_of(graph, repo, stage, key, locked)):
                     found[stage, key] = data_version
         return found
 
     if not rendering.is_project(graph.root) or not (graph.root / rendering.DVC_FILE).is_file():
         return {}
-    return _with_repo(graph.root, look, locks.Waiting())
+    return with_repo(graph.root, look, locks.Waiting())
 
 
 @dataclass(frozen=True)
@@ -260,22 +248,20 @@ class LockEntry:
 
 def lock_entries(graph: Graph, pieces: Iterable[tuple[str, Key]]) -> dict[tuple[str, Key], LockEntry]:
     """The entries in dvc.lock of those pieces of work whose outs are as recorded there, or are not here."""
-    from dvc.lock import LockError
-
     if not rendering.is_project(graph.root) or not (graph.root / LOCK_FILE).is_file():
         return {}
     asked = {address(stage, key): (stage, key) for stage, key in pieces}
 
     def look(repo: Any) -> dict[tuple[str, Key], LockEntry]:
-        entries, found = _locked(repo, asked), {}
+        entries, found = locked_entries(repo, asked), {}
         for name, piece in asked.items():
-            with suppress(LockError):  # in use by another process
+            with unless_in_use():
                 out = graph.root / graph.out(*piece)
-                if name in entries and not (out.exists() and _piece(graph, repo, *piece, entries).outs[0].status()):
+                if name in entries and not (out.exists() and piece_of(graph, repo, *piece, entries).outs[0].status()):
                     found[piece] = _lock_entry(entries[name])
         return found
 
-    return _with_repo(graph.root, look, locks.Waiting())
+    return with_repo(graph.root, look, locks.Waiting())
 
 
 def _lock_entry(values: Mapping[str, Any]) -> LockEntry:
@@ -294,104 +280,10 @@ def _data_version(piece: Any) -> str | None:
 def _record(graph: Graph, stage: str, key: Key, before: Snapshot, repo: Any) -> str:
     """Record the out and its dependencies in dvc.lock and the cache. Returns the MD5 of the out."""
     # the steps of `Repo.commit`: what `save` hashed is recorded only if nothing has changed since `before`
-    piece = _piece(graph, repo, stage, key)
+    piece = piece_of(graph, repo, stage, key)
     with chdir(graph.root):  # DVC's run cache looks for dvc.yaml in the working directory
         piece.save()
     refuse_changes(graph, stage, key, before)
     piece.commit()
-    _enter(graph.root / LOCK_FILE, piece)
+    enter(graph.root / LOCK_FILE, piece)
     return str(piece.outs[0].hash_info.value)
-
-
-def _enter(lock: Path, piece: Any) -> None:
-    """Write the piece's entry to dvc.lock, as a text edit if possible."""
-    from dvc.stage.serialize import to_lockfile
-    from dvc.utils.serialize import dumps_yaml
-
-    entry = dumps_yaml({"schema": "2.0", "stages": to_lockfile(piece)})
-    text = with_entry(lock.read_text() if lock.is_file() else "", entry)
-    if text is None:
-        piece.dump(update_pipeline=False)
-        return
-    with atomic_file(lock) as temporary:
-        temporary.write_text(text)
-
-
-def _piece(graph: Graph, repo: Any, stage: str, key: Key, locked: Mapping[str, Any] | None = None) -> Any:
-    """DVC's object for a piece of work, as `repo.stage.load_one` makes it, without reading all the others.
-
-    `locked`: what `_locked` found, if it was asked for this piece.
-    """
-    from dvc.dvcfile import load_file
-
-    file, name = load_file(repo, _dvc_file(repo)), address(stage, key)
-    entries = _locked(repo, [name]) if locked is None else locked
-    return file.LOADER.load_stage(file, name, rendering.definition(graph, stage, key), entries.get(name))
-
-
-def _locked(repo: Any, names: Collection[str]) -> dict[str, Any]:
-    """The entries of dvc.lock with these names, checked by DVC, which raises DvcException."""
-    from dvc.dvcfile import Lockfile
-    from dvc.utils.serialize import parse_yaml
-
-    path = Path(repo.root_dir) / LOCK_FILE
-    text = only(path.read_text(), names) if path.is_file() else HEAD
-    if text == HEAD:
-        return {}
-    return dict(Lockfile.validate(parse_yaml(text, str(path)) or {}, str(path)).get("stages", {}))
-
-
-def _dvc_file(repo: Any) -> str:
-    return str(Path(repo.root_dir) / rendering.DVC_FILE)
-
-
-class Busy(Exception):
-    """Another process holds a DVC lock that is needed."""
-
-
-@contextmanager
-def _repo(root: Path) -> Iterator[Any]:
-    """Open the DVC repository. Raises Busy if it is locked, and PipelineError for other errors of DVC."""
-    from dvc.exceptions import DvcException
-    from dvc.lock import LockError
-    from dvc.repo import Repo
-
-    logging.getLogger("dvc").setLevel(logging.ERROR)
-    try:
-        with _one_thread, Repo(str(root), _wait_for_lock=True) as repo:
-            yield repo
-    except LockError as error:
-        raise Busy from error
-    except DvcException as error:
-        raise PipelineError(f"DVC: {error}: `pd-pipeline doctor` may find the cause") from error
-
-
-def _with_repo(root: Path, work: Callable[[Any], T], waiting: Waiting, once: bool = False) -> T:
-    """Call `work` with the locked DVC repository, and retry while another process holds a lock that it needs.
-
-    Raises Busy instead of retrying if `once` is set.
-    """
-    from dvc.repo import lock_repo
-
-    while True:
-        try:
-            with _repo(root) as repo, lock_repo(repo):
-                return work(repo)
-        except Busy:  # DVC waits for the lock of the repository, but not for those of outs and dependencies
-            waiting.say(_who_holds(root))
-            if once:
-                raise
-            time.sleep(_BUSY_SECONDS)
-
-
-def _who_holds(root: Path) -> str:
-    """A sentence about the processes named in DVC's lock file, and what to do if such a lock is stale."""
-    found = dvc_locks.holders(root)
-    stale = [holder for holder in found if not holder.plausible]
-    if stale:
-        return (
-            f"waiting for DVC's lock, held by process {stale[0].pid} ('{stale[0].command}'), but the process with this "
-            f"number is '{stale[0].running}': the lock is stale: `pd-pipeline doctor` removes it"
-        )
-    names = ", ".join(f"process {holder.pid} ('{holder.command}')" for holder in found) or "another process"
-    return f"waiting for DVC's lock, held by {names}: continues when that ends"

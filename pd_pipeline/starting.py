@@ -3,8 +3,9 @@
 import subprocess
 from pathlib import Path
 
-from pd_pipeline import graph, lineage, rendering
+from pd_pipeline import graph, rendering
 from pd_pipeline.config import PARAMS_FILE
+from pd_pipeline.dvc_repo import init_dvc
 from pd_pipeline.errors import PipelineError
 
 TEMPLATE = Path(__file__).with_name("project.yaml")
@@ -24,7 +25,7 @@ def begin(root: Path) -> list[Path]:
         raise PipelineError(f"{root / PARAMS_FILE}: already exists: edit this file instead")
     root.mkdir(parents=True, exist_ok=True)
     if not rendering.is_project(root):
-        lineage.init_dvc(root, git_top(root))
+        init_dvc(root, git_top(root))
     if not (root / ".dvc/.gitignore").exists():  # outside git DVC writes none, and git may come later
         (root / ".dvc/.gitignore").write_text("/config.local\n/tmp\n/cache\n")
     for name, lines in IGNORED.items():
