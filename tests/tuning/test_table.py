@@ -18,6 +18,7 @@ def asked(**values: object) -> RunParams:
 def test_the_methods_of_the_package() -> None:
     table = built_in()
     assert {name for name, method in table.items() if "diffuser" in method.needs} == {
+        "nearest_task",
         "prompt_diffuser",
         "prompt_diffuser_online",
         "prompt_diffuser_zero_shot",
@@ -26,7 +27,7 @@ def test_the_methods_of_the_package() -> None:
     assert all(method.needs[:2] == ("target_data", "plm") for method in table.values())
     assert all(method.source.name == f"{name}.py" for name, method in table.items())
     blind = {name for name, method in table.items() if not method.demonstrations}
-    assert blind == {"prompt_diffuser_zero_shot", "prompt_search"}
+    assert blind == {"nearest_task", "prompt_diffuser_zero_shot", "prompt_search"}
     online = {name for name, method in table.items() if method.online}
     assert online == {"prompt_bandit", "prompt_diffuser_online", "prompt_search", "prompt_tuning_ranking_online"}
     assert {"prompt_dt", "full_finetune", "noise_prompt"} <= set(table)
