@@ -21,9 +21,13 @@ echo "pip $*" >> calls
 if [ -e slow-pip ]; then touch half-way-written; sleep 30; fi
 exit 0
 END
+cat > "$3/bin/python" <<'END'
+#!/bin/sh
+echo "python $*"
+END
 echo "venv" >> calls
 if [ -e slow-venv ]; then touch half-way-written; sleep 30; fi
-chmod +x "$3/bin/pip"
+chmod +x "$3/bin/pip" "$3/bin/python"
 """
 
 
@@ -55,6 +59,14 @@ def test_setup_installs_once(folder: Path) -> None:
     assert make(folder).wait() == 0
     assert calls(folder) == done
     assert not (folder / ".venv.installing").exists()
+
+
+def test_setup_says_what_torch_trains_on(folder: Path) -> None:
+    printed = subprocess.run(
+        ["make", "--silent", "setup", "PYTHON=./fake-python"], cwd=folder, capture_output=True, text=True, check=True
+    )
+    assert "python -c from pd_pipeline.doctor import accelerator" in printed.stdout
+    assert "accelerator" not in (folder / "calls").read_text(), "pip has nothing to do with it"
 
 
 @pytest.mark.parametrize("where", ["venv", "pip"])
