@@ -21,7 +21,6 @@ from pd_pipeline.stage import Key
 from pd_pipeline.stages import Resources
 from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_project
 
-pytestmark = pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
 PLM = "plm", Key("point_robot", None, 0)
 PARAMS = SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]").replace(
     "plm: {steps: 4,", "plm: {steps: 1200, log_every: 20, checkpoint_seconds: 0.1,"
@@ -29,7 +28,7 @@ PARAMS = SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]").replace(
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+def cluster(alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     """A head that computes nothing, and two nodes of one core."""
     monkeypatch.setenv("RAY_worker_niceness", "0")  # else other tests on this machine go first
     made = Nodes()

@@ -29,9 +29,8 @@ def stub(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
-@pytest.mark.xdist_group("ray")  # one cluster on this machine at a time
+@pytest.mark.usefixtures("alone")
 def test_a_job_of_slurm_runs_a_stage_on_its_nodes(tmp_path: Path) -> None:
-    pytest.importorskip("ray")
     root = make_project(tmp_path / "project")
     programs = tmp_path / "bin"
     programs.mkdir()
