@@ -3,8 +3,8 @@
 Measured: recording a piece of work, and seeing that one is up to date, in projects of more and more seeds, without
 computing anything. dvc.lock has an entry for every piece; in large projects most are copies of one.
 
-Simulated: a scheduler that gives each piece to a free machine replays the seconds that pieces of the default project
-took, and each costs the driver what was measured, one after the other.
+Simulated: a scheduler that gives each piece, and each part of the evaluation, to a free machine replays the seconds
+that pieces of the default project took. Each piece costs the driver what was measured, one after the other.
 """
 
 import heapq
@@ -22,6 +22,7 @@ from benchmarks.common import RESULTS, Figure, at_most, command, timed
 from benchmarks.projects import BIN, call, project
 from pd_pipeline import graph as graphs
 from pd_pipeline import lineage, records, rendering
+from pd_pipeline.evaluation.stage import Params as EvaluationParams
 from pd_pipeline.graph import Graph
 from pd_pipeline.lockfile import HEAD, LOCK_FILE, only
 from pd_pipeline.progress import Progress, silent
@@ -104,10 +105,12 @@ class Work(NamedTuple):
 
     seconds: float
     needs: tuple[int, ...]
+    recorded: bool = True
+    """Whether it is a piece, which the driver records, and not a part of one."""
 
 
-def many_targets(seconds: Mapping[str, float], targets: int, shards: int) -> list[Work]:
-    """Collection, both pre-trainings, tuning for each target, and evaluation in `shards` pieces of equal size.
+def many_targets(seconds: Mapping[str, float], targets: int, parts: int) -> list[Work]:
+    """Collection, both pre-trainings, tuning for each target, and evaluation in `parts` of equal size.
 
     `seconds` are those of one seed of the default project: `plm@reach-0` and so on.
     """
@@ -119,16 +122,19 @@ def many_targets(seconds: Mapping[str, float], targets: int, shards: int) -> lis
     work = [trajectories, Work(took("plm"), (0,)), Work(took("diffuser"), (0,))]
     work += [Work(took("tuned_prompt_diffuser"), (1, 2))] * targets
     known = len({name for name in seconds if name.startswith("tuned_prompt_diffuser@")})
-    each = took("evaluation") / known * targets / shards
-    size = targets // shards
-    work += [Work(each, tuple(range(3 + i * size, 3 + (i + 1) * size))) for i in range(shards)]
+    first = len(work) + 1
+    work.append(Work(0.0, tuple(range(3, first - 1)), recorded=False))  # evaluation starts
+    each = took("evaluation") / known * targets / parts
+    work += [Work(each, (first - 1,), recorded=False)] * parts
+    work.append(Work(0.0, tuple(range(first, first + parts))))
     return work
 
 
 def makespan(work: list[Work], machines: int, driver: float) -> float:
-    """Seconds until all is done: a free machine takes the first piece whose needs are recorded, which the driver does.
+    """Seconds until all is done: a free machine takes the first piece whose needs are recorded.
 
-    The driver records one piece at a time, in the order in which they end.
+    The driver records one piece at a time, in the order in which they end. It has twice as many pieces under way as
+    there are machines, those that wait to be recorded among them (`engines.on_ray`).
     """
     missing = [len(piece.needs) for piece in work]
     readers: list[list[int]] = [[] for _ in work]
@@ -137,20 +143,26 @@ def makespan(work: list[Work], machines: int, driver: float) -> float:
             readers[need].append(i)
     ready = [i for i, count in enumerate(missing) if not count]
     heapq.heapify(ready)
-    running: list[tuple[float, int]] = []
-    free, recorded = machines, 0.0
-    while ready or running:
-        while ready and free:
+    events: list[tuple[float, bool, int]] = []  # (when, whether it is recorded or has only been computed, which)
+    free, under_way, now, driver_free = machines, 0, 0.0, 0.0
+    while ready or events:
+        while ready and free and under_way < 2 * machines:
             first = heapq.heappop(ready)
-            heapq.heappush(running, (recorded + work[first].seconds, first))
-            free -= 1
-        ended, done = heapq.heappop(running)
-        recorded, free = max(recorded, ended) + driver, free + 1  # a machine is free when its piece is recorded
+            heapq.heappush(events, (now + work[first].seconds, False, first))
+            free, under_way = free - 1, under_way + 1
+        now, is_recorded, done = heapq.heappop(events)
+        if not is_recorded:
+            free += 1
+            if work[done].recorded:
+                driver_free = max(driver_free, now) + driver
+            heapq.heappush(events, (driver_free if work[done].recorded else now, True, done))
+            continue
+        under_way -= 1
         for reader in readers[done]:
             missing[reader] -= 1
             if not missing[reader]:
                 heapq.heappush(ready, reader)
-    return recorded
+    return now
 
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
@@ -171,9 +183,9 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     details |= {f"{cost.pieces} pieces: milliseconds to record and to skip one": per_piece(cost) for cost in found}
     seconds = read_json(RESULTS.parent / "default/reach/provenance.json")["seconds"]
     targets = 100 if quick else TARGETS
-    for shards in (1, targets // 10):
-        work = many_targets(seconds, targets, shards)
-        what = f"{targets:,} targets, evaluation in {shards:,} pieces"
+    for size in (targets, EvaluationParams().targets):
+        work = many_targets(seconds, targets, targets // size)
+        what = f"{targets:,} targets, evaluated in parts of {size:,}"
         details[f"{what}: hours of the longest chain"] = round(critical_path(work) / 3600, 2)
         for machines in MACHINES:
             ours, free = (makespan(work, machines, driver) / 3600 for driver in (most.record, 0.0))
@@ -183,6 +195,7 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
 
 
 def per_piece(cost: Costs) -> list[float]:
+    """Milliseconds to record and to skip a piece."""
     return [round(1000 * seconds, 1) for seconds in (cost.record, cost.skip)]
 
 

@@ -3,6 +3,7 @@
 import importlib
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,17 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress
 from pd_pipeline.revision import git_revision
-from pd_pipeline.stage import Key, StageContext
+from pd_pipeline.stage import Key, Spread, StageContext
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
 
 Compute = Callable[[Graph, str, Key, Progress], dict[str, Any]]
 """What is called as `run_piece`: it, or what has it called on another machine."""
 
 
-def run_piece(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
+def run_piece(graph: Graph, stage: str, key: Key, progress: Progress, spread: Spread | None = None) -> dict[str, Any]:
     """Do one piece of work: the function behind `pd-pipeline run`, a DVC stage and a Dagster asset.
+
+    Parts of it are computed by `spread`, if that is given.
 
     The out is written completely or not at all, with a record of its files and cost next to it. Work that was killed
     resumes if its code, parameters and inputs have not changed. Returns the metrics of the stage. Raises PipelineError
@@ -45,7 +48,7 @@ def run_piece(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[st
                 remove(other_work)
     work.mkdir(parents=True, exist_ok=True)
     with records.clock(work) as clock, atomic_directory(final) as out:
-        context = stage_context(graph, stage, key, out, work, progress)
+        context = replace(stage_context(graph, stage, key, out, work, progress), spread=spread)
         metrics = importlib.import_module(graph.stages[stage].module).run(context)
         # a file may have been added in the meantime
         records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)

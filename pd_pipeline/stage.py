@@ -1,13 +1,24 @@
 """The context that a stage function gets: the same from the CLI, DVC and Dagster."""
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.progress import Progress
+
+P = TypeVar("P")
+R = TypeVar("R")
+
+
+class Spread(Protocol):
+    """Has parts of a piece of work computed side by side on the machines of a cluster."""
+
+    def __call__(self, work: Callable[[Sequence[P]], Iterable[R]], parts: Sequence[P]) -> Iterator[R]:
+        """Call `work`, which can be pickled, with some of `parts` at a time; yields what it yields, in any order."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,8 @@ class StageContext:
     """All of params.yaml, as this piece of work is recorded with it."""
     facts: dict[str, str] = field(default_factory=dict)
     """Set by the stage: the `device` and `precision` it used, for the record."""
+    spread: Spread | None = None
+    """Where other machines compute for this piece; None: it computes everything itself."""
 
     @cached_property
     def family(self) -> Family:

@@ -111,6 +111,8 @@ class Stage:
     preset: Parameters | None = None
     """Its parameters, if they do not come from params.yaml."""
     resources: Resources = Resources()
+    spreads: bool = False
+    """Whether it has parts computed by other machines of a cluster, each with `resources`, where there is one."""
 
     @property
     def computes(self) -> bool:
@@ -152,6 +154,7 @@ BEFORE_TUNING = (
         (FAMILY,),
         ["behavior_policies"],
         resources=Resources(cpus=4),
+        spreads=True,
         checks=(VALID, EXPERT_QUALITY),
         plots=f"{PLOTS}:trajectories",
         reads_recordings=True,
@@ -230,12 +233,14 @@ def _evaluation(outs: Sequence[str], tuners: tuple[str, ...]) -> Stage:
         checks=(METRICS_COMPLETE,),
         plots=f"{PLOTS}:evaluation",
         resources=Resources(cpus=4, gpus=SHARE_OF_GPU),
+        spreads=True,
     )
 
 
 def target_evaluation(evaluation: Stage) -> Stage:
     """The same evaluation of one target alone, for targets with accepted data."""
-    return replace(evaluation, name=TARGET_EVALUATION, axes=AXES, checks=(), accepted_only=True, block=evaluation.name)
+    changes: dict[str, Any] = {"axes": AXES, "checks": (), "accepted_only": True, "spreads": False}
+    return replace(evaluation, name=TARGET_EVALUATION, block=evaluation.name, **changes)
 
 
 def _prompt_fit(measured: Mapping[str, Method]) -> Stage:

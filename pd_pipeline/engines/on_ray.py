@@ -5,6 +5,9 @@ file system) and has this package in the same version. A task reads and writes t
 but names is sent to it. The node checks that it sees the same code, parameters and inputs as this process. A task whose
 node is lost runs again elsewhere, and work that can resume does so from its folder. Lineage is recorded by this process
 alone.
+
+A piece of a stage that `spreads` starts further tasks, one for some of its parts each, and only puts together what
+these leave in its work folder.
 """
 
 import logging
@@ -18,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pd_pipeline.engines.order import Piece, side_by_side
 from pd_pipeline.errors import PipelineError
@@ -32,6 +35,8 @@ from pd_pipeline.workers import CORES
 
 RETRIES = 3
 """How often a task whose node or process is lost runs again."""
+TASKS_PER_SLOT = 4
+"""Of a piece that is spread: more would balance the load better, and start more processes."""
 CONNECT_SECONDS = 10.0
 CANCEL_SECONDS = 30.0
 GIB = 1 << 30
@@ -50,34 +55,27 @@ class Cluster:
 
     def compute(self, graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
         """Do one piece of work on a node, and wait for it. Raises PipelineError as `run_piece` does."""
-        import ray
-
+        title = address(stage, key)
         if self._cancelled:
-            raise PipelineError(f"{address(stage, key)}: interrupted before it started")
+            raise PipelineError(f"{title}: interrupted before it started")
         asked = fitting(graph.stages[stage].resources, self.nodes, graph.params.machine.device != "cpu")
-        task: Any = ray.remote(_on_node)
-        task = task.options(
-            name=address(stage, key),
-            num_cpus=asked.cpus,
-            num_gpus=asked.gpus,
-            memory=int(asked.memory * GIB),
-            max_retries=RETRIES,
+        piece = Asked(
+            str(graph.root),
+            graph.overrides,
+            dict(graph.base),
+            dict(graph.homes),
+            stage,
+            str(key),
+            graph.work_digest(stage, key),
         )
-        work = graph.work_digest(stage, key)
-        given = (str(graph.root), graph.overrides, dict(graph.base), dict(graph.homes), stage, str(key), work)
-        running = task.remote(*given, asked.cpus)
+        if graph.stages[stage].spreads:
+            # a task keeps its GPU while it waits for others: with one, those of its parts might never get theirs
+            running = _task(_spread_from_node, title, replace(asked, cpus=1, gpus=0)).remote(piece, asked, self.nodes)
+        else:
+            running = _task(_on_node, title, asked).remote(piece, asked.cpus)
         self._running.add(running)
         try:
-            metrics: dict[str, Any] = ray.get(running)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.as_instanceof_cause()
-            if isinstance(cause, PipelineError):
-                raise PipelineError(str(error.cause)) from None
-            raise
-        except ray.exceptions.RayError as error:
-            raise PipelineError(
-                f"{address(stage, key)}: Ray: {error}: it runs again, and resumes, with the next command"
-            ) from error
+            metrics: dict[str, Any] = _result(running, title)
         finally:
             self._running.discard(running)
         return metrics
@@ -170,25 +168,100 @@ def fitting(asked: Resources, nodes: Iterable[Mapping[str, float]], gpu: bool = 
     )
 
 
-def _on_node(
-    root: str,
-    overrides: tuple[str, ...],
-    base: dict[str, Any],
-    homes: dict[tuple[str, str | None, int | None], Path],
-    stage: str,
-    name: str,
-    work: str,
-    cpus: int,
-) -> dict[str, Any]:
-    """One piece of work on the node that Ray chose; `work` is its digest where it was asked for."""
+class Asked(NamedTuple):
+    """A piece of work as its graph is rebuilt on a node; `work` is its digest where it was asked for."""
+
+    root: str
+    overrides: tuple[str, ...]
+    base: dict[str, Any]
+    homes: dict[tuple[str, str | None, int | None], Path]
+    stage: str
+    key: str
+    work: str
+
+
+def _task(function: Callable[..., Any], title: str, asked: Resources) -> Any:
+    """`function` as a task of Ray that runs again where it is lost."""
+    import ray
+
+    task: Any = ray.remote(function)
+    needs = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "memory": int(asked.memory * GIB)}
+    return task.options(name=title, max_retries=RETRIES, **needs)
+
+
+def _result(running: Any, title: str) -> Any:
+    """What a task returns, once it has. Raises PipelineError where it raised that, and where Ray lost it for good."""
+    import ray
+
+    try:
+        return ray.get(running)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.as_instanceof_cause()
+        if isinstance(cause, PipelineError):
+            raise PipelineError(str(error.cause)) from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise PipelineError(f"{title}: Ray: {error}: it runs again, and resumes, with the next command") from error
+
+
+def _on_node(piece: Asked, cpus: int) -> dict[str, Any]:
+    """One piece of work on the node that Ray chose."""
+    return run_piece(*_prepared(piece, cpus), LineProgress(_print))
+
+
+def _spread_from_node(piece: Asked, asked: Resources, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """One piece of work on the node that Ray chose, with its parts in tasks that have the resources `asked`."""
+    graph, stage, key = _prepared(piece, 1)
+
+    def spread(work: Callable[[Sequence[Any]], Iterable[Any]], parts: Sequence[Any]) -> Iterator[Any]:
+        import ray
+
+        title = f"parts of {address(stage, key)}"
+        size = max(1, -(-len(parts) // (TASKS_PER_SLOT * slots(asked, nodes))))
+        some = [list(parts[first : first + size]) for first in range(0, len(parts), size)]
+        running = [_task(_parts_on_node, title, asked).remote(piece, asked.cpus, work, each) for each in some]
+        try:
+            while running:
+                done, running = ray.wait(running)
+                for one in done:
+                    yield from _result(one, title)
+        finally:
+            for one in running:
+                ray.cancel(one, force=True)
+
+    return run_piece(graph, stage, key, LineProgress(_print), spread)
+
+
+def slots(asked: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
+    """How many tasks with the resources `asked` can run at once, by cores; one at least."""
+    return max(1, sum(int(node.get("CPU", 0)) // asked.cpus for node in nodes))
+
+
+def _parts_on_node(
+    piece: Asked, cpus: int, work: Callable[[Sequence[Any]], Iterable[Any]], parts: Sequence[Any]
+) -> list[Any]:
+    """Some parts of a piece of work on the node that Ray chose."""
+    _prepared(piece, cpus)  # with it, the modules of the user's methods can be imported here
+    return list(work(parts))
+
+
+def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
+    """The graph on this node, and what is to be made of it, on so many cores.
+
+    Raises PipelineError if this node sees something else than the process that asked.
+    """
     os.environ[CORES] = str(cpus)
     if "torch" in sys.modules:  # this process has done another piece, perhaps on another number of cores
         sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpus)))
-    graph = replace(load(Path(root), overrides, base), homes=homes)
-    key = graph.key(stage, name)
-    if graph.work_digest(stage, key) != work:
+    graph = replace(load(Path(piece.root), piece.overrides, piece.base), homes=piece.homes)
+    key = graph.key(piece.stage, piece.key)
+    if graph.work_digest(piece.stage, key) != piece.work:
         raise PipelineError(
-            f"{address(stage, key)}: node {socket.gethostname()} sees other code, parameters or inputs than the "
-            f"process that asked for it: install the same version there, and share {root} between all nodes"
+            f"{address(piece.stage, key)}: node {socket.gethostname()} sees other code, parameters or inputs than the "
+            f"process that asked for it: install the same version there, and share {piece.root} between all nodes"
         )
-    return run_piece(graph, stage, key, LineProgress(lambda line: print(line, flush=True)))
+    return graph, piece.stage, key
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)

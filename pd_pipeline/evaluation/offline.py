@@ -6,7 +6,6 @@ targets), with several over the seeds (Student), as for returns.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,11 +14,8 @@ from pydantic import Field
 from pd_pipeline.compute import use_bf16
 from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.offline_metrics import offline_metrics
-from pd_pipeline.evaluation.policies import TunedPolicy, by_method, of_target, targets
-from pd_pipeline.evaluation.results import OfflineEvaluation, save_offline
+from pd_pipeline.evaluation.policies import TunedPolicy, of_target
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import atomic_file
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning.action_losses import action_losses
@@ -52,36 +48,23 @@ class OfflineParams(Parameters):
 
 
 def score(
-    context: StageContext, policies: Sequence[TunedPolicy], plm: Pretrained, params: OfflineParams
-) -> dict[str, Any]:
-    """Write `scores.parquet`, one row per method, target, prompt and held-out trajectory, and `metrics.json`.
+    context: StageContext, policies: Sequence[TunedPolicy], plm: Pretrained, tasks: Sequence[int], title: str
+) -> pl.DataFrame:
+    """Scores of `tasks`, one row per method, target, prompt and held-out trajectory.
 
-    Of a single target that has too few trajectories as yet, `metrics.json` says so and holds no scores. Raises
-    PipelineError if the targets of a family have too few.
+    Raises TooFew if a target has too few trajectories to be scored on.
     """
-    try:
-        held_out = {task: _held_out(context, task, policies, params) for task in targets(context)}
-    except TooFew as error:
-        if context.key.task is None:
-            raise
-        missing = OfflineEvaluation({}, context.params.precision, context.key.family, context.seed, waits=str(error))
-        save_offline(context.out / "metrics.json", missing)
-        return {}
+    params: OfflineParams = context.params.offline
+    held_out = {task: _held_out(context, task, policies, params) for task in tasks}
     tables: list[pl.DataFrame] = []
     bf16 = use_bf16(context.params.precision, plm.device)
     windows = {task: PolicyData(found, plm.normalization, plm.device) for task, found in held_out.items()}
     for done, policy in enumerate(policies):
-        context.progress(f"{context.stage} {context.key}", done, len(policies), f"{policy.method}, task {policy.task}")
+        context.progress(title, done, len(policies), f"{policy.method}, task {policy.task}")
         losses = action_losses(policy.actors, windows[policy.task], params.steps, bf16)  # (prompts, trajectories)
         tables.append(_table(context.seed, policy, held_out[policy.task], losses))
-    context.progress(f"{context.stage} {context.key}", len(policies), len(policies))
-    scores = pl.concat(tables)
-    with atomic_file(context.out / "scores.parquet") as temporary:
-        scores.write_parquet(temporary)
-    metrics = offline_metrics(scores, by_method(list(policies)), context.seed, context.params.bootstrap)
-    evaluation = OfflineEvaluation(metrics, context.params.precision, context.key.family, context.seed)
-    save_offline(context.out / "metrics.json", evaluation)
-    return {f"offline_action_loss_{method}": result.action_loss.value for method, result in metrics.items()}
+    context.progress(title, len(policies), len(policies))
+    return pl.concat(tables)
 
 
 def _held_out(context: StageContext, task: int, policies: Sequence[TunedPolicy], params: OfflineParams) -> Trajectories:

@@ -1,9 +1,11 @@
 """What the methods left for the targets of a family and seed, or for one target, as policies that can act."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pd_pipeline.acting.actors import Actors
+from pd_pipeline.config import TUNED
 from pd_pipeline.evaluation.results import Tuned
 from pd_pipeline.evaluation.scores import tuned_of
 from pd_pipeline.stage import StageContext
@@ -19,7 +21,6 @@ class TunedPolicy(NamedTuple):
     task: int
     actors: Actors
     summary: Summary
-    tuned: Tuned
 
 
 def targets(context: StageContext) -> tuple[int, ...]:
@@ -37,22 +38,27 @@ def can_act(context: StageContext) -> bool:
     return context.family.simulates(targets(context))
 
 
-def tuned_policies(context: StageContext, plm: Pretrained) -> list[TunedPolicy]:
-    """One per method and target that this key reads."""
-    names = [name for name in context.inputs if name.startswith("tuned_")]
-    return [_load(context, name, task, plm) for name in names for task in targets(context)]
+def methods(context: StageContext) -> list[str]:
+    """Methods and variants whose outs this key reads."""
+    return [name.removeprefix(TUNED) for name in context.inputs if name.startswith(TUNED)]
 
 
-def _load(context: StageContext, name: str, task: int, plm: Pretrained) -> TunedPolicy:
-    directory = of_target(context, name, task)
-    actors = adaptation.load(context.modules[name], directory, plm).actors(plm)
-    written = summary.load(directory)
-    return TunedPolicy(name.removeprefix("tuned_"), task, actors, written, tuned_of(written, task))
+def tuned_policies(context: StageContext, plm: Pretrained, tasks: Sequence[int]) -> list[TunedPolicy]:
+    """One per method and target of `tasks`, method by method."""
+    return [_load(context, method, task, plm) for method in methods(context) for task in tasks]
 
 
-def by_method(policies: list[TunedPolicy]) -> dict[str, list[Tuned]]:
+def _load(context: StageContext, method: str, task: int, plm: Pretrained) -> TunedPolicy:
+    stage = TUNED + method
+    directory = of_target(context, stage, task)
+    actors = adaptation.load(context.modules[stage], directory, plm).actors(plm)
+    return TunedPolicy(method, task, actors, summary.load(directory))
+
+
+def recorded(context: StageContext) -> dict[str, list[Tuned]]:
     """Method -> what its outs record, one per target."""
-    outs: dict[str, list[Tuned]] = {}
-    for policy in policies:
-        outs.setdefault(policy.method, []).append(policy.tuned)
-    return outs
+    tasks = targets(context)
+    return {
+        method: [tuned_of(summary.load(of_target(context, TUNED + method, task)), task) for task in tasks]
+        for method in methods(context)
+    }

@@ -1,29 +1,35 @@
 """Stages evaluation and target_evaluation: score what every method left.
 
 `evaluation` does so for all target tasks of a family and seed, `target_evaluation` for one target with accepted data.
-It is rolled out; where no simulator knows the target it is scored offline (see `offline`).
+It is rolled out (see `episodes`); where no simulator knows the targets it is scored offline (see `offline`).
+
+The targets are scored in parts. A part is a pure function of its targets: a cluster has parts scored on many machines,
+and those that are done survive a kill in the work folder.
 """
 
-from dataclasses import fields
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import polars as pl
 from pydantic import Field
 
-from pd_pipeline.acting.actors import Actors
-from pd_pipeline.acting.environments import episode_seed, make_batch
-from pd_pipeline.acting.rollouts import Rollouts, grouped, rollout
-from pd_pipeline.compute import pick_device, use_bf16
+from pd_pipeline.compute import pick_device
 from pd_pipeline.config import Parameters
-from pd_pipeline.evaluation import offline
-from pd_pipeline.evaluation.offline import OfflineParams
-from pd_pipeline.evaluation.policies import TunedPolicy, by_method, can_act, tuned_policies
-from pd_pipeline.evaluation.results import Evaluation, save
+from pd_pipeline.evaluation import episodes, offline
+from pd_pipeline.evaluation.offline import OfflineParams, TooFew
+from pd_pipeline.evaluation.offline_metrics import offline_metrics
+from pd_pipeline.evaluation.policies import can_act, methods, recorded, targets, tuned_policies
+from pd_pipeline.evaluation.results import Evaluation, OfflineEvaluation, save, save_offline
 from pd_pipeline.evaluation.scores import method_metrics
 from pd_pipeline.stage import StageContext
-from pd_pipeline.storage import atomic_file, save_arrays
+from pd_pipeline.storage import atomic_directory, atomic_file, load_arrays, read_json, save_arrays, write_json
 from pd_pipeline.tuning.protocol import Pretrained
+
+SCORES, ROLLOUTS, FACTS = "scores.parquet", "rollouts.safetensors", "facts.json"
 
 
 class Params(Parameters):
@@ -39,6 +45,12 @@ class Params(Parameters):
         le=100_000,
         description="held in memory at once; more run in rounds, equal up to rounding",
     )
+    targets: int = Field(
+        default=50,
+        gt=0,
+        le=100_000,
+        description="targets of a part; parts are side by side on a cluster, equal up to rounding",
+    )
     patience: float = Field(
         default=600.0, gt=0, le=86_400, description="seconds after which a step that has not come back is ended"
     )
@@ -49,88 +61,91 @@ class Params(Parameters):
     offline: OfflineParams = OfflineParams()
 
 
+class Part(NamedTuple):
+    """Some of the targets of a key: part `number` of `total`, from 1."""
+
+    number: int
+    total: int
+    targets: tuple[int, ...]
+
+    def folder(self, work: Path) -> Path:
+        """Where its scores are kept until all parts are done."""
+        return work / f"part-{self.number}"
+
+    def title(self, context: StageContext) -> str:
+        """What its progress is called."""
+        return f"{context.stage} {context.key}" + (f", part {self.number} of {self.total}" if self.total > 1 else "")
+
+
 def run(context: StageContext) -> dict[str, Any]:
     """Write `scores.parquet`, `metrics.json` and, where there is a simulator, `rollouts.safetensors`."""
     params: Params = context.params
-    device = pick_device(context.device)
-    context.facts.update(device=str(device), precision=params.precision)
-    plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
-    policies = tuned_policies(context, plm)
+    parts = plan(targets(context), params.targets)
+    todo = [part for part in parts if not part.folder(context.work).is_dir()]
+    key, precision = context.key.family, params.precision
+    try:
+        if context.spread is None:
+            list(score(context, todo))
+        else:
+            list(context.spread(partial(score, replace(context, spread=None)), todo))
+    except TooFew as error:
+        if context.key.task is None:
+            raise
+        missing = OfflineEvaluation({}, precision, key, context.seed, waits=str(error))
+        save_offline(context.out / "metrics.json", missing)
+        return {}
+    folders = [part.folder(context.work) for part in parts]
+    context.facts.update(read_json(folders[-1] / FACTS))
+    scores = _joined(context, folders)
+    with atomic_file(context.out / SCORES) as temporary:
+        scores.drop("row").write_parquet(temporary)
+    outs = recorded(context)
     if not can_act(context):
-        return offline.score(context, policies, plm, params.offline)
-    rollouts = _roll_out(context, policies, plm, 0)  # those of the first episode are kept
-    tables = [_scores(context, policies, rollouts, 0)]
-    for episode in range(1, params.episodes):
-        again = _roll_out(context, policies, plm, episode)
-        tables.append(_scores(context, policies, again, episode))
-    scores = pl.concat(tables)
-    with atomic_file(context.out / "scores.parquet") as temporary:
-        scores.write_parquet(temporary)
-    metrics = method_metrics(scores, by_method(policies), context.seed, params.bootstrap)
-    save(context.out / "metrics.json", Evaluation(metrics, params.precision, context.key.family, context.seed))
-    first = scores.with_row_index().filter(pl.col("prompt") == 0, pl.col("episode") == 0)
-    rows = first["index"].to_numpy()
-    save_arrays(
-        context.out / "rollouts.safetensors",
-        {"observations": rollouts.observations[rows], "actions": rollouts.actions[rows], "rows": rows.astype(np.int64)},
-    )
-    return {f"return_mean_{method}": result.mean.value for method, result in metrics.items()}
+        offline_results = offline_metrics(scores, outs, context.seed, params.bootstrap)
+        save_offline(context.out / "metrics.json", OfflineEvaluation(offline_results, precision, key, context.seed))
+        return {f"offline_action_loss_{method}": result.action_loss.value for method, result in offline_results.items()}
+    _save_rollouts(context.out / ROLLOUTS, scores, folders)
+    results = method_metrics(scores, outs, context.seed, params.bootstrap)
+    save(context.out / "metrics.json", Evaluation(results, precision, key, context.seed))
+    return {f"return_mean_{method}": result.mean.value for method, result in results.items()}
 
 
-def _roll_out(context: StageContext, policies: list[TunedPolicy], plm: Pretrained, episode: int) -> Rollouts:
-    """One episode of every actor of every policy, in rounds of environments that are in memory at once."""
-    parts = [policy.actors for policy in policies]
-    tasks = [policy.task for policy in policies for _ in range(len(policy.actors))]
-    targets = np.array([policy.summary.target_return for policy in policies for _ in range(len(policy.actors))])
-    numbers = [number for part in parts for number in range(len(part))]
-    seeds = [episode_seed(context.seed, task, number, episode) for task, number in zip(tasks, numbers, strict=True)]
-    params: Params = context.params
-    rounds = np.array_split(np.arange(len(tasks)), -(-len(tasks) // params.environments))
-    count = len(rounds) * params.episodes
-    bf16 = use_bf16(params.precision, plm.device)
-    done: list[Rollouts] = []
-    for number, rows in enumerate(rounds, start=1 + episode * len(rounds)):
-        of = slice(int(rows[0]), int(rows[-1]) + 1)
-        simulated = (context.family, context.environment, context.root, tasks[of], seeds[of])
-        environments = make_batch(*simulated, params.workers, params.patience)
-        title = f"{context.stage} {context.key}" + (f", {number} of {count}" if count > 1 else "")
-        groups = grouped(_between(parts, of.start, of.stop))
-        try:
-            done.append(rollout(groups, targets[of], plm.normalization, environments, context.progress, title, bf16))
-        finally:
-            environments.close()
-    return Rollouts(*(np.concatenate([getattr(part, field.name) for part in done]) for field in fields(Rollouts)))
+def plan(found: Sequence[int], size: int) -> list[Part]:
+    """Targets in parts of `size`, the last of which may be smaller."""
+    total = -(-len(found) // size)
+    return [Part(i + 1, total, tuple(found[i * size : (i + 1) * size])) for i in range(total)]
 
 
-def _between(parts: list[Actors], first: int, last: int) -> list[Actors]:
-    """The actors from row `first` on and before row `last` of all parts, one after another."""
-    found, start = [], 0
+def score(context: StageContext, parts: Sequence[Part]) -> Iterator[Part]:
+    """Score parts into their folders in the work folder."""
+    device = pick_device(context.device)
+    plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), device)
     for part in parts:
-        rows = range(max(first - start, 0), min(last - start, len(part)))
-        if rows:
-            found.append(part.select(rows))
-        start += len(part)
-    return found
+        policies, title = tuned_policies(context, plm, part.targets), part.title(context)
+        with atomic_directory(part.folder(context.work)) as folder:
+            if can_act(context):
+                scores, kept = episodes.score(context, policies, plm, title)
+                save_arrays(folder / ROLLOUTS, kept)
+            else:
+                scores = offline.score(context, policies, plm, part.targets, title)
+            scores.write_parquet(folder / SCORES)
+            write_json(folder / FACTS, {"device": str(device), "precision": context.params.precision})
+        yield part
 
 
-def _scores(context: StageContext, policies: list[TunedPolicy], rollouts: Rollouts, episode: int) -> pl.DataFrame:
-    """One row per method, task, seed, actor (numbered by the prompt it acts under) and episode."""
-    rows = [
-        {
-            "method": policy.method,
-            "task": policy.task,
-            "seed": context.seed,
-            "prompt": number,
-            "episode": episode,
-            "target_return": policy.summary.target_return,
-            "origin": origin.name,
-            "origin_step": origin.step,
-        }
-        for policy in policies
-        for number, origin in enumerate(policy.actors.origins)
-    ]
-    return pl.DataFrame(rows).with_columns(
-        pl.Series("return", rollouts.returns),
-        pl.Series("success", rollouts.success if context.family.has_success else [None] * len(rows), dtype=pl.Boolean),
-        pl.Series("length", rollouts.lengths),
-    )
+def _joined(context: StageContext, folders: Sequence[Path]) -> pl.DataFrame:
+    """The scores of all parts in the order of methods and targets; `row` numbers them as they are in the parts."""
+    scores = pl.concat([pl.read_parquet(folder / SCORES) for folder in folders]).with_row_index("row")
+    ranks = {name: number for number, name in enumerate(methods(context))}
+    places = {task: number for number, task in enumerate(targets(context))}
+    by = [pl.col("method").replace_strict(ranks), pl.col("task").replace_strict(places), pl.col("row")]
+    return scores.sort([pl.col("episode"), *by] if "episode" in scores.columns else by)
+
+
+def _save_rollouts(path: Path, scores: pl.DataFrame, folders: Sequence[Path]) -> None:
+    """What the parts kept, in the order of the scores; `rows` are those of the scores that they belong to."""
+    firsts = scores.with_row_index("index").filter(pl.col("prompt") == 0, pl.col("episode") == 0)
+    order = np.argsort(np.argsort(firsts["row"].to_numpy()))
+    kept = [load_arrays(folder / ROLLOUTS)[0] for folder in folders]
+    arrays = {name: np.concatenate([one[name] for one in kept])[order] for name in ("observations", "actions")}
+    save_arrays(path, arrays | {"rows": firsts["index"].to_numpy().astype(np.int64)})

@@ -9,6 +9,7 @@ there the last bits depend on their number.
 import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from pd_pipeline.families import border
 from pd_pipeline.families.base import BatchPolicy, Family, Policy, load_family
 from pd_pipeline.families.goal_policy import located
 from pd_pipeline.progress import Progress
+from pd_pipeline.stage import Spread
 from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata, metadata_of
@@ -215,23 +217,24 @@ def collect(
     out: Path,
     work: Path,
     progress: Progress,
+    spread: Spread | None = None,
 ) -> int:
     """Collect every quality into `out`/<quality>.parquet; returns the number of newly collected steps.
 
     `block` is the family's `environment` block of params.yaml, from which workers rebuild it; `policies` is the out
-    of stage behavior_policies; `work` holds finished shards.
+    of stage behavior_policies; `work` holds finished shards. Shards are collected by `spread` if that is given.
     """
     behaviors = {quality: located(d, policies) for quality, d in read_json(policies / "policies.json").items()}
     refuse_without_policy(family.name, params.episodes, behaviors)
     shards = plan(family, params)
     todo = [shard for shard in shards if not shard.file(work).exists()]
     work.mkdir(parents=True, exist_ok=True)
-    workers = min(params.workers or cores(), max(len(todo), 1))
     started, done, steps = time.monotonic(), len(shards) - len(todo), 0
     title = f"trajectories {family.name}"
     progress(title, done, len(shards))
     arguments = (family.name, json.dumps(block, sort_keys=True), root, params, work, json.dumps(behaviors))
-    for length in _run(arguments, todo, workers, params.patience, family.is_foreign):
+    collect_some = partial(_run, arguments, params.workers, params.patience, family.is_foreign)
+    for length in spread(collect_some, todo) if spread else collect_some(todo):
         done, steps = done + 1, steps + length
         progress(title, done, len(shards), f"{steps / (time.monotonic() - started):,.0f} steps/s")
     for quality in params.episodes:
@@ -241,8 +244,10 @@ def collect(
 
 
 def _run(
-    arguments: tuple[Any, ...], shards: list[Shard], workers: int, patience: float, foreign: bool
+    arguments: tuple[Any, ...], asked: int | None, patience: float, foreign: bool, shards: Sequence[Shard]
 ) -> Iterator[int]:
+    """Collect shards in `asked` processes, one per core for None; yields the steps of each as it is done."""
+    workers = min(asked or cores(), max(len(shards), 1))
     if workers == 1 and not foreign:  # foreign code may hang, and only a separate process can be killed
         yield from map(_worker(*arguments), shards)
         return

@@ -27,6 +27,7 @@ def run(context: StageContext) -> dict[str, Any]:
             context.out,
             context.work,
             context.progress,
+            context.spread,
         )
     files = {quality: context.out / f"{quality}.parquet" for quality in family.recordings or context.params.episodes}
     summary = summarise(family, {quality: read(file, family=family) for quality, file in files.items()})

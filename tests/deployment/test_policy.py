@@ -20,8 +20,8 @@ from pd_pipeline.acting.rollouts import Rollouts
 from pd_pipeline.deployment.policy import Policy, read_policy
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation import stage as evaluation
-from pd_pipeline.evaluation.policies import tuned_policies
+from pd_pipeline.evaluation import episodes
+from pd_pipeline.evaluation.policies import targets, tuned_policies
 from pd_pipeline.families.base import Family
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.decision_transformer import Steps
@@ -45,9 +45,9 @@ def evaluated(project: Graph, out: Path) -> tuple[list[tuple[str, int, int]], Ro
     key = project.keys("evaluation")[0]
     context = stage_context(project, "evaluation", key, out, out, silent)
     plm = Pretrained.load(context.inputs["plm"], context.inputs.get("diffuser"), "cpu")
-    policies = tuned_policies(context, plm)
+    policies = tuned_policies(context, plm, targets(context))
     named = [(policy.method, policy.task, actor) for policy in policies for actor in range(len(policy.actors))]
-    return named, evaluation._roll_out(context, policies, plm, 0)
+    return named, episodes._roll_out(context, policies, plm, 0, "")
 
 
 def acted(policy: Policy, family: Family) -> tuple[np.ndarray, np.ndarray]:

@@ -15,15 +15,17 @@ from ray.cluster_utils import Cluster as Nodes
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph
-from pd_pipeline.engines.on_ray import Cluster, connected, fitting
+from pd_pipeline.engines.on_ray import Asked, Cluster, _on_node, connected, fitting, slots
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import Resources
 from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_project
 
 PLM = "plm", Key("point_robot", None, 0)
-PARAMS = SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]").replace(
-    "plm: {steps: 4,", "plm: {steps: 1200, log_every: 20, checkpoint_seconds: 0.1,"
+PARAMS = (
+    SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]")
+    .replace("plm: {steps: 4,", "plm: {steps: 1200, log_every: 20, checkpoint_seconds: 0.1,")
+    .replace("evaluation: {", "evaluation: {targets: 1, ")
 )
 
 
@@ -102,6 +104,10 @@ def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: P
     first, second = first_steps(output).values()
     assert first == 20
     assert second > 100, "the second process went on where the first had been"
+    for number in (1, 2):
+        assert re.search(rf"\(parts of evaluation@.*\) evaluation point_robot-0, part {number} of 2: 6 of 6", output), (
+            output
+        )
 
     shutil.rmtree(root / "data/plm")
     process = start(root, cluster)
@@ -127,12 +133,10 @@ def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: P
 
 
 def test_a_node_that_sees_something_else_refuses(tmp_path: Path) -> None:
-    from pd_pipeline.engines.on_ray import _on_node
-
     root = make_project(tmp_path / "project", PARAMS)
     key = graph.load(root).key("behavior_policies", "point_robot")
     with pytest.raises(PipelineError, match=r"behavior_policies@point_robot: node .* sees other code, parameters or"):
-        _on_node(str(root), (), {}, {}, "behavior_policies", str(key), "another", 1)
+        _on_node(Asked(str(root), (), {}, {}, "behavior_policies", str(key), "another"), 1)
 
 
 def test_resources_are_those_of_the_stage_or_what_the_largest_node_has(tmp_path: Path) -> None:
@@ -142,6 +146,8 @@ def test_resources_are_those_of_the_stage_or_what_the_largest_node_has(tmp_path:
     assert fitting(asked, nodes[:1]) == Resources(cpus=2, gpus=0, memory=3)
     assert fitting(asked, nodes, gpu=False).gpus == 0
     assert fitting(asked, []).cpus == 1
+    assert slots(Resources(cpus=4), nodes) == 2
+    assert slots(Resources(cpus=2), nodes[:1]) == slots(asked, []) == 1
     project = graph.load(make_project(tmp_path, PARAMS))
     wanted = {name: stage.resources for name, stage in project.stages.items()}
     assert wanted["plm"].gpus == 1

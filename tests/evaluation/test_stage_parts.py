@@ -1,5 +1,7 @@
 """The stage evaluation under a seed of its own, computed a second time: rollouts, scores and metrics."""
 
+import pickle
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,11 +9,12 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 
 from pd_pipeline.acting.actors import prompted
 from pd_pipeline.acting.environments import LocalBatch, episode_seed
 from pd_pipeline.acting.rollouts import Group, Rollouts, rollout
-from pd_pipeline.evaluation import results, stage
+from pd_pipeline.evaluation import episodes, results, stage
 from pd_pipeline.evaluation.results import Evaluation
 from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import Family
@@ -111,15 +114,15 @@ def test_environments_are_made_as_asked_for_and_closed(
         return made[-1][0]
 
     titles: set[str] = set()
-    monkeypatch.setattr(stage, "make_batch", make)
+    monkeypatch.setattr(episodes, "make_batch", make)
     given = context(tuned_project, tmp_path / "out", "prompt_dt", workers=3, patience=7.5, episodes=2)
     stage.run(replace(given, progress=lambda title, *_: titles.add(title)))
     assert [one[1:] for one in made] == [((given.environment, tuned_project), (3, 7.5))] * 2
     assert [one[0].closed for one in made] == [1, 1]
     assert titles == {"evaluation point_robot-5, 1 of 2", "evaluation point_robot-5, 2 of 2"}
-    monkeypatch.setattr(stage, "rollout", lambda *_: 1 / 0)
+    monkeypatch.setattr(episodes, "rollout", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        stage.run(context(tuned_project, tmp_path / "again", "prompt_dt"))
+        stage.run(context(tuned_project, tmp_path / "again/out", "prompt_dt"))
     assert made[-1][0].closed == 1
 
 
@@ -136,7 +139,67 @@ def test_a_family_without_success_has_none_in_its_scores(
 def test_the_length_of_an_episode_is_that_of_its_rollout(
     tuned_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "rollout", lambda *given: replace(rollout(*given), lengths=np.arange(16)))
+    monkeypatch.setattr(episodes, "rollout", lambda *given: replace(rollout(*given), lengths=np.arange(16)))
     given = context(tuned_project, tmp_path / "out", "prompt_dt")
     stage.run(given)
     assert pl.read_parquet(given.out / "scores.parquet")["length"].to_list() == list(range(16))
+
+
+def test_in_parts_it_is_the_same_up_to_rounding(tuned_project: Path, tmp_path: Path) -> None:
+    names = ("prompt_diffuser", "prompt_dt")
+    whole = context(tuned_project, tmp_path / "whole/out", *names, episodes=2)
+    parts = context(tuned_project, tmp_path / "parts/out", *names, episodes=2, targets=1)
+    assert stage.run(whole).keys() == stage.run(parts).keys()
+    assert {path.name for path in parts.work.iterdir()} == {"part-1", "part-2"}
+    one, other = (pl.read_parquet(given.out / "scores.parquet") for given in (whole, parts))
+    assert_frame_equal(one, other, rel_tol=1e-4, abs_tol=1e-4)
+    kept, again = (load_arrays(given.out / "rollouts.safetensors")[0] for given in (whole, parts))
+    assert kept["rows"].tolist() == again["rows"].tolist()
+    for name in ("observations", "actions"):
+        np.testing.assert_allclose(kept[name], again[name], atol=1e-4)
+    assert parts.facts == whole.facts
+
+
+def test_parts_that_are_done_are_not_done_again(
+    tuned_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = context(tuned_project, tmp_path / "out", "prompt_dt", targets=1)
+    acted: list[int] = []
+
+    def interrupted(groups: list[Group], *rest: Any) -> Rollouts:
+        acted.append(len(groups))
+        if len(acted) == 2:
+            raise KeyboardInterrupt
+        return rollout(groups, *rest)
+
+    monkeypatch.setattr(episodes, "rollout", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(given)
+    assert [path.name for path in given.work.iterdir()] == ["part-1"]
+    stage.run(given)
+    assert len(acted) == 3, "of two parts, one had to be done once more"
+    assert pl.read_parquet(given.out / "scores.parquet")["task"].unique().sort().to_list() == [1, 4]
+
+
+def test_parts_are_computed_where_the_context_has_them_computed(tuned_project: Path, tmp_path: Path) -> None:
+    """What other machines get can be pickled, and is all that they need."""
+    given = context(tuned_project, tmp_path / "out", "prompt_dt", targets=1)
+    seen: list[int] = []
+
+    def spread(work: Any, parts: Sequence[Any]) -> Iterator[Any]:
+        for part in reversed(parts):
+            seen.append(part.number)
+            yield from pickle.loads(pickle.dumps(work))([part])
+
+    here = context(tuned_project, tmp_path / "here/out", "prompt_dt", targets=1)
+    assert stage.run(replace(given, spread=spread)) == stage.run(here)
+    assert seen == [2, 1]
+    for file in ("scores.parquet", "metrics.json", "rollouts.safetensors"):
+        assert (given.out / file).read_bytes() == (here.out / file).read_bytes()
+    assert given.facts == here.facts
+
+
+def test_targets_are_split_into_parts() -> None:
+    assert [part.targets for part in stage.plan((3, 5, 8, 9, 4), 2)] == [(3, 5), (8, 9), (4,)]
+    (only,) = stage.plan((3, 5), 50)
+    assert (only.number, only.total, only.targets) == (1, 1, (3, 5))
