@@ -1,10 +1,6 @@
-"""One Ray cluster on this machine at a time, whichever process a test runs in: Ray starts no second one."""
+"""One Ray cluster on this machine at a time: Ray starts no second one. Its tests are in one group, so in one process."""
 
-import fcntl
-import tempfile
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,13 +9,10 @@ PATIENCE = 60.0
 
 
 @pytest.fixture
-def alone() -> Iterator[None]:
-    """Waits for the tests of other processes that have a cluster, and for the end of what these started."""
+def alone() -> None:
+    """Waits for the end of what the test before started."""
     from ray._private.services import find_gcs_addresses
 
-    with (Path(tempfile.gettempdir()) / "pd_pipeline-tests-ray.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        deadline = time.monotonic() + PATIENCE
-        while find_gcs_addresses() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        yield
+    deadline = time.monotonic() + PATIENCE
+    while find_gcs_addresses() and time.monotonic() < deadline:
+        time.sleep(0.2)

@@ -29,6 +29,7 @@ def stub(folder: Path, name: str, text: str) -> None:
     (folder / name).chmod(0o755)
 
 
+@pytest.mark.xdist_group("ray")
 @pytest.mark.usefixtures("alone")
 def test_a_job_of_slurm_runs_a_stage_on_its_nodes(tmp_path: Path) -> None:
     root = make_project(tmp_path / "project")

@@ -21,6 +21,7 @@ from pd_pipeline.stage import Key
 from pd_pipeline.stages import Resources
 from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_project
 
+pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 PLM = "plm", Key("point_robot", None, 0)
 PARAMS = (
     SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]")
