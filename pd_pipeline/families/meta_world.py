@@ -231,9 +231,9 @@ class MetaWorld(Family):
             if description.get("random"):
                 return rng.uniform(self.action_low, self.action_high).astype(np.float32)
             shown = environment.unwrapped.full_observation(observation)  # type: ignore[attr-defined]
-            action = description["gain"] * np.minimum(np.maximum(script.get_action(shown), -1.0), 1.0)
+            action = description["gain"] * np.clip(script.get_action(shown), -1.0, 1.0)
             action = action + description["noise"] * rng.standard_normal(4)
-            return np.minimum(np.maximum(action, self.action_low), self.action_high).astype(np.float32)
+            return np.clip(action, self.action_low, self.action_high).astype(np.float32)
 
         return act
 

@@ -69,10 +69,9 @@ def lean(base: Any) -> Any:
         def step(self, action: np.ndarray) -> tuple[np.ndarray, Any, bool, bool, dict[str, Any]]:
             if self.curr_path_length >= self.max_path_length:
                 raise ValueError(f"the episode has {self.max_path_length} steps, Meta-World's maximum: reset it")
-            self._mocap_pos += np.minimum(np.maximum(action[:3], -1), 1) * self.action_scale
+            self._mocap_pos += np.clip(action[:3], -1, 1) * self.action_scale
             hand = self._mocap_pos[0]
-            np.maximum(hand, self.mocap_low, out=hand)
-            np.minimum(hand, self.mocap_high, out=hand)
+            np.clip(hand, self.mocap_low, self.mocap_high, out=hand)
             self._mocap_quat[:] = HAND_ROTATION
             self._ctrl[0], self._ctrl[1] = action[-1], -action[-1]
             mujoco.mj_step(self.model, self.data, nstep=self.frame_skip)
@@ -80,8 +79,7 @@ def lean(base: Any) -> Any:
             mujoco.mj_forward(self.model, self.data)  # also moves sites to where the step has brought them
             self.curr_path_length += 1
             seen = self._get_obs()
-            np.maximum(seen, self._low, out=seen)
-            np.minimum(seen, self._high, out=seen)
+            np.clip(seen, self._low, self._high, out=seen)
             self._last_stable_obs = seen
             reward, info = self.evaluate_state(seen, action)
             return seen.copy(), reward, False, self.curr_path_length == self.max_path_length, info

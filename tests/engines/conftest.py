@@ -1,4 +1,4 @@
-"""One Ray cluster on this machine at a time: Ray starts no second one. Its tests are in one group, so in one process."""
+"""One Ray cluster on this machine at a time: Ray starts no second one. Its tests are a group."""
 
 import time
 
