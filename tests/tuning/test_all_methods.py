@@ -27,14 +27,17 @@ SETTINGS = {
     "warm_start": "{steps: 2, borrowed: 2, windows: 3, prompts: 3, neighbours: 1}",
     "hyper_adapter": "{steps: 4, batch: 4, prompts: 3}",
     "lora": "{steps: 4, batch: 4, prompts: 3}",
+    "nearest_task": "{prompts: 3}",
 }
 PLOTS: dict[str, list[str]] = {
     "prompt_diffuser_online": ["L_DM and L_DT", "gradients", "best return so far"],
     "prompt_diffuser_zero_shot": [],
     "retrieval_prompt": [],
+    "nearest_task": [],
     "prompt_search": ["best return so far"],
     "prompt_tuning_ranking_online": ["mean return"],
 }
+WITHOUT_DEMONSTRATIONS = ("prompt_search", "prompt_diffuser_zero_shot", "nearest_task")
 EPISODES = {"prompt_diffuser_online": 6, "prompt_tuning_ranking_online": 6, "prompt_search": 8}
 
 
@@ -42,6 +45,7 @@ EPISODES = {"prompt_diffuser_online": 6, "prompt_tuning_ranking_online": 6, "pro
 def root(project: Path) -> Path:
     """The trained project with these methods, tuned and evaluated."""
     text = (project / "params.yaml").read_text()
+    text = text.replace("{steps: 80,", "{conditions: [task], steps: 80,")  # nearest_task reads its numbers
     text = re.sub(r"^  methods: .*$", f"  methods: [{', '.join(SETTINGS)}]", text, count=1, flags=re.MULTILINE)
     for name, block in SETTINGS.items():
         text += f"    tuned_{name}: {block}\n"
@@ -49,7 +53,7 @@ def root(project: Path) -> Path:
     (project / "params.yaml").write_text(text)
     found = graph.load(project)
     tuned = (stage for stage in found.stages if stage.startswith("tuned_"))
-    run_stages(project, "hyper_network", *tuned, "evaluation", "report")
+    run_stages(project, "diffuser", "hyper_network", *tuned, "evaluation", "report")
     return project
 
 
@@ -65,7 +69,7 @@ def test_they_are_compared_and_can_be_taken_out(root: Path, tmp_path: Path) -> N
         assert f'<tr data-method="{name}"' in page
         summary = read_json(root / f"data/tuned_{name}/point_robot-0/4/summary.json")
         assert summary["environment_episodes"] == EPISODES.get(name, 0)
-        assert (summary["few_shot"] == 0) == (name in ("prompt_search", "prompt_diffuser_zero_shot"))
+        assert (summary["few_shot"] == 0) == (name in WITHOUT_DEMONSTRATIONS)
         logs = drawn("pd_pipeline.reporting.stage_plots:tuning", root / f"data/tuned_{name}/point_robot-0/4")
         assert list(logs) == PLOTS.get(name, ["loss"])
         folder = tmp_path / name
