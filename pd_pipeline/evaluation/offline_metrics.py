@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import polars as pl
 
-from pd_pipeline.evaluation.results import Difference, OfflineMetrics, OfflineResult, OfflineTask, Tuned
+from pd_pipeline.evaluation.offline_results import OfflineMetrics, OfflineResult, OfflineTask
+from pd_pipeline.evaluation.results import Difference, Tuned
 from pd_pipeline.evaluation.scores import CEILING, REFERENCE, START, agreed, check_complete, same_data, total
 from pd_pipeline.evaluation.statistics import Scores, mean_over_tasks
 

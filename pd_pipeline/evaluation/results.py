@@ -13,11 +13,7 @@ not known is null:
     tuned_parameters, plm_passes, environment_episodes   costs
     episodes, tasks: {<task>: {return_mean, ...}}        the same
 
-A family without a simulator has an `OfflineEvaluation` instead. Its file says so under `offline`, and holds no return:
-
-    action_loss, action_loss_low, action_loss_high       action_loss
-    action_loss_difference_to_<method>                   difference_to_<method>
-    trajectories, tasks: {<task>: {action_loss, ...}}    the same
+The results of a family without a simulator are in `offline_results`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -144,49 +140,6 @@ OFFLINE = "action loss on held-out trajectories"
 """What a family without a simulator is scored by."""
 
 
-class OfflineTask(NamedTuple):
-    """The action loss on the held-out trajectories of one target task."""
-
-    action_loss: float
-    action_loss_low: float
-    action_loss_high: float
-    trajectories: int
-
-
-@dataclass(frozen=True)
-class OfflineResult:
-    """All that evaluation found of one method without a simulator: how far its actions are from the recorded ones."""
-
-    given: Given
-    costs: Costs
-    action_loss: Estimate
-    """Mean over targets of the mean over held-out trajectories: lower is better."""
-    trajectories: int
-    """Held-out trajectories of all targets (and seeds)."""
-    tasks: Mapping[int, OfflineTask]
-    difference_to_prompt_diffuser: Difference | None = None
-    """Of the action loss, paired by trajectory: below zero is better. None where no such method had the same data."""
-    difference_to_full_finetune: Difference | None = None
-    difference_to_prompt_dt: Difference | None = None
-
-
-OfflineMetrics = Mapping[str, OfflineResult]
-"""Method -> what evaluation found of it offline."""
-
-
-@dataclass(frozen=True)
-class OfflineEvaluation:
-    """The contents of `metrics.json` of a family without a simulator."""
-
-    methods: OfflineMetrics
-    precision: str | None = None
-    family: str | None = None
-    seed: int | None = None
-    """None where seeds are pooled."""
-    waits: str = ""
-    """Why there are no scores as yet: too few trajectories of a single target."""
-
-
 _FLAT = {
     "mean": ("return_mean", "return_mean_low", "return_mean_high"),
     "iqm": ("return_iqm", "ci_low", "ci_high"),
@@ -198,10 +151,8 @@ _FLAT = {
 _TO = "difference_to_"
 _NESTED = (f"{_TO}prompt_diffuser", f"{_TO}full_finetune", f"{_TO}prompt_dt", "share")
 _ADAPTER = TypeAdapter(Evaluation)
-_OFFLINE_ADAPTER = TypeAdapter(OfflineEvaluation)
-_LOSS = "action_loss"
-_DIFFERENCES = tuple(name for name in _NESTED if name.startswith(_TO))
-_AGAIN = ": run stage evaluation again"
+DIFFERENCES = tuple(name for name in _NESTED if name.startswith(_TO))
+AGAIN = ": run stage evaluation again"
 
 
 def to_json(evaluation: Evaluation) -> dict[str, Any]:
@@ -218,7 +169,7 @@ def from_json(values: Mapping[str, Any], where: str) -> Evaluation:
     """
     methods = values.get("methods")
     if not isinstance(methods, dict) or not all(isinstance(method, dict) for method in methods.values()):
-        raise PipelineError(f"{where}: holds no metrics of methods{_AGAIN}")
+        raise PipelineError(f"{where}: holds no metrics of methods{AGAIN}")
     rest = {name: values.get(name) for name in ("precision", "family", "seed")}
     records = {name: _nested(name, method) for name, method in methods.items()}
     try:
@@ -226,7 +177,7 @@ def from_json(values: Mapping[str, Any], where: str) -> Evaluation:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in _names_in_json(first["loc"]))
-        raise PipelineError(f"{where}: {place}: {first['msg']}{_AGAIN}") from None
+        raise PipelineError(f"{where}: {place}: {first['msg']}{AGAIN}") from None
 
 
 def save(path: Path, evaluation: Evaluation) -> None:
@@ -279,53 +230,3 @@ def _names_in_json(place: Sequence[Any]) -> Sequence[Any]:
     elif part not in ("given", "costs"):
         inner = [part, *inner]
     return [*place[:2], *inner]
-
-
-def is_offline(path: Path) -> bool:
-    """Whether a `metrics.json` is of a family without a simulator. Raises PipelineError where it is missing."""
-    return "offline" in read_json(path)
-
-
-def save_offline(path: Path, evaluation: OfflineEvaluation) -> None:
-    """Write the `metrics.json` of a family without a simulator."""
-    methods = {name: _flat_offline(result) for name, result in evaluation.methods.items()}
-    piece = {} if evaluation.seed is None else {"family": evaluation.family, "seed": evaluation.seed}
-    waits = {"waits": evaluation.waits} if evaluation.waits else {}
-    write_json(path, {"offline": OFFLINE, "methods": methods, "precision": evaluation.precision, **piece, **waits})
-
-
-def _flat_offline(result: OfflineResult) -> dict[str, Any]:
-    losses = dict(zip((_LOSS, f"{_LOSS}_low", f"{_LOSS}_high"), result.action_loss, strict=True))
-    differences = {name: getattr(result, name) for name in _DIFFERENCES}
-    return {
-        **asdict(result.given),
-        **asdict(result.costs),
-        **losses,
-        **{f"{_LOSS}_{name}": None if found is None else found._asdict() for name, found in differences.items()},
-        "trajectories": result.trajectories,
-        "tasks": {str(task): found._asdict() for task, found in result.tasks.items()},
-    }
-
-
-def load_offline(path: Path) -> OfflineEvaluation:
-    """Read what `save_offline` wrote. Raises PipelineError where it is missing or is something else."""
-    values = read_json(path)
-    methods = values.get("methods")
-    if "offline" not in values or not isinstance(methods, dict):
-        raise PipelineError(f"{path}: holds no offline scores{_AGAIN}")
-    records = {
-        name: {
-            "given": {key.name: method.get(key.name) for key in fields(Given)},
-            "costs": {key.name: method.get(key.name) for key in fields(Costs)},
-            "action_loss": [method.get(key) for key in (_LOSS, f"{_LOSS}_low", f"{_LOSS}_high")],
-            **{key: method.get(f"{_LOSS}_{key}") for key in _DIFFERENCES},
-            **{key: method.get(key) for key in ("trajectories", "tasks")},
-        }
-        for name, method in methods.items()
-    }
-    rest = {name: values.get(name) for name in ("precision", "family", "seed")} | {"waits": values.get("waits", "")}
-    try:
-        return _OFFLINE_ADAPTER.validate_python({"methods": records, **rest})
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise PipelineError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}{_AGAIN}") from None

@@ -22,8 +22,9 @@ from pd_pipeline.config import Parameters
 from pd_pipeline.evaluation import episodes, offline
 from pd_pipeline.evaluation.offline import OfflineParams, TooFew
 from pd_pipeline.evaluation.offline_metrics import offline_metrics
+from pd_pipeline.evaluation.offline_results import OfflineEvaluation, save_offline
 from pd_pipeline.evaluation.policies import can_act, methods, recorded, targets, tuned_policies
-from pd_pipeline.evaluation.results import Evaluation, OfflineEvaluation, save, save_offline
+from pd_pipeline.evaluation.results import Evaluation, save
 from pd_pipeline.evaluation.scores import method_metrics
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import atomic_directory, atomic_file, load_arrays, read_json, save_arrays, write_json

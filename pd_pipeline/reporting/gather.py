@@ -10,9 +10,10 @@ import polars as pl
 
 from pd_pipeline.config import ParamsFile
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation import offline_results, results
 from pd_pipeline.evaluation.offline_metrics import offline_metrics
-from pd_pipeline.evaluation.results import Given, MethodResult, Metrics, OfflineMetrics, OfflineResult
+from pd_pipeline.evaluation.offline_results import OfflineMetrics, OfflineResult
+from pd_pipeline.evaluation.results import Given, MethodResult, Metrics
 from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.canvas import Styles, method_styles
@@ -139,7 +140,7 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
         method: {key: read_table(d / "log.csv") for key, d in each.items() if (d / "log.csv").exists()}
         for method, each in outs.items()
     }
-    load_evaluation = results.load_offline if offline else results.load
+    load_evaluation = offline_results.load_offline if offline else results.load
     evaluations = [load_evaluation(inputs["evaluation"] / key / "metrics.json") for key in keys.values()]
     trajectories = inputs["trajectories"] / name
     data = read_json(trajectories / "summary.json")

@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from pd_pipeline.evaluation.results import OFFLINE, Metrics, OfflineMetrics
+from pd_pipeline.evaluation.offline_results import OfflineMetrics
+from pd_pipeline.evaluation.results import OFFLINE, Metrics
 from pd_pipeline.evaluation.scores import FLOOR, by_task
 from pd_pipeline.evaluation.statistics import Estimate, estimate, mean
 from pd_pipeline.reporting.canvas import (

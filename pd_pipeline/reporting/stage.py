@@ -6,7 +6,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescap
 from pydantic import Field
 
 from pd_pipeline.config import Parameters, ParamsFile
-from pd_pipeline.evaluation.results import OFFLINE, MethodResult, OfflineResult
+from pd_pipeline.evaluation.offline_results import OfflineResult
+from pd_pipeline.evaluation.results import OFFLINE, MethodResult
 from pd_pipeline.evaluation.scores import REFERENCE
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import provenance

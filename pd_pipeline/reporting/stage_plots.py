@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from matplotlib.figure import Figure
 
-from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation import offline_results, results
 from pd_pipeline.reporting.canvas import BLUE, png
 from pd_pipeline.reporting.curves import (
     LOGGED,
@@ -67,8 +67,8 @@ def tuning(out: Path) -> Figures:
 
 def evaluation(out: Path) -> Figures:
     """Scores of all methods, together and per task; offline where no simulator knows the targets."""
-    if results.is_offline(out / "metrics.json"):
-        offline = results.load_offline(out / "metrics.json").methods
+    if offline_results.is_offline(out / "metrics.json"):
+        offline = offline_results.load_offline(out / "metrics.json").methods
         if not offline:
             return {}
         return {

@@ -9,9 +9,10 @@ import polars as pl
 
 from pd_pipeline.config import TUNED
 from pd_pipeline.decisions import Decision, decisions, folders
-from pd_pipeline.evaluation import results
+from pd_pipeline.evaluation import offline_results
 from pd_pipeline.evaluation.offline_metrics import offline_metrics
-from pd_pipeline.evaluation.results import MethodResult, OfflineResult, Tuned
+from pd_pipeline.evaluation.offline_results import OfflineResult
+from pd_pipeline.evaluation.results import MethodResult, Tuned
 from pd_pipeline.evaluation.scores import REFERENCE, START, method_metrics, tuned_of
 from pd_pipeline.families.base import Family
 from pd_pipeline.incoming import store
@@ -112,9 +113,9 @@ def _scored(
 ) -> dict[str, Any]:
     """`metrics` or `offline` of a target over all seeds, or what its scores wait for."""
     folders = [context.inputs[STAGE] / key / str(task) for key in keys]
-    offline = results.is_offline(folders[0] / "metrics.json")
+    offline = offline_results.is_offline(folders[0] / "metrics.json")
     if offline:
-        waiting = {results.load_offline(out / "metrics.json").waits for out in folders} - {""}
+        waiting = {offline_results.load_offline(out / "metrics.json").waits for out in folders} - {""}
         if waiting:
             return {"waits": tuple(f"scores: {text}" for text in sorted(waiting))}
     scores = pl.concat([pl.read_parquet(out / "scores.parquet") for out in folders])

@@ -31,6 +31,7 @@ from pd_pipeline.models.weights import as_tensors, check_fit
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
 from pd_pipeline.training.stopping import Best, Watch
+from pd_pipeline.training.tensorboard import writer_for
 
 StepCount = Annotated[int, Field(gt=0, le=MAX_STEPS)]
 Rate = Annotated[float, Field(gt=0, le=100)]
@@ -153,7 +154,7 @@ class Trainer:
         self._resume()
         if watch and not self.best.tensors:
             self._look(watch)
-        writer = _tensorboard(logs, self.step)
+        writer = writer_for(logs, self.step)
         saved = time.monotonic()
         with terminated() as stop, closing(writer):
             while self.step < self.params.steps:
@@ -293,21 +294,3 @@ class Trainer:
 def is_numbers(value: Any) -> bool:
     """Whether `value` maps names to numbers."""
     return isinstance(value, dict) and all(isinstance(v, int | float) for v in value.values())
-
-
-class _NoWriter:
-    """Replaces TensorBoard's writer where nothing is logged for it."""
-
-    def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-def _tensorboard(logs: Path | None, step: int) -> Any:
-    if logs is None:
-        return _NoWriter()
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(logs), purge_step=step)

@@ -13,7 +13,8 @@ from pd_pipeline import graph
 from pd_pipeline.acting.actors import prompted
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.offline_metrics import by_trajectory, offline_metrics
-from pd_pipeline.evaluation.results import OFFLINE, OfflineEvaluation, is_offline, load, load_offline, save_offline
+from pd_pipeline.evaluation.offline_results import OfflineEvaluation, is_offline, load_offline, save_offline
+from pd_pipeline.evaluation.results import OFFLINE, load
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.models.saved_policy import load_policy
 from pd_pipeline.prompts.segments import Prompts, cut

@@ -7,7 +7,8 @@ import polars as pl
 import pytest
 
 from pd_pipeline import graph, rendering
-from pd_pipeline.evaluation.results import load, load_offline
+from pd_pipeline.evaluation.offline_results import load_offline
+from pd_pipeline.evaluation.results import load
 from pd_pipeline.graph import Graph
 from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent

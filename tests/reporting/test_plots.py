@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 
 from pd_pipeline import graph
-from pd_pipeline.evaluation.results import Given, MethodResult, OfflineResult, OfflineTask
+from pd_pipeline.evaluation.offline_results import OfflineResult, OfflineTask
+from pd_pipeline.evaluation.results import Given, MethodResult
 from pd_pipeline.evaluation.statistics import Estimate
 from pd_pipeline.reporting.canvas import CSS_VARIABLES, INK, PAPER, method_styles, svg
 from pd_pipeline.reporting.curves import joined_phases, learning_curves, running_mean

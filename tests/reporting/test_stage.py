@@ -8,7 +8,8 @@ import polars as pl
 import pytest
 
 from pd_pipeline import config, graph
-from pd_pipeline.evaluation.results import Costs, Given, MethodResult, OfflineResult, load
+from pd_pipeline.evaluation.offline_results import OfflineResult
+from pd_pipeline.evaluation.results import Costs, Given, MethodResult, load
 from pd_pipeline.evaluation.statistics import Estimate, Position
 from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
