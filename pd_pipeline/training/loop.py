@@ -30,6 +30,7 @@ from pd_pipeline.interruption import Interrupted, terminated
 from pd_pipeline.models.weights import as_tensors, check_fit
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
+from pd_pipeline.training.adamw import AdamW
 from pd_pipeline.training.stopping import Best, Watch
 from pd_pipeline.training.tensorboard import writer_for
 
@@ -105,13 +106,7 @@ class Trainer:
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self.trained:
             raise ValueError(f"{title}: no weight of the model requires a gradient: there is nothing to train")
-        # fused: one kernel for all parameters
-        self.optimizer = torch.optim.AdamW(
-            self.trained.values(),
-            lr=params.learning_rate,
-            weight_decay=params.weight_decay,
-            fused=self.device.type in ("cpu", "cuda"),
-        )
+        self.optimizer = AdamW(self.trained, params.weight_decay)
         self.ema = {n: p.detach().clone() for n, p in self.trained.items()} if params.ema else {}
         self.history = History()
         self.best = Best()
@@ -184,14 +179,12 @@ class Trainer:
         return {"held_out": loss}
 
     def _update(self, compute: Callable[[int], dict[str, Tensor]]) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.params, self.step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         for name, value in compute(self.step).items():
             self._sums[name] = self._sums.get(name, 0.0) + float(value)
         if self.params.clip is not None:
             nn.utils.clip_grad_norm_(self.trained.values(), self.params.clip)
-        self.optimizer.step()
+        self.optimizer.step(learning_rate(self.params, self.step))
         if self.ema:
             assert self.params.ema is not None
             average, fresh = list(self.ema.values()), [p.detach() for p in self.trained.values()]
@@ -227,9 +220,8 @@ class Trainer:
         state = {f"model.{n}": t for n, t in self._changing.items()}
         state |= {f"ema.{n}": t for n, t in self.ema.items()}
         state |= {f"best.{n}": t for n, t in self.best.tensors.items()}
-        for name, parameter in self.trained.items():
-            moments = self.optimizer.state[parameter]
-            state |= {f"first.{name}": moments["exp_avg"], f"second.{name}": moments["exp_avg_sq"]}
+        state |= {f"first.{n}": t for n, t in self.optimizer.first.items()}
+        state |= {f"second.{n}": t for n, t in self.optimizer.second.items()}
         arrays = {n: t.detach().cpu().numpy() for n, t in state.items()}
         best = {"loss": self.best.loss, "step": self.best.step}
         written = {"sums": self._sums, "log": self.history.rows, "best": best}
@@ -283,12 +275,8 @@ class Trainer:
         self.model.load_state_dict({n: tensors[f"model.{n}"] for n in self._changing}, strict=False)
         for name in self.ema:
             self.ema[name].copy_(tensors[f"ema.{name}"])
-        for name, parameter in self.trained.items():
-            self.optimizer.state[parameter] = {
-                "step": torch.tensor(float(self.step), device=self.device),
-                "exp_avg": tensors[f"first.{name}"],
-                "exp_avg_sq": tensors[f"second.{name}"],
-            }
+        first, second = ({n: tensors[f"{moment}.{n}"] for n in self.trained} for moment in ("first", "second"))
+        self.optimizer.restore(self.step, first, second)
 
 
 def is_numbers(value: Any) -> bool:
