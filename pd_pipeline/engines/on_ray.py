@@ -35,6 +35,8 @@ from pd_pipeline.workers import CORES
 
 RETRIES = 3
 """How often a task whose node or process is lost runs again."""
+WAITING = Resources(cpus=1, gpus=0, memory=0)
+"""Of a task that waits for those of its parts: what it keeps meanwhile (all but cores) these could never get."""
 TASKS_PER_SLOT = 4
 """Of a piece that is spread: more would balance the load better, and start more processes."""
 CONNECT_SECONDS = 10.0
@@ -69,8 +71,7 @@ class Cluster:
             graph.work_digest(stage, key),
         )
         if graph.stages[stage].spreads:
-            # a task keeps its GPU while it waits for others: with one, those of its parts might never get theirs
-            running = _task(_spread_from_node, title, replace(asked, cpus=1, gpus=0)).remote(piece, asked, self.nodes)
+            running = _task(_spread_from_node, title, WAITING).remote(piece, asked, self.nodes)
         else:
             running = _task(_on_node, title, asked).remote(piece, asked.cpus)
         self._running.add(running)

@@ -63,6 +63,9 @@ class Params(UnseenParams, ConfirmParams):
     )
     step_size: float = Field(default=1.0, gt=0, le=1e6, description="how far ranking moves its centre along g")
     chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
+    confirm: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the episodes, the last ones, that try the best prompt again"
+    )
     sure: int = Field(
         default=4, gt=0, le=1_000_000, description="episodes of a prompt after which confirm does not try it again"
     )

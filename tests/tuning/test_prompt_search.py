@@ -37,7 +37,7 @@ def searched(plm: Pretrained, target: Unseen, tmp_path: Path, seed: int = 0, **c
         made.append(Scripted(budget))
         return made[-1]
 
-    params = Params.model_validate({"episodes": 40, "first": 4, "prompts": 3, "chain": 4} | changes)
+    params = Params.model_validate({"episodes": 40, "first": 4, "prompts": 3, "chain": 4, "confirm": 0} | changes)
     run = Run(tmp_path / "work", tmp_path / "logs", "tuned_prompt_search", silent, seed, simulate)
     return prompt_search.tune(plm, target, params, run), made[0]
 
