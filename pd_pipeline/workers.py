@@ -224,8 +224,7 @@ class Workers:
 
     def _dead(self) -> str:
         return (
-            f"{self._where}: a process that runs environments died, killed or out of memory: see its output above "
-            f"({self._advice})"
+            f"{self._where}: one of its processes died, killed or out of memory: see its output above ({self._advice})"
         )
 
     def _hung(self, index: int) -> str:

@@ -43,7 +43,7 @@ def test_each_process_answers_its_own_messages_in_order() -> None:
 def test_a_process_that_dies_is_an_error_that_says_where() -> None:
     workers = Workers(scaled, [(2,), (10,)], "evaluation", "lower evaluation.workers")
     workers.send([1, "die"])
-    with pytest.raises(PipelineError, match=r"evaluation: a process .* died.*lower evaluation\.workers"):
+    with pytest.raises(PipelineError, match=r"evaluation: one of its processes died.*lower evaluation\.workers"):
         workers.gather()
     workers._processes[1].join()
     with pytest.raises(PipelineError, match="died"):  # asked again, the pipe itself is broken

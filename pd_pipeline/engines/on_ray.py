@@ -60,7 +60,7 @@ class Cluster:
         title = address(stage, key)
         if self._cancelled:
             raise PipelineError(f"{title}: interrupted before it started")
-        asked = fitting(graph.stages[stage].resources, self.nodes, graph.params.machine.device != "cpu")
+        asked = fitting(resources(graph, stage, key), self.nodes, graph.params.machine.device != "cpu")
         piece = Asked(
             str(graph.root),
             graph.overrides,
@@ -157,6 +157,12 @@ def _handlers_kept() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def resources(graph: Graph, stage: str, key: Key) -> Resources:
+    """What a piece of work asks for: that of its stage, for each of the processes that its parameters ask for."""
+    asked, processes = graph.stages[stage].resources, getattr(graph.stage_params(stage, key), "processes", 1)
+    return Resources(max(asked.cpus, processes), asked.gpus * processes, asked.memory * processes)
 
 
 def fitting(asked: Resources, nodes: Iterable[Mapping[str, float]], gpu: bool = True) -> Resources:

@@ -31,6 +31,7 @@ from pd_pipeline.models.weights import as_tensors, check_fit
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import load_arrays, remove, save_arrays, write_table
 from pd_pipeline.training.adamw import AdamW
+from pd_pipeline.training.ranks import ALONE, Ranks
 from pd_pipeline.training.stopping import Best, Watch
 from pd_pipeline.training.tensorboard import writer_for
 
@@ -99,9 +100,9 @@ class Trainer:
     Checkpoints leave out frozen weights, which do not change.
     """
 
-    def __init__(self, model: nn.Module, params: OptimizationParams, work: Path, title: str):
+    def __init__(self, model: nn.Module, params: OptimizationParams, work: Path, title: str, ranks: Ranks = ALONE):
         self.device = next(model.parameters()).device
-        self.model, self.params, self.work, self.title = model, params, work, title
+        self.model, self.params, self.work, self.title, self.ranks = model, params, work, title, ranks
         self.bf16 = use_bf16(params.precision, self.device)
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self.trained:
@@ -149,7 +150,7 @@ class Trainer:
         self._resume()
         if watch and not self.best.tensors:
             self._look(watch)
-        writer = writer_for(logs, self.step)
+        writer = writer_for(logs if self.ranks.leads else None, self.step)
         saved = time.monotonic()
         with terminated() as stop, closing(writer):
             while self.step < self.params.steps:
@@ -161,7 +162,7 @@ class Trainer:
                     progress(self.title, self.step, self.params.steps, f"loss {row['loss']:.5f}")
                     for name, value in row.items():
                         writer.add_scalar(name, value, self.step)
-                stopping = stop()
+                stopping = self.ranks.any(stop(), self.device)
                 if stopping or time.monotonic() - saved > self.params.checkpoint_seconds:
                     self._save()
                     saved = time.monotonic()
@@ -180,8 +181,8 @@ class Trainer:
 
     def _update(self, compute: Callable[[int], dict[str, Tensor]]) -> None:
         self.optimizer.zero_grad()
-        for name, value in compute(self.step).items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+        for name, value in self.ranks.means(compute(self.step)).items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
         if self.params.clip is not None:
             nn.utils.clip_grad_norm_(self.trained.values(), self.params.clip)
         self.optimizer.step(learning_rate(self.params, self.step))
@@ -217,6 +218,8 @@ class Trainer:
         return {n: t for n, t in self.model.state_dict().items() if n not in frozen}
 
     def _save(self) -> None:
+        if not self.ranks.leads:
+            return
         state = {f"model.{n}": t for n, t in self._changing.items()}
         state |= {f"ema.{n}": t for n, t in self.ema.items()}
         state |= {f"best.{n}": t for n, t in self.best.tensors.items()}

@@ -17,6 +17,7 @@ from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_model
 from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, policy_loss
+from pd_pipeline.training.ranks import Ranks, in_processes
 from pd_pipeline.trajectories.reading import Trajectories, joined, read
 
 VALIDATION_SEED = 1 << 20
@@ -32,13 +33,19 @@ class Params(PolicyShape, OptimizationParams):
         default=("expert",), min_length=1, max_length=100, description="qualities of the trajectories to learn from"
     )
     interpolation: TaskInterpolation = TaskInterpolation()
+    processes: int = Field(default=1, gt=0, le=1024, description="that share every batch: one per GPU, say")
     held_out: float = Field(default=0.1, gt=0, lt=1, description="share of episodes kept for the validation loss")
 
 
 def run(context: StageContext) -> dict[str, Any]:
     """Write `policy.safetensors`, `config.json`, `normalization.safetensors` and `losses.csv`."""
+    return in_processes(train, context, context.params.processes)
+
+
+def train(context: StageContext, ranks: Ranks) -> dict[str, Any]:
+    """Train in this process, and write if it leads."""
     params: Params = context.params
-    device = pick_device(context.device)
+    device = ranks.device(pick_device(context.device))
     normalization = Normalization.load(context.inputs["prompts"] / "normalization.safetensors")
     prompt_length = read_model(context.inputs["prompts"] / "config.json", PromptParams).length
     files = [context.inputs["trajectories"] / f"{quality}.parquet" for quality in params.qualities]
@@ -56,9 +63,10 @@ def run(context: StageContext) -> dict[str, Any]:
     with torch.random.fork_rng([]):
         torch.manual_seed(context.seed)
         policy = PromptingDecisionTransformer(config).to(device)
-    trainer = Trainer(policy, params, context.work, f"plm {context.key}")
+    trainer = Trainer(policy, params, context.work, f"plm {context.key}", ranks)
     if params.compile:
         policy.compile()  # in place: the names of the weights stay the same
+    called = ranks.wrapped(policy)
 
     def loss_of_step(step: int) -> torch.Tensor:
         batch = training.batch(
@@ -68,7 +76,9 @@ def run(context: StageContext) -> dict[str, Any]:
             params.context,
             params.interpolation,
         )
-        return policy_loss(policy, batch, generator_of(context.seed, step, device))
+        share = ranks.share(batch)
+        loss = policy_loss(called, share, generator_of(context.seed, ranks.seed_step(step), device))
+        return ranks.weighted(loss, share.valid.sum())
 
     fixed = validation.batch(np.random.default_rng(VALIDATION_SEED), 8, prompt_length, params.context)
 
@@ -81,8 +91,9 @@ def run(context: StageContext) -> dict[str, Any]:
 
     policy.train()
     history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)
-    save_policy(context.out, policy, normalization)
-    history.write(context.out / "losses.csv")
+    if ranks.leads:
+        save_policy(context.out, policy, normalization)
+        history.write(context.out / "losses.csv")
     context.facts.update(device=str(device), precision=trainer.precision)
     return {name: history.rows[-1][name] for name in ("loss", "validation_loss")}
 

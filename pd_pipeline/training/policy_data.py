@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from pd_pipeline.config import Parameters
-from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer, Steps, action_loss
+from pd_pipeline.models.decision_transformer import Steps, action_loss
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.trajectories.reading import Trajectories
 
@@ -146,6 +146,6 @@ class PolicyData:
         return steps, torch.from_numpy(valid).to(self.device)
 
 
-def policy_loss(policy: PromptingDecisionTransformer, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+def policy_loss(policy: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
     """Action loss of a batch (eq. 7 with given prompts); `generator` draws the dropout in training."""
     return action_loss(policy(batch.prompt, batch.window, generator), batch.window.actions, batch.valid)

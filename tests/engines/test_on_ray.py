@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster as Nodes
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph
-from pd_pipeline.engines.on_ray import Asked, Cluster, _on_node, connected, fitting, slots
+from pd_pipeline.engines.on_ray import Asked, Cluster, _on_node, connected, fitting, resources, slots
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import Resources
@@ -150,10 +150,12 @@ def test_resources_are_those_of_the_stage_or_what_the_largest_node_has(tmp_path:
     assert slots(Resources(cpus=4), nodes) == 2
     assert slots(Resources(cpus=2), nodes[:1]) == slots(asked, []) == 1
     project = graph.load(make_project(tmp_path, PARAMS))
-    wanted = {name: stage.resources for name, stage in project.stages.items()}
-    assert wanted["plm"].gpus == 1
+    wanted = {name: resources(project, name, project.keys(name)[0]) for name in project.stages}
+    assert wanted["plm"] == Resources(cpus=4, gpus=1, memory=4)
     assert wanted["tuned_prompt_dt"].gpus < 1
     assert wanted["report"] == Resources()
+    several = graph.load(tmp_path, ("plm.processes=6",))
+    assert resources(several, *PLM) == Resources(cpus=6, gpus=6, memory=24)
 
 
 def test_without_ray_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

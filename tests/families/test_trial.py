@@ -95,7 +95,7 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path, mistake: str) -> Non
 
 def test_an_environment_that_ends_its_process_is_named(tmp_path: Path) -> None:
     environment = LINE | {"entry_point": "tests.families.broken:Crashing"}
-    with pytest.raises(PipelineError, match=r"^params\.yaml: families\.mine: a process that runs environments died"):
+    with pytest.raises(PipelineError, match=r"^params\.yaml: families\.mine: one of its processes died"):
         preflight.check(project(tmp_path, environment))
 
 
