@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from pd_pipeline import graph, lineage, preflight
+from pd_pipeline.engines.engine import chosen
 from pd_pipeline.errors import EXPECTED, PipelineError, described
 from pd_pipeline.graph import Graph
 from pd_pipeline.lineage import Outcome
@@ -39,6 +40,15 @@ class Done:
         return f"{self.stage} {self.key}".strip()
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A piece of work that failed."""
+
+    text: str
+    transient: bool
+    """Whether it may succeed when it is tried again."""
+
+
 def current(project: Graph) -> Graph:
     """The project as it is now: params.yaml may have changed since the definitions were loaded.
 
@@ -60,26 +70,40 @@ def failure(error: PipelineError) -> dg.Failure:
 def do(context: Context, project: Graph, pieces: list[tuple[str, Key]]) -> Iterator[Done]:
     """Do pieces of work one after another. If one fails, the others are still done.
 
-    Raises dagster.Failure at the end; it is retried only if one of the errors was transient.
+    Where PD_PIPELINE_ENGINE says so, they are computed on a cluster, side by side. Raises dagster.Failure at the end;
+    it is retried only if one of the errors was transient.
     """
-    problems, transient = [], False
-    for number, (stage, key) in enumerate(pieces, 1):
+    numbers = {piece: number for number, piece in enumerate(pieces, 1)}
+
+    def one(stage: str, key: Key) -> Done | Problem:
         name = f"{stage} {key}".strip()
-        count = f" ({number} of {len(pieces)})" if len(pieces) > 1 else ""
+        count = f" ({numbers[stage, key]} of {len(pieces)})" if len(pieces) > 1 else ""
         try:
             began = time.monotonic()
             why = lineage.why(project, stage, key)
             if why:
                 context.log.info(f"{name}: {why}{count}")
-            outcome = execution.run(project, stage, key, LineProgress(context.log.info))
+            outcome = execution.run(project, stage, key, LineProgress(context.log.info), engine=engine)
             seconds = time.monotonic() - began
             context.log.info(f"{name}: {'up to date' if outcome.skipped else f'done in {seconds:.1f} s'}{count}")
             version = outcome.data_version or digest(project.root / project.out(stage, key))
-            yield Done(stage, key, outcome, version, seconds, "" if outcome.skipped else why)
+            return Done(stage, key, outcome, version, seconds, "" if outcome.skipped else why)
         except EXPECTED as error:  # a mistake of the user, or a transient error such as a full disk
-            transient = transient or not isinstance(error, PipelineError)
-            problems.append(described(error) if len(pieces) == 1 else f"{name}: {described(error)}")
             context.log.error(f"{name}: {described(error)}{count}")
+            text = described(error) if len(pieces) == 1 else f"{name}: {described(error)}"
+            return Problem(text, not isinstance(error, PipelineError))
+
+    problems: list[Problem] = []
+    try:
+        with chosen() as engine:
+            for found in engine.results(pieces, project.upstream, one):
+                if isinstance(found, Problem):
+                    problems.append(found)
+                else:
+                    yield found
+    except PipelineError as error:  # there is no such engine
+        raise failure(error) from None
     if problems:
         others = f"{len(problems)} of {len(pieces)} failed: " if len(pieces) > 1 else ""
-        raise dg.Failure(others + "; ".join(problems), allow_retries=transient)
+        texts = "; ".join(problem.text for problem in problems)
+        raise dg.Failure(others + texts, allow_retries=any(problem.transient for problem in problems))

@@ -1,12 +1,11 @@
 """The commands that do work: `pd-pipeline run` and `pd-pipeline study`."""
 
-from contextlib import AbstractContextManager, nullcontext
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pd_pipeline.engines.engine import ENGINE, EngineName, chosen
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.piece import is_made
 
@@ -14,13 +13,6 @@ if TYPE_CHECKING:
     from pd_pipeline.engines.engine import Engine
     from pd_pipeline.graph import Graph
     from pd_pipeline.stage import Key
-
-
-class EngineName(StrEnum):
-    """What computes pieces of work."""
-
-    LOCAL = "local"
-    RAY = "ray"
 
 
 def run(
@@ -34,7 +26,10 @@ def run(
     ] = None,
     engine: Annotated[
         EngineName,
-        typer.Option(help="Where to compute: this process, or a Ray cluster (RAY_ADDRESS; without it, this machine)."),
+        typer.Option(
+            envvar=ENGINE,
+            help="Where to compute: this process, or a Ray cluster (RAY_ADDRESS; without it, this machine).",
+        ),
     ] = EngineName.LOCAL,
 ) -> None:
     """Run one stage, one of its keys, or all stages in one process. Work that is up to date is skipped."""
@@ -57,15 +52,17 @@ def run(
         if override and not given_force and is_made(project, stage, one):
             typer.echo(f"{stage} {one}".strip() + ": up to date")
         else:
-            _make(project, stage, one, force, record, chosen)
+            _make(project, stage, one, force, record, computing)
 
-    with _engine(engine) as chosen:
-        chosen.each(pieces, project.upstream, make)
+    with chosen(engine) as computing:
+        computing.each(pieces, project.upstream, make)
 
 
 def study(
     name: Annotated[str, typer.Argument(help="Name of a file in studies/; without it, list the studies.")] = "",
-    engine: Annotated[EngineName, typer.Option(help="Where to compute, as for `run`.")] = EngineName.LOCAL,
+    engine: Annotated[
+        EngineName, typer.Option(envvar=ENGINE, help="Where to compute, as for `run`.")
+    ] = EngineName.LOCAL,
 ) -> None:
     """Run every point of a study and show the results. Studies in run.studies are recorded in DVC."""
     from pd_pipeline import graph, preflight
@@ -85,28 +82,17 @@ def study(
     read(root, name)  # raises if there is no such file
     project = graph.load(root)
     known = name in project.params.run.studies
-    with _engine(engine) as chosen:
+    with chosen(engine) as computing:
         if not known:
-            with chosen.progress() as progress:
-                execution.make_points(project, name, progress, engine=chosen)  # records the project's own work
+            with computing.progress() as progress:
+                execution.make_points(project, name, progress, engine=computing)  # records the project's own work
             project = graph.load(root, (f"run.studies=[{name}]",))
         preflight.check(project)
-        _make(project, PREFIX + name, Key(), False, known, chosen)
+        _make(project, PREFIX + name, Key(), False, known, computing)
     out = project.root / project.out(PREFIX + name, Key())
     for line in table(out):
         typer.echo(line)
     typer.echo(str(out))
-
-
-def _engine(name: EngineName) -> "AbstractContextManager[Engine]":
-    """The engine with this name, ready to compute."""
-    if name is EngineName.RAY:
-        from pd_pipeline.engines.on_ray import connected
-
-        return connected()
-    from pd_pipeline.engines.engine import LOCAL
-
-    return nullcontext(LOCAL)
 
 
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool, engine: "Engine") -> None:

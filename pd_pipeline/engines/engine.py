@@ -3,14 +3,28 @@
 Either way this process decides what is up to date, holds the locks and records lineage; an engine only computes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, Protocol
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from enum import StrEnum
+from typing import Any, Protocol, TypeVar
 
 from pd_pipeline.engines.order import Piece
+from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.piece import Compute
 from pd_pipeline.progress import Progress, console
 from pd_pipeline.stage import Key
+
+ENGINE = "PD_PIPELINE_ENGINE"
+"""Variable with the engine to use where a command names none, for `dvc repro` and Dagster."""
+R = TypeVar("R")
+
+
+class EngineName(StrEnum):
+    """What computes pieces of work."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 class Engine(Protocol):
@@ -27,6 +41,14 @@ class Engine(Protocol):
         work: Callable[[str, Key], Any],
     ) -> None:
         """Call `work` for each of `pieces`, which are in an order that has what one of them `needs` before it."""
+
+    def results(
+        self,
+        pieces: Sequence[Piece],
+        needs: Callable[[str, Key], Iterable[Piece]],
+        work: Callable[[str, Key], R],
+    ) -> Iterator[R]:
+        """The same, and yield what `work` returns for each of them as it is done."""
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Where a piece of work reports its progress."""
@@ -47,9 +69,34 @@ class Local:
         for stage, key in pieces:
             work(stage, key)
 
+    def results(
+        self,
+        pieces: Sequence[Piece],
+        needs: Callable[[str, Key], Iterable[Piece]],
+        work: Callable[[str, Key], R],
+    ) -> Iterator[R]:
+        """In the order given."""
+        for stage, key in pieces:
+            yield work(stage, key)
+
     def progress(self) -> AbstractContextManager[Progress]:
         """A bar on a terminal, otherwise lines."""
         return console()
 
 
 LOCAL = Local()
+
+
+def chosen(name: str | None = None) -> AbstractContextManager[Engine]:
+    """The engine with this name, or the one named in the environment, ready to compute.
+
+    Raises PipelineError for a name that is none, and where there is no such cluster.
+    """
+    asked = name or os.environ.get(ENGINE) or EngineName.LOCAL
+    if asked not in [*EngineName]:
+        raise PipelineError(f"{ENGINE}: {asked}: {suggestion(asked, [*EngineName])}")
+    if asked == EngineName.RAY:
+        from pd_pipeline.engines.on_ray import connected
+
+        return connected()
+    return nullcontext(LOCAL)

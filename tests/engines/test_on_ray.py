@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 from ray.cluster_utils import Cluster as Nodes
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph
+from pd_pipeline.engines.engine import ENGINE
 from pd_pipeline.engines.on_ray import Asked, Cluster, _on_node, connected, fitting, resources, slots
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.stage import Key
@@ -131,6 +133,39 @@ def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: P
     assert process.returncode == 1
     assert re.search("^error: .*notes.txt", output, re.MULTILINE), output
     assert "Traceback" not in output
+
+
+def test_dvc_and_dagster_compute_on_the_cluster_that_their_environment_names(
+    cluster: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from assets.work import do
+
+    root = make_project(tmp_path / "project", PARAMS)
+    call(root, "pd-pipeline", "graph", "--write")
+    monkeypatch.setenv(ENGINE, "ray")
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    repro = subprocess.run(
+        ["dvc", "repro", "trajectories@point_robot"],
+        cwd=root,
+        env=ENVIRONMENT | {ENGINE: "ray", "RAY_ADDRESS": cluster.address},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert repro.returncode == 0, repro.stdout + repro.stderr
+    assert "(trajectories@point_robot pid=" in repro.stdout + repro.stderr
+    pieces = [("prompts", Key("point_robot")), PLM]
+    with dg.build_op_context() as context:
+        done = list(do(context, graph.load(root), pieces))
+        assert [(one.stage, one.key) for one in done] == pieces, "in the order of their needs"
+        assert all(one.outcome.metrics and one.data_version for one in done)
+        time.sleep(1)  # Ray forwards what tasks print a little later
+        assert "(plm@point_robot-0 pid=" in capfd.readouterr().out
+        again = list(do(context, graph.load(root), pieces))
+        assert all(one.outcome.skipped for one in again)
+        monkeypatch.setenv(ENGINE, "rey")
+        with pytest.raises(dg.Failure, match="PD_PIPELINE_ENGINE: rey: did you mean 'ray'"):
+            list(do(context, graph.load(root), pieces))
 
 
 def test_a_node_that_sees_something_else_refuses(tmp_path: Path) -> None:
