@@ -49,6 +49,7 @@ class BanditParams(ConfirmParams):
     fit_steps: int = Field(default=30, gt=0, le=100_000, description="steps of Adam per fit")
     learning_rate: Rate = 1e-2
     prior: float = Field(default=0.0, ge=0, le=1000, description="scale of each network's fixed random prior")
+    finalists: int = Field(default=5, gt=0, le=1000, description="choices that confirm tries, in turn")
 
 
 class RewardModels:

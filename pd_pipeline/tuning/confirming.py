@@ -1,7 +1,6 @@
-"""The last episodes of a budget, in which the most promising choices act again.
+"""The last episodes of a budget, put aside to have the most promising choices act again.
 
 The best of many returns is above what its choice returns on average, since starts are drawn and some of them are easy.
-What is kept after a second look is the choice with the highest mean.
 """
 
 from pydantic import Field
@@ -14,9 +13,8 @@ class ConfirmParams(Parameters):
 
     episodes: int = Field(default=50, gt=0, le=1_000_000, description="per target, in its environment")
     confirm: float = Field(
-        default=0.0, ge=0, lt=1, description="share of the episodes, the last ones, that try the best choices in turn"
+        default=0.0, ge=0, lt=1, description="share of the episodes, the last ones, that try the best choices again"
     )
-    finalists: int = Field(default=5, gt=0, le=1000, description="choices that confirm tries")
 
     @property
     def searching(self) -> int:

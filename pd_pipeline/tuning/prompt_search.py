@@ -8,11 +8,13 @@ condition y to a prompt, and the cross-entropy method (Rubinstein 1999) searches
               and act for an episode each
 
 All episodes so far compete for a place among the elites, so a bad round loses nothing. The prompt with the best return
-is kept, or, as one return may be luck, the best on average after `confirm` (see `confirming`). y is that of the best
-segment, and the target return the median return of the training tasks: nothing is known of the target. `space` says
-what is searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments, one
-after the other, and `bandit` those that promise most (Thompson sampling, see `bandit`). With `update: ranking` the new
-ones are drawn around a centre that moves along the direction of Prompt-Tuning DT (see `ranking`), without its momentum.
+is kept. As that may be luck, the last episodes (`confirm`) come one after the other: the best on average acts again
+until it has acted `sure` times, and if it is the best even then, what is left goes on searching. Where starts hardly
+matter that takes few of them. y is that of the best segment, and the target return the median return of the training
+tasks: nothing is known of the target. `space` says what is searched: with `prompt` the numbers of the prompt itself;
+`segments` only tries more training segments, one after the other, and `bandit` those that promise most (Thompson
+sampling, see `bandit`). With `update: ranking` the new ones are drawn around a centre that moves along the direction of
+Prompt-Tuning DT (see `ranking`), without its momentum.
 """
 
 from typing import Literal, NamedTuple
@@ -61,19 +63,39 @@ class Params(UnseenParams, ConfirmParams):
     )
     step_size: float = Field(default=1.0, gt=0, le=1e6, description="how far ranking moves its centre along g")
     chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
+    confirm: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the episodes, the last ones, that try the best prompt again"
+    )
+    sure: int = Field(
+        default=4, gt=0, le=1_000_000, description="episodes of a prompt after which confirm does not try it again"
+    )
 
 
 class Tried(NamedTuple):
-    """m prompts that acted for an episode each, normalised."""
+    """m prompts that have acted, normalised."""
 
     x0: Tensor  # (m, K*, channels)
     y: Tensor  # (m, K*, 2 or more): as the diffuser reads it
     z: Tensor  # (m, K*, channels): where they are in the space that is searched
-    returns: Tensor  # (m,)
+    returns: Tensor  # (m,): means over their episodes
+    episodes: Tensor  # (m,)
 
-    def and_then(self, more: "Tried") -> "Tried":
-        """These and more."""
+    def and_then(self, x0: Tensor, y: Tensor, z: Tensor, returns: Tensor) -> "Tried":
+        """These, and others that acted for an episode each."""
+        more = Tried(x0, y, z, returns, torch.ones_like(returns))
         return Tried(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
+
+    def again(self, row: int, found: Tensor) -> "Tried":
+        """After one of them has acted once more, with the return `found` (1,)."""
+        returns, episodes = self.returns.clone(), self.episodes.clone()
+        returns[row] = (returns[row] * episodes[row] + found[0]) / (episodes[row] + 1)
+        episodes[row] += 1
+        return self._replace(returns=returns, episodes=episodes)
+
+    def best(self, sure: int = 1) -> int:
+        """The one with the highest mean, of those that acted `sure` times, or of those that acted most."""
+        enough = self.episodes >= min(sure, float(self.episodes.max()))
+        return int(torch.where(enough, self.returns, -torch.inf).argmax())
 
 
 def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
@@ -84,7 +106,7 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     if params.space == "bandit":
         return try_arms(plm, target, target.training.select(segments), params, run)
     pool = start_from(plm, target, segments, params)
-    tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], pool[0].new_empty(0))
+    tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], *pool[0].new_empty(2, 0))
     rows: list[dict[str, float]] = []
     with run.simulation(params.episodes) as simulation:
 
@@ -99,11 +121,15 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
         while (done := simulation.episodes) < params.searching:
             count = min(params.first - done if done < params.first else params.population, params.searching - done)
             x0, y, z = propose(plm, pool, tried, count, params, run.seed)
-            tried = tried.and_then(Tried(x0, y, z, act(x0, y)))
-        finalists = tried.returns.argsort(descending=True, stable=True)[: params.finalists]
-        again = finalists[torch.arange(params.episodes - simulation.episodes, device=plm.device) % len(finalists)]
-        confirmed = act(tried.x0[again], tried.y[again]) if len(again) else tried.returns[:0]
-    kept = best_on_average(tried.returns, finalists, again, confirmed).expand(params.prompts)
+            tried = tried.and_then(x0, y, z, act(x0, y))
+        while simulation.episodes < params.episodes:
+            row = tried.best()
+            if tried.episodes[row] < params.sure:
+                tried = tried.again(row, act(tried.x0[row : row + 1], tried.y[row : row + 1]))
+            else:
+                x0, y, z = propose(plm, pool, tried, 1, params, run.seed)
+                tried = tried.and_then(x0, y, z, act(x0, y))
+    kept = torch.full((params.prompts,), tried.best(params.sure), device=plm.device)
     return Prompted(
         prompts=to_prompts(tried.x0[kept], tried.y[kept], plm.normalization, target.task),
         history=History(rows),
@@ -122,16 +148,6 @@ def try_arms(plm: Pretrained, target: Unseen, arms: Prompts, params: Params, run
         history=played.history,
         cost=Cost(tuned_parameters=played.size),
     )
-
-
-def best_on_average(returns: Tensor, finalists: Tensor, again: Tensor, confirmed: Tensor) -> Tensor:
-    """Of prompts with these `returns` (m,) the finalist (f,) with the highest mean of all its episodes, a row ().
-
-    In the last ones the rows `again` (n,) returned `confirmed` (n,).
-    """
-    totals = returns.index_add(0, again, confirmed)
-    episodes = torch.ones_like(returns).index_add(0, again, torch.ones_like(confirmed))
-    return finalists[(totals / episodes)[finalists].argmax()]
 
 
 def propose(
