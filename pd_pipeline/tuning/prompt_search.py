@@ -7,11 +7,14 @@ condition y to a prompt, and the cross-entropy method (Rubinstein 1999) searches
     rounds    `population` new ones are drawn around the `elites` best so far, z = mean + their spread + sigma * noise,
               and act for an episode each
 
-All episodes so far compete for a place among the elites, so a bad round loses nothing. y is that of the best segment,
-and the target return the median return of the training tasks: nothing is known of the target. `space` says what is
-searched: with `prompt` the numbers of the prompt itself; `segments` only tries more training segments, one after the
-other, and `bandit` those that promise most (Thompson sampling, see `bandit`). With `update: ranking` the new ones are
-drawn around a centre that moves along the direction of Prompt-Tuning DT (see `ranking`), without its momentum.
+All episodes so far compete for a place among the elites, so a bad round loses nothing. The prompt with the best return
+is kept. As that may be luck, the last episodes (`confirm`) come one after the other: the best on average acts again
+until it has acted `sure` times, and if it is the best even then, what is left goes on searching. Where starts hardly
+matter that takes few of them. y is that of the best segment, and the target return the median return of the training
+tasks: nothing is known of the target. `space` says what is searched: with `prompt` the numbers of the prompt itself;
+`segments` only tries more training segments, one after the other, and `bandit` those that promise most (Thompson
+sampling, see `bandit`). With `update: ranking` the new ones are drawn around a centre that moves along the direction of
+Prompt-Tuning DT (see `ranking`), without its momentum.
 """
 
 from typing import Literal, NamedTuple
@@ -30,6 +33,7 @@ from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import History
 from pd_pipeline.tuning.adaptation import Cost, Prompted
 from pd_pipeline.tuning.bandit import BanditParams, assemble, flat_features, play
+from pd_pipeline.tuning.confirming import ConfirmParams
 from pd_pipeline.tuning.protocol import Pretrained, Run
 from pd_pipeline.tuning.ranking import direction
 from pd_pipeline.tuning.unseen import Unseen, UnseenParams
@@ -39,7 +43,7 @@ ONLINE = True
 DEMONSTRATIONS = False
 
 
-class Params(UnseenParams):
+class Params(UnseenParams, ConfirmParams):
     """What is searched, and how."""
 
     space: Literal["noise", "prompt", "segments", "bandit"] = Field(
@@ -47,7 +51,6 @@ class Params(UnseenParams):
         description="what is searched: the diffuser's noise, the prompt itself, or training segments, one after the "
         "other or by a bandit",
     )
-    episodes: int = Field(default=50, gt=0, le=1_000_000, description="per target, in its environment")
     first: int = Field(default=10, ge=0, le=1_000_000, description="training segments that are tried before the search")
     phase: float = Field(
         default=1.0, ge=0, le=1, description="where in its episode a training segment is: 0 the first one, 1 the last"
@@ -60,43 +63,73 @@ class Params(UnseenParams):
     )
     step_size: float = Field(default=1.0, gt=0, le=1e6, description="how far ranking moves its centre along g")
     chain: int = Field(default=10, gt=0, le=100_000, description="DDIM steps of the reverse chain")
+    confirm: float = Field(
+        default=0.2, ge=0, lt=1, description="share of the episodes, the last ones, that try the best prompt again"
+    )
+    sure: int = Field(
+        default=4, gt=0, le=1_000_000, description="episodes of a prompt after which confirm does not try it again"
+    )
 
 
 class Tried(NamedTuple):
-    """m prompts that acted for an episode each, normalised."""
+    """m prompts that have acted, normalised."""
 
     x0: Tensor  # (m, K*, channels)
     y: Tensor  # (m, K*, 2 or more): as the diffuser reads it
     z: Tensor  # (m, K*, channels): where they are in the space that is searched
-    returns: Tensor  # (m,)
+    returns: Tensor  # (m,): means over their episodes
+    episodes: Tensor  # (m,)
 
-    def and_then(self, more: "Tried") -> "Tried":
-        """These and more."""
+    def and_then(self, x0: Tensor, y: Tensor, z: Tensor, returns: Tensor) -> "Tried":
+        """These, and others that acted for an episode each."""
+        more = Tried(x0, y, z, returns, torch.ones_like(returns))
         return Tried(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
+
+    def again(self, row: int, found: Tensor) -> "Tried":
+        """After one of them has acted once more, with the return `found` (1,)."""
+        returns, episodes = self.returns.clone(), self.episodes.clone()
+        returns[row] = (returns[row] * episodes[row] + found[0]) / (episodes[row] + 1)
+        episodes[row] += 1
+        return self._replace(returns=returns, episodes=episodes)
+
+    def best(self, sure: int = 1) -> int:
+        """The one with the highest mean, of those that acted `sure` times, or of those that acted most."""
+        enough = self.episodes >= min(sure, float(self.episodes.max()))
+        return int(torch.where(enough, self.returns, -torch.inf).argmax())
 
 
 def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
-    """Try training segments, search, and return the prompt with the best return for every evaluated episode."""
+    """Try training segments, search, and return the best prompt for every evaluated episode."""
     rows_of_phase = at_phase(target.training, params.phase)
     order = spread_over_tasks(target.training.task_id[rows_of_phase], np.random.default_rng([run.seed, 1]))
     segments = rows_of_phase[order]
     if params.space == "bandit":
         return try_arms(plm, target, target.training.select(segments), params, run)
     pool = start_from(plm, target, segments, params)
-    tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], pool[0].new_empty(0))
+    tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], *pool[0].new_empty(2, 0))
     rows: list[dict[str, float]] = []
     with run.simulation(params.episodes) as simulation:
-        while (done := simulation.episodes) < params.episodes:
-            count = min(params.first - done if done < params.first else params.population, params.episodes - done)
-            x0, y, z = propose(plm, pool, tried, count, params, run.seed)
+
+        def act(x0: Tensor, y: Tensor) -> Tensor:
             made = to_prompts(x0, y, plm.normalization, target.task)
             found = simulation.run(prompted(plm.policy, made, plm.normalization), target.target_return).returns
-            tried = tried.and_then(Tried(x0, y, z, torch.from_numpy(found).to(x0)))
-            rows.append(
-                {"step": simulation.episodes, "return": float(found.mean()), "best": float(tried.returns.max())}
-            )
-            run.progress(run.title, simulation.episodes, params.episodes, f"best return {rows[-1]['best']:.3f}")
-    kept = tried.returns.argmax().expand(params.prompts)
+            best = max(rows[-1]["best"] if rows else -np.inf, float(found.max()))
+            rows.append({"step": simulation.episodes, "return": float(found.mean()), "best": best})
+            run.progress(run.title, simulation.episodes, params.episodes, f"best return {best:.3f}")
+            return torch.from_numpy(found).to(x0)
+
+        while (done := simulation.episodes) < params.searching:
+            count = min(params.first - done if done < params.first else params.population, params.searching - done)
+            x0, y, z = propose(plm, pool, tried, count, params, run.seed)
+            tried = tried.and_then(x0, y, z, act(x0, y))
+        while simulation.episodes < params.episodes:
+            row = tried.best()
+            if tried.episodes[row] < params.sure:
+                tried = tried.again(row, act(tried.x0[row : row + 1], tried.y[row : row + 1]))
+            else:
+                x0, y, z = propose(plm, pool, tried, 1, params, run.seed)
+                tried = tried.and_then(x0, y, z, act(x0, y))
+    kept = torch.full((params.prompts,), tried.best(params.sure), device=plm.device)
     return Prompted(
         prompts=to_prompts(tried.x0[kept], tried.y[kept], plm.normalization, target.task),
         history=History(rows),
@@ -107,8 +140,9 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
 def try_arms(plm: Pretrained, target: Unseen, arms: Prompts, params: Params, run: Run) -> Prompted:
     """Let a bandit choose among training segments, and return the one that it expects most of."""
     features = flat_features(*prompt_tensors(arms, plm.normalization, plm.device))
-    rounds = {"episodes": params.episodes, "first": max(1, params.first), "together": params.population}
-    played = play(plm, arms, features, 1, target.target_return, BanditParams.model_validate(rounds), run)
+    rounds = {"first": max(1, params.first), "together": params.population}
+    budget = params.model_dump(include=set(ConfirmParams.model_fields))
+    played = play(plm, arms, features, 1, target.target_return, BanditParams.model_validate(budget | rounds), run)
     return Prompted(
         prompts=assemble(arms, np.repeat(played.chosen[None], params.prompts, axis=0)),
         history=played.history,
