@@ -55,7 +55,8 @@ def run(
             _make(project, stage, one, force, record, computing)
 
     with chosen(engine) as computing:
-        computing.each(pieces, project.upstream, make)
+        for _ in computing.results(pieces, project.upstream, make):
+            pass
 
 
 def study(

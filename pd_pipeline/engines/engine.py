@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
-from pd_pipeline.engines.order import Piece
+from pd_pipeline.engines.order import Piece, R
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.piece import Compute
 from pd_pipeline.progress import Progress, console
@@ -17,7 +17,6 @@ from pd_pipeline.stage import Key
 
 ENGINE = "PD_PIPELINE_ENGINE"
 """Variable with the engine to use where a command names none, for `dvc repro` and Dagster."""
-R = TypeVar("R")
 
 
 class EngineName(StrEnum):
@@ -34,21 +33,16 @@ class Engine(Protocol):
     def compute(self) -> Compute | None:
         """Called as `piece.run_piece`; None: that itself."""
 
-    def each(
-        self,
-        pieces: Sequence[Piece],
-        needs: Callable[[str, Key], Iterable[Piece]],
-        work: Callable[[str, Key], Any],
-    ) -> None:
-        """Call `work` for each of `pieces`, which are in an order that has what one of them `needs` before it."""
-
     def results(
         self,
         pieces: Sequence[Piece],
         needs: Callable[[str, Key], Iterable[Piece]],
         work: Callable[[str, Key], R],
     ) -> Iterator[R]:
-        """The same, and yield what `work` returns for each of them as it is done."""
+        """Call `work` for each of `pieces`, and yield what it returns as it is done.
+
+        `pieces` are in an order that has what one of them `needs` before it.
+        """
 
     def progress(self) -> AbstractContextManager[Progress]:
         """Where a piece of work reports its progress."""
@@ -58,16 +52,6 @@ class Local:
     """One piece of work after the other, in this process."""
 
     compute: Compute | None = None
-
-    def each(
-        self,
-        pieces: Sequence[Piece],
-        needs: Callable[[str, Key], Iterable[Piece]],
-        work: Callable[[str, Key], Any],
-    ) -> None:
-        """In the order given."""
-        for stage, key in pieces:
-            work(stage, key)
 
     def results(
         self,

@@ -18,15 +18,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from pd_pipeline.engines.engine import R
-from pd_pipeline.engines.order import Piece, side_by_side
+from pd_pipeline.engines.order import Piece, R, side_by_side
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.piece import run_piece
@@ -84,34 +81,15 @@ class Cluster:
             self._running.discard(running)
         return metrics
 
-    def each(
-        self,
-        pieces: Sequence[Piece],
-        needs: Callable[[str, Key], Iterable[Piece]],
-        work: Callable[[str, Key], Any],
-    ) -> None:
-        """Side by side; one that waits for a node costs no more than a thread."""
-        slots = int(sum(node.get("CPU", 0) for node in self.nodes))
-        side_by_side(pieces, needs, work, at_once=max(2 * slots, 2), stop=self.cancel)
-
     def results(
         self,
         pieces: Sequence[Piece],
         needs: Callable[[str, Key], Iterable[Piece]],
         work: Callable[[str, Key], R],
     ) -> Iterator[R]:
-        """Side by side, in threads of their own, so that the caller gets each as soon as it is there."""
-        found: SimpleQueue[R | None] = SimpleQueue()
-        with ThreadPoolExecutor(1) as threads:
-            running = threads.submit(self.each, pieces, needs, lambda stage, key: found.put(work(stage, key)))
-            running.add_done_callback(lambda _: found.put(None))
-            try:
-                while (one := found.get()) is not None:
-                    yield one
-            except BaseException:  # the caller is interrupted, or wants no more
-                self.cancel()
-                raise
-            running.result()  # raises what `work` raised
+        """Side by side; one that waits for a node costs no more than a thread."""
+        slots = int(sum(node.get("CPU", 0) for node in self.nodes))
+        return side_by_side(pieces, needs, work, at_once=max(2 * slots, 2), stop=self.cancel)
 
     def cancel(self) -> None:
         """Kill what runs, and what is about to. Work that can resume does so from what it last saved."""
@@ -243,6 +221,7 @@ def _spread_from_node(piece: Asked, asked: Resources, nodes: Sequence[Mapping[st
     graph, stage, key = _prepared(piece, 1)
 
     def spread(work: Callable[[Sequence[Any]], Iterable[Any]], parts: Sequence[Any]) -> Iterator[Any]:
+        """See `stage.Spread`."""
         import ray
 
         title = f"parts of {address(stage, key)}"

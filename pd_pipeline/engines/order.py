@@ -1,26 +1,28 @@
 """Pieces of work side by side: each starts as soon as those that it reads are done."""
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeVar
 
 from pd_pipeline.stage import Key
 
 Piece = tuple[str, Key]
+R = TypeVar("R")
 
 
 def side_by_side(
     pieces: Sequence[Piece],
     needs: Callable[[str, Key], Iterable[Piece]],
-    work: Callable[[str, Key], object],
+    work: Callable[[str, Key], R],
     at_once: int,
     stop: Callable[[], object],
-) -> None:
-    """Call `work` for each of `pieces`, upstream first, in up to `at_once` threads.
+) -> Iterator[R]:
+    """Call `work` for each of `pieces`, upstream first, in up to `at_once` threads; yields what it returns, as it does.
 
     A piece waits for those of `pieces` that it `needs`. After an error no other piece is started; those that run end
-    first, so that what they made is recorded, and then the first error is raised. If this thread is interrupted,
-    `stop` is called, which should make the running ones end early.
+    first, so that what they made is recorded, and then the first error is raised. If this thread is interrupted, or
+    the caller wants no more, `stop` is called, which should make the running ones end early.
     """
     known = set(pieces)
     missing = {piece: {need for need in needs(*piece) if need in known} for piece in pieces}
@@ -29,7 +31,7 @@ def side_by_side(
         for need in wanted:
             readers[need].append(piece)
     ready = deque(piece for piece in pieces if not missing[piece])
-    running: dict[Future[object], Piece] = {}
+    running: dict[Future[R], Piece] = {}
     failed: list[BaseException] = []
     with ThreadPoolExecutor(at_once) as threads:
         try:
@@ -42,10 +44,12 @@ def side_by_side(
                     piece = running.pop(future)
                     if (error := future.exception()) is not None:
                         failed.append(error)
+                        continue
                     for reader in readers[piece]:
                         missing[reader].remove(piece)
                         if not missing[reader]:
                             ready.append(reader)
+                    yield future.result()
         except BaseException:
             stop()
             raise

@@ -36,7 +36,8 @@ def make_points(project: Graph, name: str, progress: Progress, *, record: bool =
     """Do all work of all points of a study that is not up to date, one point after the other."""
     for graph in preflight.check_points(project, name):
         make = partial(_make_in, project, graph, progress, record, engine)
-        engine.each(pieces(graph), graph.upstream, make)
+        for _ in engine.results(pieces(graph), graph.upstream, make):
+            pass
 
 
 def _make_in(

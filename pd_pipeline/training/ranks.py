@@ -111,6 +111,8 @@ def in_processes(train: Callable[[StageContext, Ranks], T], context: StageContex
         try:
             with _joined(Ranks(0, count), meeting, context.device):
                 found = train(context, Ranks(0, count))
+        except torch.OutOfMemoryError:  # of this rank: the others see no more than that it has gone
+            raise
         except RuntimeError:  # the connection to another rank broke
             workers.gather()  # which says why
             raise

@@ -210,5 +210,5 @@ def test_a_cluster_that_is_not_there_is_named() -> None:
 def test_as_many_pieces_wait_as_keep_all_cores_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("pd_pipeline.engines.on_ray.side_by_side", lambda *_, at_once, stop: seen.append(at_once))
-    Cluster([{"CPU": 3.0}, {"CPU": 4.0}, {}]).each([], lambda *_: [], lambda *_: None)
+    Cluster([{"CPU": 3.0}, {"CPU": 4.0}, {}]).results([], lambda *_: [], lambda *_: None)
     assert seen == [14]

@@ -19,7 +19,8 @@ def piece(number: int) -> Piece:
 
 
 def run(needs: Needs, work: Callable[[str, Key], object], at_once: int, stop: Callable[[], object] = bool) -> None:
-    side_by_side(list(needs), lambda stage, key: needs[stage, key], work, at_once, stop)
+    for _ in side_by_side(list(needs), lambda stage, key: needs[stage, key], work, at_once, stop):
+        pass
 
 
 @st.composite
@@ -82,3 +83,23 @@ def test_an_interruption_stops_what_runs(monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(KeyboardInterrupt):
         run({piece(0): []}, lambda *_: stopped.wait(10), 1, stopped.set)
     assert stopped.is_set()
+
+
+def test_results_come_as_they_are_there_and_a_caller_that_wants_no_more_stops_the_rest() -> None:
+    first, stopped = threading.Event(), []
+
+    def work(stage: str, key: Key) -> str:
+        if stage == "stage_1":
+            assert first.wait(10), "the result of the other one was there before"
+        return stage
+
+    pieces = [piece(0), piece(1), piece(2)]
+    found = side_by_side(
+        pieces, lambda stage, key: [piece(1)] * (stage == "stage_2"), work, 2, lambda: stopped.append(1)
+    )
+    assert next(found) == "stage_0"
+    first.set()
+    assert next(found) == "stage_1"
+    assert not stopped
+    found.close()  # type: ignore[attr-defined]
+    assert stopped == [1]
