@@ -79,9 +79,15 @@ class RunParams(Parameters):
 
 
 class MachineParams(Parameters):
-    """The device to compute on. It is not part of any digest: outs stay up to date on another machine."""
+    """What to compute on, and where to share it. It is not part of any digest: outs stay up to date elsewhere."""
 
     device: Device = "auto"
+    data_root: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=1000,
+        description="folder or URL (such as s3://bucket/folder) in which machines share outs; null: none",
+    )
 
 
 class PromotionParams(Parameters):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pd_pipeline import data_root, locks, records, rendering
 from pd_pipeline import graph as graphs
-from pd_pipeline import locks, records, rendering
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.dvc_repo import (
     BUSY_SECONDS,
@@ -88,7 +88,7 @@ def run(
             return Outcome({}, True, _recorded(graph, stage, key, before, lock))
         if rendering.is_project(graph.root):
             _adopt(graph, stage, key)
-        metrics = (compute or run_piece)(graph, stage, key, progress)
+        metrics = data_root.obtain(graph, stage, key, progress, compute or run_piece, force)
         if record:
             return Outcome(metrics, False, _recorded(graph, stage, key, before, lock))
         refuse_changes(graph, stage, key, before)
@@ -144,7 +144,7 @@ def make(graph: Graph, stage: str, key: Key, progress: Progress, compute: Comput
         if is_made(graph, stage, key):
             return False
         before = snapshot(graph, stage, key)
-        (compute or run_piece)(graph, stage, key, progress)
+        data_root.obtain(graph, stage, key, progress, compute or run_piece)
         refuse_changes(graph, stage, key, before)
     return True
 

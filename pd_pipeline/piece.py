@@ -28,20 +28,10 @@ def run_piece(graph: Graph, stage: str, key: Key, progress: Progress, spread: Sp
     resumes if its code, parameters and inputs have not changed. Returns the metrics of the stage. Raises PipelineError
     if the out contains files that the stage did not write: these are never replaced.
     """
-    for need, other in graph.upstream(stage, key):
-        if not (graph.root / graph.out(need, other)).exists():
-            missing = f"{need} --key {other}" if str(other) else need
-            raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {missing}` first")
-    name, final, home = str(key) or "all", graph.root / graph.out(stage, key), graph.home(stage, key)
-    if final.is_symlink():
-        raise PipelineError(
-            f"{final} is a link, and an out is replaced as a whole: replace the link with what it points to, or link a "
-            "folder above it, such as data/, and run again"
-        )
-    recover(final)
-    records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
+    refuse_missing(graph, stage, key)
+    final, home = replaceable(graph, stage, key), graph.home(stage, key)
     made, facts = graph.work_digest(stage, key), _facts(graph, stage, key)
-    work = home / ".work" / stage / name / made[:16]
+    work = resume_folder(graph, stage, key, made)
     if work.parent.is_dir():
         for other_work in work.parent.iterdir():
             if other_work != work:
@@ -58,6 +48,32 @@ def run_piece(graph: Graph, stage: str, key: Key, progress: Progress, spread: Sp
         records.write(home, stage, key, final, out, **facts, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
+
+
+def refuse_missing(graph: Graph, stage: str, key: Key) -> None:
+    """Raise PipelineError if an out that a piece of work reads is not there."""
+    for need, other in graph.upstream(stage, key):
+        if not (graph.root / graph.out(need, other)).exists():
+            missing = f"{need} --key {other}" if str(other) else need
+            raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {missing}` first")
+
+
+def replaceable(graph: Graph, stage: str, key: Key) -> Path:
+    """The path of the out of a piece of work, which may be replaced. Raises PipelineError where it may not."""
+    final = graph.root / graph.out(stage, key)
+    if final.is_symlink():
+        raise PipelineError(
+            f"{final} is a link, and an out is replaced as a whole: replace the link with what it points to, or link a "
+            "folder above it, such as data/, and run again"
+        )
+    recover(final)
+    records.refuse_foreign(final, records.foreign(final, records.find(graph.home(stage, key), stage, key)), stage)
+    return final
+
+
+def resume_folder(graph: Graph, stage: str, key: Key, made: str) -> Path:
+    """Where work with this digest keeps what it resumes from."""
+    return graph.home(stage, key) / ".work" / stage / (str(key) or "all") / made[:16]
 
 
 def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:

@@ -17,8 +17,12 @@ R = TypeVar("R")
 class Spread(Protocol):
     """Has parts of a piece of work computed side by side on the machines of a cluster."""
 
-    def __call__(self, work: Callable[[Sequence[P]], Iterable[R]], parts: Sequence[P]) -> Iterator[R]:
-        """Call `work`, which can be pickled, with some of `parts` at a time; yields what it yields, in any order."""
+    def __call__(self, work: Callable[["StageContext", Sequence[P]], Iterable[R]], parts: Sequence[P]) -> Iterator[R]:
+        """Call `work` with some of `parts` at a time; yields what it yields, in any order.
+
+        `work` can be imported by name. It gets the context of the machine where it is called and leaves files in its
+        work folder alone; these are in the work folder of this machine when what it yields arrives here.
+        """
 
 
 @dataclass(frozen=True)

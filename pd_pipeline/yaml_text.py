@@ -34,6 +34,7 @@ def values_of(text: str, path: Path) -> Any:
     """Parse YAML 1.2, as DVC does (PyYAML reads 1e-3 as a string). Raises PipelineError if it is invalid."""
     try:
         values = YAML(typ="safe", pure=True).load(text)
+        _refuse_unreadable_for_dvc(text, path)
         if _size(values, 0, {}) > MAX_VALUES:
             raise PipelineError(f"{path}: contains more than {MAX_VALUES:,} values, counting each use of an alias")
     except DuplicateKeyError as error:  # its full text gives advice about settings of the YAML library
@@ -48,6 +49,14 @@ def values_of(text: str, path: Path) -> Any:
             raise
         raise PipelineError(f"{path}: not valid YAML: {error}") from None
     return values
+
+
+def _refuse_unreadable_for_dvc(text: str, path: Path) -> None:
+    """Raise PipelineError where the parser in C, which DVC uses, fails: it wants some texts within braces in quotes."""
+    try:
+        YAML(typ="safe").load(text)
+    except MarkedYAMLError as error:
+        raise PipelineError(f"{_said(error, path)} for DVC: quote texts with a colon, such as URLs") from None
 
 
 def _said(error: YAMLError, path: Path) -> str:

@@ -1,10 +1,10 @@
 """Pieces of work on a Ray cluster.
 
-Each piece is a task with the resources of its stage, on any node that sees the project under the same path (a shared
-file system) and has this package in the same version. A task reads and writes the files of the project, so that nothing
-but names is sent to it. The node checks that it sees the same code, parameters and inputs as this process. A task whose
-node is lost runs again elsewhere, and work that can resume does so from its folder. Lineage is recorded by this process
-alone.
+Each piece is a task with the resources of its stage, on any node that has the project and this package in the same
+version. A task reads and writes files, of a file system or a data root that the nodes share, so that nothing but names
+is sent to it (see `on_node`). The node checks that it sees the same code, parameters and inputs as this process. A task
+whose node is lost runs again elsewhere, and work that can resume does so from its folder. Lineage is recorded by this
+process alone.
 
 A piece of a stage that `spreads` starts further tasks, one for some of its parts each, and only puts together what
 these leave in its work folder.
@@ -14,24 +14,24 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from pd_pipeline import data_root
+from pd_pipeline.engines import on_node
+from pd_pipeline.engines.on_node import Asked, asked
 from pd_pipeline.engines.order import Piece, R, side_by_side
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.graph import Graph, load
+from pd_pipeline.graph import Graph
 from pd_pipeline.piece import run_piece
-from pd_pipeline.progress import LineProgress, Progress, silent
+from pd_pipeline.progress import Progress, silent
 from pd_pipeline.rendering import address
-from pd_pipeline.stage import Key
+from pd_pipeline.stage import Key, Spread
 from pd_pipeline.stages import Resources
-from pd_pipeline.workers import CORES
 
 RETRIES = 3
 """How often a task whose node or process is lost runs again."""
@@ -60,25 +60,22 @@ class Cluster:
         title = address(stage, key)
         if self._cancelled:
             raise PipelineError(f"{title}: interrupted before it started")
-        asked = fitting(resources(graph, stage, key), self.nodes, graph.params.machine.device != "cpu")
-        piece = Asked(
-            str(graph.root),
-            graph.overrides,
-            dict(graph.base),
-            dict(graph.homes),
-            stage,
-            str(key),
-            graph.work_digest(stage, key),
-        )
+        shared = data_root.of(graph)
+        if shared is not None and not graph.stages[stage].axes:  # what reads everything is made where everything is
+            return run_piece(graph, stage, key, progress)
+        needs = fitting(resources(graph, stage, key), self.nodes, graph.params.machine.device != "cpu")
+        piece = asked(graph, stage, key)
         if graph.stages[stage].spreads:
-            running = _task(_spread_from_node, title, WAITING).remote(piece, asked, self.nodes)
+            running = _task(_spread_from_node, title, WAITING).remote(piece, needs, self.nodes)
         else:
-            running = _task(_on_node, title, asked).remote(piece, asked.cpus)
+            running = _task(on_node.compute, title, needs).remote(piece, needs.cpus)
         self._running.add(running)
         try:
             metrics: dict[str, Any] = _result(running, title)
         finally:
             self._running.discard(running)
+        if shared is not None:
+            data_root.take(shared, graph, stage, key, silent)
         return metrics
 
     def results(
@@ -175,18 +172,6 @@ def fitting(asked: Resources, nodes: Iterable[Mapping[str, float]], gpu: bool = 
     )
 
 
-class Asked(NamedTuple):
-    """A piece of work as its graph is rebuilt on a node; `work` is its digest where it was asked for."""
-
-    root: str
-    overrides: tuple[str, ...]
-    base: dict[str, Any]
-    homes: dict[tuple[str, str | None, int | None], Path]
-    stage: str
-    key: str
-    work: str
-
-
 def _task(function: Callable[..., Any], title: str, asked: Resources) -> Any:
     """`function` as a task of Ray that runs again where it is lost."""
     import ray
@@ -211,65 +196,33 @@ def _result(running: Any, title: str) -> Any:
         raise PipelineError(f"{title}: Ray: {error}: it runs again, and resumes, with the next command") from error
 
 
-def _on_node(piece: Asked, cpus: int) -> dict[str, Any]:
-    """One piece of work on the node that Ray chose."""
-    return run_piece(*_prepared(piece, cpus), LineProgress(_print))
+def _spread_from_node(piece: Asked, needs: Resources, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """One piece of work on the node that Ray chose, with its parts in tasks that have the resources `needs`."""
 
+    def spread_into(folder: Path, token: str) -> Spread:
+        def spread(work: on_node.Work, parts: Sequence[Any]) -> Iterator[Any]:
+            """See `stage.Spread`."""
+            import ray
 
-def _spread_from_node(piece: Asked, asked: Resources, nodes: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-    """One piece of work on the node that Ray chose, with its parts in tasks that have the resources `asked`."""
-    graph, stage, key = _prepared(piece, 1)
+            title = f"parts of {piece.stage}@{piece.key}"
+            size = max(1, -(-len(parts) // (TASKS_PER_SLOT * slots(needs, nodes))))
+            some = [list(parts[first : first + size]) for first in range(0, len(parts), size)]
+            task = _task(on_node.compute_parts, title, needs)
+            running = [task.remote(piece, needs.cpus, work, each, token) for each in some]
+            try:
+                while running:
+                    done, running = ray.wait(running)
+                    for one in done:
+                        yield from on_node.collected(piece, folder, _result(one, title))
+            finally:
+                for one in running:
+                    ray.cancel(one, force=True)
 
-    def spread(work: Callable[[Sequence[Any]], Iterable[Any]], parts: Sequence[Any]) -> Iterator[Any]:
-        """See `stage.Spread`."""
-        import ray
+        return spread
 
-        title = f"parts of {address(stage, key)}"
-        size = max(1, -(-len(parts) // (TASKS_PER_SLOT * slots(asked, nodes))))
-        some = [list(parts[first : first + size]) for first in range(0, len(parts), size)]
-        running = [_task(_parts_on_node, title, asked).remote(piece, asked.cpus, work, each) for each in some]
-        try:
-            while running:
-                done, running = ray.wait(running)
-                for one in done:
-                    yield from _result(one, title)
-        finally:
-            for one in running:
-                ray.cancel(one, force=True)
-
-    return run_piece(graph, stage, key, LineProgress(_print), spread)
+    return on_node.compute(piece, 1, spread_into)
 
 
 def slots(asked: Resources, nodes: Iterable[Mapping[str, float]]) -> int:
     """How many tasks with the resources `asked` can run at once, by cores; one at least."""
     return max(1, sum(int(node.get("CPU", 0)) // asked.cpus for node in nodes))
-
-
-def _parts_on_node(
-    piece: Asked, cpus: int, work: Callable[[Sequence[Any]], Iterable[Any]], parts: Sequence[Any]
-) -> list[Any]:
-    """Some parts of a piece of work on the node that Ray chose."""
-    _prepared(piece, cpus)  # with it, the modules of the user's methods can be imported here
-    return list(work(parts))
-
-
-def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
-    """The graph on this node, and what is to be made of it, on so many cores.
-
-    Raises PipelineError if this node sees something else than the process that asked.
-    """
-    os.environ[CORES] = str(cpus)
-    if "torch" in sys.modules:  # this process has done another piece, perhaps on another number of cores
-        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpus)))
-    graph = replace(load(Path(piece.root), piece.overrides, piece.base), homes=piece.homes)
-    key = graph.key(piece.stage, piece.key)
-    if graph.work_digest(piece.stage, key) != piece.work:
-        raise PipelineError(
-            f"{address(piece.stage, key)}: node {socket.gethostname()} sees other code, parameters or inputs than the "
-            f"process that asked for it: install the same version there, and share {piece.root} between all nodes"
-        )
-    return graph, piece.stage, key
-
-
-def _print(line: str) -> None:
-    print(line, flush=True)

@@ -8,8 +8,6 @@ and those that are done survive a kill in the work folder.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -88,7 +86,7 @@ def run(context: StageContext) -> dict[str, Any]:
         if context.spread is None:
             list(score(context, todo))
         else:
-            list(context.spread(partial(score, replace(context, spread=None)), todo))
+            list(context.spread(score, todo))
     except TooFew as error:
         if context.key.task is None:
             raise

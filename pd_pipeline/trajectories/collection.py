@@ -8,7 +8,7 @@ there the last bits depend on their number.
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from pd_pipeline.families import border
 from pd_pipeline.families.base import BatchPolicy, Family, Policy, load_family
 from pd_pipeline.families.goal_policy import located
 from pd_pipeline.progress import Progress
-from pd_pipeline.stage import Spread
 from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata, metadata_of
@@ -217,24 +216,22 @@ def collect(
     out: Path,
     work: Path,
     progress: Progress,
-    spread: Spread | None = None,
+    elsewhere: Callable[[Sequence[Shard]], Iterable[int]] | None = None,
 ) -> int:
     """Collect every quality into `out`/<quality>.parquet; returns the number of newly collected steps.
 
     `block` is the family's `environment` block of params.yaml, from which workers rebuild it; `policies` is the out
-    of stage behavior_policies; `work` holds finished shards. Shards are collected by `spread` if that is given.
+    of stage behavior_policies; `work` holds finished shards. Shards are collected by `elsewhere` if that is given, as
+    they are by `collect_shards`.
     """
-    behaviors = {quality: located(d, policies) for quality, d in read_json(policies / "policies.json").items()}
-    refuse_without_policy(family.name, params.episodes, behaviors)
+    refuse_without_policy(family.name, params.episodes, _behaviors(policies))
     shards = plan(family, params)
     todo = [shard for shard in shards if not shard.file(work).exists()]
     work.mkdir(parents=True, exist_ok=True)
     started, done, steps = time.monotonic(), len(shards) - len(todo), 0
     title = f"trajectories {family.name}"
     progress(title, done, len(shards))
-    arguments = (family.name, json.dumps(block, sort_keys=True), root, params, work, json.dumps(behaviors))
-    collect_some = partial(_run, arguments, params.workers, params.patience, family.is_foreign)
-    for length in spread(collect_some, todo) if spread else collect_some(todo):
+    for length in (elsewhere or partial(collect_shards, family, block, root, policies, params, work))(todo):
         done, steps = done + 1, steps + length
         progress(title, done, len(shards), f"{steps / (time.monotonic() - started):,.0f} steps/s")
     for quality in params.episodes:
@@ -243,15 +240,29 @@ def collect(
     return steps
 
 
-def _run(
-    arguments: tuple[Any, ...], asked: int | None, patience: float, foreign: bool, shards: Sequence[Shard]
+def _behaviors(policies: Path) -> dict[str, Any]:
+    """Quality -> what describes its policy."""
+    return {quality: located(d, policies) for quality, d in read_json(policies / "policies.json").items()}
+
+
+def collect_shards(
+    family: Family,
+    block: dict[str, Any],
+    root: Path,
+    policies: Path,
+    params: TrajectoriesParams,
+    work: Path,
+    shards: Sequence[Shard],
 ) -> Iterator[int]:
-    """Collect shards in `asked` processes, one per core for None; yields the steps of each as it is done."""
-    workers = min(asked or cores(), max(len(shards), 1))
-    if workers == 1 and not foreign:  # foreign code may hang, and only a separate process can be killed
+    """Collect shards into files in `work`, in worker processes; yields the steps of each as it is done."""
+    arguments = (family.name, json.dumps(block, sort_keys=True), root, params, work, json.dumps(_behaviors(policies)))
+    workers = min(params.workers or cores(), max(len(shards), 1))
+    if workers == 1 and not family.is_foreign:  # foreign code may hang, and only a separate process can be killed
         yield from map(_worker(*arguments), shards)
         return
-    with Workers(_worker, [arguments] * workers, "trajectories", "lower trajectories.workers", patience) as processes:
+    with Workers(
+        _worker, [arguments] * workers, "trajectories", "lower trajectories.workers", params.patience
+    ) as processes:
         yield from processes.spread(shards)
 
 

@@ -1,10 +1,12 @@
 """Stage trajectories: collect trajectories, or take those of the user, and summarise them."""
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import write_json
-from pd_pipeline.trajectories.collection import TrajectoriesParams, collect
+from pd_pipeline.trajectories.collection import Shard, TrajectoriesParams, collect, collect_shards
 from pd_pipeline.trajectories.quality import summarise
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.trajectories.recorded import take
@@ -27,7 +29,7 @@ def run(context: StageContext) -> dict[str, Any]:
             context.out,
             context.work,
             context.progress,
-            context.spread,
+            partial(context.spread, collect_some) if context.spread else None,
         )
     files = {quality: context.out / f"{quality}.parquet" for quality in family.recordings or context.params.episodes}
     summary = summarise(family, {quality: read(file, family=family) for quality, file in files.items()})
@@ -35,3 +37,11 @@ def run(context: StageContext) -> dict[str, Any]:
     return {f"return_mean_{quality}": values["return_mean"] for quality, values in summary.items()} | {
         "row_count": sum(values["steps"] for values in summary.values())
     }
+
+
+def collect_some(context: StageContext, shards: Sequence[Shard]) -> Iterator[int]:
+    """Collect shards into the work folder; yields the steps of each as it is done."""
+    policies = context.inputs["behavior_policies"]
+    return collect_shards(
+        context.family, context.environment, context.root, policies, context.params, context.work, shards
+    )

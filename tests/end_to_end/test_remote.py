@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pd_pipeline.storage import digest
 from pd_pipeline.trajectories.reading import write
+from tests import s3
 from tests.builders import columns, metadata
 from tests.docs.pages import ROOT
 from tests.dvc_project import ENVIRONMENT, call, git, start
@@ -40,7 +40,6 @@ ACCEPTED = {
     "goals": {3: {}},
 }
 FOLDER, BUCKET, ELSEWHERE, OWN = "A folder", "A bucket", "On another machine", "What no stage made"
-SECRET = "a-secret-that-only-this-test-has"
 
 
 def commands(section: str) -> list[list[str]]:
@@ -133,35 +132,24 @@ def test_a_folder(project: Path, tmp_path: Path) -> None:
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an S3 server on this machine with the bucket `robots`."""
-    import boto3
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    address = f"http://{host}:{port}"
-    s3 = boto3.client(
-        "s3", endpoint_url=address, region_name="us-east-1", aws_access_key_id="key", aws_secret_access_key=SECRET
-    )
-    s3.create_bucket(Bucket="robots")
     for name in [name for name in ENVIRONMENT if name.startswith("AWS_")]:
         monkeypatch.delitem(ENVIRONMENT, name)
-    nowhere = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_SHARED_CREDENTIALS_FILE": "none", "AWS_CONFIG_FILE": "none"}
-    for name, value in {**nowhere, "NO_PROXY": "127.0.0.1"}.items():
+    for name, value in s3.NOWHERE.items():
         monkeypatch.setitem(ENVIRONMENT, name, value)
-    yield address
-    server.stop()
+    with s3.serving("robots") as address:
+        yield address
 
 
 def test_a_bucket(project: Path, endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = {"https://storage.example.org": endpoint, "YOUR_KEY": "key", "YOUR_SECRET": SECRET}
+    given = {"https://storage.example.org": endpoint, "YOUR_KEY": "key", "YOUR_SECRET": s3.SECRET}
     follow(project, commands(BUCKET), given)
-    assert SECRET in (project / ".dvc/config.local").read_text()
-    assert not [name for name in git(project, "ls-files").splitlines() if SECRET in (project / name).read_text()]
+    assert s3.SECRET in (project / ".dvc/config.local").read_text()
+    assert not [name for name in git(project, "ls-files").splitlines() if s3.SECRET in (project / name).read_text()]
     without = start(cloned(project), "dvc", "pull", "plm")
     output, _ = without.communicate()
     assert without.returncode != 0
     assert "credentials" in output
     shutil.rmtree(project.parent / "robots")
     monkeypatch.setitem(ENVIRONMENT, "AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setitem(ENVIRONMENT, "AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setitem(ENVIRONMENT, "AWS_SECRET_ACCESS_KEY", s3.SECRET)
     the_rest_of_the_page_works(project)

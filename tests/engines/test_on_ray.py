@@ -16,11 +16,15 @@ from ray.cluster_utils import Cluster as Nodes
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph
+from pd_pipeline.engines import on_node
 from pd_pipeline.engines.engine import ENGINE
-from pd_pipeline.engines.on_ray import Asked, Cluster, _on_node, connected, fitting, resources, slots
+from pd_pipeline.engines.on_node import Asked
+from pd_pipeline.engines.on_ray import Cluster, connected, fitting, resources, slots
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import Resources
+from pd_pipeline.storage import digest
+from tests import s3
 from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_project
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
@@ -30,6 +34,9 @@ PARAMS = (
     .replace("plm: {steps: 4,", "plm: {steps: 1200, log_every: 20, checkpoint_seconds: 0.1,")
     .replace("evaluation: {", "evaluation: {targets: 1, ")
 )
+MACHINE = "{device: cpu, data_root: 's3://robots/outs'}"
+EARLY = ["behavior_policies@point_robot", "trajectories@point_robot", "prompts@point_robot"]
+"""What does not depend on the PLM."""
 
 
 @pytest.fixture
@@ -45,16 +52,25 @@ def cluster(alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
         made.shutdown()
 
 
-def add(cluster: Nodes, cores: int) -> Any:
-    return cluster.add_node(num_cpus=cores, object_store_memory=80 << 20, include_dashboard=False)
+def add(cluster: Nodes, cores: int, **environment: str) -> Any:
+    memory = 80 << 20
+    return cluster.add_node(num_cpus=cores, object_store_memory=memory, include_dashboard=False, env_vars=environment)
 
 
-def start(root: Path, cluster: Nodes, *more: str) -> subprocess.Popen[str]:
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What dvc.lock says after a run without a cluster."""
+    root = make_project(tmp_path_factory.mktemp("local"), PARAMS)
+    call(root, "pd-pipeline", "run", "all")
+    return recorded(root)
+
+
+def start(root: Path, cluster: Nodes, **environment: str) -> subprocess.Popen[str]:
     """`pd-pipeline run all --engine ray`."""
     return subprocess.Popen(
-        ["pd-pipeline", "run", "all", "--engine", "ray", *more],
+        ["pd-pipeline", "run", "all", "--engine", "ray"],
         cwd=root,
-        env=ENVIRONMENT | {"RAY_ADDRESS": cluster.address, "RAY_DEDUP_LOGS": "0"},
+        env=ENVIRONMENT | {"RAY_ADDRESS": cluster.address, "RAY_DEDUP_LOGS": "0"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -90,9 +106,7 @@ def first_steps(output: str) -> dict[str, int]:
 
 
 @pytest.mark.timeout(600)
-def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: Path) -> None:
-    alone = make_project(tmp_path / "alone", PARAMS)
-    call(alone, "pd-pipeline", "run", "all")
+def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, local: dict[str, Any], tmp_path: Path) -> None:
     root = make_project(tmp_path / "shared", PARAMS)
 
     nodes = [node for node in cluster.list_all_nodes() if node != cluster.head_node]
@@ -103,7 +117,7 @@ def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: P
         cluster.remove_node(node, allow_graceful=False)
     output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert recorded(root) == recorded(alone)
+    assert recorded(root) == local
     first, second = first_steps(output).values()
     assert first == 20
     assert second > 100, "the second process went on where the first had been"
@@ -122,7 +136,7 @@ def test_lost_nodes_and_interruptions_change_no_byte(cluster: Nodes, tmp_path: P
     assert not (root / "data/plm/point_robot-0").exists(), output
     output, _ = (process := start(root, cluster)).communicate()
     assert process.returncode == 0, output
-    assert recorded(root) == recorded(alone)
+    assert recorded(root) == local
     assert "trajectories point_robot: up to date" in output
     (resumed,) = first_steps(output).values()
     assert resumed > 100
@@ -172,7 +186,58 @@ def test_a_node_that_sees_something_else_refuses(tmp_path: Path) -> None:
     root = make_project(tmp_path / "project", PARAMS)
     key = graph.load(root).key("behavior_policies", "point_robot")
     with pytest.raises(PipelineError, match=r"behavior_policies@point_robot: node .* sees other code, parameters or"):
-        _on_node(Asked(str(root), (), {}, {}, "behavior_policies", str(key), "another"), 1)
+        on_node.compute(Asked(str(root), (), {}, {}, "behavior_policies", str(key), "another"), 1)
+
+
+@pytest.mark.timeout(600)
+def test_nodes_that_share_no_file_system_share_a_bucket(alone: None, local: dict[str, Any], tmp_path: Path) -> None:
+    """Each has a folder of its own with the project's parameters. What one of them has lost is fetched again."""
+    with s3.serving("robots") as address:
+        environment = s3.environment(address)
+        params = PARAMS.replace("steps: 1200", "steps: 4").replace("{device: cpu}", MACHINE)
+        root = make_project(tmp_path / "project", params)
+        nodes = [tmp_path / "first", tmp_path / "second"]
+        cluster = Nodes()
+        try:
+            add(cluster, 0)
+            for node in nodes:
+                node.mkdir()
+                shutil.copy(root / "params.yaml", node)
+                add(cluster, 1, **environment, **{on_node.PROJECT: str(node), "RAY_worker_niceness": "0"})
+            output, _ = (process := start(root, cluster, **environment)).communicate()
+            assert process.returncode == 0, output
+            seen = recorded(root)
+            assert {name: seen[name]["outs"] for name in EARLY} == {name: local[name]["outs"] for name in EARLY}
+            outs = [{path.parent.name for path in node.glob("data/*/*")} for node in nodes]
+            assert "evaluation" in outs[0] ^ outs[1], "one of the nodes made it"
+            assert "reports" not in outs[0] | outs[1], "made where everything is"
+            for number in (1, 2):
+                assert f"evaluation point_robot-0, part {number} of 2" in output
+
+            for folder in (root / "data/evaluation", *(node / "data/plm" for node in nodes)):
+                shutil.rmtree(folder)
+            change(root, "bootstrap: 50", "bootstrap: 60")
+            for node in nodes:
+                shutil.copy(root / "params.yaml", node)
+            output, _ = (process := start(root, cluster, **environment)).communicate()
+            assert process.returncode == 0, output
+            assert "plm point_robot-0: up to date" in output
+            assert [path for node in nodes for path in (node / ".work/evaluation").glob("*/*")] == []
+            for node in nodes:
+                if (node / "data/evaluation").exists():
+                    assert digest(node / "data/plm") == digest(root / "data/plm")
+        finally:
+            cluster.shutdown()
+
+
+def test_parts_that_would_be_lost_are_refused(tmp_path: Path) -> None:
+    """A node that does not see the work folder of the other one, where there is no data root."""
+    root = make_project(tmp_path / "project", PARAMS)
+    key = Key("point_robot")
+    call(root, "pd-pipeline", "run", "behavior_policies")
+    piece = on_node.asked(graph.load(root), "trajectories", key)
+    with pytest.raises(PipelineError, match=r"trajectories@point_robot: node .* does not see the files in .*data_root"):
+        on_node.compute_parts(piece, 1, print, [], "another")
 
 
 def test_resources_are_those_of_the_stage_or_what_the_largest_node_has(tmp_path: Path) -> None:

@@ -189,7 +189,7 @@ def test_parts_are_computed_where_the_context_has_them_computed(tuned_project: P
     def spread(work: Any, parts: Sequence[Any]) -> Iterator[Any]:
         for part in reversed(parts):
             seen.append(part.number)
-            yield from pickle.loads(pickle.dumps(work))([part])
+            yield from pickle.loads(pickle.dumps(work))(given, [part])
 
     here = context(tuned_project, tmp_path / "here/out", "prompt_dt", targets=1)
     assert stage.run(replace(given, spread=spread)) == stage.run(here)

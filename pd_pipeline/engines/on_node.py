@@ -1,0 +1,226 @@
+"""Pieces of work, or parts of them, on the node of a cluster that was chosen for them.
+
+A node sees the project under the same path as the process that asked, or where PD_PIPELINE_PROJECT says. Either both
+see the same files, or they share outs in a data root (see `data_root`): then the node fetches what it reads and leaves
+there what it made.
+"""
+
+import os
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pd_pipeline import data_root, locks, records, storage
+from pd_pipeline.data_root import DataRoot
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph, load
+from pd_pipeline.piece import resume_folder, run_piece, stage_context
+from pd_pipeline.progress import LineProgress
+from pd_pipeline.records import Record
+from pd_pipeline.rendering import address
+from pd_pipeline.stage import Key, Spread, StageContext
+from pd_pipeline.workers import CORES
+
+PROJECT = "PD_PIPELINE_PROJECT"
+"""Variable with the project's folder on this node, where that is another path than on the machine with the command."""
+TOKEN = "token"
+Work = Callable[[StageContext, Sequence[Any]], Iterable[Any]]
+
+
+class Out(NamedTuple):
+    """An out that a piece of work reads; paths are relative to the project."""
+
+    stage: str
+    key: str
+    home: str
+    record: Record
+
+
+class Inputs(NamedTuple):
+    """What a piece of work reads, in a data root."""
+
+    url: str
+    outs: tuple[Out, ...]
+    recordings: dict[str, str]
+    """Path of a user's file, relative to the project -> its SHA-256."""
+
+
+class Asked(NamedTuple):
+    """A piece of work as its graph is rebuilt on a node; `work` is its digest where it was asked for."""
+
+    root: str
+    overrides: tuple[str, ...]
+    base: dict[str, Any]
+    homes: dict[tuple[str, str | None, int | None], str]
+    """As in the graph, relative to the root."""
+    stage: str
+    key: str
+    work: str
+    inputs: Inputs | None = None
+
+
+def asked(graph: Graph, stage: str, key: Key) -> Asked:
+    """What a node has to know of a piece of work. What it reads is sent to the data root, if there is one."""
+    return Asked(
+        root=str(graph.root),
+        overrides=graph.overrides,
+        base=dict(graph.base),
+        homes={name: home.relative_to(graph.root).as_posix() for name, home in graph.homes.items()},
+        stage=stage,
+        key=str(key),
+        work=graph.work_digest(stage, key),
+        inputs=_sent(graph, stage, key),
+    )
+
+
+def _sent(graph: Graph, stage: str, key: Key) -> Inputs | None:
+    """Send what a piece of work reads to the data root, as far as it is not there; None if there is none."""
+    shared = data_root.of(graph)
+    if shared is None:
+        return None
+    outs = []
+    for need, other in graph.upstream(stage, key):
+        home, out = graph.home(need, other), graph.root / graph.out(need, other)
+        record, files = records.find(home, need, other), records.listing(out)
+        if record is None or record.files != files:  # such as after `dvc checkout`
+            name = out.relative_to(home).as_posix()
+            record = Record(out=name, made="elsewhere", files=files, seconds=0.0)
+        shared.send(out, files)
+        outs.append(Out(need, str(other), home.relative_to(graph.root).as_posix(), record))
+    recordings = {}
+    for file in graph.recordings(stage, key):
+        for part in (file, file.with_suffix(".json")):  # what is known of an accepted file is beside it
+            if part.is_file() and graph.root in part.parents:
+                recordings[part.relative_to(graph.root).as_posix()] = storage.file_digest(part).hex()
+    shared.send(graph.root, recordings)
+    return Inputs(shared.url, tuple(outs), recordings)
+
+
+def _fetch(inputs: Inputs, root: Path) -> None:
+    """Fetch what a piece of work reads, as far as this node has not the same already.
+
+    Raises PipelineError where it would replace a file that the pipeline did not write.
+    """
+    shared = DataRoot(inputs.url)
+    for stage, key, folder, record in inputs.outs:
+        home = root / folder
+        out = home / record.out
+        with locks.held(home, f"fetching-{stage}", key):  # pieces that start at the same time may read the same
+            if not out.is_dir() or records.listing(out) != record.files:
+                storage.recover(out)
+                data_root.replace_out(shared, home, stage, key, out, record)
+    with locks.held(root, "fetching", "recordings"):
+        for name, sha256 in inputs.recordings.items():
+            file = root / name
+            if not file.is_file():
+                with storage.atomic_file(file) as temporary:
+                    shared.fetch({temporary.name: sha256}, temporary.parent)
+            elif storage.file_digest(file).hex() != sha256:
+                raise PipelineError(
+                    f"{socket.gethostname()}: {file}: holds something else than the file of the process that asked for "
+                    "this work: move it away, and run again"
+                )
+
+
+def compute(piece: Asked, cpus: int, spread: Callable[[Path, str], Spread] | None = None) -> dict[str, Any]:
+    """Do a piece of work on this node, on so many cores; its parts by `spread`, if that is given.
+
+    `spread` gets the work folder and a token that this node leaves there, by which others see whether it is theirs.
+    """
+    graph, stage, key = _prepared(piece, cpus)
+    parts = None
+    if spread is not None:
+        folder, token = resume_folder(graph, stage, key, piece.work), os.urandom(16).hex()
+        parts = _with_token(spread(folder, token), folder, token)
+    metrics = run_piece(graph, stage, key, LineProgress(_print), parts)
+    if piece.inputs is not None:
+        data_root.offer(DataRoot(piece.inputs.url), graph, stage, key, metrics)
+    return metrics
+
+
+def _with_token(spread: Spread, folder: Path, token: str) -> Spread:
+    """`spread`, with the token in the work folder, which the piece of work makes."""
+
+    def marked(work: Work, parts: Sequence[Any]) -> Iterator[Any]:
+        (folder / TOKEN).write_text(token)
+        return spread(work, parts)
+
+    return marked
+
+
+class Parts(NamedTuple):
+    """What some parts of a piece of work gave."""
+
+    results: list[Any]
+    files: dict[str, str]
+    """Files for the work folder that are in the data root: relative path -> SHA-256."""
+
+
+def compute_parts(piece: Asked, cpus: int, work: Work, parts: Sequence[Any], token: str) -> Parts:
+    """Compute some parts of a piece of work on this node, on so many cores.
+
+    They are left in the work folder itself where this node sees that of the node which puts them together: it has the
+    token. Raises PipelineError if this node does not see it, and there is no data root.
+    """
+    graph, stage, key = _prepared(piece, cpus)
+    folder = resume_folder(graph, stage, key, piece.work)
+    if (folder / TOKEN).is_file() and (folder / TOKEN).read_text() == token:
+        return Parts(_worked(graph, stage, key, folder, work, parts), {})
+    if piece.inputs is None:
+        raise PipelineError(
+            f"{address(stage, key)}: node {socket.gethostname()} does not see the files in {folder} of another one: "
+            f"share {graph.root} between all nodes, or name a `machine.data_root`"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        results = _worked(graph, stage, key, own, work, parts)
+        files = records.listing(own)
+        DataRoot(piece.inputs.url).send(own, files)
+        return Parts(results, files)
+    finally:
+        shutil.rmtree(own)
+
+
+def _worked(graph: Graph, stage: str, key: Key, folder: Path, work: Work, parts: Sequence[Any]) -> list[Any]:
+    context = stage_context(graph, stage, key, folder / "unused", folder, LineProgress(_print))
+    return list(work(context, parts))
+
+
+def collected(piece: Asked, folder: Path, done: Parts) -> list[Any]:
+    """The results of parts, when their files are in the work folder."""
+    if done.files and piece.inputs is not None:
+        data_root.fetch_beside(DataRoot(piece.inputs.url), done.files, folder)
+    return done.results
+
+
+def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
+    """The graph on this node, and what is to be made of it, on so many cores.
+
+    Raises PipelineError if this node sees something else than the process that asked.
+    """
+    os.environ[CORES] = str(cpus)
+    if "torch" in sys.modules:  # this process has done another piece, perhaps on another number of cores
+        sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpus)))
+    root = Path(os.environ.get(PROJECT, piece.root)).resolve()
+    if piece.inputs is not None:
+        _fetch(piece.inputs, root)
+    homes: Mapping[tuple[str, str | None, int | None], Path]
+    homes = {name: root / folder for name, folder in piece.homes.items()}
+    graph = replace(load(root, piece.overrides, piece.base), homes=homes)
+    key = graph.key(piece.stage, piece.key)
+    if graph.work_digest(piece.stage, key) != piece.work:
+        raise PipelineError(
+            f"{address(piece.stage, key)}: node {socket.gethostname()} sees other code, parameters or inputs than the "
+            f"process that asked for it: install the same version there, and share {piece.root} between all nodes"
+        )
+    return graph, piece.stage, key
+
+
+def _print(line: str) -> None:
+    print(line, flush=True)

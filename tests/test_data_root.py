@@ -1,0 +1,203 @@
+"""Outs that machines share, in a folder and in a bucket: whole, checked, and never in place of a user's files."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pd_pipeline import graph, lineage, records
+from pd_pipeline.data_root import DataRoot, Entry, fetch_beside, of
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.graph import Graph
+from pd_pipeline.progress import silent
+from pd_pipeline.records import Record
+from pd_pipeline.stage import Key
+from pd_pipeline.storage import digest
+from tests import s3
+from tests.dvc_project import SMALL_PARAMS, change, make_project
+
+PARAMS = SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]")
+POLICIES, TRAJECTORIES, KEY = "behavior_policies", "trajectories", Key("point_robot")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of a folder in a bucket, and an environment in which it is found."""
+    with s3.serving("robots") as address, pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in s3.environment(address).items():
+            patch.setenv(name, value)
+        yield "s3://robots/outs"
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "folder":
+        return str(tmp_path / "shared")
+    return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
+
+
+def project(folder: Path, url: str, params: str = PARAMS) -> Graph:
+    text = params.replace("machine: {device: cpu}", f"machine: {{device: cpu, data_root: {url!r}}}")
+    return graph.load(make_project(folder, text))
+
+
+def make_both(given: Graph, **more: Any) -> None:
+    for stage in (POLICIES, TRAJECTORIES):
+        lineage.run(given, stage, KEY, silent, **more)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The stages that are computed from now on, not taken."""
+    seen: list[str] = []
+    compute = lineage.run_piece
+
+    def counting(given: Graph, stage: str, *more: Any) -> Any:
+        seen.append(stage)
+        return compute(given, stage, *more)
+
+    monkeypatch.setattr(lineage, "run_piece", counting)
+    return seen
+
+
+def test_what_one_machine_has_made_no_other_makes_again(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = project(tmp_path / "one", url)
+    made = lineage.run(one, POLICIES, KEY, silent), lineage.run(one, TRAJECTORIES, KEY, silent)
+    computed = counted(monkeypatch)
+    two = project(tmp_path / "two", url)
+    taken = lineage.run(two, POLICIES, KEY, silent), lineage.run(two, TRAJECTORIES, KEY, silent)
+    assert computed == []
+    assert taken == made, "metrics, and the digest that DVC knows"
+    assert digest(two.root / "data/trajectories") == digest(one.root / "data/trajectories")
+    there, here = (records.find(each.root, TRAJECTORIES, KEY) for each in (one, two))
+    assert here == there
+    assert lineage.run(two, TRAJECTORIES, KEY, silent).skipped
+    make_both(two, force=True)
+    assert computed == [POLICIES, TRAJECTORIES]
+
+
+def test_other_parameters_are_other_outs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "shared")
+    one = project(tmp_path / "one", url)
+    make_both(one)
+    computed = counted(monkeypatch)
+    change(one.root, "horizon: 6", "horizon: 7")
+    make_both(one)
+    assert computed == [POLICIES, TRAJECTORIES]
+    change(one.root, "horizon: 7", "horizon: 6")
+    make_both(one)
+    assert computed == [POLICIES, TRAJECTORIES], "the first ones are still there"
+    make_both(project(tmp_path / "two", url, PARAMS.replace("device: cpu", "device: auto")))
+    assert computed == [POLICIES, TRAJECTORIES, POLICIES, TRAJECTORIES], "without a data root"
+
+
+def test_files_of_the_user_are_not_replaced(tmp_path: Path) -> None:
+    url = str(tmp_path / "shared")
+    make_both(project(tmp_path / "one", url))
+    two = project(tmp_path / "two", url)
+    lineage.run(two, POLICIES, KEY, silent)
+    own = two.root / "data/trajectories/point_robot/notes.txt"
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    with pytest.raises(PipelineError, match=r"notes.txt: not written by stage trajectories"):
+        lineage.run(two, TRAJECTORIES, KEY, silent)
+    assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
+
+
+def test_damage_is_named_and_nothing_half_written(url: str, tmp_path: Path) -> None:
+    root = DataRoot(url)
+    (tmp_path / "from/deep").mkdir(parents=True)
+    (tmp_path / "from/a").write_text("first")
+    (tmp_path / "from/deep/b").write_text("second")
+    files = records.listing(tmp_path / "from")
+    root.send(tmp_path / "from", files)
+    root.fetch(files, tmp_path / "to")
+    assert records.listing(tmp_path / "to") == files
+    place = root._place(files["a"])
+    root._files.pipe_file(place, b"fir")  # as an upload that was cut off
+    root.send(tmp_path / "from", files)
+    root.fetch(files, tmp_path / "again")
+    root._files.pipe_file(place, b"First")
+    (tmp_path / "into").mkdir()
+    with pytest.raises(PipelineError, match=rf"{re.escape(url)}: .*{files['a']} is damaged: remove it and run again"):
+        fetch_beside(root, files, tmp_path / "into")
+    assert not any((tmp_path / "into").iterdir())
+    root._files.rm(place)
+    with pytest.raises(OSError, match=f"machine.data_root: {re.escape(url)}: "):
+        root.fetch(files, tmp_path / "once more")
+    made = "a1" * 32
+    assert root.find(made) is None
+    entry = Entry(record=Record(out="data/x", made=made, files=files, seconds=1.0), metrics={"loss": 0.5})
+    root.enter(entry)
+    assert root.find(made) == entry
+    root._files.pipe_file(root._entry(made), b"{}")
+    with pytest.raises(PipelineError, match=rf"{made}.json is damaged \(.*record.*\): remove it and run again"):
+        root.find(made)
+
+
+def test_what_is_fetched_beside_other_files_appears_whole(tmp_path: Path) -> None:
+    root = DataRoot(str(tmp_path / "shared"))
+    (tmp_path / "from/part-1").mkdir(parents=True)
+    (tmp_path / "from/part-1/scores").write_text("1")
+    (tmp_path / "into/part-1").mkdir(parents=True)
+    (tmp_path / "into/part-1/older").touch()
+    (tmp_path / "into/kept").touch()
+    files = records.listing(tmp_path / "from")
+    root.send(tmp_path / "from", files)
+    fetch_beside(root, files, tmp_path / "into")
+    assert sorted(records.listing(tmp_path / "into")) == ["kept", "part-1/scores"]
+
+
+def test_an_interrupted_upload_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = str(tmp_path / "shared")
+    one = project(tmp_path / "one", url)
+    lineage.run(one, POLICIES, KEY, silent)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DataRoot, "enter", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            lineage.run(one, TRAJECTORIES, KEY, silent)
+    shutil.rmtree(one.root / "data/trajectories")
+    computed = counted(monkeypatch)
+    lineage.run(one, TRAJECTORIES, KEY, silent)
+    assert computed == [TRAJECTORIES]
+    assert (root := of(one)) is not None
+    assert root.find(one.work_digest(TRAJECTORIES, KEY)) is not None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        ("nosuch://robots/outs", PipelineError, r"params.yaml: machine.data_root: nosuch://robots/outs: .*nosuch"),
+        ("s3://robots/outs", OSError, r"machine.data_root: s3://robots/outs: .*connect"),
+    ],
+)
+def test_a_place_that_is_not_there_is_named(
+    wrong: str, error: type[Exception], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3.environment("http://127.0.0.1:1").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    with pytest.raises(error, match=message):
+        lineage.run(project(tmp_path, wrong), POLICIES, KEY, silent)
+    s3fs.S3FileSystem.clear_instance_cache()
+    assert not (tmp_path / "data/behavior_policies").exists()
+
+
+def test_a_path_is_relative_to_the_project(tmp_path: Path) -> None:
+    assert (root := of(project(tmp_path / "one", "../shared"))) is not None
+    assert Path(root.url).resolve() == tmp_path / "shared"
+    assert of(graph.load(make_project(tmp_path / "two", PARAMS))) is None
