@@ -11,7 +11,11 @@ export PATH := $(BIN):$(PATH)
 
 .PHONY: setup run published test check docs ui bench faults clean
 
-# Says at the end which build of torch was installed and whether it suits the machine.
+# Takes the build of torch that suits the machine, as far as pip finds one, and says at the end which it is: with an
+# NVIDIA driver the release without a suffix, which is for CUDA; without, the one for CPUs, which saves gigabytes.
+TORCH := $(shell sed -n 's/^torch==//p' constraints.txt)
+DRIVER ?= /proc/driver/nvidia/version
+BUILD = $(if $(wildcard $(DRIVER)),===$(TORCH),==$(TORCH)+cpu)
 setup: $(VENV)/.installed
 	@$(BIN)/python -c "from pd_pipeline.doctor import accelerator; print(*accelerator(), sep='\n')"
 
@@ -20,6 +24,7 @@ setup: $(VENV)/.installed
 define install
 	@if [ -e $(MARK) ] || [ ! -x $(BIN)/pip ]; then rm -rf $(VENV); touch $(MARK); $(PYTHON) -m venv $(VENV); fi
 	@touch $(MARK)
+	$(if $(1),,@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt 'torch$(BUILD)' 2>/dev/null || true)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(1)'
 	@touch $@ && rm -f $(MARK)
 endef

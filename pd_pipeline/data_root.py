@@ -16,9 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from pd_pipeline import records
 from pd_pipeline.config import PARAMS_FILE, Parameters
 from pd_pipeline.errors import PipelineError
@@ -48,9 +45,13 @@ class DataRoot:
     """
 
     def __init__(self, url: str):
+        import fsspec  # here, since few projects have one, and every command would pay for it
+        from fsspec.implementations.local import LocalFileSystem
+
         self.url = url
         try:
             self._files, self._path = fsspec.url_to_fs(url)
+            self._is_local = isinstance(self._files, LocalFileSystem)
         except (ImportError, ValueError) as error:
             raise PipelineError(
                 f"{PARAMS_FILE}: machine.data_root: {url}: {error}: name a folder, or a URL whose package is "
@@ -68,7 +69,7 @@ class DataRoot:
                 return
         except FileNotFoundError:
             pass
-        if isinstance(self._files, LocalFileSystem):
+        if self._is_local:
             with atomic_file(Path(place)) as temporary:
                 shutil.copyfile(source, temporary)
         else:  # a bucket shows an object when it is complete
@@ -102,7 +103,7 @@ class DataRoot:
         """Write an entry whose files are there."""
         place, text = self._entry(entry.record.made), entry.model_dump_json(indent=1)
         with self._reached():
-            if isinstance(self._files, LocalFileSystem):
+            if self._is_local:
                 with atomic_file(Path(place)) as temporary:
                     temporary.write_text(text)
             else:
