@@ -5,7 +5,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +27,7 @@ CLICK = "mutation ($p: LaunchBackfillParams!) { launchPartitionBackfill(backfill
 LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"
 DAEMON = '{ instance { daemonHealth { daemonStatus(daemonType: "BACKFILL") { healthy } } } }'
 STATUS = "query ($id: String!) { partitionBackfillOrError(backfillId: $id) { ... on PartitionBackfill { status } } }"
+BACKFILLS = "{ partitionBackfillsOrError { ... on PartitionBackfills { results { id } } } }"
 ASSETS = "{ assetNodes { assetKey { path } } }"
 RUNS = """query ($tag: String!) { runsOrError(filter: {tags: [{key: "dagster/backfill", value: $tag}]}) { ... on Runs {
 results { runId status creationTime startTime endTime assetSelection { path }
@@ -60,7 +60,7 @@ class Server:
             raise RuntimeError(str(answer["errors"]))
         return answer["data"]
 
-    def materialize_all(self, patience: float = 900.0) -> Click:
+    def materialize_all(self) -> Click:
         """Press the button, confirm its dialog, which is about all partitions of all assets, and wait."""
         sent = {
             "tags": [{"key": "dagster/from_ui", "value": "true"}],
@@ -70,7 +70,10 @@ class Server:
         }
         clicked = time.time()
         launched = self.ask(CLICK, p=sent)
-        backfill = launched["launchPartitionBackfill"]["backfillId"]
+        return self.clicked(launched["launchPartitionBackfill"]["backfillId"], clicked)
+
+    def clicked(self, backfill: str, clicked: float, patience: float = 900.0) -> Click:
+        """What became of the backfill that a click asked for at a time, when it is over."""
         status = "REQUESTED"
         while status == "REQUESTED" and time.time() - clicked < patience:
             time.sleep(1.0)
@@ -84,7 +87,10 @@ def dagster_dev(root: Path) -> Iterator[Server]:
     """`make ui` for the project at `root`, in a Dagster instance of its own below it."""
     home = root / ".dagster"
     home.mkdir()
-    shutil.copy(REPOSITORY / "dagster.yaml", home)
+    settings = (REPOSITORY / "dagster.yaml").read_text()
+    if "DAGSTER_POSTGRES_URL" in os.environ:
+        settings += (REPOSITORY / "docs/examples/dagster-postgres.yaml").read_text()
+    (home / "dagster.yaml").write_text(settings)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["dagster", "dev", "-w", str(REPOSITORY / "workspace.yaml"), "-h", "127.0.0.1", "-p", str(port)]

@@ -348,6 +348,8 @@ def test_two_commands_at_once_make_every_piece_once(root: Path) -> None:
 
 
 def test_dvc_repro_and_run_all_at_once_both_succeed(root: Path) -> None:
+    change(root, "[point_robot, other]", "[point_robot]")
+    change(root, "[prompt_dt, noise_prompt]", "[prompt_dt]")
     call(root, "pd-pipeline", "graph", "--write")
     processes = [start(root, "dvc", "--wait-for-lock", "repro"), start(root, "pd-pipeline", "run", "all")]
     outputs = [process.communicate(timeout=280)[0] for process in processes]

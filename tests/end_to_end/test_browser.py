@@ -7,22 +7,21 @@ PD_PIPELINE_BROWSER is set, as CI does. PD_PIPELINE_SCREENSHOTS names a folder f
 import os
 import re
 import shutil
-import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
+from itertools import groupby, pairwise
 from pathlib import Path
-from subprocess import STDOUT, Popen
-from urllib.error import URLError
-from urllib.request import urlopen
 
+import dagster as dg
 import pytest
 
-from pd_pipeline import load_policy
+from assets.external_results import report
+from benchmarks.dagster_click import BACKFILLS, Click, Server, dagster_dev
+from pd_pipeline import graph, load_policy
 from tests.assets.test_targets import NEW, PARAMS, drop
-from tests.dvc_project import BIN, ENVIRONMENT, call, change, make_project
+from tests.dvc_project import change, make_project
+from tests.end_to_end.dagster_and_dvc import left_for_dvc, not_fresh, shown_otherwise
 
-REPOSITORY = Path(__file__).parents[2]
 CHROMIUM = shutil.which("chromium")
 REQUIRED, SCREENSHOTS = os.environ.get("PD_PIPELINE_BROWSER"), os.environ.get("PD_PIPELINE_SCREENSHOTS")
 try:
@@ -41,39 +40,15 @@ pytestmark = [
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     root = make_project(tmp_path / "project", PARAMS)
+    change(root, "[prompt_dt, noise_prompt]", "[prompt_dt]")
     change(root, "plm: {steps: 4", "plm: {log_every: 5, steps: 60")  # a curve to look at
     return root
 
 
 @pytest.fixture
-def url(root: Path, tmp_path: Path) -> Iterator[str]:
-    """`make ui` on a free port."""
-    home = tmp_path / "dagster"
-    home.mkdir()
-    settings = [REPOSITORY / "dagster.yaml"]
-    if "DAGSTER_POSTGRES_URL" in os.environ:
-        settings.append(REPOSITORY / "docs/examples/dagster-postgres.yaml")
-    (home / "dagster.yaml").write_text("".join(file.read_text() for file in settings))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = {"DAGSTER_HOME": str(home), "PD_PIPELINE_ROOT": str(root), "DAGSTER_DISABLE_TELEMETRY": "yes"}
-    command = [str(BIN / "dagster"), "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
-    with (tmp_path / "ui.log").open("w") as log:
-        server = Popen(
-            command, cwd=REPOSITORY, env=ENVIRONMENT | names, stdout=log, stderr=STDOUT, start_new_session=True
-        )
-        try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_until(lambda: _answers(address), "the UI answers", seconds=120)
-            yield address
-        finally:
-            server.send_signal(signal.SIGINT)
-            try:
-                server.wait(30)
-            finally:
-                if server.poll() is None:
-                    os.killpg(server.pid, signal.SIGKILL)
+def server(root: Path) -> Iterator[Server]:
+    with dagster_dev(root) as running:
+        yield running
 
 
 @pytest.fixture
@@ -83,13 +58,6 @@ def page() -> Iterator["Page"]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser.new_page(viewport={"width": 1440, "height": 860})
         browser.close()
-
-
-def _answers(address: str) -> bool:
-    try:
-        return bool(urlopen(f"{address}/server_info", timeout=5).read())
-    except (URLError, OSError):
-        return False
 
 
 def _wait_until(holds: Callable[[], bool], what: str, seconds: float = 240) -> None:
@@ -111,13 +79,34 @@ def _picture(page: "Page", name: str) -> None:
         page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
 
 
-def test_materialize_everything_and_drop_a_file_in(page: "Page", url: str, root: Path) -> None:
+def levels(click: Click) -> None:
+    """What Dagster made of a click on "Materialize all": one level of the graph after the other, without long waits."""
+    assert click.status == "COMPLETED_SUCCESS"
+    made = [sorted(asset["path"][0] for asset in run["assetSelection"]) for run in click.runs]
+    assert made[0] == ["behavior_policies", "prompts", "trajectories"]
+    assert sorted(made[1:3]) == [["plm"], ["target_data"]], "the same level, with keys of different axes"
+    # a level is several runs if what it needs was there for some of its keys first
+    assert [names for names, _ in groupby(made[3:])] == [["tuned_prompt_dt"], ["evaluation"], ["report"]]
+    waits = [after["creationTime"] - before["endTime"] for before, after in pairwise(click.runs)]
+    assert sum(waits) < 10 * len(waits), f"waits between levels, 30 s with Dagster's default: {waits}"
+
+
+def test_materialize_everything_and_drop_a_file_in(page: "Page", server: Server, root: Path) -> None:
+    url = server.url
     page.goto(f"{url}/asset-groups")
     page.get_by_role("button", name="Materialize all").click()
+    clicked = time.time()
     page.get_by_role("button", name="Launch backfill").click()
+    _wait_until(lambda: server.ask(BACKFILLS)["partitionBackfillsOrError"]["results"], "the backfill is asked for")
+    (backfill,) = server.ask(BACKFILLS)["partitionBackfillsOrError"]["results"]
+    levels(server.clicked(backfill["id"], clicked))
     done = r"Backfill[\s\S]*Manually launched\s+Success"
     _wait_until(lambda: _shows(page, f"{url}/runs", done), "the backfill succeeds")
-    assert "up to date" in call(root, "dvc", "status"), "DVC agrees"
+    assert left_for_dvc(root) == set(), "DVC agrees"
+    with dg.DagsterInstance.local_temp(str(root / ".dagster")) as instance:
+        assert report(instance, graph.load(root)) == []
+        assert shown_otherwise(root, instance) == set()
+        assert not_fresh(root, instance) == set()
 
     version = re.search(r"plm@point_robot-0:[\s\S]*?outs:[\s\S]*?md5: (\S+)", (root / "dvc.lock").read_text())
     assert version is not None
@@ -138,5 +127,5 @@ def test_materialize_everything_and_drop_a_file_in(page: "Page", url: str, root:
     assert page.get_by_text("it is the first one").count()
     assert _shows(page, f"{url}/assets/target_adaptation?view=partitions&partition={NEW}", "tuned_prompt_dt")
     assert load_policy(root / "data/promoted" / NEW).description.task == 57
-    report = r"report_follows_results\s+Success"
-    _wait_until(lambda: _shows(page, f"{url}/runs", report), "the report follows")
+    follows = r"report_follows_results\s+Success"
+    _wait_until(lambda: _shows(page, f"{url}/runs", follows), "the report follows")

@@ -21,7 +21,7 @@ from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.studies import execution
 from pd_pipeline.studies.points import is_shared, point_graphs
-from tests.dvc_project import SMALL_PARAMS, call, make_project
+from tests.dvc_project import SMALL_PARAMS, call, change, make_project
 
 PARAMS = (
     SMALL_PARAMS.replace("families: [point_robot, other]", "families: [point_robot]")
@@ -153,6 +153,7 @@ def test_after_an_edit_only_new_points_are_done(root: Path, counted: list[str]) 
 
 
 def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
+    change(root, "[prompt_dt, noise_prompt]", "[prompt_dt]")
     call(root, "pd-pipeline", "graph", "--write")
     call(root, "dvc", "repro", "--quiet")
     assert "up to date" in call(root, "dvc", "status")
