@@ -1,18 +1,22 @@
 """Outs in a folder or bucket that machines share: what one of them has made, no other makes again.
 
     files/ab/<SHA-256>       the contents of a file, once
-    outs/ab/<digest>.json    what a piece of work left (`Entry`); `digest` is that of its code, parameters and inputs
+    outs/ab/<digest>.json    what a piece of work left (`Entry`), by the digest of what it was made from (`name_of`)
 
 `machine.data_root` names the place: a path, or a URL that fsspec knows, such as s3://bucket/folder. A machine copies
-whole outs from there into its own `data/`, and back. The entry of an out is written after the files that it names, so
-it is there completely or not at all, and what is read is checked against its SHA-256.
+whole outs from there into its own `data/`, and back. An entry is written after the files that it names, what is read is
+checked against its SHA-256, and an entry whose files are gone or damaged counts for nothing: its out is made again. So
+anything there may be removed at any time.
 """
 
 import json
+import logging
 import shutil
+import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +29,21 @@ from pd_pipeline.piece import Compute, is_made, refuse_missing, replaceable, res
 from pd_pipeline.progress import Progress
 from pd_pipeline.records import Record
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import atomic_directory, atomic_file, file_digest, remove
+from pd_pipeline.storage import atomic_directory, digest, file_digest, remove
 
 CONNECTIONS = 16
 """Files on their way at once: a bucket takes tens of milliseconds to answer, whatever their size."""
+COMPUTING = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "stable-baselines3")
+"""Packages whose version decides what comes out: with another one, an out is another one."""
+SENT = Path(".work/shared")
+"""One empty file per entry that this machine has written there, so that no command asks for it again."""
+log = logging.getLogger("pd_pipeline")
+_found: set[str] = set()
+"""URLs at which this process has found the folder or bucket."""
+
+
+class Gone(PipelineError):
+    """A file that an entry names is not there, or damaged and now removed."""
 
 
 class Entry(Parameters):
@@ -60,35 +75,39 @@ class DataRoot:
 
     def send(self, folder: Path, files: Mapping[str, str]) -> None:
         """Copy files of a folder (relative path -> SHA-256) there, as far as they are not there yet."""
+        by_content = {sha256: folder / name for name, sha256 in files.items()}
         with self._reached(), ThreadPoolExecutor(CONNECTIONS) as threads:
-            list(threads.map(lambda name: self._send(folder / name, self._place(files[name])), files))
+            list(threads.map(lambda sha256: self._send(by_content[sha256], self._place(sha256)), by_content))
 
     def _send(self, source: Path, place: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             if self._files.info(place)["size"] == source.stat().st_size:  # else an upload was cut off
                 return
-        except FileNotFoundError:
-            pass
         if self._is_local:
-            with atomic_file(Path(place)) as temporary:
+            with _whole(Path(place)) as temporary:
                 shutil.copyfile(source, temporary)
         else:  # a bucket shows an object when it is complete
             self._files.put_file(str(source), place)
 
     def fetch(self, files: Mapping[str, str], folder: Path) -> None:
-        """Copy files (relative path -> SHA-256) from there into a folder."""
+        """Copy files (relative path -> SHA-256) from there into a folder. Raises Gone where one is not there."""
         with self._reached(), ThreadPoolExecutor(CONNECTIONS) as threads:
             list(threads.map(lambda name: self._fetch(files[name], folder / name), files))
 
     def _fetch(self, sha256: str, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        self._files.get_file(self._place(sha256), str(target))
+        place = self._place(sha256)
+        try:
+            self._files.get_file(place, str(target))
+        except FileNotFoundError:
+            raise Gone(f"{self.url}: {place} is not there any more: run again") from None
         if file_digest(target).hex() != sha256:
-            raise PipelineError(f"{self.url}: {self._place(sha256)} is damaged: remove it and run again")
+            self._files.rm_file(place)
+            raise Gone(f"{self.url}: {place} was damaged, and is removed: run again")
 
-    def find(self, made: str) -> Entry | None:
-        """The entry of the work with this digest, if there is one."""
-        place = self._entry(made)
+    def find(self, name: str) -> Entry | None:
+        """The entry with this name; None if there is none that can be read."""
+        place = self._entry(name)
         with self._reached():
             try:
                 text = self._files.cat_file(place)
@@ -97,32 +116,61 @@ class DataRoot:
         try:
             return parse(Entry, json.loads(text), place)
         except (ValueError, PipelineError) as error:
-            raise PipelineError(f"{self.url}: {place} is damaged ({error}): remove it and run again") from None
+            log.warning(f"{self.url}: {place} is damaged, so what it names is made again ({error})")
+            return None
 
-    def enter(self, entry: Entry) -> None:
+    def enter(self, name: str, entry: Entry) -> None:
         """Write an entry whose files are there."""
-        place, text = self._entry(entry.record.made), entry.model_dump_json(indent=1)
+        values = {"record": entry.record.model_dump(mode="json"), "metrics": entry.metrics}
+        place, text = self._entry(name), json.dumps(values, indent=1, default=float)
         with self._reached():
             if self._is_local:
-                with atomic_file(Path(place)) as temporary:
+                with _whole(Path(place)) as temporary:
                     temporary.write_text(text)
             else:
                 self._files.pipe_file(place, text.encode())
 
+    def forget(self, entry: Entry) -> None:
+        """Remove an entry whose files are not there."""
+        with self._reached(), suppress(FileNotFoundError):
+            self._files.rm_file(self._entry(name_of(entry.record.made)))
+
     def _place(self, sha256: str) -> str:
         return f"{self._path}/files/{sha256[:2]}/{sha256}"
 
-    def _entry(self, made: str) -> str:
-        return f"{self._path}/outs/{made[:2]}/{made}.json"
+    def _entry(self, name: str) -> str:
+        return f"{self._path}/outs/{name[:2]}/{name}.json"
 
     @contextmanager
     def _reached(self) -> Iterator[None]:
+        """Raises PipelineError if the folder or the bucket does not exist: it is not for this package to make it."""
         try:
+            if self.url not in _found:
+                place = self._path if self._is_local else self._path.split("/")[0]
+                try:
+                    self._files.info(place)
+                except FileNotFoundError:
+                    raise PipelineError(
+                        f"machine.data_root: {self.url}: there is no {place}: make it, mount it, or correct the URL"
+                    ) from None
+                _found.add(self.url)
             yield
         except PipelineError:
             raise
         except Exception as error:  # each kind of storage has its own errors
             raise OSError(f"machine.data_root: {self.url}: {error or type(error).__name__}") from error
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    """A path to write a file at, which then becomes `path`; other threads and machines may be writing the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def of(graph: Graph) -> DataRoot | None:
@@ -133,54 +181,97 @@ def of(graph: Graph) -> DataRoot | None:
     return DataRoot(url if "://" in url else str(graph.root / Path(url).expanduser()))
 
 
+def name_of(made: str) -> str:
+    """What an entry is called: the digest of the work (`Graph.work_digest`) and of the packages that compute."""
+    return digest(made, *(f"{package} {metadata.version(package)}" for package in COMPUTING))
+
+
 def obtain(
     graph: Graph, stage: str, key: Key, progress: Progress, compute: Compute, force: bool = False
 ) -> dict[str, Any]:
     """Take the out of a piece of work from the data root, or else `compute` it and put it there. Returns its metrics.
 
-    `force`: compute it in any case. Without a data root, compute it.
+    `force`: compute it in any case, and replace what is there. Without a data root, compute it; also what reads the
+    results of everything, such as the report, which names the machine and the revision that wrote it.
     """
-    root = of(graph)
+    root = of(graph) if graph.stages[stage].axes else None
     if root is None:
         return compute(graph, stage, key, progress)
     refuse_missing(graph, stage, key)
     if not force and (metrics := take(root, graph, stage, key, progress)) is not None:
         return metrics
     metrics = compute(graph, stage, key, progress)
-    offer(root, graph, stage, key, metrics)
+    with _only_warned(root, stage, key):
+        offer(root, graph, stage, key, metrics, replace=force)
     return metrics
 
 
 def take(root: DataRoot, graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any] | None:
-    """Copy the out of a piece of work from there. Returns its metrics; None if there is none.
+    """Copy the out of a piece of work from there, unless the same is here. Returns its metrics; None if there is none.
 
     Raises PipelineError if the out contains files that the stage did not write: these are never replaced.
     """
-    entry = root.find(graph.work_digest(stage, key))
+    entry = root.find(name_of(graph.work_digest(stage, key)))
     if entry is None:
         return None
-    if not is_made(graph, stage, key):
-        title, count = f"{stage} {key}, from {root.url}".replace(" ,", ","), len(entry.record.files)
+    home = graph.home(stage, key)
+    here = records.find(home, stage, key)
+    if here is None or here.files != entry.record.files or not is_made(graph, stage, key):
+        title, count = f"{stage} {key}, from {root.url}", len(entry.record.files)
         progress(title, 0, count)
-        replace_out(root, graph.home(stage, key), stage, key, replaceable(graph, stage, key), entry.record)
+        try:
+            replace_out(root, home, stage, key, replaceable(graph, stage, key), entry.record)
+        except Gone as error:
+            log.warning(f"{stage} {key}: made again: {error}")
+            root.forget(entry)
+            return None
         progress(title, count, count)
+    _remember(graph, entry.record.made)
     shutil.rmtree(resume_folder(graph, stage, key, entry.record.made).parent, ignore_errors=True)
     return entry.metrics
 
 
-def offer(root: DataRoot, graph: Graph, stage: str, key: Key, metrics: Mapping[str, Any]) -> None:
+def offer(
+    root: DataRoot, graph: Graph, stage: str, key: Key, metrics: Mapping[str, Any], replace: bool = False
+) -> None:
     """Copy the out of a piece of work there, unless it was made from something else than is here now.
 
-    One that is there already, such as from a node of a cluster, is left.
+    If there is one already, it is left, or replaced.
     """
     record = records.find(graph.home(stage, key), stage, key)
-    assert record is not None, f"{stage} {key} was made without a record"
-    if record.made != graph.work_digest(stage, key):
-        return  # code, parameters or inputs changed meanwhile: the caller finds that, too, and says so
-    entry = Entry(record=record.model_copy(update={"replaced": {}}), metrics=dict(metrics))
-    if root.find(record.made) != entry:
+    if record is None or record.made != graph.work_digest(stage, key):
+        return  # it changed meanwhile, which the caller finds, too; or another command made it, such as `dvc pull`
+    entry, name = Entry(record=record.model_copy(update={"replaced": {}}), metrics=dict(metrics)), name_of(record.made)
+    there = root.find(name)
+    if there is None or (replace and there.record.files != record.files):
         root.send(graph.root / graph.out(stage, key), record.files)
-        root.enter(entry)
+        root.enter(name, entry)
+    _remember(graph, record.made)
+
+
+def offer_made(graph: Graph, stage: str, key: Key) -> None:
+    """Copy an out there that was up to date already, if this machine has not yet done so. Failing to is no error."""
+    record = records.find(graph.home(stage, key), stage, key) if graph.params.machine.data_root else None
+    if record is None or not graph.stages[stage].axes or (graph.root / SENT / record.made).exists():
+        return
+    root = of(graph)
+    assert root is not None
+    with _only_warned(root, stage, key):
+        offer(root, graph, stage, key, {})
+
+
+def _remember(graph: Graph, made: str) -> None:
+    (graph.root / SENT).mkdir(parents=True, exist_ok=True)
+    (graph.root / SENT / made).touch()
+
+
+@contextmanager
+def _only_warned(root: DataRoot, stage: str, key: Key) -> Iterator[None]:
+    """Hours of work are not given up because a bucket is full or does not answer: the next command tries again."""
+    try:
+        yield
+    except (OSError, PipelineError) as error:
+        log.warning(f"{stage} {key}: is made, but not left at {root.url}: {error}")
 
 
 def replace_out(root: DataRoot, home: Path, stage: str, key: object, out: Path, record: Record) -> None:

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pd_pipeline import dvc_locks, locks, preflight, records, rendering, storage
+from pd_pipeline import data_root, dvc_locks, locks, preflight, records, rendering, storage
 from pd_pipeline import graph as graphs
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
@@ -54,6 +54,7 @@ def examine(root: Path) -> Iterator[Finding]:
         yield Finding("problem", str(error))
         return
     yield Finding("ok", f"params.yaml: {sum(len(project.keys(stage)) for stage in project.stages)} pieces of work")
+    yield from shared_outs(project)
     yield from dvc_project(project)
     yield from stale_locks(root)
     yield from leftovers(project)
@@ -144,6 +145,16 @@ def _renders(name: str) -> bool:
     return done.returncode == 0
 
 
+def shared_outs(project: Graph) -> Iterator[Finding]:
+    """Whether the data root answers, if the project has one."""
+    try:
+        if (root := data_root.of(project)) is not None:
+            root.find("0" * 64)
+            yield Finding("ok", f"machine.data_root: {root.url} answers")
+    except (PipelineError, OSError) as error:
+        yield Finding("problem", str(error))
+
+
 def dvc_project(project: Graph) -> Iterator[Finding]:
     """Whether dvc.yaml matches the graph, and DVC's own lock file is readable."""
     if not (project.root / ".dvc" / "config").is_file():
@@ -232,6 +243,6 @@ def _resumes(project: Graph, path: Path) -> bool:
     stage, name = path.parent.parent.name, path.parent.name
     keys = project.keys(stage) if stage in project.stages else []
     key = next((key for key in keys if (str(key) or "all") == name), None)
-    if key is None or not all((project.root / path).exists() for path in project.inputs(stage, key).values()):
+    if key is None or not all((project.root / project.out(*need)).exists() for need in project.upstream(stage, key)):
         return False
     return path.name == project.work_digest(stage, key)[:16]

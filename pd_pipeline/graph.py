@@ -259,17 +259,21 @@ class Graph:
         )
 
     def work_digest(self, stage: str, key: Key) -> str:
-        """Digest of the code, parameters and inputs of a piece of work. It names the resume folder."""
-        parts: list[Path | str] = [self.stage_params(stage, key).model_dump_json(), str(key)]
+        """Digest of the code, parameters and inputs of a piece of work, wherever they are.
+
+        It names the resume folder, and says whether an out is up to date where DVC does not.
+        """
+        parts: list[Path | str] = [stage, self.stage_params(stage, key).model_dump_json(), str(key)]
         if key.family is not None:
             parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
         else:
             parts += sections_as_json(self.values, self.sections(stage, key)).values()  # the report shows them
-        parts += [self.root / path for path in self.inputs(stage, key).values()]
+        for need, other in self.upstream(stage, key):
+            parts += [f"{need} {other}", self.root / self.out(need, other)]
         parts += self.decision_folders(stage)
         if recordings := self.recordings(stage, key):
             parts.append(content_digest(self.root, recordings))
-        return digest(*parts, *self.entry_points(key), *self.code(stage, key))
+        return digest(*parts, self.code_digest(stage, key))
 
 
 def sections_as_json(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:

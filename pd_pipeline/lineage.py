@@ -78,6 +78,7 @@ def run(
         if record:
             keep_rendered(graph)
             if not force and (data_version := up_to_date(graph, stage, key)):
+                data_root.offer_made(graph, stage, key)
                 return Outcome({}, True, data_version)
         waited = by_dvc and lock.waited  # for a process that may have made it
         if (waited or (without_dvc and not force)) and is_made(graph, stage, key):

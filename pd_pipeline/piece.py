@@ -108,6 +108,8 @@ def stage_context(graph: Graph, stage: str, key: Key, out: Path, work: Path, pro
 def is_made(graph: Graph, stage: str, key: Key) -> bool:
     """Whether the out matches its record and was made from the current code, parameters and inputs."""
     record, out = records.find(graph.home(stage, key), stage, key), graph.root / graph.out(stage, key)
+    if not all((graph.root / graph.out(*need)).exists() for need in graph.upstream(stage, key)):
+        return False
     if record is None or not out.is_dir() or records.listing(out) != record.files:
         return False
     return record.made == graph.work_digest(stage, key)

@@ -1,16 +1,19 @@
 """Outs that machines share, in a folder and in a bucket: whole, checked, and never in place of a user's files."""
 
+import math
 import os
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from pd_pipeline import graph, lineage, records
-from pd_pipeline.data_root import DataRoot, Entry, fetch_beside, of
+from pd_pipeline import doctor, graph, lineage, records
+from pd_pipeline.data_root import DataRoot, Entry, Gone, fetch_beside, name_of, obtain, of, offer
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
@@ -38,8 +41,13 @@ def bucket() -> Iterator[str]:
 @pytest.fixture(params=["folder", "bucket"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "folder":
-        return str(tmp_path / "shared")
+        return shared(tmp_path)
     return f"{request.getfixturevalue('bucket')}/{tmp_path.name}"
+
+
+def shared(tmp_path: Path) -> str:
+    (tmp_path / "shared").mkdir()
+    return str(tmp_path / "shared")
 
 
 def project(folder: Path, url: str, params: str = PARAMS) -> Graph:
@@ -84,7 +92,7 @@ def test_what_one_machine_has_made_no_other_makes_again(
 
 
 def test_other_parameters_are_other_outs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = str(tmp_path / "shared")
+    url = shared(tmp_path)
     one = project(tmp_path / "one", url)
     make_both(one)
     computed = counted(monkeypatch)
@@ -99,7 +107,7 @@ def test_other_parameters_are_other_outs(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_files_of_the_user_are_not_replaced(tmp_path: Path) -> None:
-    url = str(tmp_path / "shared")
+    url = shared(tmp_path)
     make_both(project(tmp_path / "one", url))
     two = project(tmp_path / "two", url)
     lineage.run(two, POLICIES, KEY, silent)
@@ -126,24 +134,38 @@ def test_damage_is_named_and_nothing_half_written(url: str, tmp_path: Path) -> N
     root.fetch(files, tmp_path / "again")
     root._files.pipe_file(place, b"First")
     (tmp_path / "into").mkdir()
-    with pytest.raises(PipelineError, match=rf"{re.escape(url)}: .*{files['a']} is damaged: remove it and run again"):
+    with pytest.raises(Gone, match=rf"{re.escape(url)}: .*{files['a']} was damaged, and is removed: run again"):
         fetch_beside(root, files, tmp_path / "into")
     assert not any((tmp_path / "into").iterdir())
-    root._files.rm(place)
-    with pytest.raises(OSError, match=f"machine.data_root: {re.escape(url)}: "):
+    with pytest.raises(Gone, match=rf"{re.escape(url)}: .*{files['a']} is not there any more"):
         root.fetch(files, tmp_path / "once more")
     made = "a1" * 32
     assert root.find(made) is None
     entry = Entry(record=Record(out="data/x", made=made, files=files, seconds=1.0), metrics={"loss": 0.5})
-    root.enter(entry)
+    root.enter(made, entry)
     assert root.find(made) == entry
     root._files.pipe_file(root._entry(made), b"{}")
-    with pytest.raises(PipelineError, match=rf"{made}.json is damaged \(.*record.*\): remove it and run again"):
-        root.find(made)
+    assert root.find(made) is None, "as if it were not there"
+
+
+def test_what_was_removed_or_damaged_there_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A bucket may give its objects a lifetime; files are older than the entries that name them."""
+    url = shared(tmp_path)
+    make_both(project(tmp_path / "one", url))
+    for file in Path(url).glob("files/*/*"):
+        file.unlink()
+    computed = counted(monkeypatch)
+    make_both(project(tmp_path / "two", url))
+    assert computed == [POLICIES, TRAJECTORIES]
+    assert "trajectories point_robot: made again: " in caplog.text
+    make_both(project(tmp_path / "three", url))
+    assert computed == [POLICIES, TRAJECTORIES], "and is there again"
 
 
 def test_what_is_fetched_beside_other_files_appears_whole(tmp_path: Path) -> None:
-    root = DataRoot(str(tmp_path / "shared"))
+    root = DataRoot(shared(tmp_path))
     (tmp_path / "from/part-1").mkdir(parents=True)
     (tmp_path / "from/part-1/scores").write_text("1")
     (tmp_path / "into/part-1").mkdir(parents=True)
@@ -155,24 +177,94 @@ def test_what_is_fetched_beside_other_files_appears_whole(tmp_path: Path) -> Non
     assert sorted(records.listing(tmp_path / "into")) == ["kept", "part-1/scores"]
 
 
-def test_an_interrupted_upload_leaves_no_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    url = str(tmp_path / "shared")
+def fails(*_: Any, **__: Any) -> None:
+    raise OSError("the bucket is full")
+
+
+def test_work_that_cannot_be_left_there_is_done_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = shared(tmp_path)
     one = project(tmp_path / "one", url)
-    lineage.run(one, POLICIES, KEY, silent)
-
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(DataRoot, "enter", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            lineage.run(one, TRAJECTORIES, KEY, silent)
-    shutil.rmtree(one.root / "data/trajectories")
+        patch.setattr(DataRoot, "enter", fails)
+        make_both(one)
+    assert f"trajectories point_robot: is made, but not left at {url}: the bucket is full" in caplog.text
+    assert lineage.run(one, TRAJECTORIES, KEY, silent).skipped, "it is recorded, and now it is left there"
+    assert lineage.run(one, POLICIES, KEY, silent).skipped
     computed = counted(monkeypatch)
-    lineage.run(one, TRAJECTORIES, KEY, silent)
-    assert computed == [TRAJECTORIES]
-    assert (root := of(one)) is not None
-    assert root.find(one.work_digest(TRAJECTORIES, KEY)) is not None
+    make_both(project(tmp_path / "two", url))
+    assert computed == []
+    monkeypatch.setattr(DataRoot, "find", fails)
+    assert lineage.run(one, TRAJECTORIES, KEY, silent).skipped, "nobody asks again"
+
+
+def test_what_was_made_before_there_was_a_data_root_is_left_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = graph.load(make_project(tmp_path / "one", PARAMS))
+    make_both(one)
+    url = shared(tmp_path)
+    change(one.root, "machine: {device: cpu}", f"machine: {{device: cpu, data_root: {url!r}}}")
+    computed = counted(monkeypatch)
+    make_both(one)
+    make_both(project(tmp_path / "two", url))
+    assert computed == []
+
+
+def test_of_two_that_made_the_same_the_first_stays_unless_forced(tmp_path: Path) -> None:
+    one = project(tmp_path / "one", shared(tmp_path))
+    make_both(one)
+    root = of(one)
+    assert root is not None
+    name = name_of(one.work_digest(TRAJECTORIES, KEY))
+    entry = root.find(name)
+    assert entry is not None
+    lineage.run(one, TRAJECTORIES, KEY, silent, force=True)
+    assert root.find(name) == entry, "the same files"
+    other = Entry(record=entry.record.model_copy(update={"files": {"x": "0" * 64}}))
+    root.enter(name, other)
+    offer(root, one, TRAJECTORIES, KEY, {})
+    assert root.find(name) == other
+    offer(root, one, TRAJECTORIES, KEY, {"steps": np.float32(3.0), "gap": math.nan}, replace=True)
+    found = root.find(name)
+    assert found is not None
+    assert found.record.files == entry.record.files
+    assert found.metrics["steps"] == 3.0
+    assert math.isnan(found.metrics["gap"])
+
+
+def test_another_version_of_what_computes_makes_another_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = name_of("made")
+    monkeypatch.setattr("pd_pipeline.data_root.metadata.version", lambda _: "0.1")
+    assert name_of("made") != before
+
+
+def test_many_send_the_same_at_once(tmp_path: Path) -> None:
+    root = DataRoot(shared(tmp_path))
+    (tmp_path / "from").mkdir()
+    for name in range(40):
+        (tmp_path / "from" / str(name)).write_bytes(bytes(100_000))
+    files = records.listing(tmp_path / "from")
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda _: root.send(tmp_path / "from", files), range(8)))
+    root.fetch(files, tmp_path / "to")
+    assert records.listing(tmp_path / "to") == files
+    assert len([path for path in (tmp_path / "shared").rglob("*") if path.is_file()]) == 1
+
+
+def test_the_report_is_written_by_everyone_for_themselves(tmp_path: Path) -> None:
+    """It names the machine and the revision."""
+    one = project(tmp_path / "one", shared(tmp_path), PARAMS)
+    seen: list[str] = []
+
+    def compute(_: Graph, stage: str, *__: Any) -> dict[str, Any]:
+        seen.append(stage)
+        return {}
+
+    obtain(one, "report", Key(), silent, compute)
+    assert seen == ["report"]
+    assert not any((tmp_path / "shared").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -180,6 +272,7 @@ def test_an_interrupted_upload_leaves_no_entry(tmp_path: Path, monkeypatch: pyte
     [
         ("nosuch://robots/outs", PipelineError, r"params.yaml: machine.data_root: nosuch://robots/outs: .*nosuch"),
         ("s3://robots/outs", OSError, r"machine.data_root: s3://robots/outs: .*connect"),
+        ("nowhere", PipelineError, r"machine.data_root: .*/nowhere: there is no .*/nowhere: make it, mount it"),
     ],
 )
 def test_a_place_that_is_not_there_is_named(
@@ -201,3 +294,20 @@ def test_a_path_is_relative_to_the_project(tmp_path: Path) -> None:
     assert (root := of(project(tmp_path / "one", "../shared"))) is not None
     assert Path(root.url).resolve() == tmp_path / "shared"
     assert of(graph.load(make_project(tmp_path / "two", PARAMS))) is None
+
+
+def test_the_doctor_says_whether_it_answers(tmp_path: Path) -> None:
+    def said(url: str) -> list[tuple[str, str]]:
+        given = project(tmp_path / "project", url)
+        return [(found.level, found.text) for found in doctor.shared_outs(given)]
+
+    ((level, text),) = said(str(tmp_path / "shared"))
+    assert level == "problem"
+    assert "there is no" in text
+    shutil.rmtree(tmp_path / "project")
+    folder = shared(tmp_path)
+    assert said(folder) == [("ok", f"machine.data_root: {folder} answers")]
+    shutil.rmtree(tmp_path / "project")
+    ((level, text),) = said("nosuch://robots")
+    assert level == "problem"
+    assert "name a folder, or a URL whose package is installed" in text

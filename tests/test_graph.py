@@ -172,6 +172,39 @@ def varied(folder: Path, text: str) -> Graph:
     return graph.load(folder)
 
 
+def made_inputs(root: Path, project: Graph, stage: str, key: Key, content: str = "the same") -> None:
+    """Something in every out that a piece of work reads."""
+    for piece in project.upstream(stage, key):
+        out = root / project.out(*piece)
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "file").write_text(content)
+
+
+def test_work_digest_knows_the_names_of_what_is_read(tmp_path: Path) -> None:
+    """An evaluation holds the names of methods, so it is another one when a variant has another name."""
+    digests = []
+    for name in ("first", "second"):
+        methods = f"methods: [prompt_dt, {name}], variants: {{{name}: prompt_dt}}"
+        text = SMALL_PARAMS.replace("methods: [prompt_dt, noise_prompt]", methods)
+        (tmp_path / "params.yaml").write_text(text.replace("tuned_noise_prompt: {prompts: 4}", f"tuned_{name}: {{}}"))
+        project, key = graph.load(tmp_path), Key("point_robot", None, 0)
+        made_inputs(tmp_path, project, "evaluation", key)
+        digests.append(project.work_digest("evaluation", key))
+    assert digests[0] != digests[1]
+
+
+def test_work_digest_depends_on_what_is_read_alone(project: Graph, tmp_path: Path) -> None:
+    key = Key("point_robot", None, 0)
+    made_inputs(tmp_path, project, "evaluation", key)
+    before = project.work_digest("evaluation", key)
+    left_over = tmp_path / "data/tuned_prompt_dt/point_robot-0/2/file"
+    left_over.parent.mkdir(parents=True)
+    left_over.write_text("of a target that is none any more")
+    assert project.work_digest("evaluation", key) == before
+    made_inputs(tmp_path, project, "evaluation", key, "other")
+    assert project.work_digest("evaluation", key) != before
+
+
 def test_a_variant_is_its_method_with_other_parameters(tmp_path: Path) -> None:
     text = VARIANT.replace("methods: [prompt_dt", "methods: [prompt_dt_all, prompt_dt")
     text = text.replace(

@@ -5,30 +5,34 @@ see the same files, or they share outs in a data root (see `data_root`): then th
 there what it made.
 """
 
+import json
 import os
 import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pd_pipeline import data_root, locks, records, storage
+from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.data_root import DataRoot
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph, load
-from pd_pipeline.piece import resume_folder, run_piece, stage_context
+from pd_pipeline.incoming import store
+from pd_pipeline.piece import is_made, refuse_missing, resume_folder, run_piece, stage_context
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.records import Record
-from pd_pipeline.rendering import address
 from pd_pipeline.stage import Key, Spread, StageContext
 from pd_pipeline.workers import CORES
 
 PROJECT = "PD_PIPELINE_PROJECT"
 """Variable with the project's folder on this node, where that is another path than on the machine with the command."""
 TOKEN = "token"
+PARTS, UNSENT = Path(".work/parts"), Path(".work/unsent")
+"""Where parts for another node are made, and the metrics of a piece of work until it is in the data root."""
 Work = Callable[[StageContext, Sequence[Any]], Iterable[Any]]
 
 
@@ -51,7 +55,7 @@ class Inputs(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A piece of work as its graph is rebuilt on a node; `work` is its digest where it was asked for."""
+    """A piece of work as its graph is rebuilt on a node."""
 
     root: str
     overrides: tuple[str, ...]
@@ -60,29 +64,38 @@ class Asked(NamedTuple):
     """As in the graph, relative to the root."""
     stage: str
     key: str
+    code: str
+    """Digest of its code where it was asked for."""
     work: str
+    """Digest of all that it is made from there."""
     inputs: Inputs | None = None
+
+    @property
+    def title(self) -> str:
+        """Its address."""
+        return f"{self.stage}@{self.key}" if self.key else self.stage
 
 
 def asked(graph: Graph, stage: str, key: Key) -> Asked:
     """What a node has to know of a piece of work. What it reads is sent to the data root, if there is one."""
+    shared = data_root.of(graph)
+    # a node needs to know no other family and no study, whose data it may not have
+    alone = () if key.family is None else (f"run.families=[{key.family}]", "run.studies=[]")
     return Asked(
         root=str(graph.root),
-        overrides=graph.overrides,
+        overrides=(*graph.overrides, *alone),
         base=dict(graph.base),
         homes={name: home.relative_to(graph.root).as_posix() for name, home in graph.homes.items()},
         stage=stage,
         key=str(key),
+        code=graph.code_digest(stage, key),
         work=graph.work_digest(stage, key),
-        inputs=_sent(graph, stage, key),
+        inputs=None if shared is None else _sent(shared, graph, stage, key),
     )
 
 
-def _sent(graph: Graph, stage: str, key: Key) -> Inputs | None:
-    """Send what a piece of work reads to the data root, as far as it is not there; None if there is none."""
-    shared = data_root.of(graph)
-    if shared is None:
-        return None
+def _sent(shared: DataRoot, graph: Graph, stage: str, key: Key) -> Inputs:
+    """Send what a piece of work reads to the data root, as far as it is not there."""
     outs = []
     for need, other in graph.upstream(stage, key):
         home, out = graph.home(need, other), graph.root / graph.out(need, other)
@@ -93,28 +106,26 @@ def _sent(graph: Graph, stage: str, key: Key) -> Inputs | None:
         shared.send(out, files)
         outs.append(Out(need, str(other), home.relative_to(graph.root).as_posix(), record))
     recordings = {}
-    for file in graph.recordings(stage, key):
-        for part in (file, file.with_suffix(".json")):  # what is known of an accepted file is beside it
+    for file in _recordings(graph, key):
+        for part in (file.with_suffix(".json"), file):  # an accepted file is there only with what is known of it
             if part.is_file() and graph.root in part.parents:
                 recordings[part.relative_to(graph.root).as_posix()] = storage.file_digest(part).hex()
     shared.send(graph.root, recordings)
     return Inputs(shared.url, tuple(outs), recordings)
 
 
-def _fetch(inputs: Inputs, root: Path) -> None:
-    """Fetch what a piece of work reads, as far as this node has not the same already.
+def _recordings(graph: Graph, key: Key) -> list[Path]:
+    """The files of users without which a node does not know the family or the target of a key."""
+    if key.family is None:
+        return []
+    of_family = [path for paths in graph.family(key.family).recordings.values() for path in paths]
+    return of_family + ([] if key.task is None else store.files(graph.root, key.family, key.task))
 
-    Raises PipelineError where it would replace a file that the pipeline did not write.
-    """
+
+def _fetch_recordings(inputs: Inputs, root: Path) -> None:
+    """Fetch files of users that are not here. Raises PipelineError where another file is in their place."""
     shared = DataRoot(inputs.url)
-    for stage, key, folder, record in inputs.outs:
-        home = root / folder
-        out = home / record.out
-        with locks.held(home, f"fetching-{stage}", key):  # pieces that start at the same time may read the same
-            if not out.is_dir() or records.listing(out) != record.files:
-                storage.recover(out)
-                data_root.replace_out(shared, home, stage, key, out, record)
-    with locks.held(root, "fetching", "recordings"):
+    with locks.held(root, "fetching", "recordings"):  # pieces that start at the same time may read the same
         for name, sha256 in inputs.recordings.items():
             file = root / name
             if not file.is_file():
@@ -122,9 +133,29 @@ def _fetch(inputs: Inputs, root: Path) -> None:
                     shared.fetch({temporary.name: sha256}, temporary.parent)
             elif storage.file_digest(file).hex() != sha256:
                 raise PipelineError(
-                    f"{socket.gethostname()}: {file}: holds something else than the file of the process that asked for "
-                    "this work: move it away, and run again"
+                    f"{file}: holds something else than the file of the command: move it away, and run again"
                 )
+
+
+def _fetch_outs(inputs: Inputs, root: Path) -> None:
+    """Fetch the outs that a piece of work reads, as far as this node has not the same already.
+
+    Raises PipelineError where that would replace a file that the pipeline did not write.
+    """
+    shared = DataRoot(inputs.url)
+    for stage, key, folder, record in inputs.outs:
+        home = root / folder
+        out = home / record.out
+        if _is(out, record):
+            continue
+        with locks.held(home, stage, key):
+            if not _is(out, record):  # another piece that reads it has fetched it meanwhile
+                storage.recover(out)
+                data_root.replace_out(shared, home, stage, key, out, record)
+
+
+def _is(out: Path, record: Record) -> bool:
+    return out.is_dir() and records.listing(out) == record.files
 
 
 def compute(piece: Asked, cpus: int, spread: Callable[[Path, str], Spread] | None = None) -> dict[str, Any]:
@@ -137,9 +168,19 @@ def compute(piece: Asked, cpus: int, spread: Callable[[Path, str], Spread] | Non
     if spread is not None:
         folder, token = resume_folder(graph, stage, key, piece.work), os.urandom(16).hex()
         parts = _with_token(spread(folder, token), folder, token)
-    metrics = run_piece(graph, stage, key, LineProgress(_print), parts)
-    if piece.inputs is not None:
-        data_root.offer(DataRoot(piece.inputs.url), graph, stage, key, metrics)
+    progress = LineProgress(_print)
+    if piece.inputs is None:
+        return run_piece(graph, stage, key, progress, parts)
+    # not the lock of the piece, which the command holds: it may be here, too
+    with locks.held(graph.home(stage, key), f"computing-{stage}", key):
+        unsent = graph.root / UNSENT / f"{piece.work}.json"
+        if not (unsent.is_file() and is_made(graph, stage, key)):
+            made = run_piece(graph, stage, key, progress, parts)
+            with storage.atomic_file(unsent) as temporary:
+                temporary.write_text(json.dumps(made, default=float))
+        metrics: dict[str, Any] = json.loads(unsent.read_text())
+        data_root.offer(DataRoot(piece.inputs.url), graph, stage, key, metrics, replace=True)
+        unsent.unlink()
     return metrics
 
 
@@ -173,11 +214,11 @@ def compute_parts(piece: Asked, cpus: int, work: Work, parts: Sequence[Any], tok
         return Parts(_worked(graph, stage, key, folder, work, parts), {})
     if piece.inputs is None:
         raise PipelineError(
-            f"{address(stage, key)}: node {socket.gethostname()} does not see the files in {folder} of another one: "
+            f"{piece.title}: node {socket.gethostname()}: does not see the files in {folder} of another node: "
             f"share {graph.root} between all nodes, or name a `machine.data_root`"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    own = Path(tempfile.mkdtemp(dir=folder.parent))
+    (graph.root / PARTS).mkdir(parents=True, exist_ok=True)
+    own = Path(tempfile.mkdtemp(dir=graph.root / PARTS))
     try:
         results = _worked(graph, stage, key, own, work, parts)
         files = records.listing(own)
@@ -202,24 +243,42 @@ def collected(piece: Asked, folder: Path, done: Parts) -> list[Any]:
 def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
     """The graph on this node, and what is to be made of it, on so many cores.
 
-    Raises PipelineError if this node sees something else than the process that asked.
+    Raises PipelineError, with the name of the node, if this node sees something else than the process that asked.
     """
     os.environ[CORES] = str(cpus)
     if "torch" in sys.modules:  # this process has done another piece, perhaps on another number of cores
         sys.modules["torch"].set_num_threads(int(os.environ.get("OMP_NUM_THREADS", cpus)))
     root = Path(os.environ.get(PROJECT, piece.root)).resolve()
+    try:
+        graph, key = _same_code(piece, root)
+        if piece.inputs is not None:
+            _fetch_outs(piece.inputs, root)
+        refuse_missing(graph, piece.stage, key)
+    except PipelineError as error:
+        raise PipelineError(f"{piece.title}: node {socket.gethostname()}: {error}") from None
+    if graph.work_digest(piece.stage, key) != piece.work:
+        how = "share the files" if piece.inputs is None else "have the same params.yaml"
+        raise PipelineError(
+            f"{piece.title}: node {socket.gethostname()}: {root} has other parameters or inputs than {piece.root}, "
+            f"where the command runs: {how} on all nodes"
+        )
+    return graph, piece.stage, key
+
+
+def _same_code(piece: Asked, root: Path) -> tuple[Graph, Key]:
+    """The graph at `root`, and the key. Raises PipelineError where there is no such project, or other code."""
+    if not (root / PARAMS_FILE).is_file():
+        raise PipelineError(
+            f"{root} holds no {PARAMS_FILE}: have the project there, or set {PROJECT} where `ray start` is called"
+        )
     if piece.inputs is not None:
-        _fetch(piece.inputs, root)
-    homes: Mapping[tuple[str, str | None, int | None], Path]
+        _fetch_recordings(piece.inputs, root)
     homes = {name: root / folder for name, folder in piece.homes.items()}
     graph = replace(load(root, piece.overrides, piece.base), homes=homes)
     key = graph.key(piece.stage, piece.key)
-    if graph.work_digest(piece.stage, key) != piece.work:
-        raise PipelineError(
-            f"{address(piece.stage, key)}: node {socket.gethostname()} sees other code, parameters or inputs than the "
-            f"process that asked for it: install the same version there, and share {piece.root} between all nodes"
-        )
-    return graph, piece.stage, key
+    if graph.code_digest(piece.stage, key) != piece.code:
+        raise PipelineError(f"sees other code than the command: have the same version of the package and of {root}")
+    return graph, key
 
 
 def _print(line: str) -> None:

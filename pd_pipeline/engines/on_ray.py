@@ -74,8 +74,11 @@ class Cluster:
             metrics: dict[str, Any] = _result(running, title)
         finally:
             self._running.discard(running)
-        if shared is not None:
-            data_root.take(shared, graph, stage, key, silent)
+        if shared is not None and data_root.take(shared, graph, stage, key, silent) is None:
+            raise PipelineError(
+                f"{title}: made on a node, but not found in {shared.url}: its code, parameters or inputs changed here "
+                "during the work, or the node sees another folder there: run it again"
+            )
         return metrics
 
     def results(
@@ -204,7 +207,7 @@ def _spread_from_node(piece: Asked, needs: Resources, nodes: Sequence[Mapping[st
             """See `stage.Spread`."""
             import ray
 
-            title = f"parts of {piece.stage}@{piece.key}"
+            title = f"parts of {piece.title}"
             size = max(1, -(-len(parts) // (TASKS_PER_SLOT * slots(needs, nodes))))
             some = [list(parts[first : first + size]) for first in range(0, len(parts), size)]
             task = _task(on_node.compute_parts, title, needs)
