@@ -19,6 +19,7 @@ from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest
 from tests import accepted
 from tests.dvc_project import SMALL_PARAMS, change, make_project
+from tests.recorded_project import FAMILY, FOLDER, RECORDED_PARAMS, record, record_project
 
 POLICIES, TRAJECTORIES, KEY = "behavior_policies", "trajectories", Key("point_robot")
 NEW = 57
@@ -148,3 +149,28 @@ def test_an_out_that_is_the_same_there_is_not_fetched_again(
     monkeypatch.setattr(DataRoot, "fetch", fails)
     compute(asked(project, TRAJECTORIES, KEY), 1)
     assert records.find(node, POLICIES, KEY) is None
+
+
+def test_trajectories_of_a_family_without_a_simulator_are_sent(
+    trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a node that has the data of no other family of the project either."""
+    (tmp_path / "shared").mkdir()
+    params = RECORDED_PARAMS.replace(f"families: [{FAMILY}]", f"families: [{FAMILY}, second]")
+    params = params.replace("{device: cpu}", f"{{device: cpu, data_root: {str(tmp_path / 'shared')!r}}}")
+    params += "  second: {environment: {data: data/imported/second, targets: [1]}}\n"
+    root = record_project(trained_project, tmp_path / "project", params)
+    source = trained_project / "data/trajectories/point_robot/expert.parquet"
+    record(source, root / "data/imported/second/expert.parquet", family="second")
+    made, key = graph.load(root), Key(FAMILY)
+    lineage.run(made, POLICIES, key, silent)
+    folder = tmp_path / "node"
+    folder.mkdir()
+    shutil.copy(root / "params.yaml", folder)
+    monkeypatch.setenv(PROJECT, str(folder))
+    compute(asked(made, TRAJECTORIES, key), 1)
+    assert digest(folder / FOLDER) == digest(root / FOLDER)
+    assert not (folder / "data/imported/second").exists()
+    shared = data_root.of(made)
+    assert shared is not None
+    assert data_root.take(shared, made, TRAJECTORIES, key, silent)
