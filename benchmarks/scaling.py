@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from benchmarks.common import RESULTS, Figure, at_most, command, timed
 from benchmarks.projects import BIN, call, project
 from pd_pipeline import graph as graphs
-from pd_pipeline import lineage, records, rendering
+from pd_pipeline import lineage, made_from, records, rendering
 from pd_pipeline.evaluation.stage import Params as EvaluationParams
 from pd_pipeline.graph import Graph
 from pd_pipeline.lockfile import HEAD, LOCK_FILE, only
@@ -39,8 +39,8 @@ TARGETS, MACHINES = 10_000, (1, 10, 100, 1000)
 def pretend(graph: Graph, stage: str, key: Key, progress: Progress) -> dict[str, Any]:
     """What `piece.run_piece` leaves behind, without the work."""
     out = graph.root / graph.out(stage, key)
-    made, inputs = graph.work_digest(stage, key), {need: "" for need in graph.stages[stage].needs}
-    code = graph.code_digest(stage, key)
+    made, inputs = made_from.work_digest(graph, stage, key), {need: "" for need in graph.stages[stage].needs}
+    code = made_from.code_digest(graph, stage, key)
     with atomic_directory(out) as folder:
         (folder / "numbers.json").write_text(json.dumps([stage, str(key)]))
         records.write(graph.root, stage, key, out, folder, made=made, seconds=0.0, inputs=inputs, code=code)

@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import records
+from pd_pipeline import made_from, records
 from pd_pipeline.config import PARAMS_FILE, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
@@ -211,7 +211,7 @@ def take(root: DataRoot, graph: Graph, stage: str, key: Key, progress: Progress)
 
     Raises PipelineError if the out contains files that the stage did not write: these are never replaced.
     """
-    entry = root.find(name_of(graph.work_digest(stage, key)))
+    entry = root.find(name_of(made_from.work_digest(graph, stage, key)))
     if entry is None:
         return None
     home = graph.home(stage, key)
@@ -239,7 +239,7 @@ def offer(
     If there is one already, it is left, or replaced.
     """
     record = records.find(graph.home(stage, key), stage, key)
-    if record is None or record.made != graph.work_digest(stage, key):
+    if record is None or record.made != made_from.work_digest(graph, stage, key):
         return  # it changed meanwhile, which the caller finds, too; or another command made it, such as `dvc pull`
     entry, name = Entry(record=record.model_copy(update={"replaced": {}}), metrics=dict(metrics)), name_of(record.made)
     there = root.find(name)

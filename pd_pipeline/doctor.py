@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pd_pipeline import data_root, dvc_locks, locks, preflight, records, rendering, storage
+from pd_pipeline import data_root, dvc_locks, locks, made_from, preflight, records, rendering, storage
 from pd_pipeline import graph as graphs
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
@@ -245,4 +245,4 @@ def _resumes(project: Graph, path: Path) -> bool:
     key = next((key for key in keys if (str(key) or "all") == name), None)
     if key is None or not all((project.root / project.out(*need)).exists() for need in project.upstream(stage, key)):
         return False
-    return path.name == project.work_digest(stage, key)[:16]
+    return path.name == made_from.work_digest(project, stage, key)[:16]

@@ -6,7 +6,6 @@ reads the upstream keys that have the same value on every axis that both stages 
 """
 
 import importlib
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,17 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import config, decisions
-from pd_pipeline.code_names import code_name
+from pd_pipeline import config
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
-from pd_pipeline.content import content_digest
 from pd_pipeline.errors import PipelineError, suggestion
-from pd_pipeline.families.base import Family, entry_point, load_family, source_files
+from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.incoming import store
 from pd_pipeline.incoming.store import NEW
 from pd_pipeline.parsing import parse
-from pd_pipeline.sources import PACKAGE, forget, import_closure, local_closure
+from pd_pipeline.sources import forget
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import (
     ACROSS,
@@ -37,7 +34,6 @@ from pd_pipeline.stages import (
     stages,
     target_evaluation,
 )
-from pd_pipeline.storage import digest, file_digest
 from pd_pipeline.tuning.methods import Method, known
 from pd_pipeline.yaml_text import merged, values_of
 
@@ -184,62 +180,9 @@ class Graph:
         """What a piece of work reads of one upstream stage."""
         return self.inputs(stage, key)[need]
 
-    def sections(self, stage: str, key: Key) -> list[str]:
-        """The dotted names of the sections of params.yaml that a piece of work reads."""
-        if self.stages[stage].preset is not None:
-            return ["run", "families"]
-        if key.family is None:  # the report shows the parameters of everything it reports
-            return ["run", stage, *(f"families.{family}" for family in self.params.run.families)]
-        own = (config.TARGET, stage) if stage.startswith(config.TUNED) else (self.stages[stage].block or stage,)
-        return [f"families.{key.family}.{block}" for block in ("environment", *own)]
-
-    def entry_points(self, key: Key) -> list[str]:
-        """The entry points of the families of a key: no out depends on the whole table of families."""
-        families = [key.family] if key.family is not None else self.params.run.families
-        return [entry_point(name, self.params.block(name, "environment")) for name in families]
-
-    def code(self, stage: str, key: Key) -> list[Path]:
-        """The files of the project and the package whose code produces the out, sorted."""
-        files = set(import_closure(self.stages[stage].modules))
-        sources = [self.stages[name].source for name in (stage, *self.stages[stage].needs)]
-        for source in sources:
-            if source is not None and self.root in source.parents:
-                files |= local_closure(source)
-        files |= set(self.stages[stage].files)
-        for source in self.family_sources(key.family) if key.family is not None else ():
-            files |= local_closure(source)
-        files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
-        return sorted(files)
-
-    def code_digest(self, stage: str, key: Key) -> str:
-        """Digest of the code whose changes make the out stale: the same for all keys of a stage and family."""
-        named = sorted(f"{code_name(file, self.root)} {file_digest(file).hex()}" for file in self.code(stage, key))
-        return digest(*named, *self.entry_points(key))[:16]
-
     def family(self, name: str) -> Family:
         """The task family with this name and its parameters."""
         return load_family(name, self.params.block(name, "environment"), self.root)
-
-    def family_sources(self, family: str) -> list[Path]:
-        """The files that define a family, except those installed outside the project and the package."""
-        sources = source_files(family, self.params.block(family, "environment"), self.root)
-        return [source for source in sources if {PACKAGE, self.root} & {*source.parents}]
-
-    def recordings(self, stage: str, key: Key) -> list[Path]:
-        """The trajectory files of users that a piece of work reads, sorted.
-
-        They are those of a family without a simulator; for a stage of targets, those that were accepted for its target.
-        """
-        if key.family is None or not self.stages[stage].reads_recordings:
-            return []
-        if key.task is not None:
-            return store.files(self.root, key.family, key.task)
-        return sorted(path for paths in self.family(key.family).recordings.values() for path in paths)
-
-    def decision_folders(self, stage: str) -> list[Path]:
-        """The folders with decisions on policies in use that a stage reads, sorted."""
-        reads = self.stages[stage].reads_decisions
-        return decisions.folders(self.root, self.params.run.families) if reads else []
 
     def stage_params(self, stage: str, key: Key) -> Parameters:
         """The validated parameters of a piece of work."""
@@ -257,34 +200,6 @@ class Graph:
         return parse(
             target, self.params.block(family, config.TARGET), f"{PARAMS_FILE}: families.{family}.{config.TARGET}"
         )
-
-    def work_digest(self, stage: str, key: Key) -> str:
-        """Digest of the code, parameters and inputs of a piece of work, wherever they are.
-
-        It names the resume folder, and says whether an out is up to date where DVC does not.
-        """
-        parts: list[Path | str] = [stage, self.stage_params(stage, key).model_dump_json(), str(key)]
-        if key.family is not None:
-            parts.append(repr(sorted(self.params.block(key.family, "environment").items())))
-        else:
-            parts += sections_as_json(self.values, self.sections(stage, key)).values()  # the report shows them
-        for need, other in self.upstream(stage, key):
-            parts += [f"{need} {other}", self.root / self.out(need, other)]
-        parts += self.decision_folders(stage)
-        if recordings := self.recordings(stage, key):
-            parts.append(content_digest(self.root, recordings))
-        return digest(*parts, self.code_digest(stage, key))
-
-
-def sections_as_json(values: Mapping[str, Any], names: list[str]) -> dict[str, str]:
-    """Name -> the section of params.yaml as JSON, without defaults; {} for a section that is left out."""
-    found = {}
-    for name in names:
-        value: Any = values
-        for part in name.split("."):
-            value = value.get(part) if isinstance(value, Mapping) else None
-        found[name] = json.dumps({} if value is None else value, sort_keys=True, default=str)
-    return found
 
 
 def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | None = None) -> Graph:

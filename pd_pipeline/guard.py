@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import config, rendering
+from pd_pipeline import config, made_from, rendering
 from pd_pipeline import graph as graphs
 from pd_pipeline.code_names import code_name, relative
 from pd_pipeline.config import PARAMS_FILE
@@ -38,21 +38,21 @@ class Snapshot:
 
 def snapshot(graph: Graph, stage: str, key: Key) -> Snapshot:
     """Take a snapshot. Raises PipelineError if this process has older code loaded."""
-    code = {relative(file, graph.root): _md5(file) for file in graph.code(stage, key)}
-    for file in graph.code(stage, key):
+    code = {relative(file, graph.root): _md5(file) for file in made_from.code(graph, stage, key)}
+    for file in made_from.code(graph, stage, key):
         if file.suffix == ".py" and _first_seen(file) != _md5(file):  # other files are not kept in memory
             raise PipelineError(f"{file}: edited after this process loaded it: run the command again")
     paths = [graph.root / path for path in graph.inputs(stage, key).values()]
-    paths += [*graph.recordings(stage, key), *graph.decision_folders(stage)]
+    paths += [*made_from.recordings(graph, stage, key), *made_from.decision_folders(graph, stage)]
     inputs = {path: (stamp(path), _content(graph, path)) for path in paths if path.exists()}
-    parameters = graphs.sections_as_json(graph.values, graph.sections(stage, key))
+    parameters = made_from.sections_as_json(graph.values, made_from.sections(graph, stage, key))
     return Snapshot(code, parameters, rendering.digests(graph, stage, key), inputs)
 
 
 def refuse_changes(graph: Graph, stage: str, key: Key, before: Snapshot) -> None:
     """Raise PipelineError if code, parameters or inputs differ from the snapshot."""
     changed = [name for name, md5 in before.code.items() if _md5(graph.root / name) != md5]
-    now = graphs.sections_as_json(_values_now(graph), list(before.parameters))
+    now = made_from.sections_as_json(_values_now(graph), list(before.parameters))
     changed += [f"{PARAMS_FILE} ({name})" for name, value in before.parameters.items() if now[name] != value]
     known = rendering.is_project(graph.root) and not graph.is_overridden
     digests = rendering.recorded(graph.root, stage, key) if known else None
@@ -81,10 +81,10 @@ def _values_now(graph: Graph) -> Mapping[str, Any]:
 
 def version(graph: Graph, stage: str) -> str:
     """Digest of the current code and parameters of all pieces of a stage."""
-    files = sorted({file for key in graph.keys(stage) for file in graph.code(stage, key)})
+    files = sorted({file for key in graph.keys(stage) for file in made_from.code(graph, stage, key)})
     code = [(code_name(file, graph.root), _md5(file), _first_seen(file))[:2] for file in files]
-    names = sorted({name for key in graph.keys(stage) for name in graph.sections(stage, key)})
-    return hashlib.md5(as_json([code, graphs.sections_as_json(graph.values, names)]).encode()).hexdigest()
+    names = sorted({name for key in graph.keys(stage) for name in made_from.sections(graph, stage, key)})
+    return hashlib.md5(as_json([code, made_from.sections_as_json(graph.values, names)]).encode()).hexdigest()
 
 
 def as_json(value: Any) -> str:

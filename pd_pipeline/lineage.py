@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import data_root, locks, records, rendering
+from pd_pipeline import data_root, locks, made_from, records, rendering
 from pd_pipeline import graph as graphs
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.dvc_repo import (
@@ -126,7 +126,7 @@ def _state(graph: Graph) -> str:
     made = [graph.root / name for name in (rendering.DVC_FILE, rendering.DIGESTS_FILE, LOCK_FILE)]
     read = (*rendering.code_files(graph), *rendering.recording_files(graph), *made[:2])
     stamps = [stamp(path) for path in read if path.exists()]
-    decided = [str(folder) for name in graph.stages for folder in graph.decision_folders(name)]
+    decided = [str(folder) for name in graph.stages for folder in made_from.decision_folders(graph, name)]
     return as_json([graph.text, stamps, decided, made[2].exists()])
 
 

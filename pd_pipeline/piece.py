@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import __version__, records
+from pd_pipeline import __version__, made_from, records
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.progress import Progress
@@ -30,7 +30,7 @@ def run_piece(graph: Graph, stage: str, key: Key, progress: Progress, spread: Sp
     """
     refuse_missing(graph, stage, key)
     final, home = replaceable(graph, stage, key), graph.home(stage, key)
-    made, facts = graph.work_digest(stage, key), _facts(graph, stage, key)
+    made, facts = made_from.work_digest(graph, stage, key), _facts(graph, stage, key)
     work = resume_folder(graph, stage, key, made)
     if work.parent.is_dir():
         for other_work in work.parent.iterdir():
@@ -80,7 +80,7 @@ def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
     """Inputs and versions of the code before the work, for its record: a commit may be made in the meantime."""
     return {
         "inputs": {need: digest(graph.root / path) for need, path in graph.inputs(stage, key).items()},
-        "code": graph.code_digest(stage, key),
+        "code": made_from.code_digest(graph, stage, key),
         "version": __version__,
         "revision": git_revision(graph.root),
     }
@@ -112,4 +112,4 @@ def is_made(graph: Graph, stage: str, key: Key) -> bool:
         return False
     if record is None or not out.is_dir() or records.listing(out) != record.files:
         return False
-    return record.made == graph.work_digest(stage, key)
+    return record.made == made_from.work_digest(graph, stage, key)

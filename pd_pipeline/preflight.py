@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import lineage, rendering
+from pd_pipeline import lineage, made_from, rendering
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
 from pd_pipeline.errors import PipelineError, closest, suggestion
 from pd_pipeline.families.base import Family
@@ -92,7 +92,7 @@ def check_blocks(graph: Graph) -> None:
 
 def _state(graph: Graph) -> bytes:
     """Digest of params.yaml, all code that validates it, the user's trajectories and the devices of this machine."""
-    sources = {source for family in graph.params.run.families for source in graph.family_sources(family)}
+    sources = {source for family in graph.params.run.families for source in made_from.family_sources(graph, family)}
     sources |= {method.source for method in graph.methods.values()}
     studies = {path(graph.root, name) for name in graph.params.run.studies}
     files = sorted({*PACKAGE.rglob("*.py"), *sources, *studies})

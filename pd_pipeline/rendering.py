@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import graph as graph_module
+from pd_pipeline import made_from
 from pd_pipeline.code_names import in_checkout, relative
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.content import content_digest
@@ -54,17 +54,17 @@ def is_project(root: Path) -> bool:
 def code_files(graph: Graph) -> list[Path]:
     """All code files that outs depend on."""
     one_each = {(name, key.family): key for name in graph.stages for key in graph.keys(name)}
-    return sorted({file for (name, _), key in one_each.items() for file in graph.code(name, key)})
+    return sorted({file for (name, _), key in one_each.items() for file in made_from.code(graph, name, key)})
 
 
 def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
     """Digests of the code and the parameters of a piece of work: the same for all keys of a stage and family."""
-    parameters = graph_module.sections_as_json(graph.values, graph.sections(stage, key)).values()
+    parameters = made_from.sections_as_json(graph.values, made_from.sections(graph, stage, key)).values()
     found = {
-        "code": graph.code_digest(stage, key),
+        "code": made_from.code_digest(graph, stage, key),
         "parameters": digest(*parameters)[:16],
     }
-    if recordings := graph.recordings(stage, key):
+    if recordings := made_from.recordings(graph, stage, key):
         found["recordings"] = content_digest(graph.root, recordings)[:16]
     return found
 
@@ -88,7 +88,7 @@ def entry(key: Key) -> str:
 def recording_files(graph: Graph) -> list[Path]:
     """The trajectory files of users that any piece of work reads, sorted."""
     one_each = {(name, key.family, key.task): key for name in graph.stages for key in graph.keys(name)}
-    return sorted({file for (name, _, _), key in one_each.items() for file in graph.recordings(name, key)})
+    return sorted({file for (name, _, _), key in one_each.items() for file in made_from.recordings(graph, name, key)})
 
 
 def recorded(root: Path, stage: str, key: Key) -> dict[str, str] | None:
@@ -230,7 +230,7 @@ def _body(graph: Graph, name: str, key: Key, absent: Collection[str] = ()) -> It
 
 def _definition(graph: Graph, stage: str, key: Key, text: str, inputs: Mapping[str, str]) -> dict[str, Any]:
     """DVC's entry of a stage for a key, or the template of one, whose `text` and `inputs` are given."""
-    deps = [*inputs.values(), *(relative(folder, graph.root) for folder in graph.decision_folders(stage))]
+    deps = [*inputs.values(), *(relative(folder, graph.root) for folder in made_from.decision_folders(graph, stage))]
     return {
         "cmd": f"pd-pipeline run {stage}" + (f" --key {text}" if text else ""),
         **({"deps": deps} if deps else {}),

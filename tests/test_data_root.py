@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pd_pipeline import doctor, graph, lineage, records
+from pd_pipeline import doctor, graph, lineage, made_from, records
 from pd_pipeline.data_root import DataRoot, Entry, Gone, fetch_beside, name_of, obtain, of, offer
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
@@ -217,7 +217,7 @@ def test_of_two_that_made_the_same_the_first_stays_unless_forced(tmp_path: Path)
     make_both(one)
     root = of(one)
     assert root is not None
-    name = name_of(one.work_digest(TRAJECTORIES, KEY))
+    name = name_of(made_from.work_digest(one, TRAJECTORIES, KEY))
     entry = root.find(name)
     assert entry is not None
     lineage.run(one, TRAJECTORIES, KEY, silent, force=True)

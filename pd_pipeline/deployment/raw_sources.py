@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pd_pipeline import made_from
 from pd_pipeline.code_names import relative
 from pd_pipeline.deployment.ancestry import Source
 from pd_pipeline.graph import Graph
@@ -49,7 +50,7 @@ def _collected(graph: Graph, key: Key, file: Path, metadata: TrajectoryMetadata)
 def _recorded(graph: Graph, key: Key, metadata: TrajectoryMetadata) -> Iterator[Source]:
     """The user's files that a file of stage trajectories was made from; it names their origins."""
     left = list(metadata.origin)
-    for file in graph.recordings("trajectories", key):
+    for file in made_from.recordings(graph, "trajectories", key):
         about = read_metadata(file)
         digest = file_digest(file).hex()
         origin = about.origin or tuple(one for one in left if one.digest == digest and not one.versions)[:1]

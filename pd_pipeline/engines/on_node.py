@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pd_pipeline import data_root, locks, records, storage
+from pd_pipeline import data_root, locks, made_from, records, storage
 from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.data_root import DataRoot
 from pd_pipeline.errors import PipelineError
@@ -88,8 +88,8 @@ def asked(graph: Graph, stage: str, key: Key) -> Asked:
         homes={name: home.relative_to(graph.root).as_posix() for name, home in graph.homes.items()},
         stage=stage,
         key=str(key),
-        code=graph.code_digest(stage, key),
-        work=graph.work_digest(stage, key),
+        code=made_from.code_digest(graph, stage, key),
+        work=made_from.work_digest(graph, stage, key),
         inputs=None if shared is None else _sent(shared, graph, stage, key),
     )
 
@@ -256,7 +256,7 @@ def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
         refuse_missing(graph, piece.stage, key)
     except PipelineError as error:
         raise PipelineError(f"{piece.title}: node {socket.gethostname()}: {error}") from None
-    if graph.work_digest(piece.stage, key) != piece.work:
+    if made_from.work_digest(graph, piece.stage, key) != piece.work:
         how = "share the files" if piece.inputs is None else "have the same params.yaml"
         raise PipelineError(
             f"{piece.title}: node {socket.gethostname()}: {root} has other parameters or inputs than {piece.root}, "
@@ -276,7 +276,7 @@ def _same_code(piece: Asked, root: Path) -> tuple[Graph, Key]:
     homes = {name: root / folder for name, folder in piece.homes.items()}
     graph = replace(load(root, piece.overrides, piece.base), homes=homes)
     key = graph.key(piece.stage, piece.key)
-    if graph.code_digest(piece.stage, key) != piece.code:
+    if made_from.code_digest(graph, piece.stage, key) != piece.code:
         raise PipelineError(f"sees other code than the command: have the same version of the package and of {root}")
     return graph, key
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pd_pipeline import rendering
+from pd_pipeline import made_from, rendering
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.graph import Graph, load
@@ -103,7 +103,7 @@ def study_stage(project: Graph, name: str) -> Stage:
         for stage in project.stages
         if any(is_shared(graph, stage, key) for graph in graphs for name, key in pieces(graph) if name == stage)
     ]
-    code = {file for graph in graphs for stage, key in pieces(graph) for file in graph.code(stage, key)}
+    code = {file for graph in graphs for stage, key in pieces(graph) for file in made_from.code(graph, stage, key)}
     module = "pd_pipeline.studies.stage"
     return Stage(
         PREFIX + name,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pd_pipeline import graph
+from pd_pipeline import graph, made_from
 from pd_pipeline.decisions import Decision, folders, write_decision
 from pd_pipeline.piece import is_made, run_piece
 from pd_pipeline.progress import silent
@@ -145,7 +145,7 @@ def test_a_decision_makes_the_report_out_of_date(root: Path, tmp_path: Path) -> 
     shutil.copytree(root, copied)
     project = graph.load(copied)
     assert is_made(project, REPORT, Key())
-    assert project.decision_folders("evaluation") == []
+    assert made_from.decision_folders(project, "evaluation") == []
     decide(copied, FIRST, REFUSED, REFUSED)
     assert not is_made(project, REPORT, Key())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from pd_pipeline import graph, preflight
+from pd_pipeline import graph, made_from, preflight
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.rendering import render
@@ -33,7 +33,7 @@ def extended(project: Path) -> Iterator[Path]:
 
 
 def code(project: Graph, stage: str) -> set[str]:
-    return {file.name for key in project.keys(stage) for file in project.code(stage, key)}
+    return {file.name for key in project.keys(stage) for file in made_from.code(project, stage, key)}
 
 
 def test_it_is_tuned_evaluated_and_reported(extended: Path) -> None:
@@ -62,10 +62,13 @@ def test_its_file_is_a_dependency_only_of_stages_that_use_it(extended: Path) -> 
     reading = {stage for stage in project.stages if "my_method.py" in code(project, stage)}
     assert reading == {"tuned_mine", "tuned_mine_longer", "evaluation", "report"}
     assert "my_method.py" in render(project)
-    before = {stage: project.work_digest(stage, project.keys(stage)[0]) for stage in ("tuned_mine", "tuned_prompt_dt")}
+    before = {
+        stage: made_from.work_digest(project, stage, project.keys(stage)[0])
+        for stage in ("tuned_mine", "tuned_prompt_dt")
+    }
     (extended / "my_method.py").write_text(SOURCE.read_text() + "\n# another version\n")
     project = graph.load(extended)
-    after = {stage: project.work_digest(stage, project.keys(stage)[0]) for stage in before}
+    after = {stage: made_from.work_digest(project, stage, project.keys(stage)[0]) for stage in before}
     assert after["tuned_mine"] != before["tuned_mine"]
     assert after["tuned_prompt_dt"] == before["tuned_prompt_dt"]
 
