@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 
@@ -200,16 +201,23 @@ def test_a_process_that_runs_old_code_is_refused(editing: Path) -> None:
         lineage.run(graph.load(editing), TRAJECTORIES, KEY, silent)
 
 
+def cpu_seconds(process: subprocess.Popen[str]) -> float:
+    used = psutil.Process(process.pid).cpu_times()
+    return used.user + used.system
+
+
 def test_two_processes_that_record_at_once_both_succeed(root: Path) -> None:
     from dvc.repo import Repo
 
     keys = ("point_robot", "other")
-    outs = [root / "data/behavior_policies" / key / "policies.json" for key in keys]
     with Repo(str(root)) as repo, repo.lock:  # so that both wait for it, and then try to take it at the same moment
         processes = [start(root, "pd-pipeline", "run", POLICIES, "--key", key) for key in keys]
-        deadline = time.monotonic() + 60
-        while not all(out.exists() for out in outs) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        seconds, before = [cpu_seconds(process) for process in processes], [0.0, 0.0]
+        while any(
+            now - then > 0.1 for now, then in zip(seconds, before, strict=True)
+        ):  # until they do nothing but wait
+            time.sleep(1.0)
+            seconds, before = [cpu_seconds(process) for process in processes], seconds
         time.sleep(4.0)  # longer than DVC itself would wait
         assert [process.poll() for process in processes] == [None, None]
     for process in processes:
