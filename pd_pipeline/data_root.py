@@ -12,7 +12,6 @@ anything there may be removed at any time.
 import json
 import logging
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -29,14 +28,14 @@ from pd_pipeline.piece import Compute, is_made, refuse_missing, replaceable, res
 from pd_pipeline.progress import Progress
 from pd_pipeline.records import Record
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import atomic_directory, digest, file_digest, remove
+from pd_pipeline.storage import atomic_directory, atomic_file, digest, file_digest, remove
 
 CONNECTIONS = 16
 """Files on their way at once: a bucket takes tens of milliseconds to answer, whatever their size."""
 COMPUTING = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "stable-baselines3")
 """Packages whose version decides what comes out: with another one, an out is another one."""
 SENT = Path(".work/shared")
-"""One empty file per entry that this machine has written there, so that no command asks for it again."""
+"""One empty file per entry that this machine knows to be there, so that no command asks for it again."""
 log = logging.getLogger("pd_pipeline")
 _found: set[str] = set()
 """URLs at which this process has found the folder or bucket."""
@@ -84,7 +83,7 @@ class DataRoot:
             if self._files.info(place)["size"] == source.stat().st_size:  # else an upload was cut off
                 return
         if self._is_local:
-            with _whole(Path(place)) as temporary:
+            with atomic_file(Path(place)) as temporary:
                 shutil.copyfile(source, temporary)
         else:  # a bucket shows an object when it is complete
             self._files.put_file(str(source), place)
@@ -125,7 +124,7 @@ class DataRoot:
         place, text = self._entry(name), json.dumps(values, indent=1, default=float)
         with self._reached():
             if self._is_local:
-                with _whole(Path(place)) as temporary:
+                with atomic_file(Path(place)) as temporary:
                     temporary.write_text(text)
             else:
                 self._files.pipe_file(place, text.encode())
@@ -161,18 +160,6 @@ class DataRoot:
             raise OSError(f"machine.data_root: {self.url}: {error or type(error).__name__}") from error
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path to write a file at, which then becomes `path`; other threads and machines may be writing the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def of(graph: Graph) -> DataRoot | None:
     """The data root of a project, if it has one."""
     url = graph.params.machine.data_root
@@ -182,7 +169,7 @@ def of(graph: Graph) -> DataRoot | None:
 
 
 def name_of(made: str) -> str:
-    """What an entry is called: the digest of the work (`Graph.work_digest`) and of the packages that compute."""
+    """What an entry is called: the digest of the work (`made_from.work_digest`) and of the packages that compute."""
     return digest(made, *(f"{package} {metadata.version(package)}" for package in COMPUTING))
 
 
@@ -226,7 +213,7 @@ def take(root: DataRoot, graph: Graph, stage: str, key: Key, progress: Progress)
             root.forget(entry)
             return None
         progress(title, count, count)
-    _remember(graph, entry.record.made)
+    _mark(root, graph, entry.record.made).touch()
     shutil.rmtree(resume_folder(graph, stage, key, entry.record.made).parent, ignore_errors=True)
     return entry.metrics
 
@@ -246,23 +233,24 @@ def offer(
     if there is None or (replace and there.record.files != record.files):
         root.send(graph.root / graph.out(stage, key), record.files)
         root.enter(name, entry)
-    _remember(graph, record.made)
+    _mark(root, graph, record.made).touch()
 
 
 def offer_made(graph: Graph, stage: str, key: Key) -> None:
     """Copy an out there that was up to date already, if this machine has not yet done so. Failing to is no error."""
-    record = records.find(graph.home(stage, key), stage, key) if graph.params.machine.data_root else None
-    if record is None or not graph.stages[stage].axes or (graph.root / SENT / record.made).exists():
+    root = of(graph) if graph.stages[stage].axes else None
+    record = records.find(graph.home(stage, key), stage, key)
+    if root is None or record is None or _mark(root, graph, record.made).exists():
         return
-    root = of(graph)
-    assert root is not None
     with _only_warned(root, stage, key):
         offer(root, graph, stage, key, {})
 
 
-def _remember(graph: Graph, made: str) -> None:
-    (graph.root / SENT).mkdir(parents=True, exist_ok=True)
-    (graph.root / SENT / made).touch()
+def _mark(root: DataRoot, graph: Graph, made: str) -> Path:
+    """The file that stands for an entry; another data root has other ones."""
+    mark = graph.root / SENT / digest(root.url, made)
+    mark.parent.mkdir(parents=True, exist_ok=True)
+    return mark
 
 
 @contextmanager

@@ -82,6 +82,7 @@ def run(
                 return Outcome({}, True, data_version)
         waited = by_dvc and lock.waited  # for a process that may have made it
         if (waited or (without_dvc and not force)) and is_made(graph, stage, key):
+            data_root.offer_made(graph, stage, key)
             return Outcome({}, True, None)
         before = snapshot(graph, stage, key)
         if record and lock.waited and not force and is_made(graph, stage, key):
@@ -143,6 +144,7 @@ def make(graph: Graph, stage: str, key: Key, progress: Progress, compute: Comput
     """Like `run` for a piece of work of a study's point, unrecorded in DVC. Returns False if it was up to date."""
     with locks.held(graph.home(stage, key), stage, key):
         if is_made(graph, stage, key):
+            data_root.offer_made(graph, stage, key)
             return False
         before = snapshot(graph, stage, key)
         data_root.obtain(graph, stage, key, progress, compute or run_piece)

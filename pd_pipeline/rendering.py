@@ -41,7 +41,7 @@ HEADER = "# Rendered from params.yaml and pd_pipeline/graph.py by `pd-pipeline g
 _TEMPLATE_KEY = Key("${item.family}", "${item.task}", "${item.seed}")  # type: ignore[arg-type]
 
 
-def address(stage: str, key: Key) -> str:
+def address(stage: str, key: object) -> str:
     """DVC's name for a piece of work: `plm@reach-0`, `report`."""
     return f"{stage}@{key}" if str(key) else stage
 

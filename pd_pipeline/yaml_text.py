@@ -34,9 +34,9 @@ def values_of(text: str, path: Path) -> Any:
     """Parse YAML 1.2, as DVC does (PyYAML reads 1e-3 as a string). Raises PipelineError if it is invalid."""
     try:
         values = YAML(typ="safe", pure=True).load(text)
-        _refuse_unreadable_for_dvc(text, path)
         if _size(values, 0, {}) > MAX_VALUES:
             raise PipelineError(f"{path}: contains more than {MAX_VALUES:,} values, counting each use of an alias")
+        _refuse_unreadable_for_dvc(text, path)
     except DuplicateKeyError as error:  # its full text gives advice about settings of the YAML library
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         raise PipelineError(f"{path}{line}: {error.problem}: keep one of the two") from None

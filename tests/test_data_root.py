@@ -199,16 +199,23 @@ def test_work_that_cannot_be_left_there_is_done_all_the_same(
     assert lineage.run(one, TRAJECTORIES, KEY, silent).skipped, "nobody asks again"
 
 
-def test_what_was_made_before_there_was_a_data_root_is_left_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("by_dvc", [True, False], ids=["recorded in DVC", "outside DVC"])
+def test_what_was_made_before_is_left_there_and_in_another_one(
+    by_dvc: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = graph.load(make_project(tmp_path / "one", PARAMS))
+    if not by_dvc:
+        shutil.rmtree(one.root / ".dvc")
     make_both(one)
-    url = shared(tmp_path)
-    change(one.root, "machine: {device: cpu}", f"machine: {{device: cpu, data_root: {url!r}}}")
     computed = counted(monkeypatch)
-    make_both(one)
-    make_both(project(tmp_path / "two", url))
+    before = "machine: {device: cpu}"
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        now = f"machine: {{device: cpu, data_root: {str(tmp_path / name)!r}}}"
+        change(one.root, before, now)
+        before = now
+        make_both(graph.load(one.root))
+        make_both(project(tmp_path / f"of {name}", str(tmp_path / name)))
     assert computed == []
 
 

@@ -25,6 +25,7 @@ from pd_pipeline.incoming import store
 from pd_pipeline.piece import is_made, refuse_missing, resume_folder, run_piece, stage_context
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.records import Record
+from pd_pipeline.rendering import address
 from pd_pipeline.stage import Key, Spread, StageContext
 from pd_pipeline.workers import CORES
 
@@ -69,11 +70,6 @@ class Asked(NamedTuple):
     work: str
     """Digest of all that it is made from there."""
     inputs: Inputs | None = None
-
-    @property
-    def title(self) -> str:
-        """Its address."""
-        return f"{self.stage}@{self.key}" if self.key else self.stage
 
 
 def asked(graph: Graph, stage: str, key: Key) -> Asked:
@@ -214,7 +210,7 @@ def compute_parts(piece: Asked, cpus: int, work: Work, parts: Sequence[Any], tok
         return Parts(_worked(graph, stage, key, folder, work, parts), {})
     if piece.inputs is None:
         raise PipelineError(
-            f"{piece.title}: node {socket.gethostname()}: does not see the files in {folder} of another node: "
+            f"{_here(piece)}: does not see the files in {folder} of another node: "
             f"share {graph.root} between all nodes, or name a `machine.data_root`"
         )
     (graph.root / PARTS).mkdir(parents=True, exist_ok=True)
@@ -255,11 +251,11 @@ def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
             _fetch_outs(piece.inputs, root)
         refuse_missing(graph, piece.stage, key)
     except PipelineError as error:
-        raise PipelineError(f"{piece.title}: node {socket.gethostname()}: {error}") from None
+        raise PipelineError(f"{_here(piece)}: {error}") from None
     if made_from.work_digest(graph, piece.stage, key) != piece.work:
         how = "share the files" if piece.inputs is None else "have the same params.yaml"
         raise PipelineError(
-            f"{piece.title}: node {socket.gethostname()}: {root} has other parameters or inputs than {piece.root}, "
+            f"{_here(piece)}: {root} has other parameters or inputs than {piece.root}, "
             f"where the command runs: {how} on all nodes"
         )
     return graph, piece.stage, key
@@ -279,6 +275,11 @@ def _same_code(piece: Asked, root: Path) -> tuple[Graph, Key]:
     if made_from.code_digest(graph, piece.stage, key) != piece.code:
         raise PipelineError(f"sees other code than the command: have the same version of the package and of {root}")
     return graph, key
+
+
+def _here(piece: Asked) -> str:
+    """Begins an error: what was to be made, and on which node."""
+    return f"{address(piece.stage, piece.key)}: node {socket.gethostname()}"
 
 
 def _print(line: str) -> None:

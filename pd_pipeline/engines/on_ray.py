@@ -203,11 +203,13 @@ def _spread_from_node(piece: Asked, needs: Resources, nodes: Sequence[Mapping[st
     """One piece of work on the node that Ray chose, with its parts in tasks that have the resources `needs`."""
 
     def spread_into(folder: Path, token: str) -> Spread:
+        """Has parts leave what they make in this work folder."""
+
         def spread(work: on_node.Work, parts: Sequence[Any]) -> Iterator[Any]:
             """See `stage.Spread`."""
             import ray
 
-            title = f"parts of {piece.title}"
+            title = f"parts of {address(piece.stage, piece.key)}"
             size = max(1, -(-len(parts) // (TASKS_PER_SLOT * slots(needs, nodes))))
             some = [list(parts[first : first + size]) for first in range(0, len(parts), size)]
             task = _task(on_node.compute_parts, title, needs)

@@ -54,7 +54,9 @@ def test_each_piece_runs_once_after_those_that_it_needs(needs: Needs, at_once: i
 
 def test_pieces_that_need_nothing_run_at_the_same_time() -> None:
     both = threading.Barrier(2, timeout=10)  # broken unless both wait at it
-    run({piece(0): [], piece(1): []}, lambda *_: both.wait(), 2)
+    arrived: list[int] = []
+    run({piece(0): [], piece(1): []}, lambda *_: arrived.append(both.wait()), 2)
+    assert sorted(arrived) == [0, 1]
 
 
 def test_after_an_error_running_pieces_end_and_no_other_starts() -> None:
