@@ -27,6 +27,7 @@ from pd_pipeline.studies.points import error_context, point_graphs
 
 MARK = Path(".work/checked")  # digest of the last valid state: importing every stage takes seconds
 TRIALS = Path(".work/trials")  # a file per environment that was tried, with the family's own qualities
+LEAST = 2  # episodes of a training task: one to learn from, and one that is held out
 
 
 def check(graph: Graph) -> None:
@@ -161,6 +162,11 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
         collecting = f"families.{name}.trajectories.episodes"
         for quality in getattr(params, "qualities", ()):
             _check_named(f"{where}.{stage}.qualities", quality, collected, collecting)
+            if collected[quality].train < LEAST:
+                raise PipelineError(
+                    f"{where}.trajectories.episodes.{quality}.train: {collected[quality].train}, but {stage} "
+                    f"learns from this quality and holds out one episode of each task: collect {LEAST} or more"
+                )
         if target is None:
             continue
         method = graph.method(stage)

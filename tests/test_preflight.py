@@ -54,6 +54,11 @@ def test_valid_blocks_are_not_checked_twice(tmp_path: Path, monkeypatch: pytest.
             "tuned_prompt_dt: {target: {few_shot: 9}}",
             r"tuned_prompt_dt\.target\.few_shot: 9 trajectories.*collects 6",
         ),
+        (
+            "{expert: {train: 3, test: 6}}",
+            "{expert: {train: 1, test: 6}}",
+            r"trajectories\.episodes\.expert\.train: 1, but \w+ learns from this quality .*: collect 2 or more",
+        ),
         ("prompts: {length: 3", "evaluaton: {}\n    prompts: {length: 3", r"evaluaton: no such block: .*'evaluation'"),
         (
             "tuned_prompt_dt: {}",

@@ -9,6 +9,7 @@ not known is null:
     normalized, normalized_low, normalized_high          normalized
     difference_to_<method>: value, low, high, reference  difference_to_<method>
     share: value, low, high, start, ceiling              share
+    above_half, above_half_low, above_half_high          above_half
     method, frozen, quality, few_shot, ...               given
     tuned_parameters, plm_passes, environment_episodes   costs
     episodes, tasks: {<task>: {return_mean, ...}}        the same
@@ -118,6 +119,8 @@ class MethodResult:
     difference_to_full_finetune: Difference | None = None
     difference_to_prompt_dt: Difference | None = None
     share: Share | None = None
+    above_half: Estimate | None = None
+    """How far its return lies above the middle between those that `share` is between; None in files of before."""
 
 
 Metrics = Mapping[str, MethodResult]
@@ -145,6 +148,7 @@ _FLAT = {
     "iqm": ("return_iqm", "ci_low", "ci_high"),
     "success": ("success_rate", "success_low", "success_high"),
     "normalized": ("normalized", "normalized_low", "normalized_high"),
+    "above_half": ("above_half", "above_half_low", "above_half_high"),
 }
 """Estimate -> the names of its value, low and high in the JSON."""
 

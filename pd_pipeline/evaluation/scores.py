@@ -29,6 +29,7 @@ from pd_pipeline.evaluation.statistics import (
     Estimate,
     Position,
     Scores,
+    above_middle,
     estimate,
     interquartile_mean,
     mean,
@@ -104,6 +105,7 @@ def _result(
     normal = _place(runs, method, FLOOR, CEILING, rng, draws)
     start, ceiling = partners[START], partners[CEILING]
     share = _place(runs, method, start, ceiling, rng, draws)
+    above = above_middle(runs[method], runs[start], runs[ceiling], rng, draws) if start and ceiling else None
     return MethodResult(
         given=given[method],
         mean=average,
@@ -114,6 +116,7 @@ def _result(
         difference_to_full_finetune=differences[CEILING],
         difference_to_prompt_dt=differences[START],
         share=None if share is None or not (start and ceiling) else Share(*share, start=start, ceiling=ceiling),
+        above_half=above,
         episodes=scores.filter(pl.col("method") == method).height,
         costs=total([out.costs for out in tuned]),
         tasks=_tasks(scores, method),

@@ -103,7 +103,8 @@ def position(
 ) -> Position | None:
     """Where the mean of `scores` lies from that of `floor` (0) to that of `ceiling` (1); None unless this is above.
 
-    With one seed all three are resampled within tasks; with several it is Student's interval of the seeds' positions.
+    With one seed all three are resampled within tasks. With several the place is that of the means over seeds, and its
+    interval is as wide as Student's of the seeds' own places, which scatter more the closer the two are to each other.
     There is no interval where in some draw or seed the ceiling is not above the floor: no scale, no place on it.
     """
     three = (scores, floor, ceiling)
@@ -119,6 +120,33 @@ def position(
     if not (high > low).all():
         return Position(value)
     return Position(value, *_percentiles((place - low) / (high - low), confidence))
+
+
+def above_middle(
+    scores: Scores,
+    floor: Scores,
+    ceiling: Scores,
+    rng: np.random.Generator,
+    draws: int = 2000,
+    confidence: float = 0.95,
+) -> Estimate:
+    """How far the mean of `scores` is above the middle of those of `floor` and `ceiling`, tasks and seeds paired.
+
+    Unlike a margin taken from the two means, its interval knows that the distance between them is uncertain as well.
+    """
+    three = (scores, floor, ceiling)
+    if len(scores) > 1:
+        seeds = [
+            _less_middle(*(np.array(_mean_over_tasks(each[seed])) for each in three)) for seed in range(len(scores))
+        ]
+        return student(float(np.mean(seeds)), [float(value) for value in seeds], confidence)
+    value = _less_middle(*(np.array(_mean_over_tasks(each[0])) for each in three))
+    drawn = _less_middle(*(_drawn_means(each[0], rng, draws) for each in three))  # (draws,)
+    return Estimate(float(value), *_percentiles(drawn, confidence))
+
+
+def _less_middle(ours: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    return ours - (low + high) / 2
 
 
 def _mean_over_tasks(tasks: Sequence[np.ndarray]) -> float:

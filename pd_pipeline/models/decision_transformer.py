@@ -107,7 +107,7 @@ class Dropout(nn.Module):
 
     PyTorch draws a float for every element of every layer from the global generator, which on a CPU costs as much as
     the layers themselves. Here a forward pass draws one pool, eight bits per element, and each layer reads it from a
-    random offset. The rate is rounded to 1/256 and the scale is exact for the rounded rate.
+    random offset. The rate is rounded to 1/256; the scale is that of the rounded rate, rounded to the type of `like`.
     """
 
     spread = 1 << 16  # number of possible offsets

@@ -25,8 +25,8 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
 from pd_pipeline.evaluation.comparison import ALL, Compared
 from pd_pipeline.evaluation.results import Difference, MethodResult, Metrics
-from pd_pipeline.evaluation.scores import REFERENCE, START, by_task
-from pd_pipeline.evaluation.statistics import paired_difference
+from pd_pipeline.evaluation.scores import CEILING, REFERENCE, START, by_task, same_data
+from pd_pipeline.evaluation.statistics import Estimate, above_middle, paired_difference
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting import comparison
 from pd_pipeline.reporting.episodes import curves
@@ -102,7 +102,7 @@ class Results:
 
     def verdict(self, name: str = REFERENCE) -> Verdict:
         """What the rule decides."""
-        return judge(self.metrics, name)
+        return judge(self.metrics, name, len(self.provenance["seeds"]))
 
     def best_rival(self, name: str = REFERENCE) -> str:
         """The other method with a frozen PLM and the same data that has the highest return."""
@@ -138,18 +138,31 @@ def against(difference: Difference, digits: int = 0) -> str:
 
 def paired(folder: Path, method: str, other: str) -> Difference:
     """How far the mean return of a method of a published study lies above another's, paired by target and seed."""
-    scores = pl.read_csv(folder / "scores.csv")
+    scores = _of_one_point(folder)
     found = paired_difference(by_task(scores, method), by_task(scores, other), np.random.default_rng(0))
     return Difference(*found, reference=other)
+
+
+def above_half(folder: Path, method: str) -> Estimate:
+    """How far a method of a published study lies above the middle between drawn prompts and full fine-tuning."""
+    scores = _of_one_point(folder)
+    ours, drawn, tuned = (by_task(scores, name) for name in (method, START, CEILING))
+    return above_middle(ours, drawn, tuned, np.random.default_rng(0))
+
+
+def _of_one_point(folder: Path) -> pl.DataFrame:
+    scores = pl.read_csv(folder / "scores.csv")
+    if len(scores.select("point", "family").unique()) > 1:
+        raise PipelineError(f"{folder}: holds several points or families, whose scores must not be pooled")
+    return scores
 
 
 def over_all(published: Path, reference: str) -> list[Compared]:
     """Every method of the published families that had the same data as `reference` against it, over all of them."""
     files = sorted(published.glob("*/scores.csv"))
     given = {method: found.given for method, found in Results(files[0].parent).metrics.items()}
-    same = [
-        m for m, g in given.items() if (g.quality, g.few_shot) == (given[reference].quality, given[reference].few_shot)
-    ]
+    same = [method for method in given if same_data(given, method, given[reference].method) == reference]
+    same = [method for method in same if given[method].own_task]
     scale = comparison.on_one_scale({f: t.filter(pl.col("method").is_in(same)) for f, t in of_files(files).items()})
     return comparison.rows({ALL: scale[ALL]}, reference)
 
@@ -179,6 +192,7 @@ def environment(root: Path) -> Environment:
         load=lambda name: read_json(folder / name),
         over_all_families=lambda reference: over_all(folder / "published", reference),
         searched=lambda study: curves(pl.read_csv(folder / "studies" / study / "searches.csv")),
+        above_half=lambda study, method: above_half(folder / "studies" / study, method),
         paired=lambda study, method, other: paired(folder / "studies" / study, method, other),
     )
     return made

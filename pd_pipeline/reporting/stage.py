@@ -96,7 +96,8 @@ def section(context: StageContext, params: ParamsFile, results: FamilyResults) -
     return {
         "name": name,
         "results": results,
-        "verdict": None if results.offline else judge(results.metrics),  # its bars are about returns
+        # its bars are about returns
+        "verdict": None if results.offline else judge(results.metrics, seeds=len(results.seeds)),
         "asked": asked,
         "mattered": what_mattered(results.metrics, results.logs.get(REFERENCE, {}), fits),
         "figures": family_figures(context, results, family.expert_bars),

@@ -1,10 +1,10 @@
 """Says in words whether Prompt Diffuser does what it should.
 
-One rule for every family, fixed in advance and not chosen by any of these numbers. What is to be preserved is the gain
-of full fine-tuning over prompts that are drawn and not tuned (prompt_dt). A method with a frozen PLM preserves it where
-the 95 % interval of its difference to full fine-tuning lies above minus half of that gain: a non-inferiority test with
-the margin that is usual for it, half of the control's effect. Drawn prompts themselves fail it wherever it decides
-anything. Where full fine-tuning gains nothing beyond chance, there is nothing to preserve, and the rule is silent.
+One rule for every family. What is to be preserved is the gain of full fine-tuning over prompts that are drawn and not
+tuned (prompt_dt). A method with a frozen PLM preserves it where it lies above the middle between the two beyond chance:
+a test of non-inferiority by half of the control's effect, seed by seed, so that the uncertainty of that effect counts.
+Drawn prompts themselves fail it wherever it decides anything. Where full fine-tuning gains nothing beyond chance, there
+is nothing to preserve, and the rule is silent.
 """
 
 from typing import NamedTuple
@@ -45,8 +45,8 @@ class Verdict(NamedTuple):
         return all(check.met for check in self.checks)
 
 
-def judge(metrics: Metrics, name: str = REFERENCE) -> Verdict:
-    """Hold Prompt Diffuser, or a variant of it, against its bars."""
+def judge(metrics: Metrics, name: str = REFERENCE, seeds: int | None = None) -> Verdict:
+    """Hold Prompt Diffuser, or a variant of it, against its bars. `seeds`: how many the results are of, if known."""
     if name not in metrics:
         return Verdict(f"{name} was not run: nothing to judge.", [Check(f"{name} runs", "not run", None)])
     checks = [_preserved_check(metrics, name), *_success_check(metrics[name]), _frozen_check(metrics, name)]
@@ -57,13 +57,15 @@ def judge(metrics: Metrics, name: str = REFERENCE) -> Verdict:
         counts = {"meets": good, "misses": missed, "leaves undecided": unknown}
         parts = [f"{verb} {len(found)}" for verb, found in counts.items() if found]
         sentence = f"{name} {' and '.join(parts)} of {len(checks)} bars."
+    if seeds == 1:
+        sentence += " With one seed this is of one policy: intervals are over its prompts and episodes alone."
     return Verdict(sentence, checks, prompt_needed(metrics))
 
 
 def _preserved_check(metrics: Metrics, name: str) -> Check:
-    """Non-inferiority to full fine-tuning on the same data, by a margin of half of its gain over drawn prompts."""
+    """Whether it lies above the middle between drawn prompts and full fine-tuning on the same data."""
     bar = f"preserves more than {percent(PRESERVED, 0)} of what {CEILING} gains over {START} (95 % interval)"
-    ours, share = metrics[name].difference_to_full_finetune, metrics[name].share
+    ours, share, above = (getattr(metrics[name], of) for of in (f"difference_to_{CEILING}", "share", "above_half"))
     gain = metrics[ours.reference].difference_to_prompt_dt if ours else None
     if ours is None or gain is None:
         return Check(bar, f"{CEILING} or {START} was not run on the same data", None)
@@ -79,11 +81,12 @@ def _preserved_check(metrics: Metrics, name: str) -> Check:
             f"that there is no gain to preserve; {against}",
             None,
         )
-    margin = PRESERVED * gain.value
     assert share is not None, "there is a share wherever the ceiling is above the start"
     way = f"{interval(share, 2)} of the way from {gain.reference} to {ours.reference}"
-    must = f"the interval must lie above {number(-margin, digits)}"
-    return Check(bar, f"{way}; {against}; {must}", ours.low > -margin)
+    if above is None:
+        return Check(bar, f"{way}; {against}; evaluated before this was measured: run stage evaluation again", None)
+    found = f"{way}; {against}; {interval(above, digits)} above half of the way, which must lie above zero"
+    return Check(bar, found, above.low > 0)
 
 
 def _success_check(result: MethodResult) -> list[Check]:
@@ -119,13 +122,16 @@ def _frozen_check(metrics: Metrics, name: str) -> Check:
 
 
 def rivals(metrics: Metrics, name: str) -> dict[str, Difference]:
-    """Other methods with a frozen PLM and the data of `name` -> how far they lie above it."""
+    """Other methods with a frozen PLM and the data of `name`, and no more -> how far they lie above it.
+
+    Those that also act in the target's environment have more.
+    """
     found = {}
     for method, result in metrics.items():
         given, difference = result.given, result.difference_to_prompt_diffuser
         if difference is None or difference.reference != name:
             continue
-        if given.frozen and given.method != REFERENCE and given.own_task:
+        if given.frozen and given.method != REFERENCE and given.own_task and not result.costs.environment_episodes:
             found[method] = difference
     return found
 

@@ -19,10 +19,10 @@ from pd_pipeline.prompts.stage import HELD_OUT, load_tensors
 from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_model
-from pd_pipeline.training.loop import BatchSize, OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.loop import BatchSize, PretrainingParams, Rate, StepCount, Trainer
 
 
-class Params(OptimizationParams):
+class Params(PretrainingParams):
     """Process, shape and training of the diffuser."""
 
     steps: StepCount = 2000
@@ -84,8 +84,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
     trainer = Trainer(denoiser, params, context.work, f"diffuser {context.key}")
     history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)
-    if trainer.ema:
-        denoiser.load_state_dict(trainer.ema)
     save_diffuser(context.out, denoiser, params.diffusion, params.qualities)
     history.write(context.out / "losses.csv")
     context.facts.update(device=str(device), precision=trainer.precision)

@@ -23,14 +23,14 @@ from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.prompts.stage import held_out_episodes
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_model
-from pd_pipeline.training.loop import BatchSize, OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.loop import BatchSize, PretrainingParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, joined, read
 
 VALIDATION_TASKS = 8
 
 
-class Params(HyperNetworkShape, OptimizationParams):
+class Params(HyperNetworkShape, PretrainingParams):
     """Shape and training of the hyper-network."""
 
     steps: StepCount = 500
@@ -90,8 +90,6 @@ def run(context: StageContext) -> dict[str, Any]:
 
     trainer = Trainer(network, params, context.work, f"hyper_network {context.key}")
     history = trainer.fit(trainer.backward(loss_of_step), context.progress, context.logs, evaluate)
-    if trainer.ema:
-        network.load_state_dict(trainer.ema)
     save_hyper_network(context.out, network)
     history.write(context.out / "losses.csv")
     context.facts.update(device=str(device), precision=trainer.precision)

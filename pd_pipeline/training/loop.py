@@ -13,8 +13,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -50,13 +50,23 @@ class OptimizationParams(Parameters):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup: int = Field(default=100, ge=0, le=MAX_STEPS, description="steps of linear warm-up")
     clip: float | None = Field(default=0.25, gt=0, description="norm to which gradients are clipped")
-    ema: float | None = Field(default=None, gt=0, lt=1, description="decay of the moving average of the weights")
+    ema: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="decay of a moving average of the weights, which training ends with; null: it ends with the last",
+    )
     precision: Literal["auto", "bf16", "float32"] = Field(
         default="auto", description="auto: bf16 autocast where the hardware supports it"
     )
-    compile: bool = Field(default=False, description="torch.compile: takes minutes, needs a C++ compiler on a CPU")
     log_every: StepCount = 50
     checkpoint_seconds: float = Field(default=20.0, ge=0, le=1e9)
+
+
+class PretrainingParams(OptimizationParams):
+    """How a model is trained that learns for minutes, not seconds."""
+
+    compile: bool = Field(default=False, description="torch.compile: takes minutes, needs a C++ compiler on a CPU")
 
 
 class Diverged(PipelineError):
@@ -142,8 +152,9 @@ class Trainer:
         """Train until the last step.
 
         `compute` fills the gradients for a step number and returns named values, `loss` among them, whose means become
-        the logged rows; `evaluate` adds values to each row. With `watch` the weights are in the end those of its lowest
-        loss, which is logged as `held_out`. Raises Diverged where a value is not finite, and Interrupted after SIGTERM,
+        the logged rows; `evaluate` adds values to each row. In the end the weights are the moving average, where there
+        is one, which `evaluate` and `watch` see too; with `watch` those of its lowest loss, which is logged as
+        `held_out`. Raises Diverged where a value is not finite, and Interrupted after SIGTERM,
         once the state is saved.
         """
         self._watch = watch
@@ -168,15 +179,29 @@ class Trainer:
                     saved = time.monotonic()
                 if stopping:
                     raise Interrupted
-        with torch.no_grad():
-            for name, tensor in self.best.tensors.items():
-                self.trained[name].copy_(tensor)
+        self._set(self.best.tensors or self.ema)
         return self.history
 
+    @torch.no_grad()
+    def _set(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, tensor in tensors.items():
+            self.trained[name].copy_(tensor)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the weights are their moving average, where there is one."""
+        last = {name: self.trained[name].detach().clone() for name in self.ema}
+        self._set(self.ema)
+        try:
+            yield
+        finally:
+            self._set(last)
+
     def _look(self, watch: Watch) -> dict[str, float]:
-        with torch.no_grad(), self.autocast():
-            loss = watch.loss()
-        self.best.offer(loss, self.step, self.trained)
+        with self._averaged():
+            with torch.no_grad(), self.autocast():
+                loss = watch.loss()
+            self.best.offer(loss, self.step, self.trained)
         return {"held_out": loss}
 
     def _update(self, compute: Callable[[int], dict[str, Tensor]]) -> None:
@@ -201,7 +226,8 @@ class Trainer:
             )
         row = {"step": self.step, **means, "learning_rate": learning_rate(self.params, self.step - 1), **seen}
         if evaluate is not None:
-            row |= evaluate()
+            with self._averaged():
+                row |= evaluate()
         self.history.rows.append(row)
         self._sums = {}
         return row

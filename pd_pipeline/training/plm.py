@@ -15,7 +15,7 @@ from pd_pipeline.prompts.stage import Params as PromptParams
 from pd_pipeline.prompts.stage import held_out_episodes
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_model
-from pd_pipeline.training.loop import OptimizationParams, Rate, StepCount, Trainer
+from pd_pipeline.training.loop import PretrainingParams, Rate, StepCount, Trainer
 from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, policy_loss
 from pd_pipeline.training.ranks import Ranks, in_processes
 from pd_pipeline.trajectories.reading import Trajectories, joined, read
@@ -23,7 +23,7 @@ from pd_pipeline.trajectories.reading import Trajectories, joined, read
 VALIDATION_SEED = 1 << 20
 
 
-class Params(PolicyShape, OptimizationParams):
+class Params(PolicyShape, PretrainingParams):
     """Shape and training of the PLM."""
 
     steps: StepCount = 2400

@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from pd_pipeline.config import Parameters
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.decision_transformer import Steps, action_loss
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.trajectories.reading import Trajectories
@@ -69,7 +70,8 @@ class PolicyData:
         self.returns_to_go = tensor(data.returns_to_go / normalization.return_scale)  # (n,)
         self.starts = data.starts[:-1]  # (m,)
         self.lengths = data.lengths  # (m,)
-        self.episodes = [np.flatnonzero(data.task_id == task) for task in np.unique(data.task_id)]
+        self.tasks = np.unique(data.task_id)
+        self.episodes = [np.flatnonzero(data.task_id == task) for task in self.tasks]
         self.device = device
 
     @property
@@ -84,24 +86,29 @@ class PolicyData:
         prompt_length: int,
         context: int,
         interpolation: TaskInterpolation | None = None,
+        prompts: "PolicyData | None" = None,
     ) -> Batch:
-        """`per_task` samples per task; `interpolation` makes some of them mixtures of two tasks."""
+        """`per_task` samples per task; `interpolation` makes some of them mixtures of two tasks.
+
+        Prompts come from the episodes of `prompts`, which has the same tasks; None: from these. Raises PipelineError
+        where a task has no episode that is as long as a prompt.
+        """
+        shown = self if prompts is None else prompts
         window_episode = np.concatenate([rng.choice(of, per_task) for of in self.episodes])  # (B,)
-        long = [of[self.lengths[of] >= prompt_length] for of in self.episodes]
-        prompt_episode = np.concatenate([rng.choice(of, per_task) for of in long])
-        prompt_start = rng.integers(0, self.lengths[prompt_episode] - prompt_length + 1)
+        prompt_episode = np.concatenate([rng.choice(of, per_task) for of in shown._as_long_as(prompt_length)])
+        prompt_start = rng.integers(0, shown.lengths[prompt_episode] - prompt_length + 1)
         window_end = rng.integers(1, self.lengths[window_episode] + 1)
 
         def samples(windows: np.ndarray, prompts: np.ndarray) -> Batch:
             window, valid = self._steps(windows, np.maximum(window_end - context, 0), context, window_end)
-            return Batch(self._steps(prompts, prompt_start, prompt_length)[0], window, valid)
+            return Batch(shown._steps(prompts, prompt_start, prompt_length)[0], window, valid)
 
         batch = samples(window_episode, prompt_episode)
         if interpolation is None or interpolation.share == 0:
             return batch
         partner = rng.permutation(len(window_episode))
         long_enough = (self.lengths[window_episode[partner]] >= window_end) & (
-            self.lengths[prompt_episode[partner]] >= prompt_start + prompt_length
+            shown.lengths[prompt_episode[partner]] >= prompt_start + prompt_length
         )
         partner = np.where(
             long_enough, partner, np.arange(len(partner))
@@ -127,6 +134,17 @@ class PolicyData:
     def any_windows(self, rng: np.random.Generator, count: int, context: int) -> tuple[Steps, Tensor]:
         """`count` random windows of random episodes."""
         return self.windows(rng.integers(0, len(self.lengths), count), rng, context)
+
+    def _as_long_as(self, prompt_length: int) -> list[np.ndarray]:
+        """For each task its episodes that a prompt can be cut from. Raises PipelineError where there is none."""
+        long = [of[self.lengths[of] >= prompt_length] for of in self.episodes]
+        for task, of in zip(self.tasks, long, strict=True):
+            if not len(of):
+                raise PipelineError(
+                    f"task {task}: no episode of those to learn from, or of those held out, is as long as a prompt of "
+                    f"{prompt_length} steps: shorten prompts (prompts.length), or have more or longer episodes"
+                )
+        return long
 
     def _steps(
         self, episodes: np.ndarray, first: np.ndarray, length: int, end: np.ndarray | None = None

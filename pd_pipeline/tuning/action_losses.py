@@ -34,7 +34,7 @@ def action_losses(actors: Actors, data: PolicyData, per_trajectory: int | None, 
             predicted = started.select(rows).act(tiled).view(count, len(ends), -1)  # (n, w, d_a)
             error = ((predicted - window.actions[:, -1]) ** 2).mean(-1)  # (n, w)
             of = torch.from_numpy(episodes)
-            total.index_add_(1, of, error.double().cpu())
+            total.index_add_(1, of, error.cpu().double())
             steps.index_add_(0, of, torch.ones(len(of)))
     return (total / steps).numpy()
 

@@ -12,7 +12,7 @@ from pd_pipeline.models.decision_transformer import PromptingDecisionTransformer
 from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.prompts.segments import Prompts
 from pd_pipeline.training.loop import BatchSize, History, OptimizationParams, Rate, StepCount, Trainer
-from pd_pipeline.training.policy_data import policy_loss
+from pd_pipeline.training.policy_data import PolicyData, policy_loss
 from pd_pipeline.training.stopping import passes_of
 from pd_pipeline.tuning.adaptation import Cost
 from pd_pipeline.tuning.held_out import watch_prompts
@@ -40,17 +40,20 @@ def fine_tune(
     policy.train()
     config = policy.config
     trainer = Trainer(policy, params, run.work, run.title)
+    shown = None  # where prompts come from, if not from the windows' trajectories
+    if target.prompts_from is not target.data:
+        shown = PolicyData(target.prompts_from, plm.normalization, plm.device)
 
     def loss_of_step(step: int) -> torch.Tensor:
         rng = np.random.default_rng([run.seed, step])
-        batch = target.windows.batch(rng, params.batch, config.prompt_length, config.acting_window)
+        batch = target.windows.batch(rng, params.batch, config.prompt_length, config.acting_window, prompts=shown)
         return policy_loss(policy, batch, generator_of(run.seed, step, plm.device))
 
     drawn = target.draw(np.random.default_rng(run.seed), params.candidate_count)
     x0, y = prompt_tensors(drawn, plm.normalization, plm.device)
     adapted = replace(plm, policy=policy)
-    shown = params.prompts  # of the candidates, while it is not chosen among them
-    watched = watch_prompts(adapted, target, params, run.seed, lambda: (x0[:shown], y[:shown]), shown)
+    first = params.prompts  # of the candidates, while it is not chosen among them
+    watched = watch_prompts(adapted, target, params, run.seed, lambda: (x0[:first], y[:first]), first)
     history = trainer.fit(trainer.backward(loss_of_step), run.progress, run.logs, watch=watched)
     size = sum(p.numel() for p in trainer.trained.values())
     policy.eval().requires_grad_(False)

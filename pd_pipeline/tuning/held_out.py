@@ -4,7 +4,8 @@ A method can lower its loss on the few-shot trajectories and still act worse, si
 `held_out` some of these trajectories are kept from it, and its action loss on them decides twice:
 
     stop        what the method had found when this loss was lowest is kept, not what it ends with; to have learned
-                nothing is one of the choices
+                nothing is one of the choices, or nothing since its first phase, if it has two (prompt_diffuser,
+                warm_start)
     fall_back   drawn prompts are kept unless the loss of the adapted policy is lower than that of the PLM under them
 """
 

@@ -1,4 +1,8 @@
-"""A lower bound: prompts of Gaussian noise with the mean and deviation of real ones, and real conditions y."""
+"""A lower bound: prompts of standard Gaussian noise in the units that prompts are normalised to, and real conditions y.
+
+For states and rewards these are the mean and deviation over the training tasks; for actions the centre and half the
+width of their bounds, so that a third of the noise lies beyond them.
+"""
 
 import numpy as np
 import torch

@@ -45,7 +45,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
             f"{run.title}: slots: a prompt of {plm.policy.config.prompt_length} steps cannot be split into "
             f"{params.slots} equal parts"
         )
-    arms = cut(target.data, length)
+    arms = cut(target.prompts_from, length)
     features = _features(plm, arms, params)
     played = play(plm, arms, features, params.slots, target.target_return, params, run)
     return Prompted(

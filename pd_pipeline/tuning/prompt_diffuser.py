@@ -33,6 +33,7 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, e
 
 Share = Annotated[float, Field(ge=0, le=1)]
 NEEDS = ("diffuser",)
+TINY = torch.finfo(torch.float32).tiny
 load = Generated.load
 
 
@@ -112,7 +113,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated
 
 
 def at_random(like: Denoiser, seed: int) -> Denoiser:
-    """A denoiser of the same shape with the weights that pre-training starts from."""
+    """A denoiser of the same shape with random weights, drawn as those that pre-training starts from."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return Denoiser(like.config).to(next(like.parameters()).device)
@@ -181,7 +182,7 @@ def guide(
         ratio = norm(g_dt) / norm(g_dm)
         similarity = cosine(g_dm, g_dt)
         if params.scale_guidance:
-            g_dt = tuple(g / ratio for g in g_dt)
+            g_dt = tuple(g / ratio.clamp(min=TINY) for g in g_dt)
         update, projected = combine(
             g_dm, g_dt, params.guidance, params.mode, params.reading, params.test, params.energy
         )

@@ -19,10 +19,13 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, g
 
 
 class DescentParams(TuningParams, OptimizationParams):
-    """Gradient descent; all prompts are tuned independently, in one batch."""
+    """Gradient descent; all prompts are tuned in one batch, each on its own windows.
+
+    Their steps count alike: a prompt whose windows happen to be short takes a smaller step.
+    """
 
     steps: StepCount = 200
-    learning_rate: Rate = Field(default=3e-2, description="in units of a channel's standard deviation")
+    learning_rate: Rate = Field(default=3e-2, description="in the units that prompts are normalised to")
     weight_decay: float = Field(default=0.0, ge=0, le=100)
     warmup: int = Field(default=10, ge=0, le=MAX_STEPS)
     clip: float | None = Field(default=None, gt=0)
@@ -57,8 +60,13 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     return Prompted(
         prompts=to_prompts(found, y, plm.normalization, target.task),
         history=history,
-        cost=Cost(tuned_parameters=x0[0].numel(), plm_forward=each_way + passes, plm_backward=each_way),
+        cost=Cost(tuned_parameters=tuned_numbers(x0), plm_forward=each_way + passes, plm_backward=each_way),
     )
+
+
+def tuned_numbers(x0: Tensor) -> int:
+    """Numbers of one prompt of x0 (n, K*, channels) that tuning can change: not the rewards, which no policy reads."""
+    return x0[0, :, :-1].numel()
 
 
 def descend_and_select(

@@ -133,8 +133,15 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     return Prompted(
         prompts=to_prompts(tried.x0[kept], tried.y[kept], plm.normalization, target.task),
         history=History(rows),
-        cost=Cost(tuned_parameters=0 if params.space == "segments" else tried.z[0].numel()),
+        cost=Cost(tuned_parameters=searched_numbers(tried, params)),
     )
+
+
+def searched_numbers(tried: Tried, params: Params) -> int:
+    """Numbers that a search can change: of the noise, or of a prompt without its rewards, which no policy reads."""
+    if params.space == "segments":
+        return 0
+    return (tried.z[0] if params.space == "noise" else tried.z[0, :, :-1]).numel()
 
 
 def try_arms(plm: Pretrained, target: Unseen, arms: Prompts, params: Params, run: Run) -> Prompted:
@@ -184,10 +191,13 @@ def draw(tried: Tried, count: int, params: Params, generator: torch.Generator) -
 
 
 def centre(tried: Tried, params: Params) -> Tensor:
-    """Where ranking is (K*, channels): from the best of the first, or from 0, moved along g of each round since."""
-    first = tried.z[: params.first]
+    """Where ranking is (K*, channels): from the best of the first, or from 0, moved along g of each round since.
+
+    Those that `confirm` drew one by one are no round, and move it no more.
+    """
+    first, since = tried.z[: params.first], slice(params.first, max(params.first, params.searching))
     found = first[tried.returns[: params.first].argmax()] if len(first) else torch.zeros(tried.z.shape[1:]).to(tried.z)
-    rounds = tried.z[params.first :].split(params.population), tried.returns[params.first :].split(params.population)
+    rounds = tried.z[since].split(params.population), tried.returns[since].split(params.population)
     for z, returns in zip(*rounds, strict=True):
         if len(z) > 1:
             found = found + params.step_size * direction((z - found)[None], -returns[None])[0]

@@ -152,7 +152,8 @@ class Target:
 
     data: Trajectories
     windows: PolicyData  # normalised, on the PLM's device
-    prompts: Prompts  # all segments of K* steps, in task units; from `data` unless `target.prompt_quality` is set
+    prompts_from: Trajectories  # `data`, unless `target.prompt_quality` is set
+    prompts: Prompts  # all their segments of K* steps, in task units
     target_return: float
     held_out: PolicyData | None = None
     """Trajectories that are not to be learned from, only to stop by."""
@@ -170,12 +171,13 @@ class Target:
 
         By default `target_return` is their mean return, and prompts are cut from them.
         """
-        prompts = cut(data if prompts_from is None else prompts_from, plm.policy.config.prompt_length)
+        prompts_from = data if prompts_from is None else prompts_from
+        prompts = cut(prompts_from, plm.policy.config.prompt_length)
         windows = PolicyData(data, plm.normalization, plm.device)
         if target_return is None:
             target_return = float(data.episode_returns.mean())
         kept = None if held_out is None else PolicyData(held_out, plm.normalization, plm.device)
-        return cls(data, windows, prompts, target_return, kept)
+        return cls(data, windows, prompts_from, prompts, target_return, kept)
 
     @property
     def task(self) -> int:
@@ -202,6 +204,8 @@ class Run:
     seed: int
     simulate: Callable[[int], Simulation] | None = None
     """Budget of episodes -> the target's environment; None for an offline method."""
+    task: int | None = None
+    """The task to adapt to: with `shown: other`, another than that of the trajectories."""
 
     def simulation(self, budget: int) -> Simulation:
         """The target's environment for at most `budget` episodes. Raises PipelineError for an offline method."""

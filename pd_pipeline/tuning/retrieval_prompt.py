@@ -39,7 +39,7 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     episodes = np.repeat(np.arange(len(target.data.task_id)), params.windows)
     window, valid = target.windows.windows(episodes, rng, plm.policy.config.acting_window)  # (m windows, K)
     found = window_losses(plm, *prompt_tensors(drawn, plm.normalization, plm.device), window, valid)
-    losses = found.view(len(found), -1, params.windows).mean(2).double().cpu().numpy()  # (n, m windows) -> (n, m)
+    losses = found.view(len(found), -1, params.windows).mean(2).cpu().double().numpy()  # (n, m windows) -> (n, m)
     best = np.resize(np.argsort(scores(losses, foreign), kind="stable"), params.prompts)  # again from the best on
     return Prompted(prompts=drawn.select(best), cost=Cost(plm_forward=found.numel()))
 

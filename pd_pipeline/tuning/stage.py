@@ -62,7 +62,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
     online = getattr(method, "ONLINE", FLAGS["ONLINE"])
     title = f"{context.stage} {context.key}"
-    method_run = Run(context.work, context.logs, title, context.progress, task_seed, simulate if online else None)
+    given = context.work, context.logs, title, context.progress, task_seed, simulate if online else None
+    method_run = Run(*given, task=context.task)
     result = _tune(context, method.tune, plm, target, method_run)
     if held_out is not None and params.held_out.fall_back:
         assert isinstance(target, Target), "only a method with demonstrations has some to hold out"

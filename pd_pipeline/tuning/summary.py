@@ -30,7 +30,7 @@ class Summary(Parameters):
     shown_episodes: tuple[int, ...]
     target_return: float = Field(ge=-1e30, le=1e30)
     candidates: int | None = Field(gt=0)
-    chain: int | None = Field(gt=0, description="steps of the reverse chain that generated the prompts")
+    chain: int | None = Field(gt=0, description="steps of the reverse chain of the tuned generator")
     tuned_parameters: int = Field(ge=0)
     plm_forward: int = Field(ge=0, description="sequences that went through the PLM")
     plm_backward: int = Field(ge=0, description="sequences that had a backward pass")

@@ -8,6 +8,7 @@
 The action loss under a task's segments measures how alike two tasks are in the eyes of the PLM that has to act on them.
 """
 
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,13 @@ from pd_pipeline.training.loop import History, Rate
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning.adaptation import Cost, Prompted
-from pd_pipeline.tuning.prompt_gradient import DescentParams, PromptParameters, descend, descend_and_select
+from pd_pipeline.tuning.prompt_gradient import (
+    DescentParams,
+    PromptParameters,
+    descend,
+    descend_and_select,
+    tuned_numbers,
+)
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
 from pd_pipeline.tuning.unseen import training_prompts
 from pd_pipeline.tuning.windows import window_losses
@@ -34,7 +41,7 @@ NEEDS = ("prompts", "trajectories")
 class Params(DescentParams):
     """Which tasks are similar, and how long their data is learned from; `target.quality` is that of their data too."""
 
-    learning_rate: Rate = Field(default=1e-1, description="in units of a channel's standard deviation")
+    learning_rate: Rate = Field(default=1e-1, description="in the units that prompts are normalised to")
     neighbours: int = Field(default=3, gt=0, le=10_000, description="similar training tasks to borrow from")
     per_task: int = Field(default=16, gt=0, le=10_000, description="segments per training task that are compared")
     compared: int = Field(default=32, gt=0, le=100_000, description="few-shot windows that they are compared on")
@@ -44,7 +51,7 @@ class Params(DescentParams):
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
     """Find similar tasks, tune their best segments on their data, then on the target's."""
     quality = params.target.quality
-    pool = spread(training_prompts(plm.outs["prompts"], quality, plm), params.per_task, target.task)
+    pool = spread(training_prompts(plm.outs["prompts"], quality, plm), params.per_task, {target.task, run.task})
     x0, y = prompt_tensors(pool, plm.normalization, plm.device)
     rng = np.random.default_rng(run.seed)
     window, valid = target.windows.any_windows(rng, params.compared, plm.policy.config.acting_window)
@@ -70,19 +77,26 @@ def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:
         prompts=to_prompts(found, y, plm.normalization, target.task),
         history=History(rows),
         cost=Cost(
-            tuned_parameters=x0[0].numel(),
+            tuned_parameters=tuned_numbers(x0),
             plm_forward=each_way + len(losses) * params.compared + passes,
             plm_backward=each_way,
         ),
     )
 
 
-def spread(prompts: Prompts, per_task: int, without: int) -> Prompts:
-    """At most `per_task` segments of every task but one, evenly spread. Raises PipelineError if there is no other."""
+def spread(prompts: Prompts, per_task: int, without: Collection[int | None]) -> Prompts:
+    """At most `per_task` segments of every task not in `without`, evenly spread. Raises PipelineError if none is left.
+
+    Segments of the task to adapt to are its data, and those of the task whose trajectories are shown must not be
+    borrowed for itself.
+    """
     rows = []
-    if (prompts.task_id == without).all():
-        raise PipelineError(f"warm_start: task {without} is the only training task: there is none to borrow from")
-    for task in np.unique(prompts.task_id[prompts.task_id != without]):
+    if not (tasks := [task for task in np.unique(prompts.task_id) if task not in without]):
+        raise PipelineError(
+            f"warm_start: there is no training task to borrow from beside {prompts.task_id[0]}, which is the target or "
+            "what it is shown: have more training tasks, or leave warm_start out"
+        )
+    for task in tasks:
         of_task = np.flatnonzero(prompts.task_id == task)
         rows.append(of_task[np.linspace(0, len(of_task) - 1, min(per_task, len(of_task))).round().astype(int)])
     return prompts.select(np.concatenate(rows))
@@ -90,6 +104,6 @@ def spread(prompts: Prompts, per_task: int, without: int) -> Prompts:
 
 def similar(losses: Tensor, task_id: np.ndarray, count: int) -> list[int]:
     """The `count` tasks whose segments have the least mean loss (n,), most similar first."""
-    found, tasks = losses.double().cpu().numpy(), np.unique(task_id)
+    found, tasks = losses.cpu().double().numpy(), np.unique(task_id)
     means = np.array([found[task_id == task].mean() for task in tasks])
     return [int(task) for task in tasks[np.argsort(means, kind="stable")[:count]]]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pd_pipeline.evaluation.statistics import normalized, position
+from pd_pipeline.evaluation.statistics import above_middle, normalized, position
 
 
 def runs_of(*seeds: float) -> list[list[np.ndarray]]:
@@ -47,6 +47,26 @@ def test_a_position_of_one_seed_resamples_all_three() -> None:
     assert narrow.low is not None
     assert narrow.high is not None
     assert 0 < narrow.high - narrow.low < high - low, "the ends of the scale are uncertain too"
+
+
+def test_above_the_middle_is_paired_by_seed() -> None:
+    floor, ceiling, ours = runs_of(0.0, 10.0, 20.0), runs_of(10.0, 30.0, 40.0), runs_of(5.0, 25.0, 36.0)
+    each = [0.0, 5.0, 6.0]
+    expected = stats.ttest_1samp(each, 0.0).confidence_interval(0.95)
+    found = above_middle(ours, floor, ceiling, np.random.default_rng(0))
+    assert found == pytest.approx((np.mean(each), expected.low, expected.high))
+    assert above_middle(ceiling, floor, ceiling, np.random.default_rng(0)).value == pytest.approx(
+        -above_middle(floor, floor, ceiling, np.random.default_rng(0)).value
+    )
+
+
+def test_above_the_middle_of_one_seed_resamples_all_three() -> None:
+    rng = np.random.default_rng(1)
+    ours, floor, ceiling = ([[rng.normal(centre, 1.0, 20) for _ in range(2)]] for centre in (7.0, 0.0, 10.0))
+    found = above_middle(ours, floor, ceiling, np.random.default_rng(0), 4000)
+    assert found.value == pytest.approx(np.mean(ours) - (np.mean(floor) + np.mean(ceiling)) / 2)
+    # the variance of a mean of forty runs of deviation one, and that of the middle of two such means
+    assert found.high - found.low == pytest.approx(2 * 1.96 * np.sqrt(1 / 40 + 2 / 160), rel=0.2)
 
 
 def test_there_is_no_position_without_a_scale() -> None:

@@ -28,6 +28,7 @@ KNOWN = MethodResult(
     difference_to_full_finetune=Difference(-3.0, -4.0, -2.0, "full_finetune_x"),
     difference_to_prompt_dt=Difference(0.0, -1.0, 1.0, "prompt_dt_x"),
     share=Share(0.375, None, None, "prompt_dt_x", "full_finetune_x"),
+    above_half=Estimate(-0.5, -1.5, 0.5),
     episodes=8,
     costs=Costs(tuned_parameters=5, plm_passes=6, environment_episodes=7),
     tasks={12: TaskResult(1.0, 0.5, 3.0), 3: TaskResult(2.0, 0.25, 4.0)},
@@ -56,6 +57,9 @@ KNOWN_JSON: dict[str, Any] = {
     "difference_to_full_finetune": {"value": -3.0, "low": -4.0, "high": -2.0, "reference": "full_finetune_x"},
     "difference_to_prompt_dt": {"value": 0.0, "low": -1.0, "high": 1.0, "reference": "prompt_dt_x"},
     "share": {"value": 0.375, "low": None, "high": None, "start": "prompt_dt_x", "ceiling": "full_finetune_x"},
+    "above_half": -0.5,
+    "above_half_low": -1.5,
+    "above_half_high": 0.5,
     "episodes": 8,
     "tuned_parameters": 5,
     "plm_passes": 6,
@@ -104,6 +108,7 @@ def test_the_first_published_files_are_read() -> None:
     """They record neither what methods were given nor whom a difference is to, and know one difference."""
     later = ("method", "frozen", "quality", "few_shot", "shown", "candidates", "chain", "normalized_low")
     later += ("normalized_high", "difference_to_full_finetune", "difference_to_prompt_dt", "share")
+    later += ("above_half", "above_half_low", "above_half_high")
     old = {name: value for name, value in KNOWN_JSON.items() if name not in later}
     old["tasks"] = {"3": {"return_mean": 2.0, "success_rate": 0.25}}
     old["difference_to_prompt_diffuser"] = {"value": -1.0, "low": -2.0, "high": 0.0}

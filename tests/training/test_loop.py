@@ -25,6 +25,7 @@ from pd_pipeline.progress import silent
 from pd_pipeline.storage import load_arrays, save_arrays
 from pd_pipeline.training import loop
 from pd_pipeline.training.loop import Diverged, History, OptimizationParams, Trainer, learning_rate
+from pd_pipeline.training.stopping import Watch
 
 STEPS = 12
 
@@ -95,13 +96,45 @@ def test_equals_an_explicit_training_loop(tmp_path: Path) -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         for name, parameter in net.named_parameters():
             average[name] = decay * average[name] + (1 - decay) * parameter.detach()
-    for (name, parameter), value in zip(net.named_parameters(), found.model.parameters(), strict=True):
-        torch.testing.assert_close(value, parameter, atol=1e-6, rtol=1e-5)
-        torch.testing.assert_close(found.ema[name], average[name], atol=1e-6, rtol=1e-5)
+    for name, value in found.model.named_parameters():
+        torch.testing.assert_close(value, average[name], atol=1e-6, rtol=1e-5, msg="it ends with the average")
     rows = found.history.rows
     assert [row["step"] for row in rows] == [4, 8, 12]
     np.testing.assert_allclose([row["loss"] for row in rows], np.reshape(losses, (3, 4)).mean(1), rtol=1e-5)
     assert [row["extra"] for row in rows] == [4, 8, 12]
+
+
+def test_without_an_average_it_ends_with_the_last_weights(tmp_path: Path) -> None:
+    """Which the average is made from: nothing of it reaches the next step."""
+    seen: dict[str, list[Tensor]] = {"plain": [], "averaged": []}
+    for name, ema in (("plain", None), ("averaged", 0.9)):
+        net = model()
+        trainer, loss = Trainer(net, params(ema=ema, log_every=1), tmp_path / name, "test"), loss_of(net)
+
+        def at_each(step: int, net: nn.Module = net, name: str = name, loss: Any = loss) -> Tensor:
+            seen[name].append(next(net.parameters()).detach().clone())
+            return loss(step)
+
+        trainer.fit(trainer.backward(at_each), silent, evaluate=dict)
+    for plain, averaged in zip(seen["plain"], seen["averaged"], strict=True):
+        assert torch.equal(plain, averaged)
+
+
+def test_what_is_measured_on_the_way_is_of_the_average(tmp_path: Path) -> None:
+    """By `evaluate` and by a watch, which keeps the average of its lowest loss."""
+    net, found = model(), dict[str, list[Tensor]](evaluated=[], watched=[])
+    trainer = Trainer(net, params(ema=0.9, log_every=1), tmp_path, "test")
+
+    def kept(name: str, value: float) -> float:
+        assert all(torch.equal(weight, trainer.ema[of]) for of, weight in net.named_parameters())
+        found[name].append(next(net.parameters()).detach().clone())
+        return value
+
+    watch = Watch(lambda: kept("watched", abs(trainer.step - 5.0)), every=1)
+    evaluate = lambda: {"extra": kept("evaluated", 1.0)}  # noqa: E731
+    trainer.fit(trainer.backward(loss_of(net)), silent, evaluate=evaluate, watch=watch)
+    assert len(found["evaluated"]) == STEPS == len(found["watched"]) - 1, "a look before the first step, too"
+    assert torch.equal(next(net.parameters()), found["watched"][5])
 
 
 def interrupted(work: Path, step: int, **changes: Any) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.prompts.segments import Normalization, Prompts, cut
 from pd_pipeline.training.policy_data import PolicyData, TaskInterpolation, interpolate, policy_loss
@@ -88,6 +89,24 @@ def test_a_batch_is_balanced_over_tasks_and_prompts_are_of_the_same_task(data: P
         same_episode += int((episodes[:, 0] == batch.window.observations[:, 0, 1]).sum())
     assert starts == {(e, s) for e in (0, 1, 2, 4) for s in range(LENGTHS[e] - 2)}, "every segment is drawn"
     assert 0 < same_episode < 600
+
+
+def test_prompts_may_come_from_other_episodes_of_the_same_tasks(data: PolicyData) -> None:
+    """Windows stay those that are drawn without."""
+    other = labelled()
+    other.observations[:, 1] += 100
+    shown = PolicyData(other, plain())
+    batch, alone = (data.batch(np.random.default_rng(2), 5, 3, 4, prompts=given) for given in (shown, None))
+    assert (batch.prompt.observations[..., 1] >= 100).all()
+    assert (batch.prompt.observations[:, 0, 0] == batch.window.observations[:, 0, 0]).all(), "of the same task"
+    for own, other_part in zip(batch.window, alone.window, strict=True):
+        assert torch.equal(own, other_part)
+    torch.testing.assert_close(batch.prompt.observations[..., 2], alone.prompt.observations[..., 2])
+
+
+def test_a_task_without_an_episode_as_long_as_a_prompt_is_named(data: PolicyData) -> None:
+    with pytest.raises(PipelineError, match=r"task 0: no episode .* is as long as a prompt of 10 steps: shorten"):
+        data.batch(np.random.default_rng(0), 3, 10, 4)
 
 
 def test_an_episode_as_long_as_a_prompt_gives_one_prompt(data: PolicyData) -> None:

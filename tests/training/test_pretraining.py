@@ -1,5 +1,6 @@
 """Both pre-training stages, recomputed from their input files to the weights they write."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -140,7 +141,7 @@ def many_held_out(given: StageContext, folder: Path, count: int) -> None:
 @pytest.mark.parametrize("held_out", [40, 600])
 @pytest.mark.parametrize("ema", [None, 0.2])
 def test_the_diffuser_by_hand(ema: float | None, held_out: int, trained_project: Path, tmp_path: Path) -> None:
-    """The validation loss is of 512 held-out prompts at most; the averaged weights are saved."""
+    """The validation loss is of 512 held-out prompts at most, and of the averaged weights, which are saved."""
     shape = {"width": 16, "blocks": 1, "frequencies": 4}
     params = {"steps": 4, "batch": 7, "ema": ema, "denoiser": shape, "diffusion": {"steps": 6}}
     given = context(trained_project, tmp_path / "out", diffuser, **params)
@@ -155,25 +156,27 @@ def test_the_diffuser_by_hand(ema: float | None, held_out: int, trained_project:
     denoiser = seeded(Denoiser, DenoiserConfig.model_validate({"channels": 5, "prompt_length": 3, **shape}))
     diffusion, descent = Diffusion(DiffusionParams(steps=6)), optimizer(denoiser)
 
-    def l_dm(x0: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def l_dm(of: Denoiser, x0: torch.Tensor, y: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         n = torch.randint(0, 6, (len(x0),), generator=generator)
         noise = torch.randn(x0.shape, generator=generator)
-        return diffusion.loss(lambda x, n: denoiser(x, y, n / 6), x0, noise, n)
+        return diffusion.loss(lambda x, n: of(x, y, n / 6), x0, noise, n)
 
     average = {name: tensor.clone() for name, tensor in denoiser.state_dict().items()}
     fixed = np.random.default_rng(0).choice(held_out, min(held_out, 512), replace=False)
     losses: list[tuple[float, float]] = []
     for step in range(4):
         rows = np.random.default_rng([SEED, step]).integers(0, len(x0), 7)
-        loss = l_dm(x0[rows], y[rows], generator_of(SEED, step))
+        loss = l_dm(denoiser, x0[rows], y[rows], generator_of(SEED, step))
         descent.zero_grad()
         loss.backward()
         descent.step()
         decay = 0.0 if ema is None else min(ema, (1 + step) / (10 + step))
         for name, tensor in denoiser.state_dict().items():
             average[name] = decay * average[name] + (1 - decay) * tensor
+        saved = copy.deepcopy(denoiser)
+        saved.load_state_dict(average)
         with torch.no_grad():
-            losses.append((loss.item(), l_dm(held_x0[fixed], held_y[fixed], generator_of(0, 0)).item()))
+            losses.append((loss.item(), l_dm(saved, held_x0[fixed], held_y[fixed], generator_of(0, 0)).item()))
     np.testing.assert_allclose(logged(given), list(zip(*losses, strict=True)), rtol=1e-5)
     assert metrics == pytest.approx(dict(zip(("loss", "validation_loss"), losses[-1], strict=True)), rel=1e-5)
     found, process = load_diffuser(given.out)

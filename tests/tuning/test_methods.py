@@ -158,7 +158,7 @@ def test_costs_of_the_methods(plm: Pretrained, few_shot: Target, tmp_path: Path)
         "prompt_dt": (0, 0),
         "noise_prompt": (0, 0),
         "no_prompt": (0, 0),
-        "prompt_gradient": (PROMPT * CHANNELS, 2 * 4 * 4 * 5),
+        "prompt_gradient": (PROMPT * (CHANNELS - 1), 2 * 4 * 4 * 5),
         "full_finetune": (sizes[1], 2 * 6 * 5),
         "prompt_diffuser": (sizes[0], 2 * 6 * 5),
     }

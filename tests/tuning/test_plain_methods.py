@@ -12,7 +12,18 @@ from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.training import policy_data
 from pd_pipeline.tuning import fine_tuning
 from pd_pipeline.tuning.protocol import Pretrained, Target, prompt_losses
-from tests.tuning.tiny import ACTING, CHANNELS, PROMPT, few_shot_of, pretrained, same_prompts, same_weights, tuned
+from tests.builders import D_S, trajectories
+from tests.tuning.tiny import (
+    ACTING,
+    CHANNELS,
+    PROMPT,
+    TASK,
+    few_shot_of,
+    pretrained,
+    same_prompts,
+    same_weights,
+    tuned,
+)
 
 PLAIN = {"schedule": "constant", "warmup": 0, "clip": None, "weight_decay": 0.01}
 
@@ -76,6 +87,27 @@ def test_full_finetune_trains_as_pre_training_does_on_the_windows_it_acts_on(
     np.testing.assert_allclose([row["loss"] for row in result.history.rows], losses, rtol=1e-5)
     same_prompts(result.prompts, few_shot.prompts.select(drawn(few_shot, 4, 3)))
     assert not any(p.requires_grad for p in result.policy.parameters())
+
+
+def test_full_finetune_trains_under_prompts_of_the_quality_that_it_acts_under(
+    plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch
+) -> None:
+    worse = trajectories((8, 8), (TASK, TASK), seed=9)
+    target = Target.of(few_shot.data, plm, few_shot.target_return, worse)
+    seen: list[policy_data.Batch] = []
+
+    def spy(policy: torch.nn.Module, batch: policy_data.Batch, generator: torch.Generator) -> torch.Tensor:
+        seen.append(batch)
+        return policy_data.policy_loss(policy, batch, generator)
+
+    monkeypatch.setattr(fine_tuning, "policy_loss", spy)
+    left = tuned("full_finetune", plm, target, tmp_path, steps=2, batch=7)
+    known = {row.tobytes() for row in plm.normalization.observations(worse.observations).astype(np.float32)}
+    assert {row.tobytes() for batch in seen for row in batch.prompt.observations.view(-1, D_S).numpy()} <= known
+    assert not {row.tobytes() for batch in seen for row in batch.window.observations.view(-1, D_S).numpy()} & known
+    assert {x0[:D_S].tobytes() for prompt in left.prompts.x0 for x0 in prompt} <= {
+        row.astype(np.float32).tobytes() for row in worse.observations
+    }
 
 
 def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(

@@ -17,6 +17,7 @@ from pd_pipeline.tuning import bandit, prompt_bandit
 from pd_pipeline.tuning.bandit import RewardModels, assemble
 from pd_pipeline.tuning.prompt_bandit import Params
 from pd_pipeline.tuning.protocol import Pretrained, Run, Target
+from tests.builders import trajectories
 from tests.tuning.scripted import Scripted
 from tests.tuning.tiny import PROMPT, TASK, same_prompts
 
@@ -52,6 +53,14 @@ def test_the_best_arm_is_found_and_used_for_every_episode(
     assert float(found[0, 0, 0]) >= float(values[2]), "among the three best of 23"
     assert left.frozen
     assert [row["step"] for row in left.history.rows] == [10, *range(11, 61)]
+
+
+def test_arms_are_of_the_quality_of_prompts(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    worse = trajectories((8, 8), (TASK, TASK), seed=9)
+    target = Target.of(few_shot.data, plm, few_shot.target_return, worse)
+    left, _ = played(plm, target, tmp_path, episodes=12)
+    arms = {prompt.tobytes() for prompt in cut(worse, PROMPT).x0}
+    assert {prompt.tobytes() for prompt in left.prompts.x0} <= arms
 
 
 def test_in_turn_every_arm_is_tried_and_the_best_mean_is_kept(

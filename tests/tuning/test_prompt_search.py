@@ -53,7 +53,8 @@ def test_it_keeps_the_best_prompt_of_its_episodes(space: str, plm: Pretrained, u
     best = plm.normalization.normalize(result.prompts.x0)[:, 0, 0]  # what Scripted pays
     np.testing.assert_allclose(best, rows[-1]["best"], rtol=1e-4, atol=1e-5)
     assert result.prompts.task_id.tolist() == [TASK] * 3
-    assert result.cost.tuned_parameters == (0 if space == "segments" else PROMPT * CHANNELS)
+    sizes = {"noise": PROMPT * CHANNELS, "prompt": PROMPT * (CHANNELS - 1), "segments": 0}  # no policy reads rewards
+    assert result.cost.tuned_parameters == sizes[space]
     assert result.cost.plm_forward == 0, "acting is counted by the simulation"
     again, _ = searched(plm, unseen, tmp_path, space=space)
     np.testing.assert_array_equal(again.prompts.x0, result.prompts.x0)
@@ -181,6 +182,9 @@ def test_ranking_moves_its_centre_along_g_of_every_round() -> None:
     at = at + 0.5 * 2 / 12 * (-3 * (z[3] - at) + 3 * (z[4] - at) - 1 * (z[5] - at) + 1 * (z[6] - at))
     at = at + 0.5 * 2 / 2 * (z[7] - z[8])
     torch.testing.assert_close(centre(tried, params), at)
+    searching = params.model_copy(update={"episodes": 10, "confirm": 0.3})  # so that the last two are no round
+    shorter = Tried(*(part[:7] for part in tried))
+    torch.testing.assert_close(centre(tried, searching), centre(shorter, params))
     drawn = draw(tried, 100_000, params, generator)
     torch.testing.assert_close(drawn.mean(0), at, atol=0.01, rtol=0)
     torch.testing.assert_close(drawn.std(0), torch.full((2, 3), 0.2), atol=0.01, rtol=0)

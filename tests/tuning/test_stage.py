@@ -110,7 +110,7 @@ def test_contents_of_the_summary(method: str, trained_project: Path, tmp_path: P
         "target_return": pytest.approx(drawn.rewards.astype(float).sum() / 3, rel=1e-6),
         "candidates": 9 if method == "prompt_diffuser" else None,
         "chain": 3 if method == "prompt_diffuser" else None,
-        "tuned_parameters": (tuned | {"prompt_gradient": 3 * 5}).get(method, 0),
+        "tuned_parameters": (tuned | {"prompt_gradient": 3 * 4}).get(method, 0),
         "plm_forward": passes.get(method, (0, 0))[0],
         "plm_backward": passes.get(method, (0, 0))[1],
         "environment_episodes": 0,

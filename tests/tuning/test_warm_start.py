@@ -52,7 +52,7 @@ def test_it_goes_on_from_the_best_segments_of_similar_tasks(
 ) -> None:
     params = Params.model_validate(QUICK | {"neighbours": 2, "borrowed": borrowed})
     found = warm_start.tune(given, few_shot, params, run_of(tmp_path))
-    pool = spread(cut(DATA, PROMPT), 4, TASK)
+    pool = spread(cut(DATA, PROMPT), 4, {TASK})
     x0, y = prompt_tensors(pool, given.normalization)
     window, valid = few_shot.windows.any_windows(np.random.default_rng(3), 5, ACTING)
     losses = window_losses(given, x0, y, window, valid).mean(1)
@@ -70,7 +70,25 @@ def test_it_goes_on_from_the_best_segments_of_similar_tasks(
     steps = 3 * 3 * (borrowed + 2)
     assert found.cost.plm_backward == steps
     assert found.cost.plm_forward == steps + len(pool) * 5
-    assert found.cost.tuned_parameters == PROMPT * CHANNELS
+    assert found.cost.tuned_parameters == PROMPT * (CHANNELS - 1), "no policy reads rewards"
+
+
+def test_nothing_is_borrowed_from_the_target_whatever_is_shown(
+    given: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With `shown: other` the trajectories are of another task than the target, which is a training task here."""
+    borrowed: list[int] = []
+
+    def read(path: Path, tasks: list[int]) -> reading.Trajectories:
+        borrowed.extend(tasks)
+        return DATA.select(np.flatnonzero(np.isin(DATA.task_id, tasks)))
+
+    monkeypatch.setattr(warm_start, "read", read)
+    for target in (0, 1, 2):
+        borrowed.clear()
+        params = Params.model_validate(QUICK | {"neighbours": 3})
+        warm_start.tune(given, few_shot, params, replace(run_of(tmp_path / str(target)), task=target))
+        assert sorted(borrowed) == [task for task in (0, 1, 2) if task != target]
 
 
 def test_similar_tasks_are_those_with_the_least_mean_loss() -> None:
@@ -81,13 +99,13 @@ def test_similar_tasks_are_those_with_the_least_mean_loss() -> None:
 
 def test_segments_are_spread_over_every_task_but_the_target() -> None:
     segments = cut(DATA, PROMPT)
-    found = spread(segments, 3, without=1)
+    found = spread(segments, 3, without={1})
     assert found.task_id.tolist() == [0, 0, 0, 2, 2, 2]
     assert found.start[3:].tolist() == [0, 2, 5], "the first, the middle and the last of six"
     assert found.episode_id[0] != found.episode_id[2]
-    assert len(spread(segments, 100, without=9)) == len(segments)
-    with pytest.raises(PipelineError, match="task 0 is the only training task: there is none to borrow from"):
-        spread(segments.select(segments.task_id == 0), 3, without=0)
+    assert len(spread(segments, 100, without={9, None})) == len(segments)
+    with pytest.raises(PipelineError, match="no training task to borrow from beside 0, which is the target"):
+        spread(segments.select(segments.task_id == 0), 3, without={0, 2})
 
 
 def test_a_quality_without_training_prompts_is_named(given: Pretrained, few_shot: Target, tmp_path: Path) -> None:
