@@ -91,7 +91,9 @@ class D4RLSource(Source):
         """Task and number (m,) of every episode."""
         if INFOS["task"] not in file:
             return np.zeros(len(self._ends), np.int64), np.arange(len(self._ends))
-        tasks, numbers = (_picked(file[INFOS[name]], self._starts) for name in ("task", "number"))
+        tasks = _picked(file[INFOS["task"]], self._starts)
+        numbered = INFOS["number"] in file
+        numbers = _picked(file[INFOS["number"]], self._starts) if numbered else np.arange(len(self._ends))
         return tasks.astype(np.int64), numbers.astype(np.int64)
 
     def _without_end(self, file: Any) -> list[str]:
@@ -169,7 +171,9 @@ def write(out: Path, metadata: TrajectoryMetadata, episodes: Iterable[Episode], 
         for episode in episodes:
             steps = episode.steps
             columns = dict(zip(READ, (steps.observation, steps.action, steps.reward), strict=False))
-            columns |= {"terminals": steps.terminated, "timeouts": steps.truncated, INFOS["success"]: steps.success}
+            timeouts = steps.truncated.copy()
+            timeouts[-1] |= not steps.terminated[-1]  # else the file would not say that the episode ends here
+            columns |= {"terminals": steps.terminated, "timeouts": timeouts, INFOS["success"]: steps.success}
             columns |= {INFOS["task"]: steps.task_id, INFOS["number"]: steps.episode_id}
             for name, values in columns.items():
                 array = file[name]

@@ -54,6 +54,7 @@ def _within(name: str, found: np.ndarray, family: np.ndarray) -> bool:
     """Whether a file of a recorded family keeps to its bounds or horizon: these are the widest of all its files."""
     if found.shape != family.shape or name == "observation_size":
         return False
+    found = found.astype(family.dtype if name == "horizon" else np.float32)  # the precision that bounds are kept in
     return bool((found >= family).all() if name == "action_low" else (found <= family).all())
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pd_pipeline.errors import PipelineError
@@ -57,6 +59,27 @@ def test_the_rest_after_the_last_end_is_an_episode(tmp_path: Path) -> None:
     assert np.flatnonzero(every(made).truncated).tolist() == [9]
     assert "left out: the end of the last episode is not recorded: it is taken as truncated" in said
     assert "no timeouts in the file" in said
+
+
+def test_a_file_may_say_the_task_of_its_episodes_and_not_their_numbers(tmp_path: Path) -> None:
+    source = plain(tmp_path / "a.hdf5")
+    with h5py.File(source, "a") as file:
+        file["infos/task_id"] = np.repeat([2, 5], [4, 6])
+    (made,), _ = imported(tmp_path, source)
+    assert read(made).task_id.tolist() == [2, 5]
+    assert read(made).lengths.tolist() == [4, 6]
+
+
+def test_an_export_says_where_episodes_end_that_do_not_say_so_themselves(tmp_path: Path) -> None:
+    original = trajectory_file(tmp_path / "medium.parquet")
+    table = pq.read_table(original)
+    never = pa.array(np.zeros(len(table), bool))
+    for name in ("terminated", "truncated"):
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), never)
+    pq.write_table(table, original)
+    with h5py.File(exported("d4rl", tmp_path, original)) as file:
+        assert not file["terminals"][:].any()
+        assert np.diff(np.flatnonzero(file["timeouts"][:]), prepend=-1).tolist() == [5, 9, 1, 4, 7]
 
 
 def test_ends_are_found_across_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,15 @@ def test_bounds_and_horizon_are_the_widest_of_the_files(root: Path, expert: Path
         check_file(wide, {FAMILY: family(root, action_low=[-1, -1], action_high=[1, 1])})
 
 
+def test_bounds_are_compared_in_the_precision_that_they_are_kept_in(root: Path, expert: Path) -> None:
+    """Of 1.1 and -1.1 the nearest numbers of float32 lie beyond them, of 1.3 and -1.3 within."""
+    for bound in (1.1, 1.3):
+        file = record(
+            expert, root / FOLDER / "wide.parquet", [0], 100, action_low=(-bound, -bound), action_high=(bound, bound)
+        )
+        assert check_file(file, {FAMILY: family(root)}).steps
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
