@@ -21,8 +21,11 @@ def import_(
     without: Annotated[
         list[str] | None, typer.Option(help="Part of the observations to leave out, such as a goal; may be repeated.")
     ] = None,
-    action_low: Annotated[float | None, typer.Option(help="Lower bound of all actions.")] = None,
-    action_high: Annotated[float | None, typer.Option(help="Upper bound of all actions.")] = None,
+    action_low: Annotated[
+        str | None,
+        typer.Option(help="Lower bound of actions: a number, or one for each number of an action, as -1,-2."),
+    ] = None,
+    action_high: Annotated[str | None, typer.Option(help="Upper bound of actions.")] = None,
 ) -> None:
     """Import trajectories of another program for a family without a simulator. What was imported is not repeated."""
     from pd_pipeline.exchange.importing import bring, declaration
@@ -31,7 +34,7 @@ def import_(
     from pd_pipeline.progress import console
 
     values = {"task": task, "quality": quality, "reward": reward, "without": without or ()}
-    asked = parse(Asked, values | {"action_low": action_low, "action_high": action_high}, "import")
+    asked = parse(Asked, values | {"action_low": _numbers(action_low), "action_high": _numbers(action_high)}, "import")
     root = Path.cwd()
     with console() as progress:
         made = bring(root, source, family, asked, out, named, progress, typer.echo)
@@ -39,6 +42,11 @@ def import_(
         typer.echo(f"{file.relative_to(root) if root in file.parents else file}: written")
     if made and (text := declaration(root, family, made[0].parent)):
         typer.echo(text)
+
+
+def _numbers(text: str | None) -> str | list[str] | None:
+    """The parts of a list with commas."""
+    return text.split(",") if text is not None and "," in text else text
 
 
 def export(

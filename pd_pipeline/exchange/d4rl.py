@@ -4,7 +4,8 @@
     terminals, timeouts (N,)              whether the episode ended with the step; the last one may lack its end
     infos/success (N,)                    if there is one
 
-An export adds infos/task_id, infos/episode_id (N,) and metadata/pd_pipeline, which an import reads.
+An export adds infos/task_id, infos/episode_id (N,) and metadata/pd_pipeline, which an import reads; where one of these
+numbers changes, an episode ends too.
 """
 
 from collections.abc import Iterable, Iterator
@@ -127,7 +128,7 @@ class D4RLSource(Source):
 
 
 def _ends(file: Any, steps: int) -> np.ndarray:
-    """(m,) row after the last of each episode."""
+    """(m,) row after the last of each episode, where it ends or where the next row is of another one."""
     found = []
     for first in range(0, steps, ROWS):
         part = slice(first, min(first + ROWS, steps))
@@ -135,6 +136,11 @@ def _ends(file: Any, steps: int) -> np.ndarray:
         for name in ("terminals", "timeouts"):
             if name in file:
                 ended |= file[name][part].astype(bool).reshape(-1)
+        for name in (INFOS["task"], INFOS["number"]):
+            if name in file:
+                values = file[name][first : part.stop + 1].reshape(-1)  # with the row after these, if there is one
+                changes = values[1:] != values[:-1]
+                ended[: len(changes)] |= changes
         found.append(np.flatnonzero(ended) + first + 1)
     ends = np.concatenate(found) if found else np.empty(0, np.int64)
     return ends if not steps or (len(ends) and ends[-1] == steps) else np.append(ends, steps)

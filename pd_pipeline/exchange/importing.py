@@ -10,14 +10,14 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-import numpy as np
-
 from pd_pipeline import config, locks
+from pd_pipeline import graph as graphs
 from pd_pipeline.config import PARAMS_FILE, Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.formats import open_sources
-from pd_pipeline.exchange.mapping import Asked, plan
-from pd_pipeline.exchange.source import Source, Steps
+from pd_pipeline.exchange.mapping import ActionBounds, Asked, action_bounds, describe, refuse
+from pd_pipeline.exchange.new_episodes import Digests, columns_of, digests_of, new_episodes
+from pd_pipeline.exchange.source import Source
 from pd_pipeline.families.base import BY_NAME
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.incoming import drop_zone, store
@@ -26,8 +26,8 @@ from pd_pipeline.progress import Progress
 from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes
 from pd_pipeline.trajectories.episodes import row_groups
-from pd_pipeline.trajectories.reading import read_metadata, return_to_go, write
-from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
+from pd_pipeline.trajectories.reading import read_metadata, write
+from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata, limits_of
 from pd_pipeline.trajectories.validation import Columns
 
 IMPORTED = Path("data/imported")
@@ -50,12 +50,14 @@ def bring(
     Raises PipelineError for what cannot be mapped, what validation refuses, and what was imported otherwise before.
     """
     folder = _folder(root, family, out)
+    limits = limits_of(graphs.load(root).family(family)) if _is_dropped(root, folder) else {}
     sources = open_sources(source, named, asked.without)
     with locks.held(root, "import", family):
         waiting = folder / f".import.{os.getpid()}.tmp"
         for left in folder.glob(".import.*.tmp"):  # of killed processes, since we hold the lock
             remove(left)
         known = {path: read_metadata(path) for path in sorted(folder.glob("*.parquet"))}
+        present: Digests = {}
         made: list[Path] = []
         try:
             for one in sources:
@@ -70,11 +72,20 @@ def bring(
                 if (before := _imported(known, origin)) is not None:
                     say(f"{one.name}: imported already, as {before}: nothing to do")
                     continue
-                metadata, tasks = plan(one, family, asked, origin, known)
+                refuse(one, asked, known, limits)
+                if known and not present:
+                    present = digests_of(known)
+                tasks, new = new_episodes(one, asked, known, present)
+                if not tasks:
+                    say(f"{one.name}: all of its episodes are in {folder} already: nothing to do")
+                    continue
                 _refuse_targets(root, family, tasks, folder)
-                _describe(one, metadata, tasks, asked, say)
+                bounds = action_bounds(one, asked, known, limits)
+                horizon = limits.get("horizon", one.horizon)
+                metadata = describe(one, family, asked, origin, known, tasks, bounds, horizon)
+                _explain(one, metadata, tasks, new, bounds, asked, say)
                 path = waiting / f"{metadata.quality}-{origin.digest[:12]}.parquet"
-                _write(path, one, metadata, tasks, asked, known, progress)
+                _write(path, one, metadata, tasks, new, asked, known, progress)
                 known[path] = metadata
                 made.append(path)
             final = [folder / path.name for path in made]
@@ -93,18 +104,24 @@ def _folder(root: Path, family: str, out: Path | None) -> Path:
     params = config.load(root) if path.is_file() else None
     block = params.block(family, "environment") if params is not None else {}
     ways = [way for way in ("entry_point", *BY_NAME) if block.get(way) is not None]
-    if "data" not in ways and (ways or family in BUILT_IN):
+    simulated = "data" not in ways and (ways or family in BUILT_IN)
+    if simulated and (out is None or not _is_dropped(root, out)):
         raise PipelineError(
             f"--family {family}: this family has a simulator, so that its trajectories are collected: give imported "
-            "ones another name"
+            f"ones another name, or bring those of a target by --out {drop_zone.FOLDER}/{family}/TASK"
         )
     return out if out is not None else root / block.get("data", IMPORTED / family)
+
+
+def _is_dropped(root: Path, folder: Path) -> bool:
+    """Whether a folder is in the drop zone."""
+    return (root / drop_zone.FOLDER).resolve() in (root / folder).resolve().parents
 
 
 def _refuse_targets(root: Path, family: str, tasks: Mapping[int, int], folder: Path) -> None:
     """Raise PipelineError if data would be pre-trained on whose task is a target with accepted data."""
     taken = sorted(task for task in set(tasks.values()) if store.files(root, family, task))
-    if taken and (root / drop_zone.FOLDER).resolve() not in (root / folder).resolve().parents:
+    if taken and not _is_dropped(root, folder):
         raise PipelineError(
             f"task {taken[0]} of {family} is a target with accepted data, and what is in {folder} is pre-trained on: "
             f"bring more of it by --out {drop_zone.FOLDER}/{family}/{taken[0]} and `pd-pipeline ingest`"
@@ -141,23 +158,31 @@ def _imported(known: Mapping[Path, TrajectoryMetadata], origin: Origin) -> Path 
     return None
 
 
-def _describe(source: Source, metadata: TrajectoryMetadata, tasks: Mapping[int, int], asked: Asked, say: Say) -> None:
+def _explain(
+    source: Source,
+    metadata: TrajectoryMetadata,
+    tasks: Mapping[int, int],
+    new: Mapping[int, list[bool]],
+    bounds: ActionBounds,
+    asked: Asked,
+    say: Say,
+) -> None:
     """Say what becomes what, and what is left out."""
     say(f"{source.name}: {source.format}, {source.episode_count:,} episodes of at most {source.horizon:,} steps")
     say(f"  observation: {' + '.join(map(str, source.observation))}, as float32")
-    given = asked.action_low is not None and asked.action_high is not None
-    whence = "as asked" if given else "as stated" if source.bounds is not None else "read off the actions"
-    low, high = min(metadata.action_low), max(metadata.action_high)
-    say(f"  action: {source.action_size} numbers between {low:g} and {high:g} ({whence}), as float32")
+    low, high = bounds.low.min(), bounds.high.max()
+    say(f"  action: {source.action_size} numbers between {low:g} and {high:g} ({bounds.origin}), as float32")
     reward = "as recorded" if asked.reward is None else f"{asked.reward}, as asked"
     say(f"  reward: {reward}; success: {'as recorded' if source.has_success else 'not recorded, never'}")
     for line in source.mapped:
         say(f"  {line}")
-    for task, new in list(tasks.items())[:TASKS_SHOWN]:
-        goal = f" {metadata.goals[new]}" if metadata.goals[new] else ""
-        say(f"  task {task} -> task {new} of {metadata.family}, quality {metadata.quality}{goal}")
+    for task, of in list(tasks.items())[:TASKS_SHOWN]:
+        goal = f" {metadata.goals[of]}" if metadata.goals[of] else ""
+        say(f"  task {task} -> task {of} of {metadata.family}, quality {metadata.quality}{goal}")
     if len(tasks) > TASKS_SHOWN:
         say(f"  and {len(tasks) - TASKS_SHOWN} more tasks")
+    if copies := source.episode_count - sum(sum(of_task) for of_task in new.values()):
+        say(f"  left out: {copies:,} episodes that are copies of others of their task")
     for line in source.left_out:
         say(f"  left out: {line}")
 
@@ -167,6 +192,7 @@ def _write(
     source: Source,
     metadata: TrajectoryMetadata,
     tasks: Mapping[int, int],
+    new: Mapping[int, list[bool]],
     asked: Asked,
     known: Mapping[Path, TrajectoryMetadata],
     progress: Progress,
@@ -177,52 +203,40 @@ def _write(
             last |= {task: max(last.get(task, -1), number) for task, number in last_episodes(file).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        write(path, metadata, _groups(source, tasks, asked, last, progress))
+        write(path, metadata, _groups(source, tasks, new, asked, last, progress))
     except PipelineError as error:
         raise PipelineError(str(error).replace(str(path), f"{source.name}: refused, nothing is imported")) from None
 
 
 def _groups(
-    source: Source, tasks: Mapping[int, int], asked: Asked, last: dict[int, int], progress: Progress
+    source: Source,
+    tasks: Mapping[int, int],
+    new: Mapping[int, list[bool]],
+    asked: Asked,
+    last: dict[int, int],
+    progress: Progress,
 ) -> Iterator[Columns]:
     """Batches of whole episodes of one task, in order: a row group each."""
-    made = _episodes(source, tasks, asked, last, progress)
+    made = _episodes(source, tasks, new, asked, last, progress)
     for _, of_task in groupby(made, key=itemgetter(0)):
         yield from row_groups(steps for _, steps in of_task)
 
 
 def _episodes(
-    source: Source, tasks: Mapping[int, int], asked: Asked, last: dict[int, int], progress: Progress
+    source: Source,
+    tasks: Mapping[int, int],
+    new: Mapping[int, list[bool]],
+    asked: Asked,
+    last: dict[int, int],
+    progress: Progress,
 ) -> Iterator[tuple[int, Columns]]:
-    """(task of the family, steps) of every episode; `last`: task -> the largest number of an episode of it so far."""
-    done = 0
+    """(task of the family, steps) of new episodes; `last`: task -> the largest number of an episode of it so far."""
+    done, count = 0, sum(len(of_task) for of_task in new.values())
     for task in sorted(tasks, key=lambda task: (tasks[task], task)):
-        new = tasks[task]
-        for steps in source.episodes(task):
-            last[new] = max(last.get(new, -1) + 1, steps.number)  # its own number, if that is free
+        of = tasks[task]
+        for steps, is_new in zip(source.episodes(task), new[task], strict=True):
             done += 1
-            progress(f"import {source.name}", done, source.episode_count)
-            yield new, _columns(steps, new, last[new], asked)
-
-
-def _columns(steps: Steps, task: int, number: int, asked: Asked) -> Columns:
-    count = len(steps.action)
-    success = np.zeros(count, bool) if steps.success is None else steps.success
-    if asked.reward is None:
-        assert steps.reward is not None, "a source without rewards is refused"
-        reward = steps.reward
-    else:
-        reward = success.astype(np.float32) if asked.reward == "success" else np.full(count, asked.reward, np.float32)
-    last = np.arange(count) == count - 1
-    return Columns(
-        task_id=np.full(count, task, np.int32),
-        episode_id=np.full(count, number, np.int64),
-        step=np.arange(count, dtype=np.int32),
-        observation=steps.observation,
-        action=steps.action,
-        reward=reward,
-        return_to_go=return_to_go(reward),
-        terminated=last & steps.terminated,
-        truncated=last & (not steps.terminated),
-        success=success,
-    )
+            progress(f"import {source.name}", done, count)
+            if is_new:
+                last[of] = max(last.get(of, -1) + 1, steps.number)  # its own number, if that is free
+                yield of, columns_of(steps, of, last[of], asked)

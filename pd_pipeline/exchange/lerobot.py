@@ -79,6 +79,8 @@ class LeRobotSource(Source):
         self.files = [file for file in (*self._data, *sorted((root / "meta").rglob("*"))) if file.is_file()]
         self.observation = _parts(features, "observation", without, first=STATE)
         self._action = _parts(features, ACTION, ())
+        if self._action and self._action[0].name == ACTION:
+            self._action = self._action[:1]  # what is beside it says the same in other terms
         if not self._action:
             refuse_discrete(self.name, _described(features, ACTION))
         if not self.observation:
@@ -107,6 +109,8 @@ class LeRobotSource(Source):
             self.horizon = self.stated.horizon
             self.bounds = tuple(np.array(b, np.float32) for b in (self.stated.action_low, self.stated.action_high))  # type: ignore[assignment]
         self.mapped = [f"{self._ends or 'the last row'} -> {'terminated' if self._ends else 'truncated'}"]
+        if len(self._action) > 1:
+            self.mapped.append(f"{' + '.join(map(str, self._action))} -> action")
 
     def _index(self) -> list[Place]:
         """The episodes, from the columns that number them; their rows lie together. Raises PipelineError."""
@@ -213,14 +217,14 @@ def _matrix(table: pa.Table, part: Part) -> np.ndarray:
 
 
 def _parts(features: dict[str, Any], prefix: str, without: tuple[str, ...], first: str = "") -> list[Part]:
-    """The features below a prefix that are vectors of real numbers, by name, `first` before all others."""
+    """The features below a prefix that are vectors of real numbers, by name, `first` and the prefix before others."""
     found = []
     for name, feature in features.items():
         shape: Sequence[int] = feature.get("shape") or ()
         vector = str(feature.get("dtype")).startswith("float") and len(shape) == 1
         if (name == prefix or name.startswith(f"{prefix}.")) and vector and name not in without:
             found.append(Part(name, int(shape[0])))
-    return sorted(found, key=lambda part: (part.name != first, part.name))
+    return sorted(found, key=lambda part: (part.name not in (first, prefix), part.name))
 
 
 def _described(features: dict[str, Any], prefix: str) -> str:

@@ -125,8 +125,8 @@ class _DataFiles:
         fields = []
         for name, feature in features.items():
             kind = pa.bool_() if feature["dtype"] == "bool" else getattr(pa, feature["dtype"])()
-            size = feature["shape"][0]
-            fields.append(pa.field(name, pa.list_(kind, size) if name in (STATE, ACTION) else kind))
+            size = feature["shape"][0]  # LeRobot keeps a vector of one number as a number
+            fields.append(pa.field(name, pa.list_(kind, size) if size > 1 else kind))
         self._schema = pa.schema(fields)
         self._number = -1
         self._writer: pq.ParquetWriter | None = None
@@ -147,7 +147,7 @@ class _DataFiles:
                 flat = pa.array(np.ascontiguousarray(values, np.float32).reshape(-1))
                 arrays.append(pa.FixedSizeListArray.from_arrays(flat, type=field.type))
             else:
-                arrays.append(pa.array(values, field.type))
+                arrays.append(pa.array(values.reshape(-1), field.type))
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         self._bytes += table.nbytes
         assert self._writer is not None

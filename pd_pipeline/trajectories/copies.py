@@ -13,6 +13,7 @@ import numpy as np
 
 from pd_pipeline.families.base import Family
 from pd_pipeline.trajectories.reading import stream
+from pd_pipeline.trajectories.validation import Columns
 
 
 def episode_digests(
@@ -35,6 +36,12 @@ def episode_digests(
                 one.update(np.ascontiguousarray(column[first:last], np.float32).data)
     if hashes:
         yield _joined(hashes)
+
+
+def episode_digest(steps: Columns) -> bytes:
+    """What `episode_digests` gives for an episode, of its steps in memory."""
+    columns = (steps.observation, steps.action, steps.reward)
+    return _joined([sha256(np.ascontiguousarray(column, np.float32).data) for column in columns])
 
 
 def first_seen(digests: Mapping[Path, Iterable[bytes]], known: Iterable[bytes] = ()) -> dict[Path, np.ndarray]:

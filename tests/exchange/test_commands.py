@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pd_pipeline.cli import app
+from pd_pipeline.trajectories.reading import read_metadata
 from tests.exchange.builders import trajectory_file
 from tests.recorded_project import record_project
 
@@ -34,12 +35,23 @@ def test_an_import_says_what_to_declare(tmp_path: Path, monkeypatch: pytest.Monk
     assert "add to params.yaml" not in invoke("import", str(other), "--family", "robot").stdout
 
 
+def test_each_number_of_an_action_may_have_bounds_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = trajectory_file(tmp_path / "a.parquet")
+    result = invoke("import", str(source), "--family", "robot", "--action-low", "-1,-2", "--action-high", "3")
+    assert result.exit_code == 0, result.output
+    (made,) = (tmp_path / "data/imported/robot").iterdir()
+    metadata = read_metadata(made)
+    assert (metadata.action_low, metadata.action_high) == ((-1, -2), (3, 3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--reward", "much"), "error: import.reward"),
         (("--task", "-1"), "error: import.task: Input should be greater than or equal to 0"),
         (("--quality", "../x"), "error: import.quality: String should match pattern"),
+        (("--action-low", "-1,x"), "error: import.action_low"),
         (("--action-low", "3"), "error: {source}: metadata: action_low 3.0 is not below action_high 1.0"),
     ],
 )

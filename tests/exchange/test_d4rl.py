@@ -70,6 +70,23 @@ def test_a_file_may_say_the_task_of_its_episodes_and_not_their_numbers(tmp_path:
     assert read(made).lengths.tolist() == [4, 6]
 
 
+@pytest.mark.parametrize("rows", [3, 100])
+@pytest.mark.parametrize("name", ["infos/task_id", "infos/episode_id"])
+def test_an_episode_ends_where_another_task_or_number_begins(
+    tmp_path: Path, name: str, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(d4rl, "ROWS", rows)
+    source = plain(tmp_path / "a.hdf5", terminals=None, timeouts=None)
+    with h5py.File(source, "a") as file:
+        file["infos/task_id"] = np.zeros(10, int)
+        if name in file:
+            del file[name]
+        file[name] = np.repeat([1, 2, 5], [3, 3, 4])
+    (made,), _ = imported(tmp_path, source)
+    assert read(made).lengths.tolist() == [3, 3, 4]
+    assert getattr(read(made), name.removeprefix("infos/")).tolist() == [1, 2, 5]
+
+
 def test_an_export_says_where_episodes_end_that_do_not_say_so_themselves(tmp_path: Path) -> None:
     original = trajectory_file(tmp_path / "medium.parquet")
     table = pq.read_table(original)

@@ -9,14 +9,16 @@ import h5py
 import numpy as np
 import pytest
 
+from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange import formats
 from pd_pipeline.exchange.lerobot_writing import write as write_lerobot
 from pd_pipeline.exchange.mapping import assign
+from pd_pipeline.incoming.ingest import take
 from pd_pipeline.storage import digest
 from pd_pipeline.trajectories.checking import check_file
 from pd_pipeline.trajectories.reading import read, read_metadata
-from tests.dvc_project import SMALL_PARAMS
+from tests.dvc_project import SMALL_PARAMS, make_project
 from tests.exchange.builders import ALL, FAMILY, about, every, exported, imported, trajectory_file
 from tests.exchange.test_d4rl import plain
 
@@ -61,8 +63,65 @@ def test_all_episodes_may_be_of_one_task(tmp_path: Path, original: Path) -> None
     metadata = read_metadata(made)
     assert (metadata.goals, metadata.quality) == ({9: {}}, "expert")
     assert metadata.origin[0].options == {"task": 9, "quality": "expert"}
-    more, _ = imported(tmp_path, exported("d4rl", tmp_path, original), task=9)
-    assert read(more[0]).episode_id.tolist() == [11, 12, 13, 14, 15]
+    more, _ = imported(tmp_path, plain(tmp_path / "more.hdf5"), task=9)
+    assert read(more[0]).episode_id.tolist() == [11, 12]
+
+
+def grown(path: Path, steps: int) -> Path:
+    """A log whose episodes have five steps each."""
+    rng = np.random.default_rng(1)
+    full = [rng.normal(size=(100, 3)), rng.uniform(-0.5, 0.5, (100, 2)), rng.normal(size=100)]
+    arrays = dict(zip(("observations", "actions", "rewards"), (each[:steps] for each in full), strict=True))
+    timeouts = np.arange(steps) % 5 == 4
+    return plain(path, **arrays, terminals=np.zeros(steps, bool), timeouts=timeouts)
+
+
+@pytest.mark.parametrize("task", [None, 4])
+def test_of_a_log_that_has_grown_only_what_is_new_is_imported(tmp_path: Path, task: int | None) -> None:
+    """Under whatever name and in whatever format it comes, and also where nobody says which task it is."""
+    (first,), _ = imported(tmp_path, grown(tmp_path / "log.hdf5", 15), task=task)
+    longer = grown(tmp_path / "log_until_friday.hdf5", 25)
+    (second,), said = imported(tmp_path, longer, task=task)
+    assert "left out: 3 episodes that are copies of others of their task" in said
+    assert [read(file).episode_id.tolist() for file in (first, second)] == [[0, 1, 2], [3, 4]]
+    assert {*read(second).task_id} == {task or 0}
+    copy = exported("lerobot", tmp_path, second)
+    nothing, said = imported(tmp_path, copy, task=task)
+    assert nothing == []
+    assert f"{copy}: all of its episodes are in {first.parent} already: nothing to do" in said
+
+
+def test_an_episode_that_a_source_holds_twice_is_imported_once(tmp_path: Path) -> None:
+    twice = {name: np.tile(np.arange(5.0), 2) / 10 for name in ("rewards", "x")}
+    arrays = {"observations": np.repeat(twice["x"][:, None], 3, 1), "actions": np.repeat(twice["x"][:, None], 2, 1)}
+    ends = {"terminals": np.arange(10) % 5 == 4, "timeouts": None}
+    (made,), said = imported(tmp_path, plain(tmp_path / "a.hdf5", rewards=twice["rewards"], **arrays, **ends))
+    assert read(made).lengths.tolist() == [5]
+    assert "left out: 1 episodes that are copies" in said
+
+
+def test_episodes_of_another_task_are_no_copies(tmp_path: Path) -> None:
+    """The same motions may be relabelled."""
+    imported(tmp_path, grown(tmp_path / "log.hdf5", 15), task=0)
+    other = grown(tmp_path / "other.hdf5", 20)
+    (made,), _ = imported(tmp_path, other, task=1)
+    assert read(made).episode_id.tolist() == [0, 1, 2, 3]
+
+
+def test_bounds_that_nobody_states(tmp_path: Path) -> None:
+    """In a first import -1 and 1 if all lies within; then those of the files, widened where an action lies beyond."""
+    (first,), _ = imported(tmp_path, grown(tmp_path / "log.hdf5", 15), action_low=-0.6, action_high=[0.7, 0.8])
+    assert read_metadata(first).action_high == pytest.approx((0.7, 0.8))
+    (second,), said = imported(tmp_path, grown(tmp_path / "more.hdf5", 30))
+    assert read_metadata(second).action_low == read_metadata(first).action_low
+    assert read_metadata(second).action_high == read_metadata(first).action_high
+    assert "between -0.6 and 0.8 (those of the family's files and of the actions)" in said
+    (third,), _ = imported(tmp_path, plain(tmp_path / "a.hdf5", actions=np.full((10, 2), [0.1, 3.0])))
+    assert read_metadata(third).action_high == pytest.approx((0.7, 3.0))
+    (other,), _ = imported(tmp_path, grown(tmp_path / "log.hdf5", 15), "other")
+    assert (read_metadata(other).action_low, read_metadata(other).action_high) == ((-1, -1), (1, 1))
+    with pytest.raises(PipelineError, match=r"--action-low: 3 numbers, but an action of .* has 2: give one for all"):
+        imported(tmp_path, grown(tmp_path / "log.hdf5", 10), "third", action_low=[0, 0, 0])
 
 
 @pytest.mark.parametrize(
@@ -76,7 +135,11 @@ def test_all_episodes_may_be_of_one_task(tmp_path: Path, original: Path) -> None
     ],
 )
 def test_tasks_are_assigned(goals: dict, existing: dict, asked: int | None, found: dict) -> None:
-    assert assign(goals, existing, asked) == found
+    assert assign(goals, existing, asked, {}) == found
+
+
+def test_a_task_that_shares_an_episode_is_that_task_unless_it_has_a_goal_of_its_own() -> None:
+    assert assign({0: {}, 1: {"a": 2}}, {0: {}, 4: {}}, None, {0: 4, 1: 4}) == {0: 4, 1: 1}
 
 
 def test_rewards_may_be_given(tmp_path: Path) -> None:
@@ -160,6 +223,22 @@ def test_a_family_with_a_simulator_is_not_imported_for(tmp_path: Path, original:
     assert check_file(elsewhere, {"mine": _family(tmp_path)}).episodes == 5
 
 
+def test_a_target_of_a_family_with_a_simulator_may_get_imported_ones(tmp_path: Path) -> None:
+    """In the drop zone, with the bounds and the horizon of the family."""
+    root = make_project(tmp_path, SMALL_PARAMS + "automation: {settle_seconds: 0}\n")
+    where, project = root / "data/incoming/point_robot/57", graph.load(root)
+    family = project.family("point_robot")
+    small = {"observations": np.zeros((10, family.observation_size)), "actions": np.full((10, 2), 0.01)}
+    (made,), said = imported(root, plain(root / "a.hdf5", **small), "point_robot", task=57, out=where)
+    assert "(those of the family)" in said
+    assert (read_metadata(made).horizon, read_metadata(made).action_high) == (family.horizon, (*family.action_high,))
+    (outcome,) = take(project)
+    assert outcome.state == "accepted", outcome.message
+    wide = {"observations": np.zeros((10, 9))}
+    with pytest.raises(PipelineError, match="observation_size is 9, but 2 in this family: import it for another"):
+        imported(root, plain(root / "b.hdf5", **wide), "point_robot", task=57, out=where)
+
+
 def _family(root: Path):  # type: ignore[no-untyped-def]
     from pd_pipeline.families.base import load_family
 
@@ -234,7 +313,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
     assert grown[300_000] - grown[30_000] < 12, f"{grown}, while the data are 27 MB larger"
 
 
-def test_a_long_import_of_lerobot_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_import_of_lerobot_reads_each_row_group_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow.parquet as pq
 
     from tests.exchange.builders import many
@@ -250,7 +329,7 @@ def test_a_long_import_of_lerobot_reads_each_row_group_once(tmp_path: Path, monk
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     imported(tmp_path, tmp_path / "le")
-    assert count == 6
+    assert count == 12, "once for the digests of episodes, once for their steps"
 
 
 def test_more_of_a_target_with_accepted_data_is_not_pre_trained_on(tmp_path: Path, original: Path) -> None:

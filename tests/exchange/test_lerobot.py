@@ -14,6 +14,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange import lerobot_writing
 from pd_pipeline.trajectories.reading import read, read_metadata
 from tests.exchange.builders import ALL, every, exported, imported, trajectory_file
+from tests.exchange.test_d4rl import plain
 
 FEATURES: dict[str, Any] = {
     "observation.images.top": {"dtype": "video", "shape": [96, 96, 3], "names": ["height", "width", "channel"]},
@@ -49,6 +50,8 @@ def frames(episode: int) -> dict[str, Any]:
         "episode_index": np.full(length, episode),
         "index": sum(LENGTHS[:episode]) + np.arange(length),
         "task_index": np.full(length, TASKS[episode]),
+        "action.arm": rng.normal(size=(length, 2)).astype(np.float32).tolist(),
+        "action.grip": rng.normal(size=length),
     }
 
 
@@ -120,6 +123,31 @@ def test_parts_may_be_left_out_and_rewards_missing(tmp_path: Path) -> None:
     assert every(made).observation.shape == (13, 2)
     assert "the last row -> truncated" in said
     assert every(made).truncated.sum() == 3
+
+
+def test_an_action_is_action_alone_or_all_its_parts(tmp_path: Path) -> None:
+    beside = FEATURES | {"action.grip": FEATURES["observation.force"]}
+    _, said = imported(tmp_path / "beside", version_2(tmp_path / "a", beside))
+    assert "action: 2 numbers" in said
+    assert "left out: action.grip (float64)" in said
+    parts = {name: feature for name, feature in FEATURES.items() if name != "action"}
+    parts |= {"action.grip": FEATURES["observation.force"], "action.arm": FEATURES["action"]}
+    (made,), said = imported(tmp_path / "parts", version_2(tmp_path / "b", parts))
+    assert "action.arm [2] + action.grip [1] -> action" in said
+    assert every(made).action.shape == (13, 3)
+
+
+def test_vectors_of_one_number_are_exported_as_numbers(tmp_path: Path) -> None:
+    """As LeRobot keeps them; they come back as they were."""
+    one = plain(tmp_path / "a.hdf5", observations=np.arange(10.0)[:, None], actions=np.linspace(-1, 1, 10)[:, None])
+    (made,), _ = imported(tmp_path, one)
+    out = exported("lerobot", tmp_path, made)
+    (data,) = (out / "data").rglob("*.parquet")
+    types = pq.read_schema(data)
+    assert {types.field(name).type for name in ("observation.state", "action")} == {pa.float32()}
+    (back,), _ = imported(tmp_path / "other", out)
+    np.testing.assert_array_equal(every(back).action, every(made).action)
+    np.testing.assert_array_equal(every(back).observation, every(made).observation)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,79 @@
+"""Which episodes of a source a family does not have yet."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pd_pipeline.exchange.mapping import Asked, assign, goals_of
+from pd_pipeline.exchange.source import Source, Steps
+from pd_pipeline.trajectories.copies import episode_digest
+from pd_pipeline.trajectories.episodes import episodes
+from pd_pipeline.trajectories.reading import return_to_go
+from pd_pipeline.trajectories.schema import TrajectoryMetadata
+from pd_pipeline.trajectories.validation import Columns
+
+Digests = dict[int, set[bytes]]
+"""Task of the family -> the digests of its episodes."""
+
+
+def digests_of(known: Iterable[Path]) -> Digests:
+    """The episodes of a family's files. Raises PipelineError for a damaged one."""
+    found: Digests = {}
+    for path in known:
+        for episode in episodes(path):
+            found.setdefault(episode.task, set()).add(episode_digest(episode.steps))
+    return found
+
+
+def new_episodes(
+    source: Source, asked: Asked, known: Mapping[Path, TrajectoryMetadata], present: Digests
+) -> tuple[dict[int, int], dict[int, list[bool]]]:
+    """Task of the source -> that of the family, and -> which of its episodes are new; only tasks with a new one.
+
+    An episode whose observations, actions and rewards are those of one that its task has already is a copy, so that a
+    log that has grown may be imported again. New ones are added to `present`.
+    """
+    digests = {
+        task: [episode_digest(columns_of(steps, 0, 0, asked)) for steps in source.episodes(task)]
+        for task in source.goals
+    }
+    shared = {
+        task: Counter(of for of, there in present.items() for each in found if each in there)
+        for task, found in digests.items()
+    }
+    sharing = {task: counts.most_common(1)[0][0] for task, counts in shared.items() if counts}
+    tasks = assign(source.goals, goals_of(known), asked.task, sharing)
+    new: dict[int, list[bool]] = {}
+    for task in sorted(tasks):
+        there = present.setdefault(tasks[task], set())
+        new[task] = []
+        for each in digests[task]:
+            new[task].append(each not in there)
+            there.add(each)
+    return {task: of for task, of in tasks.items() if any(new[task])}, {t: n for t, n in new.items() if any(n)}
+
+
+def columns_of(steps: Steps, task: int, number: int, asked: Asked) -> Columns:
+    """The rows of an episode, as they are written under this task and number."""
+    count = len(steps.action)
+    success = np.zeros(count, bool) if steps.success is None else steps.success
+    if asked.reward is None:
+        assert steps.reward is not None, "a source without rewards is refused"
+        reward = steps.reward
+    else:
+        reward = success.astype(np.float32) if asked.reward == "success" else np.full(count, asked.reward, np.float32)
+    last = np.arange(count) == count - 1
+    return Columns(
+        task_id=np.full(count, task, np.int32),
+        episode_id=np.full(count, number, np.int64),
+        step=np.arange(count, dtype=np.int32),
+        observation=steps.observation,
+        action=steps.action,
+        reward=reward,
+        return_to_go=return_to_go(reward),
+        terminated=last & steps.terminated,
+        truncated=last & (not steps.terminated),
+        success=success,
+    )
