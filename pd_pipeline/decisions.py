@@ -15,6 +15,7 @@ from pd_pipeline.storage import read_model, write_json
 
 PROMOTED = Path("data/promoted")
 DECISIONS = "decisions"
+_DAMAGED = ": bring it back from a copy, or remove it: then it is forgotten what was decided there, and policies stay"
 _TARGET = re.compile(r"(.+)-\d+")
 Outcome = Literal["promoted", "refused", "rolled back"]
 
@@ -66,7 +67,16 @@ def decisions(root: Path, target: str) -> list[Decision]:
 
 def decisions_in(folder: Path) -> list[Decision]:
     """All decisions in the folder of a target, the oldest first. Raises PipelineError where one is damaged."""
-    return [read_model(file, Decision) for file in sorted((folder / DECISIONS).glob("*.json"))]
+    return [*numbered(folder).values()]
+
+
+def numbered(folder: Path) -> dict[int, Decision]:
+    """Number -> decision, of all in the folder of a target, the oldest first; numbers may be missing.
+
+    Raises PipelineError where one is damaged.
+    """
+    files = {int(file.stem): file for file in (folder / DECISIONS).glob("*.json") if file.stem.isdecimal()}
+    return {number: read_model(files[number], Decision, _DAMAGED) for number in sorted(files)}
 
 
 def write_decision(folder: Path, decision: Decision, number: int) -> None:

@@ -72,8 +72,11 @@ def sections_as_json(values: Mapping[str, Any], names: list[str]) -> dict[str, s
 def recordings(graph: Graph, stage: str, key: Key) -> list[Path]:
     """The trajectory files of users that a piece of work reads, sorted.
 
-    They are those of a family without a simulator; for a stage of targets, those that were accepted for its target.
+    They are those of a family without a simulator; for a stage of targets, those that were accepted for its target; for
+    a study, those of all its points.
     """
+    if graph.stages[stage].recordings:
+        return [*graph.stages[stage].recordings]
     if key.family is None or not graph.stages[stage].reads_recordings:
         return []
     if key.task is not None:

@@ -102,6 +102,8 @@ class Stage:
     """Other files that its outs depend on."""
     reads_recordings: bool = False
     """Whether it reads trajectories of users: of a family without a simulator, or those accepted for its target."""
+    recordings: tuple[Path, ...] = ()
+    """Trajectories of users that the work it collects reads: that of the points of a study."""
     reads_decisions: bool = False
     """Whether it reads the decisions on which policies are in use."""
     accepted_only: bool = False

@@ -143,13 +143,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_model(path: Path, model: type[P]) -> P:
-    """Read a JSON file as a parameter block. Raises PipelineError where a key is missing, unknown or wrong."""
+def read_model(path: Path, model: type[P], advice: str = _AGAIN) -> P:
+    """Read a JSON file as a parameter block. Raises PipelineError where a key is missing, unknown or wrong.
+
+    `advice` ends the message: what to do about a file that no stage makes.
+    """
     try:
         return parse(model, read_json(path), str(path))
     except PipelineError as error:
-        text = str(error)
-        raise PipelineError(text if text.endswith(_AGAIN) else text + _AGAIN) from None
+        raise PipelineError(str(error).removesuffix(_AGAIN) + advice) from None
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, float]]) -> None:

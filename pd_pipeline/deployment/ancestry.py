@@ -98,4 +98,4 @@ def read_ancestry(folder: Path, description: Description) -> Ancestry:
         raise PipelineError(f"{path}: damaged: not the file that was written: copy the whole policy folder again")
     if (found := read_json(path).get("format")) != FORMAT:
         raise PipelineError(f"{path}: format version {found}, but this version of pd_pipeline reads {FORMAT}")
-    return read_model(path, Ancestry)
+    return read_model(path, Ancestry, ": copy the whole policy folder again")

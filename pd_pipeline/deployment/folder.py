@@ -94,7 +94,7 @@ def describe(folder: Path) -> Description:
             f"{path}: format version {found}, but this version of pd_pipeline reads {FORMAT}: write the policy again, "
             "or load it with the version of pd_pipeline that wrote it"
         )
-    return read_model(path, Description)
+    return read_model(path, Description, ": copy the whole policy folder again")
 
 
 def check_files(folder: Path, description: Description) -> None:

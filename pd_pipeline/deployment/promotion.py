@@ -20,7 +20,7 @@ from typing import Any
 from pd_pipeline import lineage, locks
 from pd_pipeline.alerts import alert
 from pd_pipeline.config import PARAMS_FILE
-from pd_pipeline.decisions import Decision, decisions, folder_of, write_decision
+from pd_pipeline.decisions import Decision, decisions, folder_of, numbered, write_decision
 from pd_pipeline.deployment.folder import CURRENT, Description, check_files, current, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
 from pd_pipeline.deployment.writing import digests_of, write_policy
@@ -82,7 +82,7 @@ def promote(
             if decision.outcome == "promoted":
                 assert decision.version is not None
                 made.rename(home / f"{decision.version:04d}")
-            _write(home, decision, len(earlier) + 1)
+            _write(home, decision, _next(home))
         finally:
             if made.exists():
                 remove(made)
@@ -116,7 +116,7 @@ def roll_back(root: Path, target: str) -> Decision:
             method=known.method,
             made_from=known.made_from,
         )
-        _write(home, decision, len(earlier) + 1)
+        _write(home, decision, _next(home))
     return decision
 
 
@@ -229,6 +229,12 @@ def _write(home: Path, decision: Decision, number: int) -> None:
     _use(home, decision, number)
 
 
+def _next(home: Path) -> int:
+    """The number of the next decision: above all others, and above that of the one in use, should it have been lost."""
+    in_use = current(home).decision if (home / CURRENT).is_file() else 0
+    return 1 + max(in_use, *numbered(home), 0)
+
+
 def _use(home: Path, decision: Decision, number: int) -> None:
     """Put the version of a decision in use, if it names one."""
     if decision.version is not None:
@@ -237,15 +243,16 @@ def _use(home: Path, decision: Decision, number: int) -> None:
 
 def _finished(root: Path, target: str) -> list[Decision]:
     """All decisions on a target, after the last one took effect: a kill may have come between both."""
-    home, made = folder_of(root, target), decisions(root, target)
-    last = max((number for number, decision in enumerate(made, 1) if decision.version is not None), default=0)
+    home = folder_of(root, target)
+    made = numbered(home)
+    last = max((number for number, decision in made.items() if decision.version is not None), default=0)
     try:
         written = current(home).decision
     except PipelineError:
         written = 0  # lost or damaged: the decisions know
     if written < last:
-        _use(home, made[last - 1], last)
-    return made
+        _use(home, made[last], last)
+    return [*made.values()]
 
 
 def _now() -> str:

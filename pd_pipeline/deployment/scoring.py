@@ -8,8 +8,10 @@ import numpy as np
 
 from pd_pipeline.acting.actors import Actors, Origin
 from pd_pipeline.acting.environments import episode_seed
+from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.policy import Loaded, Policy, read_policy
 from pd_pipeline.deployment.rollout import roll_out
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.offline import LEAST, OfflineParams, TooFew
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.prefixes import stored
@@ -45,12 +47,15 @@ def paired_scores(
 
     They act in params.yaml's `promotion.episodes` episodes; where no environment knows the task, they predict the
     held-out trajectories of the target, those that are in none of `used` (quality -> episodes). Quality and steps of
-    these are those of `evaluation.offline`. Raises TooFew if too few are left.
+    these are those of `evaluation.offline`, and the losses of both are in the action units of the policy in use: bounds
+    of actions may have changed since. Raises TooFew if too few are left, PipelineError if the policies are of other
+    sizes or horizons.
     """
     assert key.family is not None
     assert key.task is not None
     family, target = graph.family(key.family), f"{key.family}-{key.task}"
     policies = [read_policy(folder) for folder in (candidate, in_use)]
+    _refuse_other_sizes(target, *(loaded.description for loaded in policies))
     if family.simulates([key.task]):
         count = graph.params.promotion.episodes
         seeds = [episode_seed(FIRST_START, key.task, number, 0) for number in range(count)]
@@ -63,8 +68,20 @@ def paired_scores(
     asked = OfflineParams(**graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["offline"])
     held_out = _held_out(graph, key, asked.quality, used)
     say(f"{target}: action loss on {len(held_out.task_id)} held-out trajectories")
-    losses = [_losses(loaded, PolicyData(held_out, loaded.normalization), asked.steps) for loaded in policies]
+    unit = policies[1].normalization.action_std
+    losses = [_losses(loaded, PolicyData(held_out, loaded.normalization), asked.steps, unit) for loaded in policies]
     return PairedScores(ACTION_LOSS, -1, *losses)
+
+
+def _refuse_other_sizes(target: str, candidate: Description, in_use: Description) -> None:
+    """Raise PipelineError if two policies cannot act in the same episodes."""
+    for name in ("observation_size", "action_size", "horizon"):
+        new, old = getattr(candidate, name), getattr(in_use, name)
+        if new != old:
+            raise PipelineError(
+                f"{target}: {name} is {new} for the new policy and {old} for the one in use, so that they cannot be "
+                f"compared: `pd-pipeline promote {target} --force` puts the new one in use without a comparison"
+            )
 
 
 def _held_out(graph: Graph, key: Key, quality: str, used: Sequence[Mapping[str, set[int]]]) -> Trajectories:
@@ -80,9 +97,10 @@ def _held_out(graph: Graph, key: Key, quality: str, used: Sequence[Mapping[str, 
     return data.select(left)
 
 
-def _losses(loaded: Loaded, data: PolicyData, steps: int | None) -> np.ndarray:
-    """Action loss (m,) of a policy along m trajectories, over `steps` steps of each; None: all."""
-    return action_losses(actor_of(loaded), data, steps, loaded.description.precision == "bf16")[0]
+def _losses(loaded: Loaded, data: PolicyData, steps: int | None, unit: np.ndarray) -> np.ndarray:
+    """Action loss (m,) of a policy along m trajectories, over `steps` steps of each; None: all. `unit` (d_a,): 1."""
+    units = loaded.normalization.action_std / unit
+    return action_losses(actor_of(loaded), data, steps, loaded.description.precision == "bf16", units)[0]
 
 
 def actor_of(loaded: Loaded) -> Actors:

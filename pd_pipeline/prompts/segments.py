@@ -13,7 +13,7 @@ from pd_pipeline.storage import expect_arrays, load_arrays, save_arrays
 if TYPE_CHECKING:  # so that a policy is loaded without Parquet and Gymnasium
     from pd_pipeline.trajectories.reading import Trajectories
 
-MIN_STD = 1e-3  # an observation that hardly ever changes must not explode when it is divided by its deviation
+MIN_STD = 1e-3  # what hardly ever changes must not explode when it is divided by its deviation
 
 PROMPT_TYPES = {"x0": "float32", "y": "float32", "task_id": "int32", "episode_id": "int64", "start": "int32"}
 
@@ -98,11 +98,11 @@ class Normalization:
         rewards = np.concatenate([part.rewards for part in data]).astype(np.float64)
         low, high = (np.asarray(bound, np.float64) for bound in (metadata.action_low, metadata.action_high))
         mean = np.concatenate((observations.mean(0), (low + high) / 2, [rewards.mean()]))
-        std = np.concatenate((observations.std(0), (high - low) / 2, [rewards.std()]))
+        spread = np.maximum(observations.std(0), MIN_STD), (high - low) / 2, [max(float(rewards.std()), MIN_STD)]
         scale = max(float(np.abs(part.returns_to_go).max()) for part in data)
         return cls(
             mean.astype(np.float32),
-            np.maximum(std, MIN_STD).astype(np.float32),
+            np.concatenate(spread).astype(np.float32),
             scale if scale > 0 else 1.0,
             metadata.horizon,
             metadata.observation_size,
@@ -123,13 +123,20 @@ class Normalization:
 
     def actions(self, actions: np.ndarray) -> np.ndarray:
         """Actions (..., d_a) -> [-1, 1]."""
-        part = slice(self.observation_size, self.observation_size + self.action_size)
-        return (actions - self.mean[part]) / self.std[part]
+        return (actions - self.mean[self._action]) / self.action_std
 
     def to_actions(self, normalized: np.ndarray) -> np.ndarray:
         """[-1, 1] -> actions (..., d_a) within their bounds."""
-        part = slice(self.observation_size, self.observation_size + self.action_size)
-        return normalized * self.std[part] + self.mean[part]
+        return normalized * self.action_std + self.mean[self._action]
+
+    @property
+    def action_std(self) -> np.ndarray:
+        """Half the width (d_a,) of the bounds of actions."""
+        return self.std[self._action]
+
+    @property
+    def _action(self) -> slice:
+        return slice(self.observation_size, self.observation_size + self.action_size)
 
     def save(self, path: Path) -> None:
         """Write as safetensors."""

@@ -103,7 +103,9 @@ def study_stage(project: Graph, name: str) -> Stage:
         for stage in project.stages
         if any(is_shared(graph, stage, key) for graph in graphs for name, key in pieces(graph) if name == stage)
     ]
-    code = {file for graph in graphs for stage, key in pieces(graph) for file in made_from.code(graph, stage, key)}
+    work = [(graph, *piece) for graph in graphs for piece in pieces(graph)]
+    code = {file for each in work for file in made_from.code(*each)}
+    recordings = {file for each in work for file in made_from.recordings(*each)}
     module = "pd_pipeline.studies.stage"
     return Stage(
         PREFIX + name,
@@ -113,6 +115,7 @@ def study_stage(project: Graph, name: str) -> Stage:
         tuple(needs),
         RESULTS,
         files=(path(project.root, name), *sorted(code)),
+        recordings=tuple(sorted(recordings)),
         plots="pd_pipeline.reporting.stage_plots:study",
         preset=_plan(study, graphs),
     )

@@ -18,12 +18,20 @@ STEPS_PER_PASS = {"cpu": 2560}
 OTHERWISE = 1 << 17
 
 
-def action_losses(actors: Actors, data: PolicyData, per_trajectory: int | None, bf16: bool = False) -> np.ndarray:
+def action_losses(
+    actors: Actors,
+    data: PolicyData,
+    per_trajectory: int | None,
+    bf16: bool = False,
+    units: np.ndarray | None = None,
+) -> np.ndarray:
     """Mean squared error (n, m) of the normalised actions of n actors along m trajectories.
 
-    `per_trajectory` steps of each trajectory, evenly spaced, count; None: all.
+    `per_trajectory` steps of each trajectory, evenly spaced, count; None: all. `units` (d_a,): what a normalised action
+    of 1 is in the units of the losses; None: 1.
     """
     context, count = actors.policy.config.acting_window, len(actors)
+    scale = torch.from_numpy(np.ones(1) if units is None else units).to(data.actions)  # (d_a,) or (1,)
     total, steps = torch.zeros(count, len(data.lengths), dtype=torch.float64), torch.zeros(len(data.lengths))
     with torch.autocast(data.device_type, torch.bfloat16, enabled=bf16):
         started = actors.started()
@@ -32,7 +40,7 @@ def action_losses(actors: Actors, data: PolicyData, per_trajectory: int | None, 
             rows = torch.arange(count, device=window.actions.device).repeat_interleave(len(ends))  # (n w,)
             tiled = Steps(*(part.repeat(count, *[1] * (part.dim() - 1)) for part in window))
             predicted = started.select(rows).act(tiled).view(count, len(ends), -1)  # (n, w, d_a)
-            error = ((predicted - window.actions[:, -1]) ** 2).mean(-1)  # (n, w)
+            error = (((predicted - window.actions[:, -1]) * scale) ** 2).mean(-1)  # (n, w)
             of = torch.from_numpy(episodes)
             total.index_add_(1, of, error.cpu().double())
             steps.index_add_(0, of, torch.ones(len(of)))

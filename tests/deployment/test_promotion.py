@@ -233,6 +233,27 @@ def test_a_lost_note_of_what_is_in_use_is_written_again(content: str | None, roo
     assert note.read_text() == before
 
 
+def test_a_decision_that_is_lost_costs_no_other_one(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged one is named, with what to do; the next one gets a number that none has had."""
+    promote(graph.load(root), TARGET)
+    given(monkeypatch, [2.0, 2.0], [1.0, 1.0])
+    promote(retuned(root, 3), TARGET)
+    kept = decisions(root, TARGET)[1]
+    folder = root / "data/promoted" / TARGET / "decisions"
+    (folder / "0001.json").write_text("{}")
+    with pytest.raises(PipelineError, match=r"0001\.json.*: bring it back from a copy, or remove it: then it is forg"):
+        promote(graph.load(root), TARGET)
+    (folder / "0001.json").unlink()
+    project = retuned(root, 4)
+    third = promote(project, TARGET)
+    assert decisions(root, TARGET) == [kept, third]
+    assert sorted(path.name for path in folder.iterdir()) == ["0002.json", "0003.json"]
+    (folder / "0003.json").unlink()
+    again = promote(project, TARGET)
+    assert decisions(root, TARGET) == [kept, again]
+    assert sorted(path.name for path in folder.iterdir()) == ["0002.json", "0004.json"]
+
+
 def test_after_a_rollback_a_new_policy_is_compared_on_what_neither_was_tuned_on(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,14 +1,17 @@
 """Two policies of a target that no environment knows, compared on its held-out trajectories."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pd_pipeline import graph
+from pd_pipeline.deployment import scoring
 from pd_pipeline.deployment.policy import Loaded, read_policy
 from pd_pipeline.deployment.scoring import actor_of, paired_scores
 from pd_pipeline.deployment.writing import write_policy
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
@@ -60,6 +63,37 @@ def test_quality_and_steps_are_those_of_offline_evaluation(
     for name, scores in (("a", found.candidate), ("b", found.in_use)):
         np.testing.assert_array_equal(scores, losses(read_policy(root / name), left, steps))
     assert (found.candidate != losses(read_policy(root / "a"), left, 1)).all(), "the number of steps matters"
+
+
+def with_changes(loaded: Loaded, std: np.ndarray, **changes: int) -> Loaded:
+    """A policy whose actions have other units, and which is of other sizes."""
+    scaled = replace(loaded.normalization, std=std)
+    return replace(loaded, normalization=scaled, description=loaded.description.model_copy(update=changes))
+
+
+def test_losses_are_in_the_units_of_the_policy_in_use(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With bounds four times as wide, an error would else be a sixteenth."""
+    in_use = read_policy(root / "a")
+    std = in_use.normalization.std.copy()
+    std[in_use.normalization.observation_size : -1] *= np.array([4, 2], np.float32)
+    wide = with_changes(in_use, std)
+    monkeypatch.setattr(scoring, "read_policy", lambda folder: wide if folder.name == "b" else in_use)
+    found = paired_scores(graph.load(root), KEY, root / "b", root / "a", [], lambda _: None)
+    np.testing.assert_array_equal(found.in_use, losses(in_use, held_out(root, "expert"), 50))
+    data = PolicyData(held_out(root, "expert"), wide.normalization)
+    own = action_losses(actor_of(wide), data, 50)[0]
+    each = [action_losses(actor_of(wide), data, 50, units=np.eye(2)[i])[0] for i in (0, 1)]
+    np.testing.assert_allclose(own, each[0] + each[1], rtol=1e-5)
+    np.testing.assert_allclose(found.candidate, 16 * each[0] + 4 * each[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["observation_size", "action_size", "horizon"])
+def test_policies_of_other_sizes_are_not_compared(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_use = read_policy(root / "a")
+    other = with_changes(in_use, in_use.normalization.std, **{name: 7})
+    monkeypatch.setattr(scoring, "read_policy", lambda folder: other if folder.name == "b" else in_use)
+    with pytest.raises(PipelineError, match=f"{name} is 7 for the new policy and .*`pd-pipeline promote .* --force`"):
+        paired_scores(graph.load(root), KEY, root / "b", root / "a", [], lambda _: None)
 
 
 def test_two_trajectories_must_be_left(root: Path) -> None:

@@ -101,6 +101,15 @@ def test_actions_are_scaled_by_their_bounds() -> None:
     np.testing.assert_allclose(normalization.to_actions(np.array([-1.0, 1.0])), [-1, 10])
 
 
+def test_narrow_bounds_of_actions_are_not_left() -> None:
+    """Commands in metres per step may be far below MIN_STD."""
+    narrow = {"action_low": (-1e-5, 0.0), "action_high": (1e-5, 5e-4)}
+    normalization = Normalization.of([trajectories((9,), (0,), **narrow)])
+    np.testing.assert_allclose(
+        normalization.to_actions(np.array([[-1, -1], [1, 1]])), [[-1e-5, 0.0], [1e-5, 5e-4]], rtol=1e-6, atol=1e-12
+    )
+
+
 def test_dimensions_that_never_change_are_guarded() -> None:
     data = trajectories((20,), (0,))
     data.observations[:, 1] = 0.7

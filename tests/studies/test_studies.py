@@ -22,6 +22,7 @@ from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.studies import execution
 from pd_pipeline.studies.points import is_shared, point_graphs
 from tests.dvc_project import SMALL_PARAMS, call, change, make_project
+from tests.trajectories.test_target_data import bring
 
 PARAMS = (
     SMALL_PARAMS.replace("families: [point_robot, other]", "families: [point_robot]")
@@ -35,6 +36,7 @@ base: {run: {methods: [prompt_dt]}}
 grid: {target.few_shot: [1, 2, 5]}
 """
 STAGE = "study_few_shot"
+MORE_DATA = "methods: [prompt_dt]}, families: {point_robot: {trajectories: {episodes: {expert: {test: 7}}}}}"
 
 
 @pytest.fixture
@@ -150,6 +152,25 @@ def test_after_an_edit_only_new_points_are_done(root: Path, counted: list[str]) 
         "tuned_prompt_dt point_robot-1-0",
         "tuned_prompt_dt point_robot-3-0",
     ]
+
+
+def test_accepted_data_of_a_target_asks_for_the_study_again(root: Path, counted: list[str]) -> None:
+    """Also where its points have data of their own, so that no out of the project tells."""
+    more = STUDY.replace("methods: [prompt_dt]}", MORE_DATA).replace("[1, 2, 5]", "[2]")
+    (root / "studies/few_shot.yaml").write_text(more)
+    change(root, "horizon: 6", "horizon: 12")
+    study(root)
+    assert not is_shared(point_graphs(graph.load(root), "few_shot")[0], "target_data", Key("point_robot", 1))
+    before = rendering.digests(graph.load(root), STAGE, Key())
+    study(root)
+    counted.clear()
+    bring(root, 1, seed=1)
+    now = rendering.digests(graph.load(root), STAGE, Key())
+    assert {name for name in now if now[name] != before.get(name)} == {"recordings"}
+    study(root)
+    assert "target_data point_robot-1" in counted
+    assert STAGE in counted, counted
+    assert "target_data point_robot-3" not in counted, "it has no new data"
 
 
 def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
