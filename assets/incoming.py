@@ -20,6 +20,9 @@ from pd_pipeline.storage import digest
 
 REASON = "reason"
 """The tag of a run that says why it was asked for."""
+FILES = "dropped_files"
+"""The tag of a run with the digest of the files that it takes."""
+ATTEMPTS = 3
 
 
 def take_job(project: Graph) -> dg.JobDefinition:
@@ -92,7 +95,7 @@ def new_data_sensor(root: Path, take: dg.JobDefinition, retune: UnresolvedAssetJ
     def body(context: dg.SensorEvaluationContext) -> dg.SensorResult | dg.SkipReason:
         try:
             project = graph.load(root)
-            found = _asked(project, json.loads(context.cursor or "{}"))
+            found = _asked(project, context.instance, json.loads(context.cursor or "{}"))
             wanted = targets(project)
         except PipelineError as error:
             return dg.SkipReason(str(error))
@@ -109,15 +112,16 @@ def new_data_sensor(root: Path, take: dg.JobDefinition, retune: UnresolvedAssetJ
     return body
 
 
-def _asked(project: Graph, before: dict[str, str]) -> tuple[list[dg.RunRequest], dict[str, str]]:
+def _asked(
+    project: Graph, instance: dg.DagsterInstance, before: dict[str, str]
+) -> tuple[list[dg.RunRequest], dict[str, str]]:
     """What to run, and for each target the version of its accepted data that a run was asked for."""
     requests, now = [], {}
     settle = project.params.automation.settle_seconds
     others = not_run(project)
     if complete := [file.path for file in dropped(project.root, settle) if file.complete and file.family not in others]:
         stamps = [(str(path), path.lstat().st_ctime_ns) for path in complete]
-        key = sha256(json.dumps(stamps).encode()).hexdigest()
-        requests.append(dg.RunRequest(run_key=f"take {key}", job_name="take_new_data"))
+        requests += _taking(instance, sha256(json.dumps(stamps).encode()).hexdigest())
     for family, tasks in project.accepted.items():
         for task in tasks:
             target, version = f"{family}-{task}", _version(project, family, task)
@@ -126,6 +130,15 @@ def _asked(project: Graph, before: dict[str, str]) -> tuple[list[dg.RunRequest],
                 reason = "more data" if target in before else "new data"
                 requests.append(request(project, target, reason, f"{target} {version}"))
     return requests, now
+
+
+def _taking(instance: dg.DagsterInstance, files: str) -> list[dg.RunRequest]:
+    """Ask that files be taken, again if that failed, until it has failed too often; `files`: their digest."""
+    over = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+    failed = instance.get_runs_count(dg.RunsFilter(job_name="take_new_data", tags={FILES: files}, statuses=over))
+    if failed >= ATTEMPTS:
+        return []
+    return [dg.RunRequest(run_key=f"take {files} {failed}", job_name="take_new_data", tags={FILES: files})]
 
 
 def _version(project: Graph, family: str, task: int) -> str:

@@ -48,12 +48,13 @@ def schedules(
     def out_of_date_targets(context: dg.ScheduleEvaluationContext, now: Graph) -> Requests:
         context.instance.add_dynamic_partitions(str(TARGETS.name), targets(now))
         reasons = {target: _reason(now, target) for target in targets(now)}
-        return [request(now, target, reason) for target, reason in reasons.items() if reason]
+        return [request(now, target, reason, target) for target, reason in reasons.items() if reason]
 
     def out_of_date_results(_: dg.ScheduleEvaluationContext, now: Graph) -> Requests:
         whys = {key: [lineage.why(now, stage, key) for stage in _results(now)] for key in now.keys("evaluation")}
         found = [
             dg.RunRequest(
+                run_key=str(key),  # Dagster asks for keys where there are several requests
                 partition_key=str(key),
                 asset_selection=[dg.AssetKey(stage) for stage in _results(now)],
                 tags={REASON: next(filter(None, reasons))},

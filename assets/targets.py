@@ -21,6 +21,7 @@ from pd_pipeline import __version__, guard
 from pd_pipeline.decisions import decisions, folder_of
 from pd_pipeline.deployment import promotion
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import retuning, store
 from pd_pipeline.incoming.ingest import quarantined
@@ -135,6 +136,9 @@ def _policy(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
         try:
             promotion.promote(now, context.partition_key, context.log.info)
             yield _in_use(now, context.partition_key)
+        except TooFew as waits:  # for more data: what is in use stays
+            context.log.info(f"{context.partition_key}: waits: {waits}")
+            yield _in_use(now, context.partition_key, str(waits))
         except PipelineError as error:
             raise failure(error) from None
 
@@ -228,8 +232,8 @@ def _shown(project: Graph, target: str, pieces: list[tuple[str, Key]]) -> tuple[
     return next((piece for piece in pieces if piece[0] == wanted), pieces[-1])
 
 
-def _in_use(project: Graph, target: str) -> dg.MaterializeResult:
-    """The event of what is in use of a target, and of the last decision on it."""
+def _in_use(project: Graph, target: str, waits: str = "") -> dg.MaterializeResult:
+    """The event of what is in use of a target, and of the last decision on it; `waits`: what the next one waits for."""
     last = decisions(project.root, target)[-1]
     now = promotion.in_use(project.root, target)
     assert now is not None, "the first policy of a target is always put in use"
@@ -244,6 +248,7 @@ def _in_use(project: Graph, target: str) -> dg.MaterializeResult:
             "method": last.method,
             "decision": last.outcome,
             "reason": last.reason,
+            "next_decision_waits_for": waits or "nothing",
             **{name: value for name, value in figures.items() if value is not None},
             **describe(folder),
         },

@@ -112,6 +112,36 @@ def test_targets_are_tuned_again_when_their_data_or_models_changed(root: Path, i
     assert request.tags["reason"] == f"tuned_prompt_dt {NEW}-0: data/plm/point_robot-0 changed"
 
 
+def test_several_requests_of_a_tick_have_keys(root: Path, instance: dg.DagsterInstance) -> None:
+    """Dagster refuses them otherwise."""
+    change(root, "seeds: [0]", "seeds: [0, 1]")
+    make(root, *graph.load(root).stages)
+    change(root, "bootstrap: 50", "bootstrap: 51")
+    results = tick(root, "report", instance)
+    assert {request.run_key for request in results} == {"point_robot-0", "point_robot-1"}  # type: ignore[union-attr]
+    drop(root)
+    drop(root, task=58)
+    take(graph.load(root))
+    targets = tick(root, "retune", instance)
+    assert {request.run_key for request in targets} == {NEW, "point_robot-58"}  # type: ignore[union-attr]
+
+
+def test_retraining_does_what_data_of_a_new_target_ask_for(root: Path, instance: dg.DagsterInstance) -> None:
+    """Also by definitions that were loaded before there were any."""
+    before = build(root)
+    drop(root)
+    take(graph.load(root))
+    job = before.resolve_job_def("bring_up_to_date")
+    assert job.execute_in_process(instance=instance).success
+    assert tick(root, "retrain", instance) == "everything is up to date"
+
+
+def test_without_new_targets_there_is_nothing_to_evaluate_for_them(root: Path, instance: dg.DagsterInstance) -> None:
+    result = build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance)
+    assert result.success
+    assert "make_target_evaluation" in {event.step_key for event in result.all_events if event.is_step_success}
+
+
 def test_wrong_params_are_said(root: Path, instance: dg.DagsterInstance) -> None:
     definitions = build(root)
     change(root, "settle_seconds: 0", "settle_seconds: never")

@@ -6,9 +6,12 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from assets import incoming
 from assets.definitions import build
 from assets.partitions import ACCEPTED, ADAPTATION, IN_USE, OF_TARGETS, TARGETS, known_targets
 from pd_pipeline import graph, lineage, load_policy
+from pd_pipeline.deployment import promotion
+from pd_pipeline.evaluation.offline import TooFew
 from pd_pipeline.progress import silent
 from pd_pipeline.stages import TARGET_EVALUATION
 from pd_pipeline.trajectories.reading import write
@@ -161,6 +164,49 @@ def test_a_file_that_is_put_back_from_quarantine_is_taken_again(root: Path, inst
         place.rename(moved)  # to quarantine and back, unchanged
         moved.rename(place)
     assert asked[0] != asked[1]
+
+
+def test_a_run_that_failed_to_take_files_is_asked_for_again(
+    root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few times, and anew for other files."""
+
+    def broken(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(incoming, "take", broken)
+    drop(root)
+    keys = []
+    for _ in range(3):
+        (request,) = getattr(tick(root, instance, None), "run_requests", [])
+        assert requests(tick(root, instance, None)) == [("take_new_data", None)]
+        keys.append(request.run_key)
+        job = build(root).resolve_job_def("take_new_data")
+        assert not job.execute_in_process(instance=instance, tags=request.tags, raise_on_error=False).success
+    assert len(set(keys)) == 3
+    assert requests(tick(root, instance, None)) == []
+    drop(root, seed=2)
+    assert requests(tick(root, instance, None)) == [("take_new_data", None)]
+
+
+def test_what_a_comparison_waits_for_is_no_failure(
+    root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy in use stays, and its event says what for."""
+    drop(root)
+    run(root, instance, "take_new_data")
+    tick(root, instance, None)
+    assert metadata_of(run(root, instance, "retune_target", NEW), IN_USE)["next_decision_waits_for"] == "nothing"
+
+    def too_few(*_: object) -> None:
+        raise TooFew(57, 1, "expert")
+
+    monkeypatch.setattr(promotion, "paired_scores", too_few)
+    change(root, "tuned_prompt_dt: {}", "tuned_prompt_dt: {prompts: 2}")
+    found = run(root, instance, "retune_target", NEW)
+    assert found.success
+    assert metadata_of(found, IN_USE)["version"] == 1
+    assert "1 of the 2 trajectories" in str(metadata_of(found, IN_USE)["next_decision_waits_for"])
 
 
 def test_a_target_with_too_few_trajectories_waits(root: Path, instance: dg.DagsterInstance) -> None:
