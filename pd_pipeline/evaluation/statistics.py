@@ -108,7 +108,7 @@ def position(
     There is no interval where in some draw or seed the ceiling is not above the floor: no scale, no place on it.
     """
     three = (scores, floor, ceiling)
-    means = np.array([[_mean_over_tasks(seed) for seed in each] for each in three])  # (3, seeds)
+    means = _seed_means(three)  # (3, seeds)
     value = normalized(*means.mean(1).tolist())
     if value is None:
         return None
@@ -135,18 +135,17 @@ def above_middle(
     Unlike a margin taken from the two means, its interval knows that the distance between them is uncertain as well.
     """
     three = (scores, floor, ceiling)
-    if len(scores) > 1:
-        seeds = [
-            _less_middle(*(np.array(_mean_over_tasks(each[seed])) for each in three)) for seed in range(len(scores))
-        ]
-        return student(float(np.mean(seeds)), [float(value) for value in seeds], confidence)
-    value = _less_middle(*(np.array(_mean_over_tasks(each[0])) for each in three))
-    drawn = _less_middle(*(_drawn_means(each[0], rng, draws) for each in three))  # (draws,)
-    return Estimate(float(value), *_percentiles(drawn, confidence))
+    ours, low, high = _seed_means(three)  # (seeds,) each
+    above = ours - (low + high) / 2  # (seeds,)
+    if len(above) > 1:
+        return student(float(above.mean()), above, confidence)
+    ours, low, high = (_drawn_means(each[0], rng, draws) for each in three)  # (draws,) each
+    return Estimate(float(above[0]), *_percentiles(ours - (low + high) / 2, confidence))
 
 
-def _less_middle(ours: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    return ours - (low + high) / 2
+def _seed_means(several: Sequence[Scores]) -> np.ndarray:
+    """(methods, seeds): the means of some methods over tasks."""
+    return np.array([[_mean_over_tasks(seed) for seed in scores] for scores in several])
 
 
 def _mean_over_tasks(tasks: Sequence[np.ndarray]) -> float:

@@ -52,6 +52,9 @@ class GymnasiumParams(FamilyParams):
     )
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
     options: dict[str, Any] = Field(default={}, description="keyword arguments that all tasks share")
+    success: bool = Field(
+        default=True, description="whether infos say when an episode succeeds; false: no rates of success are shown"
+    )
     behaviors: dict[Name, BehaviorParams] = Field(min_length=1)
 
 
@@ -98,7 +101,8 @@ class GymnasiumFamily(Family):
                 random: {random: true}
 
     Observation: a one-dimensional Box. Action: a one-dimensional Box with finite bounds. Reward: the environment's own.
-    Success: `info["success"]` or `info["is_success"]`, else never. End: the environment's own, or the horizon.
+    Success: `info["success"]` or `info["is_success"]`; `success: false` where there is neither.
+    End: the environment's own, or the horizon.
     No two tasks may be the same; an environment with a single task has `tasks: [{}, {}]`, to train on and as target.
     A behaviour is a function (environment, observation, rng, **arguments) -> action; `environment.unwrapped` is the
     user's object, so an expert can read the goal. Noise is added before actions are clipped to the bounds, and the
@@ -133,6 +137,11 @@ class GymnasiumFamily(Family):
                     "give each other arguments, or remove one (a single task has its arguments in `options`, and "
                     "`tasks: [{}, {}]`)"
                 )
+
+    @property
+    def has_success(self) -> bool:  # type: ignore[override]
+        """Whether episodes can succeed, as params.yaml says."""
+        return self.params.success
 
     @property
     def named(self) -> str:

@@ -161,8 +161,8 @@ def over_all(published: Path, reference: str) -> list[Compared]:
     """Every method of the published families that had the same data as `reference` against it, over all of them."""
     files = sorted(published.glob("*/scores.csv"))
     given = {method: found.given for method, found in Results(files[0].parent).metrics.items()}
-    same = [method for method in given if same_data(given, method, given[reference].method) == reference]
-    same = [method for method in same if given[method].own_task]
+    base = given[reference].method
+    same = [name for name, data in given.items() if data.own_task and same_data(given, name, base) == reference]
     scale = comparison.on_one_scale({f: t.filter(pl.col("method").is_in(same)) for f, t in of_files(files).items()})
     return comparison.rows({ALL: scale[ALL]}, reference)
 

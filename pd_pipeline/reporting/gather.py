@@ -90,8 +90,10 @@ class FamilyResults:
 
     def goal_position(self, task: int) -> np.ndarray | None:
         """Where the goal of a task is (2 or 3,), in the frame of the first observation channels; None if unknown."""
-        position = self.goals.get(task, {}).get("position")
-        return np.asarray(position, float) if position is not None and len(position) in (2, 3) else None
+        position = self.goals.get(task, {}).get("position")  # a user's goal may hold anything under this name
+        if not isinstance(position, list | tuple) or len(position) not in (2, 3):
+            return None
+        return np.asarray(position, float) if all(isinstance(part, int | float) for part in position) else None
 
 
 def data_name(given: Given) -> str:

@@ -53,7 +53,10 @@ def _episodes(results: FamilyResults, method: str, task: int | None = None, seed
 
 @styled
 def goal_distance(results: FamilyResults) -> Figure:
-    """Distance to the goal over the steps: mean over targets and seeds, the band from the best to the worst."""
+    """Distance to the goal over the steps: mean over targets and seeds, the band from the best to the worst.
+
+    An episode that has ended counts no longer.
+    """
     figure, (axes,) = new_figure(2.7)
     for method in results.methods:
         color, _ = results.styles[method]
@@ -64,10 +67,13 @@ def goal_distance(results: FamilyResults) -> Figure:
                 distances.append(np.linalg.norm(episode.observations[:, : len(goal)] - goal, axis=1))
         if not distances:
             continue
-        steps = min(len(d) for d in distances)
-        stacked = np.stack([d[:steps] for d in distances])  # (episodes, T)
-        axes.fill_between(range(steps), stacked.min(0), stacked.max(0), color=color, alpha=0.1, linewidth=0)
-        axes.plot(stacked.mean(0), color=color, label=method)
+        steps = max(len(each) for each in distances)
+        stacked = np.full((len(distances), steps), np.nan)  # (episodes, T); nan where an episode has ended
+        for row, each in zip(stacked, distances, strict=True):
+            row[: len(each)] = each
+        lowest, highest, mean = np.nanmin(stacked, 0), np.nanmax(stacked, 0), np.nanmean(stacked, 0)
+        axes.fill_between(range(steps), lowest, highest, color=color, alpha=0.1, linewidth=0)
+        axes.plot(mean, color=color, label=method)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
     axes.set_ylabel("distance to the goal")

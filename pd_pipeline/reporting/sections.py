@@ -118,8 +118,8 @@ def _rollouts(results: FamilyResults) -> Drawn:
         ),
         (
             "Distance to the goal",
-            "Lines are means over targets and seeds, bands reach from the closest to the farthest rollout: a line that "
-            "stays up never found the goal.",
+            "Lines are means over targets and seeds, bands reach from the closest to the farthest rollout; one "
+            "that has ended counts no longer. A line that stays up never found the goal.",
             paths.goal_distance(results),
         ),
     ]

@@ -51,6 +51,10 @@ def test_spaces_splits_and_goals() -> None:
     assert made.qualities == ("expert", "medium", "random")
 
 
+def test_whether_episodes_can_succeed_is_a_parameter() -> None:
+    assert [made.has_success for made in (family(), family(success=False))] == [True, False]
+
+
 def test_environment_takes_its_task_and_the_shared_options() -> None:
     environment = family(options={"start": 0.25}).make(2)
     assert environment.unwrapped.goal == 1.0

@@ -1,0 +1,40 @@
+"""Rollouts in the plane, where it is known where the goal is."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pd_pipeline import config
+from pd_pipeline.reporting import paths
+from pd_pipeline.reporting.gather import Episode, FamilyResults, gather
+
+
+@pytest.fixture
+def results(reported_project: Path) -> FamilyResults:
+    folders = {path.name: path for path in (reported_project / "data").iterdir() if path.is_dir()}
+    return gather(folders, config.load(reported_project), "point_robot", reported_project, draws=50)
+
+
+@pytest.mark.parametrize("position", [0.5, "left", [1.0], [1, 2, 3, 4], ["a", "b"], {"x": 1}, None])
+def test_a_goal_may_hold_anything_under_the_name_of_a_position(results: FamilyResults, position: Any) -> None:
+    """A task of a user's environment may have an argument `position`."""
+    task = results.targets[0]
+    assert replace(results, goals={task: {"position": position}}).goal_position(task) is None
+    there = replace(results, goals={task: {"position": [1, 2.5]}}).goal_position(task)
+    assert there is not None
+    assert there.tolist() == [1.0, 2.5]
+
+
+def test_an_episode_that_ends_early_does_not_cut_the_others(results: FamilyResults) -> None:
+    task, method = results.targets[0], results.methods[0]
+
+    def episode(length: int, distance: float) -> Episode:
+        observations = np.tile([1.0 + distance, 2.5], (length, 1))
+        return Episode(method, task, 0, observations, np.zeros((length, 2)), 0.0, None)
+
+    found = replace(results, goals={task: {"position": [1.0, 2.5]}}, episodes=[episode(3, 2.0), episode(7, 6.0)])
+    (line,) = paths.goal_distance(found).axes[0].get_lines()
+    np.testing.assert_allclose(line.get_ydata(), [4.0] * 3 + [6.0] * 4)
