@@ -99,10 +99,10 @@ def new_data_sensor(root: Path, take: dg.JobDefinition, retune: UnresolvedAssetJ
             wanted = targets(project)
         except PipelineError as error:
             return dg.SkipReason(str(error))
-        requests, cursor = found
+        requests, cursor, gave_up = found
         missing = sorted({*wanted} - {*known_targets(context.instance)})
         if not requests and not missing:
-            return dg.SkipReason("nothing new")
+            return dg.SkipReason(gave_up or "nothing new")
         return dg.SensorResult(
             run_requests=requests,
             dynamic_partitions_requests=[TARGETS.build_add_request(missing)] if missing else [],
@@ -114,14 +114,18 @@ def new_data_sensor(root: Path, take: dg.JobDefinition, retune: UnresolvedAssetJ
 
 def _asked(
     project: Graph, instance: dg.DagsterInstance, before: dict[str, str]
-) -> tuple[list[dg.RunRequest], dict[str, str]]:
-    """What to run, and for each target the version of its accepted data that a run was asked for."""
-    requests, now = [], {}
+) -> tuple[list[dg.RunRequest], dict[str, str], str]:
+    """What to run; target -> the version of its accepted data that a run was asked for; what it gave up, or nothing."""
+    requests, now = [], dict[str, str]()
+    gave_up = ""
     settle = project.params.automation.settle_seconds
     others = not_run(project)
     if complete := [file.path for file in dropped(project.root, settle) if file.complete and file.family not in others]:
         stamps = [(str(path), path.lstat().st_ctime_ns) for path in complete]
-        requests += _taking(instance, sha256(json.dumps(stamps).encode()).hexdigest())
+        requests += (taking := _taking(instance, sha256(json.dumps(stamps).encode()).hexdigest()))
+        if not taking:
+            more = f" and {len(complete) - 1} more" if len(complete) > 1 else ""
+            gave_up = f"{complete[0]}{more}: {ATTEMPTS} runs of take_new_data failed: see why, and touch the file"
     for family, tasks in project.accepted.items():
         for task in tasks:
             target, version = f"{family}-{task}", _version(project, family, task)
@@ -129,7 +133,7 @@ def _asked(
             if before.get(target) != version:
                 reason = "more data" if target in before else "new data"
                 requests.append(request(project, target, reason, f"{target} {version}"))
-    return requests, now
+    return requests, now, gave_up
 
 
 def _taking(instance: dg.DagsterInstance, files: str) -> list[dg.RunRequest]:

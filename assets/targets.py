@@ -234,30 +234,32 @@ def _shown(project: Graph, target: str, pieces: list[tuple[str, Key]]) -> tuple[
 
 def _in_use(project: Graph, target: str, waits: str = "") -> dg.MaterializeResult:
     """The event of what is in use of a target, and of the last decision on it; `waits`: what the next one waits for."""
-    last = decisions(project.root, target)[-1]
+    made = decisions(project.root, target)
     now = promotion.in_use(project.root, target)
     assert now is not None, "the first policy of a target is always put in use"
     version, since = now
     folder = folder_of(project.root, target) / f"{version:04d}"
-    figures = {"candidate": last.candidate, "in_use_before": last.in_use, "margin": last.margin}
+    last = made[-1] if made else None  # all of them may have been lost
+    names = {"candidate": "candidate", "in_use_before": "in_use", "margin": "margin"}
+    figures = {shown: getattr(last, name, None) for shown, name in names.items()}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest(folder)),
         metadata={
             "version": version,
             "since": since,
-            "method": last.method,
-            "decision": last.outcome,
-            "reason": last.reason,
+            "method": last.method if last else "unknown",
+            "decision": last.outcome if last else "lost",
+            "reason": last.reason if last else "",
             "next_decision_waits_for": waits or "nothing",
             **{name: value for name, value in figures.items() if value is not None},
             **describe(folder),
         },
         check_results=[
             dg.AssetCheckResult(
-                passed=last.outcome != "refused",
+                passed=last is None or last.outcome != "refused",
                 check_name=NOT_REFUSED,
                 severity=dg.AssetCheckSeverity.WARN,
-                description=last.reason,
+                description=last.reason if last else "the decisions on it are lost",
             )
         ],
     )

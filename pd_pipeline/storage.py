@@ -148,6 +148,8 @@ def read_model(path: Path, model: type[P], advice: str = _AGAIN) -> P:
 
     `advice` ends the message: what to do about a file that no stage makes.
     """
+    if not path.is_file() and advice != _AGAIN:
+        raise PipelineError(f"{path}: no such file{advice}")
     try:
         return parse(model, read_json(path), str(path))
     except PipelineError as error:

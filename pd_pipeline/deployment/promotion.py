@@ -99,7 +99,9 @@ def roll_back(root: Path, target: str) -> Decision:
     with locks.held(root, "promote", target):
         earlier = _finished(root, target)
         now = current(home).version
-        before = next((d.against for d in earlier if (d.outcome, d.version) == ("promoted", now)), None)
+        replaced = [d.against for d in earlier if (d.outcome, d.version) == ("promoted", now)]
+        older = [version for version in versions(home) if version < now]
+        before = replaced[0] if replaced else max(older, default=None)  # the decision may have been lost
         if before is None:
             raise PipelineError(f"{home}: version {now} is the oldest one: there is nothing to go back to")
         known = describe(back := home / f"{before:04d}")

@@ -49,14 +49,16 @@ def paired_scores(
     held-out trajectories of the target, those that are in none of `used` (quality -> episodes). Quality and steps of
     these are those of `evaluation.offline`, and the losses of both are in the action units of the policy in use: bounds
     of actions may have changed since. Raises TooFew if too few are left, PipelineError if the policies are of other
-    sizes or horizons.
+    sizes, or of other horizons and one of them is too short.
     """
     assert key.family is not None
     assert key.task is not None
     family, target = graph.family(key.family), f"{key.family}-{key.task}"
     policies = [read_policy(folder) for folder in (candidate, in_use)]
-    _refuse_other_sizes(target, *(loaded.description for loaded in policies))
+    about = [loaded.description for loaded in policies]
+    _refuse_others(target, about, "observation_size", "action_size")
     if family.simulates([key.task]):
+        _refuse_others(target, about, "horizon")
         count = graph.params.promotion.episodes
         seeds = [episode_seed(FIRST_START, key.task, number, 0) for number in range(count)]
         scores = []
@@ -68,15 +70,17 @@ def paired_scores(
     asked = OfflineParams(**graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["offline"])
     held_out = _held_out(graph, key, asked.quality, used)
     say(f"{target}: action loss on {len(held_out.task_id)} held-out trajectories")
+    if int(held_out.lengths.max()) > min(each.horizon for each in about):
+        _refuse_others(target, about, "horizon")
     unit = policies[1].normalization.action_std
     losses = [_losses(loaded, PolicyData(held_out, loaded.normalization), asked.steps, unit) for loaded in policies]
     return PairedScores(ACTION_LOSS, -1, *losses)
 
 
-def _refuse_other_sizes(target: str, candidate: Description, in_use: Description) -> None:
-    """Raise PipelineError if two policies cannot act in the same episodes."""
-    for name in ("observation_size", "action_size", "horizon"):
-        new, old = getattr(candidate, name), getattr(in_use, name)
+def _refuse_others(target: str, policies: Sequence[Description], *names: str) -> None:
+    """Raise PipelineError if two policies, the new one first, cannot act in the same episodes."""
+    for name in names:
+        new, old = (getattr(policy, name) for policy in policies)
         if new != old:
             raise PipelineError(
                 f"{target}: {name} is {new} for the new policy and {old} for the one in use, so that they cannot be "

@@ -58,9 +58,7 @@ class D4RLSource(Source):
                     "vector of numbers; images cannot be imported"
                 )
             steps = len(observations)
-            for name in (name for name in (*READ, *INFOS.values()) if name in file):
-                if len(file[name]) != steps:
-                    raise PipelineError(f"{path}: {name} has {len(file[name]):,} steps, but observations {steps:,}")
+            _refuse_other_shapes(path, file, steps)
             self.observation = [Part("observations", observations.shape[1])]
             self.action_size = actions.shape[1]
             self.has_reward, self.has_success = "rewards" in file, INFOS["success"] in file
@@ -125,6 +123,27 @@ class D4RLSource(Source):
         with self._open() as file:
             for first in range(0, int(self._ends[-1]), ROWS):
                 yield file["actions"][first : first + ROWS].astype(np.float32)
+
+
+def _refuse_other_shapes(path: Path, file: Any, steps: int) -> None:
+    """Raise PipelineError for an array that has not one row for each step, or not the numbers that it should."""
+    for name in (name for name in (*READ, *INFOS.values()) if name in file):
+        shape, kind = getattr(file[name], "shape", ()), getattr(getattr(file[name], "dtype", None), "kind", "")
+        if not shape or shape[0] != steps:
+            found = f"{shape[0]:,} steps" if shape else "no steps"
+            raise PipelineError(f"{path}: {name} has {found}, but observations {steps:,}")
+        if name not in ("observations", "actions") and shape not in ((steps,), (steps, 1)):
+            raise PipelineError(f"{path}: {name} has shape {shape}: one number for each step is needed")
+        integers = name in (INFOS["task"], INFOS["number"])
+        if kind not in ("iu" if integers else "biuf"):
+            wanted = "whole numbers" if integers else "numbers"
+            raise PipelineError(f"{path}: {name} holds {file[name].dtype}, but {wanted} are needed")
+        if integers and steps and int(_least(file[name])) < 0:
+            raise PipelineError(f"{path}: {name} holds {_least(file[name])}: tasks and episodes are numbered from 0 on")
+
+
+def _least(array: Any) -> int:
+    return min(int(array[first : first + ROWS].min()) for first in range(0, len(array), ROWS))
 
 
 def _ends(file: Any, steps: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """`pd-pipeline import`: a data set of another program becomes trajectories of a family without a simulator.
 
-The source is read episode by episode, every step is checked as everywhere, and each of its data sets becomes one new
-file in data/imported/<family>/, complete or not at all. Files that are there are never changed.
+With a folder of the drop zone it becomes new data of a target (`exchange.drop`). The source is read episode by episode,
+every step is checked as everywhere, and each of its data sets becomes one new file in data/imported/<family>/, complete
+or not at all. Files that are there are never changed.
 """
 
 import os
@@ -11,12 +12,12 @@ from operator import itemgetter
 from pathlib import Path
 
 from pd_pipeline import config, locks
-from pd_pipeline import graph as graphs
 from pd_pipeline.config import PARAMS_FILE, Name, Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.exchange.drop import Limits, for_target, is_dropped
 from pd_pipeline.exchange.formats import open_sources
 from pd_pipeline.exchange.mapping import ActionBounds, Asked, action_bounds, describe, refuse
-from pd_pipeline.exchange.new_episodes import Digests, columns_of, digests_of, new_episodes
+from pd_pipeline.exchange.new_episodes import columns_of, digests_of, new_episodes
 from pd_pipeline.exchange.source import Source
 from pd_pipeline.families.base import BY_NAME
 from pd_pipeline.families.registry import BUILT_IN
@@ -27,7 +28,7 @@ from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes
 from pd_pipeline.trajectories.episodes import row_groups
 from pd_pipeline.trajectories.reading import read_metadata, write
-from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata, limits_of
+from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
 IMPORTED = Path("data/imported")
@@ -50,14 +51,17 @@ def bring(
     Raises PipelineError for what cannot be mapped, what validation refuses, and what was imported otherwise before.
     """
     folder = _folder(root, family, out)
-    limits = limits_of(graphs.load(root).family(family)) if _is_dropped(root, folder) else {}
+    limits: Limits = {}
+    if is_dropped(root, folder):
+        asked, limits = for_target(root, family, folder, asked)
     sources = open_sources(source, named, asked.without)
     with locks.held(root, "import", family):
         waiting = folder / f".import.{os.getpid()}.tmp"
         for left in folder.glob(".import.*.tmp"):  # of killed processes, since we hold the lock
             remove(left)
-        known = {path: read_metadata(path) for path in sorted(folder.glob("*.parquet"))}
-        present: Digests = {}
+        known = {} if limits else {path: read_metadata(path) for path in _parquet(folder)}
+        present = digests_of(known)
+        of_family: dict[str, dict[int, int]] = {}  # family of the sources -> task of theirs -> task
         made: list[Path] = []
         try:
             for one in sources:
@@ -69,22 +73,22 @@ def bring(
                     options=asked.model_dump(mode="json", exclude_defaults=True),
                     versions=one.versions,
                 )
-                if (before := _imported(known, origin)) is not None:
-                    say(f"{one.name}: imported already, as {before}: nothing to do")
-                    continue
+                before = _imported(known, origin)
                 refuse(one, asked, known, limits)
-                if known and not present:
-                    present = digests_of(known)
-                tasks, new = new_episodes(one, asked, known, present)
+                same = of_family.setdefault(one.stated.family, {}) if one.stated else {}
+                tasks, new = new_episodes(one, asked, known, present, same)
                 if not tasks:
-                    say(f"{one.name}: all of its episodes are in {folder} already: nothing to do")
+                    where = (
+                        f"imported already, as {before}" if before else f"all of its episodes are in {folder} already"
+                    )
+                    say(f"{one.name}: {where}: nothing to do")
                     continue
                 _refuse_targets(root, family, tasks, folder)
                 bounds = action_bounds(one, asked, known, limits)
                 horizon = limits.get("horizon", one.horizon)
                 metadata = describe(one, family, asked, origin, known, tasks, bounds, horizon)
                 _explain(one, metadata, tasks, new, bounds, asked, say)
-                path = waiting / f"{metadata.quality}-{origin.digest[:12]}.parquet"
+                path = waiting / _free_name(folder, f"{metadata.quality}-{origin.digest[:12]}")
                 _write(path, one, metadata, tasks, new, asked, known, progress)
                 known[path] = metadata
                 made.append(path)
@@ -105,7 +109,7 @@ def _folder(root: Path, family: str, out: Path | None) -> Path:
     block = params.block(family, "environment") if params is not None else {}
     ways = [way for way in ("entry_point", *BY_NAME) if block.get(way) is not None]
     simulated = "data" not in ways and (ways or family in BUILT_IN)
-    if simulated and (out is None or not _is_dropped(root, out)):
+    if simulated and (out is None or not is_dropped(root, out)):
         raise PipelineError(
             f"--family {family}: this family has a simulator, so that its trajectories are collected: give imported "
             f"ones another name, or bring those of a target by --out {drop_zone.FOLDER}/{family}/TASK"
@@ -113,15 +117,21 @@ def _folder(root: Path, family: str, out: Path | None) -> Path:
     return out if out is not None else root / block.get("data", IMPORTED / family)
 
 
-def _is_dropped(root: Path, folder: Path) -> bool:
-    """Whether a folder is in the drop zone."""
-    return (root / drop_zone.FOLDER).resolve() in (root / folder).resolve().parents
+def _parquet(folder: Path) -> list[Path]:
+    """The trajectory files of a folder: hidden ones are none."""
+    return sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+
+
+def _free_name(folder: Path, stem: str) -> str:
+    """A file name that the folder does not have: of a source whose other episodes are there already."""
+    names = (f"{stem}{number}.parquet" for number in ("", *(f"-{count}" for count in range(2, 10_000))))
+    return next(name for name in names if not (folder / name).exists())
 
 
 def _refuse_targets(root: Path, family: str, tasks: Mapping[int, int], folder: Path) -> None:
     """Raise PipelineError if data would be pre-trained on whose task is a target with accepted data."""
     taken = sorted(task for task in set(tasks.values()) if store.files(root, family, task))
-    if taken and not _is_dropped(root, folder):
+    if taken and not is_dropped(root, folder):
         raise PipelineError(
             f"task {taken[0]} of {family} is a target with accepted data, and what is in {folder} is pre-trained on: "
             f"bring more of it by --out {drop_zone.FOLDER}/{family}/{taken[0]} and `pd-pipeline ingest`"
@@ -129,7 +139,9 @@ def _refuse_targets(root: Path, family: str, tasks: Mapping[int, int], folder: P
 
 
 def declaration(root: Path, family: str, folder: Path) -> str:
-    """What to add to params.yaml so that the imported family is known; empty if it is."""
+    """What to do next: add the family to params.yaml, if that does not know it, or take the data of a target."""
+    if is_dropped(root, folder):
+        return "`pd-pipeline ingest` checks and takes it"
     path = root / PARAMS_FILE
     declared = (config.load(root).families if path.is_file() else {}).get(family) or {}
     if (declared.get("environment") or {}).get("data"):

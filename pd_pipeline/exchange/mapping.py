@@ -42,7 +42,10 @@ def refuse(source: Source, asked: Asked, known: Mapping[Path, TrajectoryMetadata
         )
     if asked.reward == "success" and not source.has_success:
         raise PipelineError(f"{source.name}: --reward success: it does not say which steps succeed: give a number")
-    sizes = [(f"in {path}", metadata.observation_size, metadata.action_size) for path, metadata in known.items()]
+    sizes = [
+        (f"in {file.origin[-1].source if file.origin else path}", file.observation_size, file.action_size)
+        for path, file in known.items()
+    ]
     if limits:
         sizes.append(("in this family", limits["observation_size"], len(limits["action_low"])))
     for where, *wanted in sizes:
@@ -91,17 +94,21 @@ def goals_of(known: Mapping[Path, TrajectoryMetadata]) -> Goals:
 def assign(goals: Goals, existing: Goals, asked: int | None, sharing: Mapping[int, int]) -> dict[int, int]:
     """Task of the source -> task of the family.
 
-    A task with a goal that the family has is that task, and so is one without a goal that shares an episode with it
-    (`sharing`: task of the source -> that of the family). Any other keeps its number if the family does not have it,
-    else it gets the next free one.
+    A task with a goal that the family has is that task, and so is one without a goal that shares episodes with it
+    (`sharing`: task of the source -> that of the family); of several with the goal, the one that shares episodes. Any
+    other keeps its number if the family does not have it, else it gets the next free one.
     """
     if asked is not None:
         return dict.fromkeys(goals, asked)
     found: dict[int, int] = {}
-    by_goal = {repr(sorted(goal.items())): task for task, goal in existing.items() if goal}
     for task, goal in sorted(goals.items()):
-        taken = {*existing, *found.values()}
-        same = by_goal.get(repr(sorted(goal.items()))) if goal else sharing.get(task)
+        taken, alike = {*existing, *found.values()}, sharing.get(task)
+        with_goal = sorted(of for of, known in existing.items() if known == goal) if goal else []
+        same = (
+            alike
+            if not goal or alike in with_goal
+            else next((of for of in with_goal if of not in found.values()), None)
+        )
         found[task] = same if same is not None else task if task not in taken else max(taken) + 1
     return found
 
@@ -131,7 +138,7 @@ def action_bounds(
     """
     low, high = _as_asked(source, "action_low", asked.action_low), _as_asked(source, "action_high", asked.action_high)
     if low is not None and high is not None:
-        return ActionBounds(low, high, "as asked")
+        return _with_a_range(source, ActionBounds(low, high, "as asked"))
     if limits:
         own = (np.array(limits[name], np.float32) for name in ("action_low", "action_high"))
         found = ActionBounds(next(own), next(own), "those of the family")
@@ -145,7 +152,20 @@ def action_bounds(
         found = ActionBounds(least, most, "those of the family's files and of the actions")
     else:
         found = ActionBounds(*_range(source), "read off the actions")
-    return found._replace(low=found.low if low is None else low, high=found.high if high is None else high)
+    if low is None and high is None:
+        return found
+    mixed = found.low if low is None else low, found.high if high is None else high
+    return _with_a_range(source, ActionBounds(*mixed, f"one as asked, the other {found.origin}"))
+
+
+def _with_a_range(source: Source, bounds: ActionBounds) -> ActionBounds:
+    """The bounds. Raises PipelineError where a lower one is not below the upper one."""
+    for number in np.flatnonzero(~(bounds.low < bounds.high)):
+        raise PipelineError(
+            f"{source.name}: number {number} of an action would be between {bounds.low[number]:g} and "
+            f"{bounds.high[number]:g} ({bounds.origin}): give --action-low and --action-high with a range between them"
+        )
+    return bounds
 
 
 def _as_asked(source: Source, name: str, asked: Bounds | None) -> np.ndarray | None:

@@ -1,12 +1,12 @@
 """Which episodes of a source a family does not have yet."""
 
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pd_pipeline.exchange.mapping import Asked, assign, goals_of
+from pd_pipeline.errors import PipelineError
+from pd_pipeline.exchange.mapping import Asked, Goals, assign, goals_of
 from pd_pipeline.exchange.source import Source, Steps
 from pd_pipeline.trajectories.copies import episode_digest
 from pd_pipeline.trajectories.episodes import episodes
@@ -28,23 +28,27 @@ def digests_of(known: Iterable[Path]) -> Digests:
 
 
 def new_episodes(
-    source: Source, asked: Asked, known: Mapping[Path, TrajectoryMetadata], present: Digests
+    source: Source,
+    asked: Asked,
+    known: Mapping[Path, TrajectoryMetadata],
+    present: Digests,
+    same: dict[int, int],
 ) -> tuple[dict[int, int], dict[int, list[bool]]]:
     """Task of the source -> that of the family, and -> which of its episodes are new; only tasks with a new one.
 
     An episode whose observations, actions and rewards are those of one that its task has already is a copy, so that a
-    log that has grown may be imported again. New ones are added to `present`.
+    log that has grown may be imported again. New ones are added to `present`, and tasks to `same`: what sources of one
+    family were told before. Raises PipelineError if it cannot be told which task one is.
     """
     digests = {
         task: [episode_digest(columns_of(steps, 0, 0, asked)) for steps in source.episodes(task)]
         for task in source.goals
     }
-    shared = {
-        task: Counter(of for of, there in present.items() for each in found if each in there)
-        for task, found in digests.items()
-    }
-    sharing = {task: counts.most_common(1)[0][0] for task, counts in shared.items() if counts}
-    tasks = assign(source.goals, goals_of(known), asked.task, sharing)
+    existing = goals_of(known)
+    unknown = {task: found for task, found in digests.items() if task not in same and asked.task is None}
+    sharing = same | _sharing(source, unknown, present, existing)
+    tasks = assign(source.goals, existing, asked.task, sharing)
+    same |= tasks
     new: dict[int, list[bool]] = {}
     for task in sorted(tasks):
         there = present.setdefault(tasks[task], set())
@@ -53,6 +57,37 @@ def new_episodes(
             new[task].append(each not in there)
             there.add(each)
     return {task: of for task, of in tasks.items() if any(new[task])}, {t: n for t, n in new.items() if any(n)}
+
+
+def _sharing(
+    source: Source, digests: Mapping[int, Sequence[bytes]], present: Digests, existing: Goals
+) -> dict[int, int]:
+    """Task of the source -> the task of the family that has half of its episodes, or of which it has half.
+
+    Fewer may be equal by chance, such as an episode that a robot stood through. A task with a goal has that of the
+    family's. Raises PipelineError if it cannot be told which one it is.
+    """
+    found: dict[int, int] = {}
+    for task, own in digests.items():
+        goal = source.goals[task]
+        alike = [
+            of
+            for of, there in sorted(present.items())
+            if (not goal or goal == existing.get(of)) and 2 * len(there & {*own}) >= min(len({*own}), len(there)) > 0
+        ]
+        if len(alike) > 1:
+            others = " and ".join(map(str, alike))
+            raise PipelineError(
+                f"{source.name}: task {task} shares episodes with tasks {others}: say by --task which it is"
+            )
+        if alike and alike[0] in found.values():
+            raise PipelineError(
+                f"{source.name}: task {task} shares episodes with task {alike[0]}, but so does a task before it: say "
+                "by --task which all of them are, or split the source"
+            )
+        if alike:
+            found[task] = alike[0]
+    return found
 
 
 def columns_of(steps: Steps, task: int, number: int, asked: Asked) -> Columns:

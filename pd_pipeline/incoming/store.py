@@ -48,7 +48,7 @@ def files(root: Path, family: str, task: int) -> list[Path]:
 def received(file: Path) -> Received:
     """What is known of an accepted file. Raises PipelineError if its JSON is missing or damaged."""
     about = file.with_suffix(".json")
-    move = f": remove it and move {file.name} back to the drop zone: `pd-pipeline ingest` checks it again"
+    move = f": move {file.name} back to the drop zone, where `pd-pipeline ingest` checks it again"
     return read_model(about, Received, move)
 
 

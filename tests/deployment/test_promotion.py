@@ -252,6 +252,8 @@ def test_a_decision_that_is_lost_costs_no_other_one(root: Path, monkeypatch: pyt
     again = promote(project, TARGET)
     assert decisions(root, TARGET) == [kept, again]
     assert sorted(path.name for path in folder.iterdir()) == ["0002.json", "0004.json"]
+    (folder / "0004.json").unlink()
+    assert roll_back(root, TARGET).version == 3, "the one below, as nobody knows any more which one was replaced"
 
 
 def test_after_a_rollback_a_new_policy_is_compared_on_what_neither_was_tuned_on(

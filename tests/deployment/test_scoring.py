@@ -87,12 +87,20 @@ def test_losses_are_in_the_units_of_the_policy_in_use(root: Path, monkeypatch: p
     np.testing.assert_allclose(found.candidate, 16 * each[0] + 4 * each[1], rtol=1e-5)
 
 
+def test_a_longer_horizon_matters_only_to_longer_trajectories(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_use = read_policy(root / "a")
+    other = with_changes(in_use, in_use.normalization.std, horizon=100)
+    monkeypatch.setattr(scoring, "read_policy", lambda folder: other if folder.name == "b" else in_use)
+    found = paired_scores(graph.load(root), KEY, root / "b", root / "a", [], lambda _: None)
+    np.testing.assert_array_equal(found.candidate, found.in_use)
+
+
 @pytest.mark.parametrize("name", ["observation_size", "action_size", "horizon"])
 def test_policies_of_other_sizes_are_not_compared(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_use = read_policy(root / "a")
-    other = with_changes(in_use, in_use.normalization.std, **{name: 7})
+    other = with_changes(in_use, in_use.normalization.std, **{name: 1})
     monkeypatch.setattr(scoring, "read_policy", lambda folder: other if folder.name == "b" else in_use)
-    with pytest.raises(PipelineError, match=f"{name} is 7 for the new policy and .*`pd-pipeline promote .* --force`"):
+    with pytest.raises(PipelineError, match=f"{name} is 1 for the new policy and .*`pd-pipeline promote .* --force`"):
         paired_scores(graph.load(root), KEY, root / "b", root / "a", [], lambda _: None)
 
 

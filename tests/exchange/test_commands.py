@@ -48,11 +48,16 @@ def test_each_number_of_an_action_may_have_bounds_of_its_own(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--reward", "much"), "error: import.reward"),
+        (("--reward", "much"), "error: --reward much: give a number, or `success`"),
+        (("--reward", "nan"), "error: --reward nan: give a number, or `success`"),
         (("--task", "-1"), "error: import.task: Input should be greater than or equal to 0"),
         (("--quality", "../x"), "error: import.quality: String should match pattern"),
-        (("--action-low", "-1,x"), "error: import.action_low"),
-        (("--action-low", "3"), "error: {source}: metadata: action_low 3.0 is not below action_high 1.0"),
+        (("--action-low", "-1,x"), "error: --action-low -1,x: give a number, or one for each of an action: -1,-2"),
+        (("--action-high", "1,"), "error: --action-high 1,: give a number, or one for each of an action: -1,-2"),
+        (
+            ("--action-low", "3"),
+            "error: {source}: number 0 of an action would be between 3 and 1 (one as asked, the oth",
+        ),
     ],
 )
 def test_wrong_options_are_one_line(

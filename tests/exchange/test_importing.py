@@ -17,7 +17,7 @@ from pd_pipeline.exchange.mapping import assign
 from pd_pipeline.incoming.ingest import take
 from pd_pipeline.storage import digest
 from pd_pipeline.trajectories.checking import check_file
-from pd_pipeline.trajectories.reading import read, read_metadata
+from pd_pipeline.trajectories.reading import read, read_metadata, write
 from tests.dvc_project import SMALL_PARAMS, make_project
 from tests.exchange.builders import ALL, FAMILY, about, every, exported, imported, trajectory_file
 from tests.exchange.test_d4rl import plain
@@ -91,6 +91,57 @@ def test_of_a_log_that_has_grown_only_what_is_new_is_imported(tmp_path: Path, ta
     assert f"{copy}: all of its episodes are in {first.parent} already: nothing to do" in said
 
 
+def still(path: Path, seed: int) -> Path:
+    """Three episodes of five steps, the last of which nothing happens in."""
+    rng = np.random.default_rng(seed)
+    arrays = {"observations": rng.normal(size=(15, 3)), "actions": rng.uniform(-1, 1, (15, 2)), "rewards": np.ones(15)}
+    for values in arrays.values():
+        values[10:] = 0
+    return plain(path, **arrays, terminals=np.arange(15) % 5 == 4, timeouts=None)
+
+
+def test_one_episode_in_common_makes_no_task_another(tmp_path: Path) -> None:
+    """A robot that stands still looks the same in every task."""
+    imported(tmp_path, still(tmp_path / "push.hdf5", 1))
+    (made,), said = imported(tmp_path, still(tmp_path / "pick.hdf5", 2))
+    assert "task 0 -> task 1" in said
+    assert read(made).lengths.tolist() == [5, 5, 5]
+
+
+def test_a_task_that_could_be_two_is_not_guessed(tmp_path: Path) -> None:
+    imported(tmp_path, grown(tmp_path / "a.hdf5", 15), task=0)
+    imported(tmp_path, grown(tmp_path / "b.hdf5", 20), task=1)
+    with pytest.raises(PipelineError, match="task 0 shares episodes with tasks 0 and 1: say by --task which"):
+        imported(tmp_path, grown(tmp_path / "c.hdf5", 30))
+    (made,), _ = imported(tmp_path, grown(tmp_path / "c.hdf5", 30), task=1)
+    assert read(made).lengths.tolist() == [5, 5]
+
+
+def test_what_was_removed_comes_back(tmp_path: Path) -> None:
+    """The file of a grown log does not hold all of it."""
+    (first,), _ = imported(tmp_path, grown(tmp_path / "log.hdf5", 15), task=0)
+    longer = grown(tmp_path / "longer.hdf5", 25)
+    (second,), _ = imported(tmp_path, longer, task=0)
+    content = second.read_bytes()
+    first.unlink()
+    (third,), _ = imported(tmp_path, longer, task=0)
+    assert read(third).lengths.tolist() == [5, 5, 5]
+    assert second.read_bytes() == content
+    assert sorted(second.parent.iterdir()) == sorted([second, third])
+    again, said = imported(tmp_path, longer, task=0)
+    assert (again, "imported already, as" in said) == ([], True)
+
+
+def test_files_of_one_family_in_a_folder_keep_their_tasks_together(tmp_path: Path) -> None:
+    """Expert and medium trajectories of a task without a goal are of one task."""
+    for quality, episode in (("expert", ALL[0]), ("medium", ALL[1])):
+        write(tmp_path / f"source/{quality}.parquet", about(goals={2: {}}, quality=quality), [episode])
+    (tmp_path / "data/imported/robot").mkdir(parents=True)
+    (tmp_path / "data/imported/robot/._a.parquet").write_bytes(b"hidden")
+    files, _ = imported(tmp_path, tmp_path / "source")
+    assert [read(file).task_id.tolist() for file in files] == [[2], [2]]
+
+
 def test_an_episode_that_a_source_holds_twice_is_imported_once(tmp_path: Path) -> None:
     twice = {name: np.tile(np.arange(5.0), 2) / 10 for name in ("rewards", "x")}
     arrays = {"observations": np.repeat(twice["x"][:, None], 3, 1), "actions": np.repeat(twice["x"][:, None], 2, 1)}
@@ -140,6 +191,12 @@ def test_tasks_are_assigned(goals: dict, existing: dict, asked: int | None, foun
 
 def test_a_task_that_shares_an_episode_is_that_task_unless_it_has_a_goal_of_its_own() -> None:
     assert assign({0: {}, 1: {"a": 2}}, {0: {}, 4: {}}, None, {0: 4, 1: 4}) == {0: 4, 1: 1}
+
+
+def test_of_tasks_with_the_same_goal_it_is_the_one_that_shares_episodes() -> None:
+    pick = {"task": "pick"}
+    assert assign({0: pick, 1: pick}, {0: pick, 1: pick}, None, {0: 1, 1: 0}) == {0: 1, 1: 0}
+    assert assign({0: pick, 1: pick}, {0: pick, 1: pick}, None, {}) == {0: 0, 1: 1}
 
 
 def test_rewards_may_be_given(tmp_path: Path) -> None:
@@ -234,6 +291,21 @@ def test_a_target_of_a_family_with_a_simulator_may_get_imported_ones(tmp_path: P
     assert (read_metadata(made).horizon, read_metadata(made).action_high) == (family.horizon, (*family.action_high,))
     (outcome,) = take(project)
     assert outcome.state == "accepted", outcome.message
+    (here,), _ = imported(root, plain(root / "c.hdf5", observations=np.ones((10, 2))), "point_robot", out=where)
+    assert {*read(here, new_task=57).task_id} == {57}, "the folder says it"
+    refused = {
+        "data/incoming": "not a folder of a target of point_robot: data/incoming/point_robot/TASK is",
+        "data/incoming/point_robot": "not a folder of a target of point_robot",
+        "data/incoming/other/57": "not a folder of a target of point_robot",
+        "data/incoming/point_robot/0": "task 0 is a training task of point_robot, not a target",
+    }
+    for folder, message in refused.items():
+        with pytest.raises(PipelineError, match=message):
+            imported(root, here, "point_robot", out=root / folder)
+    with pytest.raises(PipelineError, match=r"--task 5: --out .* is the folder of task 57: give one of them alone"):
+        imported(root, here, "point_robot", out=where, task=5)
+    with pytest.raises(PipelineError, match="--action-low: bounds of new data of a target are those of its family"):
+        imported(root, here, "point_robot", out=where, action_low=-3)
     wide = {"observations": np.zeros((10, 9))}
     with pytest.raises(PipelineError, match="observation_size is 9, but 2 in this family: import it for another"):
         imported(root, plain(root / "b.hdf5", **wide), "point_robot", task=57, out=where)
@@ -267,8 +339,6 @@ def test_each_format_recognises_its_own(tmp_path: Path, original: Path) -> None:
 
 def test_many_tasks_are_counted_and_not_listed(tmp_path: Path) -> None:
     import dataclasses
-
-    from pd_pipeline.trajectories.reading import write
 
     made = [dataclasses.replace(ALL[3], task_id=np.full(4, task, np.int32)) for task in range(30)]
     write(tmp_path / "many.parquet", about(goals={task: {} for task in range(30)}), made)
