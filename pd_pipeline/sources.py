@@ -13,8 +13,8 @@ REGISTRY = PACKAGE / "families" / "registry.py"
 
 
 def forget() -> None:
-    """Clear the caches, so that every file is read again."""
-    for cached in (import_closure, imported_names):
+    """Clear the caches, so that every edit and every new file is seen."""
+    for cached in (import_closure, _module_file):
         cached.cache_clear()
 
 
@@ -51,9 +51,15 @@ def local_closure(source: Path) -> set[Path]:
     return found
 
 
-@lru_cache(maxsize=256)
 def imported_names(file: Path) -> tuple[str, ...]:
     """Every module, and every name from a module, that a file imports. Raises PipelineError for invalid Python."""
+    about = file.stat()
+    return _names(file, (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
+
+
+@lru_cache(maxsize=4096)
+def _names(file: Path, stamp: tuple[int, ...]) -> tuple[str, ...]:
+    """A file is parsed again only once its `stamp` changed: all of them take a second, and graphs are loaded often."""
     try:
         return tuple(_imports(ast.parse(file.read_bytes(), str(file))))
     except (SyntaxError, ValueError, RecursionError) as error:
@@ -76,6 +82,7 @@ def _imports(tree: ast.AST) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@lru_cache(maxsize=4096)
 def _module_file(module: str) -> Path | None:
     base = PACKAGE.parent.joinpath(*module.split("."))
     for file in (base.with_suffix(".py"), base / "__init__.py"):

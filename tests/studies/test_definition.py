@@ -94,13 +94,21 @@ REPOSITORY = Path(__file__).parents[2]
 SHIPPED = [(root, name) for root in (REPOSITORY, REPOSITORY / "published") for name in names(root)]
 
 
+@pytest.fixture(scope="module")
+def shipped(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, Path]:
+    """Project of this repository -> a copy of it without data, where each environment is tried once for all studies."""
+    copies = {root: tmp_path_factory.mktemp("shipped") for root, _ in SHIPPED}
+    for root, copy in copies.items():
+        shutil.copy(root / "params.yaml", copy)
+        shutil.copytree(root / "studies", copy / "studies")
+        if (root / "policies").is_dir():
+            (copy / "policies").symlink_to(root / "policies")
+    return copies
+
+
 @pytest.mark.parametrize(("root", "name"), SHIPPED, ids=[name for _, name in SHIPPED])
-def test_shipped_studies_are_valid(tmp_path: Path, root: Path, name: str) -> None:
-    shutil.copy(root / "params.yaml", tmp_path)
-    shutil.copytree(root / "studies", tmp_path / "studies")
-    if (root / "policies").is_dir():
-        (tmp_path / "policies").symlink_to(root / "policies")
-    preflight.check_points(graph.load(tmp_path), name)
+def test_shipped_studies_are_valid(shipped: dict[Path, Path], root: Path, name: str) -> None:
+    preflight.check_points(graph.load(shipped[root]), name)
     study = read(root, name)
     methods = study.base.get("run", {}).get("methods", ["one"])
     assert len(study.points) * len(methods) > 1, "it compares something: points or methods"
