@@ -10,6 +10,8 @@ from pd_pipeline.errors import PipelineError
 PACKAGE = Path(__file__).parent
 REGISTRY = PACKAGE / "families" / "registry.py"
 """Excluded: an out depends on the entry point of its own family, not on the table of all families."""
+_BLOCKS = ("body", "orelse", "finalbody", "handlers", "cases")
+"""Fields of a statement with statements in it."""
 
 
 def forget() -> None:
@@ -66,15 +68,16 @@ def _names(file: Path, stamp: tuple[int, ...]) -> tuple[str, ...]:
         raise PipelineError(f"{file}: not valid Python: {error}") from None
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
+def _imports(tree: ast.Module) -> Iterator[str]:
     """Names that `tree` imports at run time, not those under `TYPE_CHECKING`."""
-    todo: list[ast.AST] = [tree]
+    todo: list[ast.AST] = [*tree.body]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             todo += node.orelse
             continue
-        todo += ast.iter_child_nodes(node)
+        for block in _BLOCKS:  # statements alone: no expression imports anything, and most nodes are expressions
+            todo += getattr(node, block, ())
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
