@@ -12,7 +12,7 @@ from pd_pipeline.deployment.policy import Policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, load_family
 from pd_pipeline.families.registry import BUILT_IN
-from pd_pipeline.reporting.gather import Episode
+from pd_pipeline.reporting.rollouts import Episode
 
 
 def starts(about: Description, episodes: int) -> list[int]:

@@ -10,8 +10,8 @@ from PIL import Image
 from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.rollout import environment_block, starts
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.reporting.gather import Episode
 from pd_pipeline.reporting.replay import captioned, replay
+from pd_pipeline.reporting.rollouts import Episode
 from pd_pipeline.storage import atomic_file
 
 FRAMES_PER_SECOND = 20

@@ -17,27 +17,14 @@ from pd_pipeline.evaluation.results import Given, MethodResult, Metrics
 from pd_pipeline.evaluation.scores import method_metrics, tuned_of
 from pd_pipeline.families.base import load_family
 from pd_pipeline.reporting.canvas import Styles, method_styles
+from pd_pipeline.reporting.rollouts import Episode, read_episodes
 from pd_pipeline.stages import TRAINED
-from pd_pipeline.storage import load_arrays, read_json
+from pd_pipeline.storage import read_json
 from pd_pipeline.trajectories.reading import read_metadata
 from pd_pipeline.tuning.summary import load
 
 Table = dict[str, np.ndarray]
 """Columns of a CSV by name; NaN where a row has no value."""
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One recorded rollout: the first prompt of a method for a target."""
-
-    method: str
-    task: int
-    seed: int
-    observations: np.ndarray  # (T, d_s), without what follows the end
-    actions: np.ndarray  # (T, d_a)
-    episode_return: float
-    success: bool | None
-    """None where the family knows no success."""
 
 
 @dataclass(frozen=True)
@@ -173,21 +160,3 @@ def gather(inputs: Mapping[str, Path], params: ParamsFile, name: str, root: Path
             if episode.method in methods and episode.task in targets
         ],
     )
-
-
-def read_episodes(evaluation: Path) -> list[Episode]:
-    """The rollouts that one key of `evaluation` recorded."""
-    arrays, _ = load_arrays(evaluation / "rollouts.safetensors")
-    rows = pl.read_parquet(evaluation / "scores.parquet")[arrays["rows"].tolist()].to_dicts()
-    return [
-        Episode(
-            row["method"],
-            row["task"],
-            row["seed"],
-            observations[: row["length"]],
-            actions[: row["length"]],
-            row["return"],
-            row["success"],
-        )
-        for row, observations, actions in zip(rows, arrays["observations"], arrays["actions"], strict=True)
-    ]

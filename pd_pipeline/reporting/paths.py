@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from pd_pipeline.prompts.segments import Normalization, Prompts
 from pd_pipeline.reporting.canvas import INK, MUTED, PAPER, Styles, legend_below, new_figure, styled
-from pd_pipeline.reporting.gather import Episode, FamilyResults
+from pd_pipeline.reporting.gather import FamilyResults
+from pd_pipeline.reporting.rollouts import Episode
 from pd_pipeline.trajectories.reading import Trajectories
 
 GOAL_COLOR = "#009E73"

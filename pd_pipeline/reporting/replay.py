@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from pd_pipeline.acting.environments import episode_seed
 from pd_pipeline.families.base import load_family
-from pd_pipeline.reporting.gather import Episode
+from pd_pipeline.reporting.rollouts import Episode
 from pd_pipeline.storage import load_arrays, save_arrays, write_json
 
 FRAMES = 40

@@ -13,8 +13,9 @@ from pd_pipeline.prompts.segments import cut
 from pd_pipeline.reporting import comparison, cost_plots, curves, paths, plots
 from pd_pipeline.reporting.canvas import svg
 from pd_pipeline.reporting.formatting import number, percent
-from pd_pipeline.reporting.gather import Episode, FamilyResults, phase
+from pd_pipeline.reporting.gather import FamilyResults, phase
 from pd_pipeline.reporting.replay import Replay, animation, filmstrip, replay
+from pd_pipeline.reporting.rollouts import Episode
 from pd_pipeline.stage import StageContext
 from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning import summary

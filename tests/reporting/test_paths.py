@@ -9,7 +9,8 @@ import pytest
 
 from pd_pipeline import config
 from pd_pipeline.reporting import paths
-from pd_pipeline.reporting.gather import Episode, FamilyResults, gather
+from pd_pipeline.reporting.gather import FamilyResults, gather
+from pd_pipeline.reporting.rollouts import Episode
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pd_pipeline import graph
 from pd_pipeline.progress import silent
 from pd_pipeline.reporting import replay as module
 from pd_pipeline.reporting import stage
-from pd_pipeline.reporting.gather import Episode, read_episodes
 from pd_pipeline.reporting.replay import animation, filmstrip, replay
+from pd_pipeline.reporting.rollouts import Episode, read_episodes
 from pd_pipeline.stage import Key, StageContext
 
 BLOCK = {"horizon": 12, "tasks": 6, "test_tasks": [1, 4]}
