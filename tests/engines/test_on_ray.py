@@ -186,7 +186,7 @@ def test_dvc_and_dagster_compute_on_the_cluster_that_their_environment_names(
 def test_nodes_that_share_no_file_system_share_a_bucket(alone: None, local: dict[str, Any], tmp_path: Path) -> None:
     """Each has a folder of its own with the project's parameters. What one of them has lost is fetched again.
 
-    Of a node that is lost itself, with its folder, nothing is needed: its work begins anew elsewhere.
+    The folder of a node that is lost itself is seen by no other one: its work begins anew elsewhere.
     """
     with s3.serving("robots") as address:
         environment = s3.environment(address)
@@ -208,11 +208,10 @@ def test_nodes_that_share_no_file_system_share_a_bucket(alone: None, local: dict
             (lost,) = (node for node in started if is_under_way(node))
             another("third")
             cluster.remove_node(started.pop(lost), allow_graceful=False)
-            shutil.rmtree(lost)
             output, _ = process.communicate()
             assert process.returncode == 0, output
             assert recorded(root) == local
-            assert list(first_steps(output).values()) == [20, 20], "a second process began anew"
+            assert list(first_steps(output).values())[-1] == 20, "another process began anew"
             nodes = [*started]
             outs = [{path.parent.name for path in node.glob("data/*/*")} for node in nodes]
             assert "evaluation" in outs[0] ^ outs[1], "one of the nodes made it"
