@@ -240,8 +240,7 @@ def _in_use(project: Graph, target: str, waits: str = "") -> dg.MaterializeResul
     version, since = now
     folder = folder_of(project.root, target) / f"{version:04d}"
     last = made[-1] if made else None  # all of them may have been lost
-    names = {"candidate": "candidate", "in_use_before": "in_use", "margin": "margin"}
-    figures = {shown: getattr(last, name, None) for shown, name in names.items()}
+    figures = {"candidate": last.candidate, "in_use_before": last.in_use, "margin": last.margin} if last else {}
     return dg.MaterializeResult(
         data_version=dg.DataVersion(digest(folder)),
         metadata={

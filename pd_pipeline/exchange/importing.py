@@ -17,7 +17,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.drop import Limits, for_target, is_dropped
 from pd_pipeline.exchange.formats import open_sources
 from pd_pipeline.exchange.mapping import ActionBounds, Asked, action_bounds, describe, refuse
-from pd_pipeline.exchange.new_episodes import columns_of, digests_of, new_episodes
+from pd_pipeline.exchange.new_episodes import New, columns_of, digests_of, new_episodes
 from pd_pipeline.exchange.source import Source
 from pd_pipeline.families.base import BY_NAME
 from pd_pipeline.families.registry import BUILT_IN
@@ -65,31 +65,26 @@ def bring(
         made: list[Path] = []
         try:
             for one in sources:
-                origin = Origin(
-                    source=one.name,
-                    format=one.format,
-                    dataset=one.dataset,
-                    digest=one.digest(),
-                    options=asked.model_dump(mode="json", exclude_defaults=True),
-                    versions=one.versions,
-                )
+                origin = _origin(one, asked)
                 before = _imported(known, origin)
                 refuse(one, asked, known, limits)
                 same = of_family.setdefault(one.stated.family, {}) if one.stated else {}
-                tasks, new = new_episodes(one, asked, known, present, same)
-                if not tasks:
-                    where = (
-                        f"imported already, as {before}" if before else f"all of its episodes are in {folder} already"
+                new = new_episodes(one, asked, known, present, same)
+                if not new.tasks:
+                    there = (
+                        f"all of its episodes are in {folder} already"
+                        if before is None
+                        else f"imported already, as {before}"
                     )
-                    say(f"{one.name}: {where}: nothing to do")
+                    say(f"{one.name}: {there}: nothing to do")
                     continue
-                _refuse_targets(root, family, tasks, folder)
+                _refuse_targets(root, family, new.tasks, folder)
                 bounds = action_bounds(one, asked, known, limits)
                 horizon = limits.get("horizon", one.horizon)
-                metadata = describe(one, family, asked, origin, known, tasks, bounds, horizon)
-                _explain(one, metadata, tasks, new, bounds, asked, say)
+                metadata = describe(one, family, asked, origin, known, new.tasks, bounds, horizon)
+                _explain(new, metadata, bounds, say)
                 path = waiting / _free_name(folder, f"{metadata.quality}-{origin.digest[:12]}")
-                _write(path, one, metadata, tasks, new, asked, known, progress)
+                _write(path, new, metadata, known, progress)
                 known[path] = metadata
                 made.append(path)
             final = [folder / path.name for path in made]
@@ -155,6 +150,18 @@ class _Named(Parameters):
     family: Name
 
 
+def _origin(source: Source, asked: Asked) -> Origin:
+    """What is kept with the data of where they come from."""
+    return Origin(
+        source=source.name,
+        format=source.format,
+        dataset=source.dataset,
+        digest=source.digest(),
+        options=asked.model_dump(mode="json", exclude_defaults=True),
+        versions=source.versions,
+    )
+
+
 def _imported(known: Mapping[Path, TrajectoryMetadata], origin: Origin) -> Path | None:
     """The file that was made from the same source in the same way. Raises PipelineError if in another way."""
     for path, metadata in known.items():
@@ -170,16 +177,9 @@ def _imported(known: Mapping[Path, TrajectoryMetadata], origin: Origin) -> Path 
     return None
 
 
-def _explain(
-    source: Source,
-    metadata: TrajectoryMetadata,
-    tasks: Mapping[int, int],
-    new: Mapping[int, list[bool]],
-    bounds: ActionBounds,
-    asked: Asked,
-    say: Say,
-) -> None:
+def _explain(new: New, metadata: TrajectoryMetadata, bounds: ActionBounds, say: Say) -> None:
     """Say what becomes what, and what is left out."""
+    source, asked, tasks = new.source, new.asked, new.tasks
     say(f"{source.name}: {source.format}, {source.episode_count:,} episodes of at most {source.horizon:,} steps")
     say(f"  observation: {' + '.join(map(str, source.observation))}, as float32")
     low, high = bounds.low.min(), bounds.high.max()
@@ -193,62 +193,37 @@ def _explain(
         say(f"  task {task} -> task {of} of {metadata.family}, quality {metadata.quality}{goal}")
     if len(tasks) > TASKS_SHOWN:
         say(f"  and {len(tasks) - TASKS_SHOWN} more tasks")
-    if copies := source.episode_count - sum(sum(of_task) for of_task in new.values()):
-        say(f"  left out: {copies:,} episodes that are copies of others of their task")
+    if new.copies:
+        say(f"  left out: {new.copies:,} episodes that are copies of others of their task")
     for line in source.left_out:
         say(f"  left out: {line}")
 
 
 def _write(
-    path: Path,
-    source: Source,
-    metadata: TrajectoryMetadata,
-    tasks: Mapping[int, int],
-    new: Mapping[int, list[bool]],
-    asked: Asked,
-    known: Mapping[Path, TrajectoryMetadata],
-    progress: Progress,
+    path: Path, new: New, metadata: TrajectoryMetadata, known: Mapping[Path, TrajectoryMetadata], progress: Progress
 ) -> None:
     last: dict[int, int] = {}
     for file, found in known.items():
-        if set(found.goals) & set(tasks.values()):
+        if set(found.goals) & set(new.tasks.values()):
             last |= {task: max(last.get(task, -1), number) for task, number in last_episodes(file).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
+    by_task = groupby(_episodes(new, last, progress), key=itemgetter(0))
+    groups = (group for _, of_task in by_task for group in row_groups(steps for _, steps in of_task))
     try:
-        write(path, metadata, _groups(source, tasks, new, asked, last, progress))
+        write(path, metadata, groups)
     except PipelineError as error:
-        raise PipelineError(str(error).replace(str(path), f"{source.name}: refused, nothing is imported")) from None
+        refused = f"{new.source.name}: refused, nothing is imported"
+        raise PipelineError(str(error).replace(str(path), refused)) from None
 
 
-def _groups(
-    source: Source,
-    tasks: Mapping[int, int],
-    new: Mapping[int, list[bool]],
-    asked: Asked,
-    last: dict[int, int],
-    progress: Progress,
-) -> Iterator[Columns]:
-    """Batches of whole episodes of one task, in order: a row group each."""
-    made = _episodes(source, tasks, new, asked, last, progress)
-    for _, of_task in groupby(made, key=itemgetter(0)):
-        yield from row_groups(steps for _, steps in of_task)
-
-
-def _episodes(
-    source: Source,
-    tasks: Mapping[int, int],
-    new: Mapping[int, list[bool]],
-    asked: Asked,
-    last: dict[int, int],
-    progress: Progress,
-) -> Iterator[tuple[int, Columns]]:
+def _episodes(new: New, last: dict[int, int], progress: Progress) -> Iterator[tuple[int, Columns]]:
     """(task of the family, steps) of new episodes; `last`: task -> the largest number of an episode of it so far."""
-    done, count = 0, sum(len(of_task) for of_task in new.values())
-    for task in sorted(tasks, key=lambda task: (tasks[task], task)):
-        of = tasks[task]
-        for steps, is_new in zip(source.episodes(task), new[task], strict=True):
+    done, count = 0, sum(len(of_task) for of_task in new.episodes.values())
+    for task in sorted(new.tasks, key=lambda task: (new.tasks[task], task)):
+        of = new.tasks[task]
+        for steps, is_new in zip(new.source.episodes(task), new.episodes[task], strict=True):
             done += 1
-            progress(f"import {source.name}", done, count)
+            progress(f"import {new.source.name}", done, count)
             if is_new:
                 last[of] = max(last.get(of, -1) + 1, steps.number)  # its own number, if that is free
-                yield of, columns_of(steps, of, last[of], asked)
+                yield of, columns_of(steps, of, last[of], new.asked)

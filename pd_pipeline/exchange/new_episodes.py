@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,22 @@ from pd_pipeline.trajectories.validation import Columns
 
 Digests = dict[int, set[bytes]]
 """Task of the family -> the digests of its episodes."""
+
+
+class New(NamedTuple):
+    """What a source holds that its family does not have yet."""
+
+    source: Source
+    asked: Asked
+    tasks: dict[int, int]
+    """Task of the source -> that of the family; only those with a new episode."""
+    episodes: dict[int, list[bool]]
+    """Task of the source -> whether each of its episodes is new."""
+
+    @property
+    def copies(self) -> int:
+        """Episodes that are left out."""
+        return self.source.episode_count - sum(sum(of_task) for of_task in self.episodes.values())
 
 
 def digests_of(known: Iterable[Path]) -> Digests:
@@ -33,8 +50,8 @@ def new_episodes(
     known: Mapping[Path, TrajectoryMetadata],
     present: Digests,
     same: dict[int, int],
-) -> tuple[dict[int, int], dict[int, list[bool]]]:
-    """Task of the source -> that of the family, and -> which of its episodes are new; only tasks with a new one.
+) -> New:
+    """Which task of the family each of the source is, and which of its episodes are new.
 
     An episode whose observations, actions and rewards are those of one that its task has already is a copy, so that a
     log that has grown may be imported again. New ones are added to `present`, and tasks to `same`: what sources of one
@@ -56,7 +73,8 @@ def new_episodes(
         for each in digests[task]:
             new[task].append(each not in there)
             there.add(each)
-    return {task: of for task, of in tasks.items() if any(new[task])}, {t: n for t, n in new.items() if any(n)}
+    with_new = {task: of_task for task, of_task in new.items() if any(of_task)}
+    return New(source, asked, {task: of for task, of in tasks.items() if task in with_new}, with_new)
 
 
 def _sharing(
