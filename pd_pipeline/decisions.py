@@ -1,6 +1,9 @@
-"""The decisions on which policy of a target is in use: data/promoted/<target>/decisions/0001.json, 0002.json, ...
+"""Which policy of a target is in use, and the decisions on it: data/promoted/<target>/.
 
-They are made by `deployment.promotion`, and read by the report.
+    current.json                           the version in use, since when, and by which decision
+    decisions/0001.json  0002.json  ...    what was decided
+
+They are written by `deployment.promotion`, and read by the report.
 """
 
 import re
@@ -11,13 +14,23 @@ from typing import Literal
 from pydantic import Field
 
 from pd_pipeline.config import Name, Parameters, Seed
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import read_model, write_json
 
 PROMOTED = Path("data/promoted")
+CURRENT = "current.json"
 DECISIONS = "decisions"
 _DAMAGED = ": bring it back from a copy, or remove it: then it is forgotten what was decided there, and policies stay"
 _TARGET = re.compile(r"(.+)-\d+")
 Outcome = Literal["promoted", "refused", "rolled back"]
+
+
+class Current(Parameters):
+    """`current.json`."""
+
+    version: int = Field(gt=0, strict=True, description="the version in use")
+    since: str = Field(default="", description="UTC time, ISO 8601")
+    decision: int = Field(default=0, ge=0, description="number of the decision that put it in use")
 
 
 class Decision(Parameters):
@@ -77,6 +90,18 @@ def numbered(folder: Path) -> dict[int, Decision]:
     """
     files = {int(file.stem): file for file in (folder / DECISIONS).glob("*.json") if file.stem.isdecimal()}
     return {number: read_model(files[number], Decision, _DAMAGED) for number in sorted(files)}
+
+
+def current(folder: Path) -> Current:
+    """Which version of the target with this folder is in use. Raises PipelineError."""
+    path = folder / CURRENT
+    if not path.is_file():
+        raise PipelineError(f"{path}: no such file: no policy of this target is in use")
+    try:
+        return read_model(path, Current)
+    except PipelineError:
+        again = f"`pd-pipeline promote {folder.name}` writes it again, from the decisions beside it"
+        raise PipelineError(f"{path}: damaged: {again}") from None
 
 
 def write_decision(folder: Path, decision: Decision, number: int) -> None:

@@ -21,7 +21,7 @@ from typing import Final, Literal, Self
 from pydantic import Field, model_validator
 
 from pd_pipeline.config import Name, Parameters, Seed
-from pd_pipeline.decisions import PROMOTED
+from pd_pipeline.decisions import CURRENT, PROMOTED, current
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.storage import file_digest, read_json, read_model
 
@@ -32,17 +32,8 @@ PREFIX = "prefix.safetensors"
 SAMPLE = "sample.safetensors"
 LINEAGE = "lineage.json"
 CONTENTS = (FILE, PLM, PREFIX, SAMPLE, LINEAGE)
-CURRENT = "current.json"
 
 _TARGET = re.compile(r"[A-Za-z_][\w-]*-\d+")
-
-
-class Current(Parameters):
-    """`current.json`."""
-
-    version: int = Field(gt=0, strict=True, description="the version in use")
-    since: str = Field(default="", description="UTC time, ISO 8601")
-    decision: int = Field(default=0, ge=0, description="number of the decision that put it in use")
 
 
 class Description(Parameters):
@@ -105,18 +96,6 @@ def check_files(folder: Path, description: Description) -> None:
             raise PipelineError(f"{path}: no such file: copy the whole policy folder again")
         if file_digest(path).hex() != digest:
             raise PipelineError(f"{path}: damaged: not the file that was written: copy the whole policy folder again")
-
-
-def current(folder: Path) -> Current:
-    """Which of the numbered versions in `folder` is in use. Raises PipelineError."""
-    path = folder / CURRENT
-    if not path.is_file():
-        raise PipelineError(f"{path}: no such file: no policy of this target is in use")
-    try:
-        return read_model(path, Current)
-    except PipelineError:
-        again = f"`pd-pipeline promote {folder.name}` writes it again, from the decisions beside it"
-        raise PipelineError(f"{path}: damaged: {again}") from None
 
 
 def current_policy(folder: Path) -> Path:

@@ -20,8 +20,8 @@ from typing import Any
 from pd_pipeline import lineage, locks
 from pd_pipeline.alerts import alert
 from pd_pipeline.config import PARAMS_FILE
-from pd_pipeline.decisions import Decision, decisions, folder_of, numbered, write_decision
-from pd_pipeline.deployment.folder import CURRENT, Description, check_files, current, current_policy, describe
+from pd_pipeline.decisions import CURRENT, Decision, current, decisions, folder_of, numbered, write_decision
+from pd_pipeline.deployment.folder import Description, check_files, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
 from pd_pipeline.deployment.writing import digests_of, write_policy
 from pd_pipeline.errors import PipelineError, suggestion

@@ -7,9 +7,10 @@ import torch
 from pydantic import Field
 
 from pd_pipeline.compute import pick_device
-from pd_pipeline.config import Parameters
+from pd_pipeline.config import TUNED, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.fit import compare
+from pd_pipeline.evaluation.scores import REFERENCE
 from pd_pipeline.models.conditions import conditioned
 from pd_pipeline.models.diffuser import Denoiser, generate
 from pd_pipeline.models.diffusion import Diffusion
@@ -34,7 +35,8 @@ def run(context: StageContext) -> dict[str, Any]:
 
     The pre-trained diffuser is compared with held-out training prompts and generates with its full chain. The tuned
     diffusers are compared with prompts from target trajectories that tuning did not use, and generate with the same
-    chain as the evaluated prompts.
+    chain as the evaluated prompts. Their names are those of `Adaptation.generators`; `guided by my_method` is one of
+    a method other than prompt_diffuser.
     """
     device = pick_device(context.device)
     context.facts["device"] = str(device)
@@ -58,7 +60,8 @@ def run(context: StageContext) -> dict[str, Any]:
             for state, (tuned, chain) in generators.items():
                 is_last = state == list(generators)[-1]
                 shown = result.prompts_to_show() if is_last else None  # the last state generated the prompts
-                targets.setdefault(str(task), {})[state] = _target_fit(
+                by = "" if name == f"{TUNED}{REFERENCE}" else f" by {name.removeprefix(TUNED)}"
+                targets.setdefault(str(task), {})[f"{state}{by}"] = _target_fit(
                     context, task, tuned_summary, shown, plm, tuned, diffusion, chain, rng
                 )
     write_json(context.out / "fit.json", {"pretrained": pretrained, "targets": targets})

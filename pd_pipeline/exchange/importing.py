@@ -7,6 +7,7 @@ or not at all. Files that are there are never changed.
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -17,7 +18,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.drop import Limits, for_target, is_dropped
 from pd_pipeline.exchange.formats import open_sources
 from pd_pipeline.exchange.mapping import ActionBounds, Asked, action_bounds, describe, refuse
-from pd_pipeline.exchange.new_episodes import New, columns_of, digests_of, new_episodes
+from pd_pipeline.exchange.new_episodes import New, columns_of, new_episodes, present_in
 from pd_pipeline.exchange.source import Source
 from pd_pipeline.families.base import BY_NAME
 from pd_pipeline.families.registry import BUILT_IN
@@ -26,6 +27,7 @@ from pd_pipeline.parsing import parse
 from pd_pipeline.progress import Progress
 from pd_pipeline.storage import remove
 from pd_pipeline.trajectories.contents import last_episodes
+from pd_pipeline.trajectories.copies import episode_digests
 from pd_pipeline.trajectories.episodes import row_groups
 from pd_pipeline.trajectories.reading import read_metadata, write
 from pd_pipeline.trajectories.schema import Origin, TrajectoryMetadata
@@ -60,7 +62,8 @@ def bring(
         for left in folder.glob(".import.*.tmp"):  # of killed processes, since we hold the lock
             remove(left)
         known = {} if limits else {path: read_metadata(path) for path in _parquet(folder)}
-        present = digests_of(known)
+        present = present_in(known)
+        accepted = set() if limits else _accepted(root, family)
         of_family: dict[str, dict[int, int]] = {}  # family of the sources -> task of theirs -> task
         made: list[Path] = []
         try:
@@ -69,7 +72,7 @@ def bring(
                 before = _imported(known, origin)
                 refuse(one, asked, known, limits)
                 same = of_family.setdefault(one.stated.family, {}) if one.stated else {}
-                new = new_episodes(one, asked, known, present, same)
+                new = new_episodes(one, asked, known, present, same, accepted)
                 if not new.tasks:
                     there = (
                         f"all of its episodes are in {folder} already"
@@ -77,6 +80,7 @@ def bring(
                         else f"imported already, as {before}"
                     )
                     say(f"{one.name}: {there}: nothing to do")
+                    _explain_left_out(new, say)
                     continue
                 _refuse_targets(root, family, new.tasks, folder)
                 bounds = action_bounds(one, asked, known, limits)
@@ -131,6 +135,15 @@ def _refuse_targets(root: Path, family: str, tasks: Mapping[int, int], folder: P
             f"task {taken[0]} of {family} is a target with accepted data, and what is in {folder} is pre-trained on: "
             f"bring more of it by --out {drop_zone.FOLDER}/{family}/{taken[0]} and `pd-pipeline ingest`"
         )
+
+
+def _accepted(root: Path, family: str) -> set[bytes]:
+    """Digests of the accepted episodes of a family's targets."""
+    found = set[bytes]()
+    for file in (root / store.FOLDER / family).glob("*/*.parquet"):
+        with suppress(PipelineError):  # damaged since: stage target_data says so
+            found |= {*episode_digests(file)}
+    return found
 
 
 def declaration(root: Path, family: str, folder: Path) -> str:
@@ -195,8 +208,20 @@ def _explain(new: New, metadata: TrajectoryMetadata, bounds: ActionBounds, say: 
         say(f"  and {len(tasks) - TASKS_SHOWN} more tasks")
     if new.copies:
         say(f"  left out: {new.copies:,} episodes that are copies of others of their task")
+    _explain_left_out(new, say)
     for line in source.left_out:
         say(f"  left out: {line}")
+
+
+def _explain_left_out(new: New, say: Say) -> None:
+    """Say which episodes are left out that are no copies of others of their task."""
+    if new.of_targets:
+        say(f"  left out: {new.of_targets:,} episodes that are accepted data of a target, which methods are scored on")
+    if new.longer:
+        say(
+            f"  left out: {new.longer:,} episodes whose beginning their task has already, as an episode of a log that "
+            "was not complete: remove the file it is in and import again to get all of them whole"
+        )
 
 
 def _write(

@@ -1,6 +1,7 @@
 """Which episodes of a source a family does not have yet."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,14 +10,14 @@ import numpy as np
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.exchange.mapping import Asked, Goals, assign, goals_of
 from pd_pipeline.exchange.source import Source, Steps
-from pd_pipeline.trajectories.copies import episode_digest
+from pd_pipeline.trajectories.copies import beginning_digests, motion_digest
 from pd_pipeline.trajectories.episodes import episodes
 from pd_pipeline.trajectories.reading import return_to_go
 from pd_pipeline.trajectories.schema import TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
 Digests = dict[int, set[bytes]]
-"""Task of the family -> the digests of its episodes."""
+"""Task of the family -> digests of its episodes."""
 
 
 class New(NamedTuple):
@@ -28,19 +29,59 @@ class New(NamedTuple):
     """Task of the source -> that of the family; only those with a new episode."""
     episodes: dict[int, list[bool]]
     """Task of the source -> whether each of its episodes is new."""
+    longer: int
+    """Episodes that are left out since their task has their beginning as an episode."""
+    of_targets: int
+    """Episodes that are left out since they are accepted data of a target."""
 
     @property
     def copies(self) -> int:
-        """Episodes that are left out."""
-        return self.source.episode_count - sum(sum(of_task) for of_task in self.episodes.values())
+        """Episodes that are left out since their task has them."""
+        new = sum(sum(of_task) for of_task in self.episodes.values())
+        return self.source.episode_count - self.longer - self.of_targets - new
 
 
-def digests_of(known: Iterable[Path]) -> Digests:
+@dataclass
+class Present:
+    """The episodes that a family has."""
+
+    whole: Digests = field(default_factory=dict)
+    motions: dict[int, dict[bytes, object]] = field(default_factory=dict)
+    """Task -> digest of observations and actions -> which rewards were asked for, as in `Asked`."""
+    lengths: dict[bytes, set[int]] = field(default_factory=dict)
+    """Digest of a first step -> lengths of the episodes that begin with it and did not end by themselves."""
+
+    def add(self, task: int, episode: "_Episode", reward: object) -> None:
+        """Add an episode of a task, with rewards that were asked for so."""
+        self.whole.setdefault(task, set()).add(episode.whole)
+        self.motions.setdefault(task, {})[episode.motion] = reward
+        if not episode.terminated:
+            self.lengths.setdefault(episode.first, set()).add(episode.length)
+
+
+class _Episode(NamedTuple):
+    """Digests of an episode."""
+
+    whole: bytes
+    motion: bytes
+    first: bytes
+    length: int
+    terminated: bool
+    beginnings: tuple[bytes, ...]
+    """Of its beginnings that are as long as an episode of the family with the same first step."""
+
+    def is_in(self, there: Collection[bytes]) -> bool:
+        """Whether it, or a beginning of it, is one of these episodes."""
+        return any(digest in there for digest in (self.whole, *self.beginnings))
+
+
+def present_in(known: Mapping[Path, TrajectoryMetadata]) -> Present:
     """The episodes of a family's files. Raises PipelineError for a damaged one."""
-    found: Digests = {}
-    for path in known:
+    found = Present()
+    for path, metadata in known.items():
+        reward = metadata.origin[-1].options.get("reward") if metadata.origin else None
         for episode in episodes(path):
-            found.setdefault(episode.task, set()).add(episode_digest(episode.steps))
+            found.add(episode.task, _digests(episode.steps, found), reward)
     return found
 
 
@@ -48,50 +89,93 @@ def new_episodes(
     source: Source,
     asked: Asked,
     known: Mapping[Path, TrajectoryMetadata],
-    present: Digests,
+    present: Present,
     same: dict[int, int],
+    accepted: Collection[bytes] = (),
 ) -> New:
     """Which task of the family each of the source is, and which of its episodes are new.
 
     An episode whose observations, actions and rewards are those of one that its task has already is a copy, so that a
-    log that has grown may be imported again. New ones are added to `present`, and tasks to `same`: what sources of one
-    family were told before. Raises PipelineError if it cannot be told which task one is.
+    log that has grown may be imported again. One that goes on where an episode of its task ends is left out too: that
+    one was imported before its recording had ended. So are those that are `accepted` data of a target, by their
+    digests: methods are tuned to them and scored on them. New ones are added to `present`, and tasks to `same`: what
+    sources of one family were told before. Raises PipelineError if it cannot be told which task one is, and if its
+    rewards were asked for differently before.
     """
     digests = {
-        task: [episode_digest(columns_of(steps, 0, 0, asked)) for steps in source.episodes(task)]
+        task: [_digests(columns_of(steps, 0, 0, asked), present) for steps in source.episodes(task)]
         for task in source.goals
     }
+    _refuse_other_rewards(source, asked, digests, present)
     existing = goals_of(known)
     unknown = {task: found for task, found in digests.items() if task not in same and asked.task is None}
-    sharing = same | _sharing(source, unknown, present, existing)
+    sharing = same | _sharing(source, unknown, present.whole, existing)
     tasks = assign(source.goals, existing, asked.task, sharing)
     same |= tasks
     new: dict[int, list[bool]] = {}
+    longer = of_targets = 0
     for task in sorted(tasks):
-        there = present.setdefault(tasks[task], set())
         new[task] = []
         for each in digests[task]:
-            new[task].append(each not in there)
-            there.add(each)
+            there = present.whole.get(tasks[task], set())
+            of_target, has = each.whole in accepted, each.is_in(there)
+            of_targets += of_target
+            longer += has and each.whole not in there and not of_target
+            new[task].append(not has and not of_target)
+            if new[task][-1]:
+                present.add(tasks[task], each, asked.reward)
     with_new = {task: of_task for task, of_task in new.items() if any(of_task)}
-    return New(source, asked, {task: of for task, of in tasks.items() if task in with_new}, with_new)
+    kept = {task: of for task, of in tasks.items() if task in with_new}
+    return New(source, asked, kept, with_new, longer, of_targets)
+
+
+def _digests(steps: Columns, present: Present) -> _Episode:
+    length = len(steps.step)
+    first = next(beginning_digests(steps, [1]))
+    shorter = sorted(each for each in present.lengths.get(first, ()) if each < length)
+    *beginnings, whole = beginning_digests(steps, [*shorter, length])
+    return _Episode(whole, motion_digest(steps), first, length, bool(steps.terminated[-1]), tuple(beginnings))
+
+
+def _refuse_other_rewards(
+    source: Source, asked: Asked, digests: Mapping[int, Sequence[_Episode]], present: Present
+) -> None:
+    """Raise PipelineError for a task with half the motions of one whose rewards were asked for differently.
+
+    By `--task` it may become another task: the same motions may be given other rewards there.
+    """
+    for task, own in digests.items():
+        motions = {each.motion for each in own}
+        for of, there in present.motions.items():
+            shared = [there[motion] for motion in motions if motion in there and there[motion] != asked.reward]
+            if asked.task in (None, of) and shared and 2 * len(shared) >= min(len(motions), len(there)):
+                before = shared[0]
+                said = f"{before:g}" if isinstance(before, float) else before
+                was = "without --reward" if before is None else f"with --reward {said}"
+                raise PipelineError(
+                    f"{source.name}: task {task} has the observations and actions of task {of}, which was imported "
+                    f"{was}: import it so again, or as another task by --task"
+                )
 
 
 def _sharing(
-    source: Source, digests: Mapping[int, Sequence[bytes]], present: Digests, existing: Goals
+    source: Source, digests: Mapping[int, Sequence[_Episode]], present: Digests, existing: Goals
 ) -> dict[int, int]:
     """Task of the source -> the task of the family that has half of its episodes, or of which it has half.
 
-    Fewer may be equal by chance, such as an episode that a robot stood through. A task with a goal has that of the
-    family's. Raises PipelineError if it cannot be told which one it is.
+    An episode that has the beginning of one counts as that one. Fewer may be equal by chance, such as an episode that a
+    robot stood through. A task with a goal has that of the family's. Raises PipelineError if it cannot be told which
+    one it is.
     """
     found: dict[int, int] = {}
     for task, own in digests.items():
         goal = source.goals[task]
+        different = {each.whole: each for each in own}.values()
         alike = [
             of
             for of, there in sorted(present.items())
-            if (not goal or goal == existing.get(of)) and 2 * len(there & {*own}) >= min(len({*own}), len(there)) > 0
+            if (not goal or goal == existing.get(of))
+            and 2 * sum(each.is_in(there) for each in different) >= min(len(different), len(there)) > 0
         ]
         if len(alike) > 1:
             others = " and ".join(map(str, alike))

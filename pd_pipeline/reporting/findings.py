@@ -79,7 +79,7 @@ def _fit_findings(fits: list[Mapping[str, Any]]) -> list[str]:
             f"The pre-trained diffuser's prompts{_chain(pretrained)} lie {made:.3g} from held-out real prompts "
             f"(Wasserstein){_times(made, real)} other real ones do ({real:.3g})."
         )
-    for name in ("adapted", "guided"):
+    for name in dict.fromkeys(state for fit in fits for target in fit.get("targets", {}).values() for state in target):
         targets = [t[name] for fit in fits for t in fit.get("targets", {}).values() if name in t]
         if targets and "action_loss_generated" in targets[0]:
             made, real = (np.mean([t[f"action_loss_{kind}"] for t in targets]) for kind in ("generated", "real"))

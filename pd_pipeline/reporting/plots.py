@@ -205,12 +205,22 @@ def data_coverage(summary: Mapping[str, Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def _state_and_chain(name: str, chain: Sequence[int]) -> str:
+    """Two lines: the state of a diffuser and the steps of its chain; of a method of the user's own, by whom."""
+    state, by, method = name.partition(" by ")
+    steps = f"{' or '.join(map(str, chain))} steps" if chain else ""
+    if by:
+        return f"{state}, {steps}\nby {method}"
+    return f"{state}\n{steps}" if steps else state
+
+
 @styled
 def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
     """Generated against real prompts: distances and action loss, one row per state of the diffuser and its chain."""
     states = {"pretrained": [fit["pretrained"] for fit in fits if "pretrained" in fit]}
-    for name in ("adapted", "guided"):
-        states[name] = [target[name] for fit in fits for target in fit.get("targets", {}).values() if name in target]
+    for target in (target for fit in fits for target in fit.get("targets", {}).values()):
+        for name, value in target.items():
+            states.setdefault(name, []).append(value)
     measures = {
         "wasserstein": "Wasserstein distance per channel",
         "nearest": "Distance to the nearest real prompt",
@@ -230,9 +240,9 @@ def fit_distances(fits: Sequence[Mapping[str, Any]]) -> Figure:
                 axes.plot(np.mean(values), row, marker, color=color, markersize=13 if kind == "real" else 7.5,
                           markeredgewidth=2 if kind == "real" else 0.5, label=kind if row == 0 else None)  # fmt: skip
             if kept := [value[f"{key}_kept"] for value in states[name] if f"{key}_kept" in value]:
-                axes.plot(np.mean(kept), row, "D", color=PAPER, markeredgecolor=ORANGE, markersize=6, label="evaluated")
-        names = [f"{name}\n{' or '.join(map(str, chains[name]))} steps" if chains[name] else name for name in rows]
-        axes.set_yticks(range(len(rows)), list(reversed(names)))
+                once = None if "evaluated" in axes.get_legend_handles_labels()[1] else "evaluated"
+                axes.plot(np.mean(kept), row, "D", color=PAPER, markeredgecolor=ORANGE, markersize=6, label=once)
+        axes.set_yticks(range(len(rows)), [_state_and_chain(name, chains[name]) for name in reversed(rows)])
         axes.set_ylim(-0.6, len(rows) - 0.4)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5))

@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from pd_pipeline.config import TUNED
-from pd_pipeline.decisions import Decision, decisions, folders
+from pd_pipeline.decisions import CURRENT, Current, Decision, current, decisions, folder_of, folders
 from pd_pipeline.evaluation import offline_results
 from pd_pipeline.evaluation.offline_metrics import offline_metrics
 from pd_pipeline.evaluation.offline_results import OfflineResult
@@ -151,6 +151,8 @@ class InUse:
     name: str
     made: tuple[Decision, ...]
     """All decisions, the oldest first."""
+    written: Current | None
+    """What `current.json` says; None where it is not there, as after a kill: then the decisions know."""
 
     @property
     def last(self) -> Decision:
@@ -159,8 +161,11 @@ class InUse:
 
     @property
     def current(self) -> Decision | None:
-        """The decision by which the policy in use was put in use."""
-        return next((decision for decision in reversed(self.made) if decision.version is not None), None)
+        """The decision by which the policy in use was put in use; None if there is none, or it was lost."""
+        made = [decision for decision in self.made if decision.version is not None]
+        if self.written is not None and self.written.version not in [decision.version for decision in made[-1:]]:
+            return None
+        return made[-1] if made else None
 
     @property
     def digits(self) -> int:
@@ -172,5 +177,9 @@ class InUse:
 def in_use(root: Path, families: tuple[str, ...]) -> list[InUse]:
     """Every target of some families on which something was decided, by family and task."""
     names = [folder.parent.name for folder in folders(root, families)]
-    found = [InUse(name, tuple(decisions(root, name))) for name in names]
+    found = []
+    for name in names:
+        is_written = (folder_of(root, name) / CURRENT).is_file()
+        written = current(folder_of(root, name)) if is_written else None
+        found.append(InUse(name, tuple(decisions(root, name)), written))
     return sorted(found, key=lambda one: (families.index(one.last.family), one.last.task))

@@ -40,7 +40,22 @@ def episode_digests(
 
 def episode_digest(steps: Columns) -> bytes:
     """What `episode_digests` gives for an episode, of its steps in memory."""
-    columns = (steps.observation, steps.action, steps.reward)
+    return next(beginning_digests(steps, [len(steps.step)]))
+
+
+def beginning_digests(steps: Columns, lengths: Iterable[int]) -> Iterator[bytes]:
+    """What `episode_digest` would give for the first steps of an episode alone; `lengths` ascend."""
+    columns = [np.ascontiguousarray(column, np.float32) for column in (steps.observation, steps.action, steps.reward)]
+    hashes = [sha256() for _ in columns]
+    for first, last in pairwise([0, *lengths]):
+        for one, column in zip(hashes, columns, strict=True):
+            one.update(column[first:last].data)
+        yield _joined(hashes)
+
+
+def motion_digest(steps: Columns) -> bytes:
+    """SHA-256 of an episode's observations and actions: rewards may be given to the same motion differently."""
+    columns = (steps.observation, steps.action)
     return _joined([sha256(np.ascontiguousarray(column, np.float32).data) for column in columns])
 
 

@@ -1,5 +1,6 @@
 """An import says what it does, refuses what is bad, and does nothing twice."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,49 @@ def test_of_a_log_that_has_grown_only_what_is_new_is_imported(tmp_path: Path, ta
     nothing, said = imported(tmp_path, copy, task=task)
     assert nothing == []
     assert f"{copy}: all of its episodes are in {first.parent} already: nothing to do" in said
+
+
+@pytest.mark.parametrize("task", [None, 4])
+def test_an_episode_that_had_not_ended_is_not_there_twice(tmp_path: Path, task: int | None) -> None:
+    """Its first steps would be few-shot and the whole of it held out."""
+    (first,), _ = imported(tmp_path, grown(tmp_path / "log.hdf5", 8), task=task)
+    assert read(first).lengths.tolist() == [5, 3]
+    longer = grown(tmp_path / "longer.hdf5", 15)
+    (second,), said = imported(tmp_path, longer, task=task)
+    assert read(second).lengths.tolist() == [5]
+    assert {*read(second).task_id} == {task or 0}
+    assert "left out: 1 episodes that are copies" in said
+    assert "left out: 1 episodes whose beginning their task has already" in said
+    again, said = imported(tmp_path, grown(tmp_path / "middle.hdf5", 10), task=task)
+    assert (again, "1 episodes whose beginning" in said) == ([], True)
+    first.unlink()
+    (third,), said = imported(tmp_path, longer, task=task)
+    assert read(third).lengths.tolist() == [5, 5]
+    assert "whose beginning" not in said
+
+
+def test_an_episode_that_ended_by_itself_is_no_beginning(tmp_path: Path) -> None:
+    """From the same start another policy may go on."""
+    for count, name in ((5, "short"), (10, "long")):
+        arrays = {"observations": np.zeros((count, 3)), "actions": np.zeros((count, 2)), "rewards": np.zeros(count)}
+        ends = {"terminals": np.arange(count) == count - 1, "timeouts": None}
+        (made,), _ = imported(tmp_path, plain(tmp_path / f"{name}.hdf5", **arrays, **ends), task=1)
+        assert read(made).lengths.tolist() == [count]
+
+
+@pytest.mark.parametrize("task", [None, 0])
+def test_rewards_of_a_grown_log_are_asked_for_as_before(tmp_path: Path, task: int | None) -> None:
+    imported(tmp_path, grown(tmp_path / "log.hdf5", 15), reward=1.0)
+    longer = grown(tmp_path / "longer.hdf5", 25)
+    for otherwise in (None, 2.0):
+        with pytest.raises(
+            PipelineError, match="of task 0, which was imported with --reward 1: import it so again, or"
+        ):
+            imported(tmp_path, longer, task=task, reward=otherwise)
+    (other,), _ = imported(tmp_path, grown(tmp_path / "other.hdf5", 20), task=6)
+    assert {*read(other).task_id} == {6}
+    (made,), _ = imported(tmp_path, longer, task=0, reward=1.0)
+    assert read(made).lengths.tolist() == [5, 5]
 
 
 def still(path: Path, seed: int) -> Path:
@@ -400,6 +444,21 @@ def test_a_long_import_of_lerobot_reads_each_row_group_twice(tmp_path: Path, mon
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
     imported(tmp_path, tmp_path / "le")
     assert count == 12, "once for the digests of episodes, once for their steps"
+
+
+def test_accepted_episodes_of_a_target_are_not_pre_trained_on(tmp_path: Path) -> None:
+    """Whatever the number of their task in a log."""
+    (made,), _ = imported(tmp_path, grown(tmp_path / "log.hdf5", 10), task=57)
+    accepted = tmp_path / f"data/ingested/{FAMILY}/57/0001-expert.parquet"
+    accepted.parent.mkdir(parents=True)
+    shutil.move(made, accepted)
+    about_it = {"source": "a", "digest": "0" * 64, "quality": "expert", "episodes": 2, "steps": 10, "received": "now"}
+    accepted.with_suffix(".json").write_text(json.dumps(about_it))
+    longer = grown(tmp_path / "longer.hdf5", 25)
+    (training,), said = imported(tmp_path, longer, task=3)
+    assert read(training).lengths.tolist() == [5, 5, 5]
+    assert "left out: 2 episodes that are accepted data of a target" in said
+    assert "copies" not in said
 
 
 def test_more_of_a_target_with_accepted_data_is_not_pre_trained_on(tmp_path: Path, original: Path) -> None:

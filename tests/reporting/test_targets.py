@@ -14,7 +14,7 @@ from pd_pipeline.reporting.formatting import moment, number
 from pd_pipeline.reporting.targets import in_use
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import REPORT, TARGET_EVALUATION
-from pd_pipeline.storage import read_json
+from pd_pipeline.storage import read_json, write_json
 from tests.accepted import accept
 
 FIRST = Decision(
@@ -159,6 +159,13 @@ def test_only_targets_of_these_families_with_a_decision_count(tmp_path: Path) ->
     assert (four.name, found.name) == ("point_robot-4", "point_robot-57")
     assert found.current is not None
     assert found.current.version == 3
+    home = tmp_path / "data/promoted/point_robot-57"
+    for version, known in ((3, True), (4, False)):
+        write_json(home / "current.json", {"version": version, "since": "2026-07-14T01:30:05+02:00"})
+        _, found = in_use(tmp_path, ("point_robot",))
+        assert (found.current is not None) is known, "not the version before, if the last decision was lost"
+        assert found.written is not None
+        assert found.written.version == version
 
 
 def test_a_moment_is_that_of_utc() -> None:

@@ -57,6 +57,27 @@ def test_it_is_tuned_evaluated_and_reported(extended: Path) -> None:
     assert not {"diffuser", "prompt_fit"} & set(graph.load(extended).stages)
 
 
+def test_the_prompts_it_generates_are_measured_beside_those_of_prompt_diffuser(extended: Path) -> None:
+    (extended / "my_method.py").write_text(
+        '"""A diffuser of my own."""\n\nfrom pd_pipeline.tuning import prompt_diffuser\n\n'
+        'NEEDS = ("diffuser",)\nload = prompt_diffuser.load\n\n\nclass Params(prompt_diffuser.Params):\n    pass\n\n\n'
+        "def tune(plm, target, params, run):\n    return prompt_diffuser.tune(plm, target, params, run)\n"
+    )
+    path = extended / "params.yaml"
+    text = path.read_text().replace("mine, mine_longer]", "mine, prompt_diffuser]").replace("{mine_longer: mine}", "{}")
+    block = re.search(r"^    tuned_prompt_diffuser: (.+)$", text, re.MULTILINE)
+    assert block is not None
+    path.write_text(re.sub(r"^    tuned_mine.*\n", "", text, flags=re.MULTILINE) + f"    tuned_mine: {block[1]}\n")
+    run_stages(extended, "tuned_prompt_dt", "tuned_mine", "tuned_prompt_diffuser", "evaluation", "prompt_fit", "report")
+    targets = read_json(extended / "data/prompt_fit/point_robot-0/fit.json")["targets"]
+    for states in targets.values():
+        assert states.keys() == {"adapted by mine", "guided by mine", "adapted", "guided"}
+        assert states["guided by mine"]["nearest_kept"] > 0
+    page = (extended / "data/reports/index.html").read_text()
+    for state in ("adapted by mine", "guided by mine", "adapted", "guided"):
+        assert f"After being {state}, its prompts" in page
+
+
 def test_its_file_is_a_dependency_only_of_stages_that_use_it(extended: Path) -> None:
     project = graph.load(extended)
     reading = {stage for stage in project.stages if "my_method.py" in code(project, stage)}
