@@ -108,13 +108,12 @@ def validate(
 ) -> None:
     """Check trajectory files as the pipeline does. Exit 1 if a file is invalid."""
     from pd_pipeline import config
-    from pd_pipeline.families.base import load_family
+    from pd_pipeline.families.base import Families
     from pd_pipeline.incoming.ingest import check_new
     from pd_pipeline.trajectories.checking import check_file
 
     params = config.load(Path.cwd())
-    wanted = params.run.families if target else params.families
-    families = {name: load_family(name, params.block(name, "environment"), Path.cwd()) for name in wanted}
+    families = Families(params, () if target else params.families, Path.cwd())
     bad = 0
     for file in files:
         try:

@@ -250,8 +250,9 @@ def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -
         if not given or not all(parts) or len(parts) < 2:
             raise PipelineError(f"--set {override}: write NAME=VALUE, such as plm.steps=100 or run.seeds=[0,1]")
         run = changed.get("run")
-        families = run.get("families") if isinstance(run, dict) else None
-        paths = [parts] if parts[0] in (*PARTS, *top) else [["families", f, *parts] for f in families or ()]
+        listed = run.get("families") if isinstance(run, dict) else None
+        families = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+        paths = [parts] if parts[0] in (*PARTS, *top) else [["families", name, *parts] for name in families]
         for path in paths:
             block = changed
             for part in path[:-1]:

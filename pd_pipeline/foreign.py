@@ -72,7 +72,7 @@ def module_file(module: str, root: Path) -> Path | None:
         sys.path.insert(0, str(root))
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError, SyntaxError):  # importing a parent package failed
+    except (Exception, SystemExit):  # importing a parent package failed: it may raise anything
         return None
     return None if spec is None or spec.origin is None else Path(spec.origin)
 

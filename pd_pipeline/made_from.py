@@ -15,6 +15,9 @@ from pd_pipeline.sources import PACKAGE, import_closure, local_closure
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import digest, file_digest
 
+ACTING_BY_LEVELS = ("behavior_policies", "trajectories")
+"""The stages in which policies of `behavior_policies.levels` are created, and act."""
+
 
 def code(graph: Graph, stage: str, key: Key) -> list[Path]:
     """The files of the project and the package whose code produces the out, sorted."""
@@ -22,17 +25,23 @@ def code(graph: Graph, stage: str, key: Key) -> list[Path]:
     sources = [graph.stages[name].source for name in (stage, *graph.stages[stage].needs)]
     for source in sources:
         if source is not None and graph.root in source.parents:
-            files |= local_closure(source)
+            files |= local_closure(source, graph.root)
     files |= set(graph.stages[stage].files)
-    for source in family_sources(graph, key.family) if key.family is not None else ():
-        files |= local_closure(source)
+    for source in family_sources(graph, key.family, stage) if key.family is not None else ():
+        files |= local_closure(source, graph.root)
     files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
     return sorted(files)
 
 
-def family_sources(graph: Graph, family: str) -> list[Path]:
-    """The files that define a family, except those installed outside the project and the package."""
-    sources = source_files(family, graph.params.block(family, "environment"), graph.root)
+def family_sources(graph: Graph, family: str, stage: str | None = None) -> list[Path]:
+    """The files that define a family, except those installed outside the project and the package.
+
+    With those of the policies that `behavior_policies` describes, for all stages (None) or where `stage` acts by them.
+    """
+    acts = stage in (None, *ACTING_BY_LEVELS)
+    levels = graph.params.block(family, "behavior_policies").get("levels") if acts else None
+    described = levels if isinstance(levels, Mapping) else {}
+    sources = source_files(family, graph.params.block(family, "environment"), described, graph.root)
     return [source for source in sources if {PACKAGE, graph.root} & {*source.parents}]
 
 

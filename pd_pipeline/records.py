@@ -23,7 +23,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -109,10 +109,13 @@ def refuse_foreign(out: Path, names: list[str], stage: str) -> None:
 
 
 def write(root: Path, stage: str, key: object, out: Path, new: Path, **figures: Any) -> None:
-    """Write the record of the folder `new`, which is about to replace `out`, with the files of both."""
-    before = find(root, stage, key)
+    """Write the record of the folder `new`, which is about to replace `out`, with the files of both.
+
+    Nothing in `out` may be foreign.
+    """
     name = out.relative_to(root).as_posix()
-    record = Record(out=name, files=listing(new), replaced=before.files if before else {}, **figures)
+    replaced = listing(out) if out.exists() and out != new else {}
+    record = Record(out=name, files=listing(new), replaced=replaced, **figures)
     write_json(path(root, stage, key), record.model_dump(exclude_none=True))
 
 
@@ -144,6 +147,10 @@ class Clock:
 
     def _tick(self) -> None:
         while not self._over.wait(TICK_SECONDS):
+            self._save()
+
+    def _save(self) -> None:
+        with suppress(OSError):  # of a full disk the stage itself speaks
             write_json(self._file, {"seconds": self.seconds})
 
     def stop(self) -> None:
@@ -151,4 +158,4 @@ class Clock:
         self._over.set()
         self._thread.join()
         if self._file.parent.is_dir():
-            write_json(self._file, {"seconds": self.seconds})
+            self._save()

@@ -38,8 +38,11 @@ def import_closure(modules: tuple[str, ...]) -> frozenset[Path]:
     return frozenset(found)
 
 
-def local_closure(source: Path) -> set[Path]:
-    """A user's source file and what it imports from this package and from the files next to it."""
+def local_closure(source: Path, root: Path) -> set[Path]:
+    """A source file of the project at `root`, and what it imports from this package and from the project's files.
+
+    These are modules and packages below `root`, with the `__init__.py` of every package on the way to them.
+    """
     found: set[Path] = set()
     todo = [source]
     while todo:
@@ -48,13 +51,27 @@ def local_closure(source: Path) -> set[Path]:
             continue
         names = imported_names(file)
         found |= {file, *import_closure(tuple(name for name in names if name.startswith("pd_pipeline")))}
-        beside = [source.parent.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+        packages = (folder / "__init__.py" for folder in file.parents if root in folder.parents)
+        beside = [*packages, *(path for name in names for path in _files_of(name, file, root))]
         todo += [path for path in beside if path.is_file() and PACKAGE not in path.parents]
     return found
 
 
+def _files_of(name: str, importing: Path, root: Path) -> Iterator[Path]:
+    """The files that an imported name may be in: below `root` or, with dots in front, relative to what imports it."""
+    relative = name.lstrip(".")
+    level = len(name) - len(relative)
+    base = importing.parents[level - 1] if 0 < level <= len(importing.parents) else root
+    path = base.joinpath(*relative.split("."))
+    if relative:
+        yield from (path.with_suffix(".py"), path / "__init__.py")
+
+
 def imported_names(file: Path) -> tuple[str, ...]:
-    """Every module, and every name from a module, that a file imports. Raises PipelineError for invalid Python."""
+    """Every module, and every name from a module, that a file imports; relative ones start with their dots.
+
+    Raises PipelineError for invalid Python.
+    """
     about = file.stat()
     return _names(file, (about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino))
 
@@ -80,9 +97,11 @@ def _imports(tree: ast.Module) -> Iterator[str]:
             todo += getattr(node, block, ())
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            if node.module:
+                yield module
+            yield from (f"{module}{'.' if node.module else ''}{alias.name}" for alias in node.names)
 
 
 @lru_cache(maxsize=4096)

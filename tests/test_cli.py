@@ -15,7 +15,7 @@ from pd_pipeline.doctor import Finding
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.incoming.ingest import ingest
 from pd_pipeline.stage import Key
-from pd_pipeline.trajectories.reading import write
+from pd_pipeline.trajectories.reading import read_metadata, stream, write
 from tests import accepted
 from tests.builders import columns, metadata
 from tests.dvc_project import BIN, ENVIRONMENT, SMALL_PARAMS, call, change, make_project, start
@@ -126,6 +126,19 @@ def test_validate_accepts_good_files(trained_project: Path, monkeypatch: pytest.
     lines = result.stdout.splitlines()
     assert len(lines) == len(files)
     assert "good: 38 episodes, 456 steps" in lines[0]
+
+
+def test_validate_looks_at_the_family_of_the_file_alone(
+    trained_project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have no block; and the folder of another one, which is not run, may be elsewhere."""
+    text = "run: {families: [point_robot], methods: [prompt_dt]}\nfamilies: {mine: {environment: {data: nowhere}}}\n"
+    (tmp_path / "params.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    file = trained_project / "data/trajectories/point_robot/expert.parquet"
+    assert "unknown family" not in invoke("validate", str(file)).stderr
+    write(renamed := tmp_path / "a.parquet", read_metadata(file).model_copy(update={"family": "mine"}), stream(file))
+    assert "nowhere: no such folder" in invoke("validate", str(renamed)).stderr
 
 
 def test_validate_refuses_each_bad_file_and_still_reads_the_others(

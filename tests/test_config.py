@@ -149,7 +149,17 @@ def test_malformed_overrides_are_refused(override: str) -> None:
         config.overridden({"run": {"families": ["a"]}}, [override])
 
 
-@pytest.mark.parametrize("values", [{"run": 5}, {"run": {"seeds": [0]}}, None, {"families": {"a": {"plm": 3}}}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"run": 5},
+        {"run": {"seeds": [0]}},
+        {"run": {"families": [{"a": None}, 5]}},
+        {"run": {"families": 5}},
+        None,
+        {"families": {"a": {"plm": 3}}},
+    ],
+)
 def test_an_override_of_a_broken_file_gives_one_line(values: object) -> None:
     with pytest.raises(PipelineError):
         config.validated(config.overridden(values, ["run.seeds.first=1", "plm.steps=5", "families.a.plm.steps=5"]))

@@ -1,5 +1,6 @@
 """Records beside the outs: what the pipeline made, and what it cost."""
 
+import errno
 import time
 from pathlib import Path
 
@@ -49,6 +50,36 @@ def test_the_record_still_knows_the_out_being_replaced(tmp_path: Path, out: Path
     assert record.made == "new"
     assert records.foreign(out, record) == []
     assert records.foreign(new, record) == []
+
+
+def test_an_out_is_not_foreign_however_often_its_replacement_failed(tmp_path: Path, out: Path) -> None:
+    """Each failure came after the record was written, as that of a full disk."""
+    records.write(tmp_path, "plm", "x-0", out, out, made="first", seconds=1.0)
+    for made in ("second", "third"):
+        new = tmp_path / made
+        new.mkdir()
+        (new / "a").write_text(made)
+        records.write(tmp_path, "plm", "x-0", out, new, made=made, seconds=1.0)
+        assert records.foreign(out, records.find(tmp_path, "plm", "x-0")) == []
+
+
+def test_a_full_disk_does_not_hide_the_error_of_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(records, "TICK_SECONDS", 0.01)
+    monkeypatch.setattr(records, "write_json", full)
+
+    def work() -> None:
+        with records.clock(tmp_path):
+            time.sleep(0.1)
+            raise PipelineError("the error of the stage")
+
+    with pytest.raises(PipelineError, match="the error of the stage"):
+        work()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_refusal_names_the_file_and_where_own_data_goes(out: Path) -> None:

@@ -47,7 +47,7 @@ class C:
             from h import one, two
 """
 FOUND = {
-    *("typing", "typing.TYPE_CHECKING", "top.inner", "otherwise", "h", "h.one", "h.two"),
+    *(".beside", "typing", "typing.TYPE_CHECKING", "top.inner", "otherwise", "h", "h.one", "h.two"),
     *("a1", "a2", "b1", "b2", "c1", "d1", "e1", "e2", "e3", "e4", "f1", "g1"),
 }
 
@@ -94,8 +94,32 @@ def test_a_new_file_is_seen_once_the_caches_are_forgotten(monkeypatch: pytest.Mo
 def test_a_users_file_depends_on_those_beside_it_and_on_this_package(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("import helper\nfrom pd_pipeline.errors import PipelineError\n")
     (tmp_path / "helper.py").write_text("import json")
-    found = local_closure(tmp_path / "mine.py")
+    found = local_closure(tmp_path / "mine.py", tmp_path)
     assert {tmp_path / "mine.py", tmp_path / "helper.py", PACKAGE / "errors.py"} <= found
+
+
+PROJECT = {
+    "envs/__init__.py": "",
+    "envs/arm.py": "from envs.physics import GAIN\nfrom . import shapes\nfrom .parts.claw import CLAW\nimport robot",
+    "envs/physics.py": "from json import loads",
+    "envs/shapes.py": "",
+    "envs/parts/__init__.py": "from ..table import TABLE",
+    "envs/parts/claw.py": "from . import nail as sharp",
+    "envs/parts/nail.py": "",
+    "envs/table.py": "",
+    "robot/__init__.py": "from robot.control import loop",
+    "robot/control.py": "import envs.arm",
+}
+
+
+def test_so_do_files_in_packages_of_the_project(tmp_path: Path) -> None:
+    root = tmp_path / "project"
+    for name, text in {**PROJECT, "other.py": "", "robot/unused.py": ""}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (tmp_path / "__init__.py").touch()
+    found = local_closure(root / "envs/arm.py", root)
+    assert {file.relative_to(root).as_posix() for file in found} == {*PROJECT}
 
 
 def test_invalid_python_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import importlib
 import inspect
 import sys
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
@@ -27,7 +28,7 @@ import gymnasium
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE, Parameters
+from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE, Parameters, ParamsFile
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.foreign import error_text, module_file, time_limit
@@ -231,34 +232,65 @@ def load_family(name: str, block: dict[str, Any], root: Path) -> Family:
         with time_limit(f"{where}: creating '{cls.__name__}'"):
             family = cls(name, params)
         family.root = root
-        tasks = [*family.train_tasks, *family.test_tasks]
+        train, test = ([int(task) for task in named] for named in (family.train_tasks, family.test_tasks))
     except PipelineError:
         raise
     except (Exception, SystemExit) as error:
         raise PipelineError(f"{where}: '{cls.__name__}' cannot be created: {error_text(error)}") from error
-    if len(tasks) > MAX_TASKS:
-        raise PipelineError(f"{where}: {len(tasks):,} tasks: at most {MAX_TASKS:,} are allowed")
-    for kind, named in (("training", family.train_tasks), ("test", family.test_tasks)):
-        if twice := sorted({task for task in named if named.count(task) > 1}):
+    if (count := len(train) + len(test)) > MAX_TASKS:
+        raise PipelineError(f"{where}: {count:,} tasks: at most {MAX_TASKS:,} are allowed")
+    for kind, named in (("training", train), ("test", test)):
+        if twice := sorted(task for task, times in Counter(named).items() if times > 1):
             raise PipelineError(f"{where}: tasks {twice} appear more than once among the {kind} tasks: name each once")
-    if not cls.targets_are_trained and (overlap := set(family.train_tasks) & set(family.test_tasks)):
+    if not cls.targets_are_trained and (overlap := {*train} & {*test}):
         raise PipelineError(f"{where}: tasks {sorted(overlap)} are both training and test tasks")
-    if not family.train_tasks or not family.test_tasks:
+    if not train or not test:
         raise PipelineError(f"{where}: the family needs at least one training and one test task")
     return family
 
 
-def source_files(name: str, block: dict[str, Any], root: Path) -> list[Path]:
-    """The files of all modules that an `environment` block names, the family's own first: its stages depend on them."""
-    files = []
-    for module in dict.fromkeys(point.split(":")[0] for point in (entry_point(name, block), *_entry_points(block))):
+class Families(Mapping[str, Family]):
+    """The families that are run, and `others` of params.yaml, each created when it is first asked for."""
+
+    def __init__(self, params: ParamsFile, others: Iterable[str], root: Path):
+        self._params, self._root = params, root
+        self._names = sorted({*params.run.families, *others})
+        self._found: dict[str, Family] = {}
+
+    def __getitem__(self, name: str) -> Family:
+        """The family with this name. Raises PipelineError if it is invalid."""
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._found:
+            self._found[name] = load_family(name, self._params.block(name, "environment"), self._root)
+        return self._found[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Their names, sorted."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._names)
+
+
+def source_files(name: str, block: dict[str, Any], levels: Mapping[str, Any], root: Path) -> list[Path]:
+    """The files of all modules that an `environment` block names, the family's own first: its stages depend on them.
+
+    Then those of `levels`, the policies that `behavior_policies` describes.
+    """
+    named = [("environment", point) for point in (entry_point(name, block), *_entry_points(block))]
+    named += [("behavior_policies.levels", point) for point in _entry_points(levels)]
+    files = dict[Path, None]()
+    for where, point in named:
+        module = point.split(":")[0]
         file = module_file(module, root)
         if file is None:
             raise PipelineError(
-                f"{PARAMS_FILE}: families.{name}.environment: no module '{module}' next to {PARAMS_FILE} or installed"
+                f"{PARAMS_FILE}: families.{name}.{where}: no module '{module}' next to {PARAMS_FILE} or installed"
             )
-        files.append(file)
-    return files
+        files[file] = None
+    return [*files]
 
 
 def _entry_points(block: Mapping[str, Any]) -> Iterator[str]:

@@ -1,22 +1,35 @@
 """A user's Gymnasium environment as a task family, without a family class."""
 
 import importlib.metadata
+import json
 import pkgutil
 from collections.abc import Hashable
 from contextlib import suppress
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium
 import numpy as np
 from gymnasium.error import DeprecatedEnv, UnregisteredEnv
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pd_pipeline.config import MAX_TASKS, PARAMS_FILE, Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import EntryPoint, Family, FamilyParams, Policy
 from pd_pipeline.foreign import error_text, time_limit
 from pd_pipeline.parsing import parse
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """The values. Raises ValueError unless they can be kept as JSON: they are, with the trajectories."""
+    try:
+        json.dumps(values, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{error}: write a date in quotes, and a large number in place of an infinite one") from None
+    return values
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class BehaviorParams(Parameters):
@@ -32,7 +45,7 @@ class BehaviorParams(Parameters):
         le=1000,
         description="standard deviation of Gaussian noise, relative to half the range of an action",
     )
-    arguments: dict[str, Any] = {}
+    arguments: Arguments = {}
 
 
 class GymnasiumParams(FamilyParams):
@@ -47,11 +60,11 @@ class GymnasiumParams(FamilyParams):
         max_length=200,
         description="id of a registered environment, instead of entry_point; 'module:id' imports a module first",
     )
-    tasks: tuple[dict[str, Any], ...] = Field(
+    tasks: tuple[Arguments, ...] = Field(
         min_length=2, max_length=MAX_TASKS, description="keyword arguments that define a task: the hidden goal"
     )
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
-    options: dict[str, Any] = Field(default={}, description="keyword arguments that all tasks share")
+    options: Arguments = Field(default={}, description="keyword arguments that all tasks share")
     success: bool = Field(
         default=True, description="whether infos say when an episode succeeds; false: no rates of success are shown"
     )
@@ -74,9 +87,14 @@ class FlatEnv(gymnasium.Wrapper):
         return np.asarray(observation, np.float32), info
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Act with float32 actions, converted to the dtype of the action space."""
+        """Act with float32 actions, converted to the dtype of the action space and clipped to its bounds.
+
+        The float32 nearest to a bound may lie beyond it by its last digit.
+        """
         space = self.env.action_space
-        observation, reward, terminated, truncated, info = self.env.step(np.asarray(action, space.dtype))
+        assert isinstance(space, gymnasium.spaces.Box), "checked with the family"
+        within = np.clip(np.asarray(action, space.dtype), space.low, space.high)
+        observation, reward, terminated, truncated, info = self.env.step(within)
         success = bool(info.get("success", info.get("is_success", False)))
         return np.asarray(observation, np.float32), float(reward), terminated, truncated, info | {"success": success}
 
@@ -168,6 +186,8 @@ class GymnasiumFamily(Family):
         what = f"{self._where}: the {kind} space of {self.named} is {space}"
         if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1:
             raise PipelineError(f"{what}: it must be a one-dimensional Box; flatten it in the environment")
+        if kind == "action" and not np.issubdtype(space.dtype, np.floating):
+            raise PipelineError(f"{what}: its numbers must be floating: convert them in the environment")
         if kind == "action" and not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
             raise PipelineError(f"{what}: it must have finite bounds, since actions are scaled by them")
         if kind == "action" and not (space.low < space.high).all():
@@ -249,11 +269,16 @@ class GymnasiumFamily(Family):
 
     def versions(self) -> dict[str, str]:
         """Adds the installed packages of the environment, which affect the trajectories too."""
+        return super().versions() | self._packages
+
+    @cached_property
+    def _packages(self) -> dict[str, str]:
+        """Name -> version. Looked up once, since some simulators can exist only once in a process."""
         environment = self.make(self.train_tasks[0])
         modules = {cls.__module__ for cls in type(environment.unwrapped).__mro__}
         environment.close()
         modules |= {"mujoco"} if any(name.startswith("gymnasium.envs.mujoco") for name in modules) else set()
-        found = super().versions()
+        found = {}
         for package in {name.split(".")[0] for name in (*modules, str(self.params.entry_point))}:
             with suppress(importlib.metadata.PackageNotFoundError):  # a file of the project
                 found[package] = importlib.metadata.version(package)

@@ -11,6 +11,7 @@ studies/few_shot.yaml
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def read(root: Path, name: Name) -> Study:
     if not file.is_file():
         raise PipelineError(f"{file}: no such study: {suggestion(name, names(root))}")
     study = parse(Study, values_of(read_file(file), file), str(file.relative_to(root)))
-    if (count := len(study.points)) > MAX_POINTS:
+    if (count := math.prod(map(len, study.grid.values()))) > MAX_POINTS:  # before they are made: they may be billions
         raise PipelineError(f"{file}: {count:,} points: at most {MAX_POINTS:,} are allowed")
     for parameter in study.grid:
         if parameter.startswith(("run.seeds", "run.families", "run.studies", "machine.")):

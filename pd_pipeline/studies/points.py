@@ -73,7 +73,8 @@ def _check_families(project: Graph, study: Study, name: str) -> None:
     asked = study.base.get("families")
     run = study.base.get("run")
     running = run.get("families") if isinstance(run, dict) else None
-    known = {*project.params.families, *BUILT_IN, *(running or ())}
+    named = [name for name in running if isinstance(name, str)] if isinstance(running, list) else []
+    known = {*project.params.families, *BUILT_IN, *named}
     for family in asked if isinstance(asked, dict) else ():
         if family not in known:
             hint = suggestion(family, sorted(known))

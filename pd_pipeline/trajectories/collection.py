@@ -188,12 +188,15 @@ def side_by_side(
 def _worker(name: str, block: str, root: Path, params: TrajectoriesParams, work: Path, behaviors: str) -> Answer:
     """Collects shards, one per message, into files in `work`; answers with the number of steps."""
     family = load_family(name, json.loads(block), root)
-    pool, described = Pool(family), json.loads(behaviors)
+    described = json.loads(behaviors)
+    # before the pool makes an environment: some simulators can exist only once in a process
+    metadata = {quality: _metadata(family, quality, params) for quality in params.episodes}
+    pool = Pool(family)
 
     def collect_shard(shard: Shard) -> int:
         arrays = collect_episodes(pool, described[shard.quality], shard, params.seed)
         # checked before it is saved: otherwise every later attempt would read the bad episode from the work folder
-        validator = Validator(f"policy '{shard.quality}'", _metadata(family, shard.quality, params))
+        validator = Validator(f"policy '{shard.quality}'", metadata[shard.quality])
         validator.feed(Columns(**arrays))
         validator.finish(np.array([shard.task]))
         save_arrays(shard.file(work), arrays)

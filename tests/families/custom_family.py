@@ -40,6 +40,32 @@ class WideActionEnv(LineEnv):
         self.action_space = gymnasium.spaces.Box(-np.inf, np.inf, (1,), np.float32)
 
 
+class ExactEnv(LineEnv):
+    """Bounds that float32 rounds away from zero, and no action beyond them. Only one may exist in a process."""
+
+    alive = 0
+
+    def __init__(self, goal: float):
+        super().__init__(goal)
+        if ExactEnv.alive:
+            raise RuntimeError("there is one already")
+        ExactEnv.alive += 1
+        self.action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float64)
+
+    def step(self, action: np.ndarray):
+        assert self.action_space.contains(action), f"{action} is out of bounds"
+        return super().step(action)
+
+    def close(self) -> None:
+        ExactEnv.alive -= 1
+
+
+class IntegerActionEnv(LineEnv):
+    def __init__(self, goal: float):
+        super().__init__(goal)
+        self.action_space = gymnasium.spaces.Box(-2, 2, (1,), np.int64)
+
+
 class DiscreteActionEnv(LineEnv):
     def __init__(self, goal: float):
         super().__init__(goal)

@@ -55,7 +55,7 @@ def test_custom_family_by_entry_point() -> None:
     assert type(family).__name__ == "Line"
     assert family.train_tasks == (0, 2)
     assert family.action_size == 1
-    assert source_files("line", custom("Line"), HERE) == [HERE / "custom_family.py"]
+    assert source_files("line", custom("Line"), {}, HERE) == [HERE / "custom_family.py"]
 
 
 def test_custom_family_is_collected_in_worker_processes(tmp_path: Path) -> None:
@@ -96,18 +96,18 @@ def test_an_unknown_family_names_the_built_in_ones_and_what_to_do() -> None:
 
 def test_source_file_of_a_missing_module() -> None:
     with pytest.raises(PipelineError, match="no module 'no_such_module'"):
-        source_files("line", {"entry_point": "no_such_module:Line"}, HERE)
+        source_files("line", {"entry_point": "no_such_module:Line"}, {}, HERE)
 
 
 def test_every_entry_point_of_a_block_is_code_that_the_family_depends_on() -> None:
     behaviors = {"expert": {"entry_point": "test_base:expert"}, "random": {"random": True}}
     block = {"gymnasium": "Pendulum-v1", "behaviors": behaviors}
-    found = source_files("pendulum", block, HERE)
+    found = source_files("pendulum", block, {}, HERE)
     assert [file.name for file in found] == ["gymnasium_env.py", "test_base.py"]
 
 
 def test_so_is_the_module_that_registers_an_id() -> None:
-    found = source_files("line", {"gymnasium": "custom_family:mine/Line-v0"}, HERE)
+    found = source_files("line", {"gymnasium": "custom_family:mine/Line-v0"}, {}, HERE)
     assert [file.name for file in found] == ["gymnasium_env.py", "custom_family.py"]
 
 

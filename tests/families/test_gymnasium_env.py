@@ -1,5 +1,6 @@
 """A plain Gymnasium environment named in params.yaml becomes a family."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pd_pipeline.families.gymnasium_env import GymnasiumFamily
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.collection import Pool, Shard, TrajectoriesParams, collect, collect_episodes
-from pd_pipeline.trajectories.reading import read
+from pd_pipeline.trajectories.reading import read, stream
 from tests.conftest import run_stages
 
 HERE = Path(__file__).parent
@@ -77,6 +78,17 @@ def test_stored_actions_are_the_clipped_ones() -> None:
     np.testing.assert_allclose(moved, 0.5 * arrays["action"][:-1, 0], atol=1e-5)
 
 
+def test_actions_stay_within_the_bounds_of_the_environment_itself(tmp_path: Path) -> None:
+    """float32(0.1) is larger than 0.1. And no second environment is made beside the one in use."""
+    described = block("ExactEnv")
+    made = load_family("line", described, HERE)
+    write_json(tmp_path / "policies.json", made.default_behaviors())
+    params = TrajectoriesParams.model_validate({"workers": 1, "episodes": {"expert": {"train": 2, "test": 1}}})
+    collect(made, described, HERE, tmp_path, params, tmp_path / "out", tmp_path / "work", silent)
+    actions = np.concatenate([batch.action for batch in stream(tmp_path / "out/expert.parquet")])
+    assert np.abs(actions).max() == np.float32(0.1)
+
+
 def test_noise_is_in_halves_of_the_range() -> None:
     made = family()
     act = made.behavior({"entry_point": "custom_family:toward", "arguments": {"gain": 0.0}, "noise": 0.1})
@@ -129,6 +141,7 @@ families:
     ("cls", "message"),
     [
         ("WideActionEnv", "action space .* finite bounds"),
+        ("IntegerActionEnv", "action space .* its numbers must be floating"),
         ("DiscreteActionEnv", "action space .* one-dimensional Box"),
         ("ImageEnv", "observation space .* one-dimensional Box"),
     ],
@@ -162,6 +175,15 @@ def test_unsupported_spaces_are_refused_before_collecting(cls: str, message: str
             r"environment: tasks \[1\] appear more than once among the test tasks: name each once",
         ),
         ({"behaviors": {}}, "behaviors"),
+        (
+            {"options": {"day": date(2026, 1, 2)}},
+            r"environment\.options: .*date is not JSON serializable: write a date",
+        ),
+        ({"tasks": [{"goal": 1.0}, {"goal": np.inf}]}, r"environment\.tasks\.1: .*a large number in place of"),
+        (
+            {"behaviors": {"expert": {"entry_point": "custom_family:toward", "arguments": {"gain": np.nan}}}},
+            r"environment\.behaviors\.expert\.arguments: .*not JSON compliant",
+        ),
         ({"speed": 3}, "speed"),
     ],
 )
@@ -260,3 +282,22 @@ def test_a_change_of_a_behaviors_file_makes_trajectories_stale(tmp_path: Path) -
     (tmp_path / "mine.py").write_text("def act(environment, observation, rng): return [0.5]\n")
     after = rendering.all_digests(graph.load(tmp_path))["trajectories"]["pendulum"]
     assert (before["code"] != after["code"], before["parameters"] == after["parameters"]) == (True, True)
+
+
+def test_so_does_a_change_of_the_file_of_a_policy_in_levels(tmp_path: Path) -> None:
+    """In the stages that act by it, and in no other."""
+    (tmp_path / "mine.py").write_text("def act(environment, observation, rng): return [0.0]\n")
+    (tmp_path / "other.py").write_text("def act(environment, observation, rng): return [0.0]\n")
+    values = pendulum(behaviors={"expert": {"entry_point": "mine:act"}})
+    levels = {"noisy": {"entry_point": "other:act"}}
+    blocks = {"environment": values, "behavior_policies": {"levels": levels}}
+    text = f"run: {{families: [pendulum], methods: [prompt_dt]}}\nfamilies: {{pendulum: {blocks!r}}}\n"
+    (tmp_path / "params.yaml").write_text(text)
+    before = rendering.all_digests(graph.load(tmp_path))
+    (tmp_path / "other.py").write_text("def act(environment, observation, rng): return [0.5]\n")
+    after = rendering.all_digests(graph.load(tmp_path))
+    changed = {
+        stage for stage in before if any(before[stage][k]["code"] != after[stage][k]["code"] for k in before[stage])
+    }
+    assert {"behavior_policies", "trajectories"} <= changed
+    assert not changed & {"prompts", "plm", "evaluation"}

@@ -83,6 +83,12 @@ def test_mistakes_are_reported_with_their_place(tmp_path: Path, old: str, new: s
         read(written(tmp_path, GOOD.replace(old, new)), "mine")
 
 
+def test_a_grid_is_not_made_if_it_is_too_large(tmp_path: Path) -> None:
+    many = "".join(f"  plm.p{number}: {list(range(900))}\n" for number in range(9))
+    with pytest.raises(PipelineError, match=r",000 points: at most 1,000"):
+        read(written(tmp_path, GOOD.replace("grid:\n", f"grid:\n{many}")), "mine")
+
+
 def test_a_missing_study_is_reported_with_the_existing_ones(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"studies/other\.yaml: no such study: choose one of mine"):
         read(written(tmp_path, GOOD), "other")
