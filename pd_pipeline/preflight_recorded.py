@@ -91,6 +91,7 @@ def _check_training(where: str, family: RecordedFamily, blocks: Mapping[str, Any
 def _check_targets(graph: Graph, where: str, family: RecordedFamily, blocks: Mapping[str, Any]) -> None:
     """Each target needs its few-shot trajectories and, to be scored, others."""
     offline = blocks["evaluation"].offline
+    chosen: dict[str, int] = {}  # rule -> trajectories of the scored quality that methods get by it
     for stage in (name for name in blocks if name.startswith(TUNED)):
         target = blocks[stage].target
         own = TARGET in ((graph.params.families.get(family.name) or {}).get(stage) or {})
@@ -98,21 +99,36 @@ def _check_targets(graph: Graph, where: str, family: RecordedFamily, blocks: Map
         method = graph.method(stage)
         if "prompts" in method.needs and target.quality not in blocks["prompts"].qualities:
             raise PipelineError(f"{place}.quality: '{target.quality}' is not among prompts.qualities")
-        scored = target.quality == offline.quality
-        if target.few_shot is None and scored:
-            raise PipelineError(f"{place}.few_shot: null leaves no trajectories to be scored on: give a number")
-        needed = (target.few_shot or 1) + (LEAST_HELD_OUT if scored else 0)
-        for task in family.test_tasks:
-            lengths = family.episode_lengths[target.quality].get(task, np.empty(0))
-            if len(lengths) < needed:
-                raise PipelineError(
-                    f"{place}.few_shot: {target.few_shot or 'all'} trajectories of quality '{target.quality}'"
-                    f"{' and two others to be scored on' * scored}, but {family.folder} holds {len(lengths)} of task "
-                    f"{task}: import more, or use fewer"
-                )
+        for quality in dict.fromkeys((target.quality, target.prompt_quality or target.quality)):
+            scored = quality == offline.quality
+            if target.few_shot is None and scored:
+                raise PipelineError(f"{place}.few_shot: null leaves no trajectories to be scored on: give a number")
+            needed = (target.few_shot or 1) + (LEAST_HELD_OUT if scored else 0)
+            for task in family.test_tasks:
+                if (held := _count(family, quality, task)) < needed:
+                    raise PipelineError(
+                        f"{place}.few_shot: {target.few_shot or 'all'} trajectories of quality '{quality}'"
+                        f"{' and two others to be scored on' * scored}, but {family.folder} holds {held} of task "
+                        f"{task}: import more, or use fewer"
+                    )
+            if scored:  # of one rule, fewer are among more
+                chosen[target.choose] = max(chosen.get(target.choose, 0), target.few_shot)
     for task in family.test_tasks:
-        if len(family.episode_lengths[offline.quality].get(task, ())) < LEAST_HELD_OUT:
+        if len(chosen) > 1 and _count(family, offline.quality, task) < sum(chosen.values()) + LEAST_HELD_OUT:
+            rules = " and ".join(f"{count} '{rule}'" for rule, count in chosen.items())
+            raise PipelineError(
+                f"{where}: methods get different trajectories of quality '{offline.quality}' ({rules}), and two others "
+                f"are needed to be scored on, but {family.folder} holds {_count(family, offline.quality, task)} of "
+                f"task {task}: import more, use fewer, or choose them by one rule (target.choose)"
+            )
+    for task in family.test_tasks:
+        if _count(family, offline.quality, task) < LEAST_HELD_OUT:
             raise PipelineError(
                 f"{where}.evaluation.offline.quality: task {task} has no two trajectories of quality "
                 f"'{offline.quality}': import more"
             )
+
+
+def _count(family: RecordedFamily, quality: str, task: int) -> int:
+    """How many trajectories of a quality a task has; other blocks say whether there is the quality at all."""
+    return len(family.episode_lengths.get(quality, {}).get(task, ()))

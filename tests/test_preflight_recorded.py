@@ -76,6 +76,16 @@ def test_valid_parameters_pass(root: Path) -> None:
             "    tuned_full_finetune: {target: {quality: random, few_shot: 3}, ",
             r"tuned_full_finetune\.target\.few_shot: 3 trajectories of quality 'random', but .* holds 2 of task 1",
         ),
+        (
+            "    tuned_full_finetune: {",
+            "    tuned_full_finetune: {target: {choose: best, few_shot: 3}, ",
+            r"my_robot: methods get different trajectories .* \(3 'random' and 3 'best'\), .* holds 7 of task",
+        ),
+        (
+            "{few_shot: 3}",
+            "{few_shot: 3, prompt_quality: random}",
+            r"my_robot\.target\.few_shot: 3 trajectories of quality 'random', but .* holds 2 of task 1",
+        ),
         ("prompts: {length: 3", "prompts: {length: 30", r"prompts\.length: 30 steps, but an episode has at most 12"),
         ("targets: [1, 4]", "targets: [1, 9]", r"holds 0 of task 9"),
         ("targets: [1, 4]", "targets: [1], train_tasks: [0, 7]", r"task 7 has 0 trajectories of quality 'expert'"),

@@ -17,18 +17,41 @@ def nearest(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.median(distances) / np.sqrt(a.shape[1]))
 
 
+def halves(episodes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of two halves of prompts, of which none shares an episode with the other half, in random order.
+
+    `episodes` (n, 2 or more): the task of each prompt, then what tells its episode from others of that task. The
+    prompts of a task with a single episode are split themselves, though those next to each other are much alike.
+    """
+    first = np.zeros(len(episodes), bool)
+    for task in np.unique(episodes[:, 0]):
+        rows = np.flatnonzero(episodes[:, 0] == task)
+        _, of = np.unique(episodes[rows], axis=0, return_inverse=True)
+        of = of.reshape(-1) if of.max() else np.arange(len(rows))
+        chosen = rng.permutation(of.max() + 1)[: (of.max() + 1 + rng.integers(2)) // 2]
+        first[rows] = np.isin(of, chosen)
+    return rng.permutation(np.flatnonzero(first)), rng.permutation(np.flatnonzero(~first))
+
+
 def compare(
-    real: np.ndarray, generated: np.ndarray, rng: np.random.Generator, kept: np.ndarray | None = None
+    real: np.ndarray,
+    episodes: np.ndarray,
+    generated: np.ndarray,
+    rng: np.random.Generator,
+    kept: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Distances of generated to real prompts, both (n, K*, channels) normalised, beside what two real samples have.
 
-    The real prompts are split in two random halves: one half is the reference, and what the other half shows against
-    it is as close as a perfect generator comes. `kept` are the prompts that are evaluated: too few for a distribution,
-    so that of them there is the distance to the nearest alone.
+    The real prompts are split in `halves`: one half is the reference, and what the other half shows against it is as
+    close as a perfect generator comes. Halves that shared `episodes` would be closer: prompts that overlap are nearly
+    the same. `kept` are the prompts that are evaluated: too few for a distribution, so that of them there is the
+    distance to the nearest alone. Raises ValueError unless there are two real prompts.
     """
-    order = rng.permutation(len(real))
-    half = min(len(real) // 2, len(generated))
-    reference, other = real[order[:half]], real[order[half : 2 * half]]
+    if len(real) < 2:
+        raise ValueError("two real prompts are needed, to compare them with each other")
+    one, two = halves(episodes, rng)
+    half = min(len(one), len(two), len(generated))
+    reference, other = real[one[:half]], real[two[:half]]
     made = generated[rng.permutation(len(generated))[:half]]
     channels = real.shape[2]
     flat = [part.reshape(-1, channels) for part in (reference, other, made)]

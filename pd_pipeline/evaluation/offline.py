@@ -43,7 +43,7 @@ class OfflineParams(Parameters):
         default=20, ge=LEAST, le=1_000_000, description="held-out trajectories per target, at most; null: all"
     )
     steps: int | None = Field(
-        default=50, gt=0, le=1_000_000, description="steps of each that count, evenly spaced; null: all"
+        default=50, ge=2, le=1_000_000, description="steps of each that count, evenly spaced; null: all"
     )
 
 

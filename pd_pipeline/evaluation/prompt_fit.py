@@ -15,13 +15,16 @@ from pd_pipeline.models.conditions import conditioned
 from pd_pipeline.models.diffuser import Denoiser, generate
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.prompts.stage import HELD_OUT, load_tensors
+from pd_pipeline.prompts.stage import HELD_OUT, load_prompts, load_tensors
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.trajectories.reading import read
 from pd_pipeline.tuning import adaptation, summary
 from pd_pipeline.tuning.protocol import Pretrained, Target, prompt_losses
 from pd_pipeline.tuning.summary import Summary
+
+SCORED = 16
+"""Prompts at most whose action loss is measured."""
 
 
 class Params(Parameters):
@@ -49,7 +52,9 @@ def run(context: StageContext) -> dict[str, Any]:
     rng = np.random.default_rng(context.seed)
     count = min(context.params.prompts, len(y) // 2)
     generated, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
-    pretrained = compare(x0.cpu().numpy(), generated.cpu().numpy(), rng) | {"chain": diffusion.steps}
+    loaded = load_prompts(context.inputs["prompts"], qualities, HELD_OUT, plm.normalization)
+    episodes = np.concatenate([_episodes(prompts, number) for number, prompts in enumerate(loaded)])
+    pretrained = compare(x0.cpu().numpy(), episodes, generated.cpu().numpy(), rng) | {"chain": diffusion.steps}
     targets: dict[str, dict[str, Any]] = {}
     for name in (name for name in context.inputs if name.startswith("tuned_")):
         for task in context.family.test_tasks:
@@ -79,8 +84,9 @@ def _target_fit(
     chain: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    """Compare generated with real prompts of target trajectories that tuning did not use, and L_DT with both.
+    """Compare generated with real prompts of target trajectories that tuning did not use.
 
+    The action loss on these trajectories is that of generated prompts and of real ones that the method was given.
     `shown` are the prompts that the method returned, if this denoiser generated them.
     """
     path = context.inputs["target_data"] / str(task) / f"{tuned_summary.prompt_quality}.parquet"
@@ -93,13 +99,29 @@ def _target_fit(
         )
     held_out = Target.of(data.select(unseen), plm)
     x0, y = conditioned(held_out.prompts, denoiser.config.conditions, plm.normalization, plm.device)
+    if len(y) < 2:
+        raise PipelineError(
+            f"task {task}: a single prompt can be cut from the trajectories that were not given to the method: to "
+            "measure the fit, collect more (trajectories.episodes)"
+        )
     count = min(context.params.prompts, len(y) // 2)
     made, conditions = generate(denoiser, diffusion, y, count, chain, context.seed)
     kept = None if shown is None else plm.normalization.normalize(shown.x0)
-    real = torch.from_numpy(rng.choice(len(x0), min(16, count), replace=False)).to(plm.device)
-    generated = made[: len(real)], conditions[: len(real)]
-    return compare(x0.cpu().numpy(), made.cpu().numpy(), rng, kept) | {
+    episodes = _episodes(held_out.prompts, 0)
+    # real prompts from what the method was given, as its own are: one of an unseen trajectory would know its actions
+    given = Target.of(data.select(np.flatnonzero(np.isin(data.episode_id, tuned_summary.prompt_episodes))), plm)
+    of_given = conditioned(given.prompts, denoiser.config.conditions, plm.normalization, plm.device)
+    rows = rng.choice(len(given.prompts), min(SCORED, len(given.prompts)), replace=False)
+    real, of_real = (part[torch.from_numpy(rows).to(plm.device)] for part in of_given)
+    return compare(x0.cpu().numpy(), episodes, made.cpu().numpy(), rng, kept) | {
         "chain": min(chain, diffusion.steps),
-        "action_loss_real": float(prompt_losses(plm, held_out, x0[real], y[real], context.seed).mean()),
-        "action_loss_generated": float(prompt_losses(plm, held_out, *generated, context.seed).mean()),
+        "action_loss_real": float(prompt_losses(plm, held_out, real, of_real, context.seed).mean()),
+        "action_loss_generated": float(
+            prompt_losses(plm, held_out, made[:SCORED], conditions[:SCORED], context.seed).mean()
+        ),
     }
+
+
+def _episodes(prompts: Prompts, number: int) -> np.ndarray:
+    """(n, 3): task, number of the file and episode of each prompt."""
+    return np.stack((prompts.task_id, np.full(len(prompts), number), prompts.episode_id), axis=1)

@@ -47,6 +47,8 @@ class Given:
     chain: int | None = None
     prompt_quality: str | None = None
     """Quality of the trajectories that prompts are cut from, if it is another."""
+    choose: str | None = None
+    """The rule by which few-shot trajectories were chosen, if they were not drawn at random."""
 
     @property
     def own_task(self) -> bool:
@@ -200,8 +202,9 @@ def load(path: Path) -> Evaluation:
 def _flat(result: MethodResult) -> dict[str, Any]:
     """The object of a method in the JSON."""
     values: dict[str, Any] = {**asdict(result.given), **asdict(result.costs), "episodes": result.episodes}
-    if result.given.prompt_quality is None:
-        del values["prompt_quality"]
+    for name in ("prompt_quality", "choose"):
+        if values[name] is None:
+            del values[name]
     for name, keys in _FLAT.items():
         values |= dict(zip(keys, getattr(result, name) or (None, None, None), strict=True))
     for name in _NESTED:

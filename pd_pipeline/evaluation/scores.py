@@ -1,8 +1,8 @@
 """From scores to results: per method, with intervals, normalised, and compared with methods that had the same data.
 
 How far two methods lie apart that were tuned on different data tells nothing about either. Each is compared with the
-prompt_diffuser, the full_finetune and the prompt_dt (or a variant of these) that had trajectories of the same quality
-and as many of them; where none had, there is no difference.
+prompt_diffuser, the full_finetune and the prompt_dt (or a variant of these) that had trajectories of the same quality,
+as many of them and chosen by the same rule; where none had, there is no difference.
 """
 
 from collections.abc import Mapping, Sequence
@@ -50,6 +50,7 @@ def tuned_of(summary: Summary, task: int) -> Tuned:
             frozen=summary.frozen,
             quality=summary.quality,
             few_shot=summary.few_shot,
+            choose=None if summary.choose == "random" else summary.choose,
             shown=OWN if summary.shown_task == task else OTHER,
             candidates=summary.candidates,
             chain=summary.chain,
@@ -62,12 +63,19 @@ def tuned_of(summary: Summary, task: int) -> Tuned:
 def by_task(scores: pl.DataFrame, method: str) -> Scores:
     """Returns of a method: for each seed one array (runs,) per task, both sorted, so that methods pair up.
 
-    A run is a prompt: its episodes share it and are averaged.
+    A run is a prompt: its episodes share it and are averaged. Where there is a single prompt, a run is an episode.
     """
-    runs = scores.filter(pl.col("method") == method).group_by("seed", "task", "prompt").agg(pl.col("return").mean())
-    tasks = runs.group_by("seed", "task").agg(pl.col("return").sort_by("prompt")).sort("seed", "task")
+    return _by_task(scores.filter(pl.col("method") == method), "return")
+
+
+def _by_task(rows: pl.DataFrame, column: str) -> Scores:
+    """A column of the scores of a method by seed and task; its runs as `by_task` has them."""
+    rows = rows.with_columns(single=pl.col("prompt").n_unique().over("seed", "task") == 1)
+    rows = rows.with_columns(run=pl.when("single").then(pl.int_range(pl.len())).otherwise("prompt"))
+    runs = rows.group_by("seed", "task", "run").agg(pl.col(column).cast(pl.Float64).mean())
+    tasks = runs.group_by("seed", "task").agg(pl.col(column).sort_by("run")).sort("seed", "task")
     seeds = tasks.partition_by("seed", maintain_order=True)
-    return [[np.asarray(values) for values in seed["return"].to_list()] for seed in seeds]
+    return [[np.asarray(values) for values in seed[column].to_list()] for seed in seeds]
 
 
 def method_metrics(scores: pl.DataFrame, tuned: Mapping[str, Sequence[Tuned]], seed: int, draws: int) -> Metrics:
@@ -136,7 +144,7 @@ def same_data(given: Mapping[str, Given], method: str, base: str) -> str | None:
 
 
 def _data(given: Given) -> tuple[Any, ...]:
-    return given.quality, given.few_shot, given.prompt_quality
+    return given.quality, given.few_shot, given.choose, given.prompt_quality
 
 
 def agreed(method: str, given: Sequence[Given]) -> Given:
@@ -166,9 +174,10 @@ def _place(
 
 
 def _success(scores: pl.DataFrame, method: str) -> Estimate | None:
+    """The rate of success over runs, as `by_task` has them: episodes of one prompt may be one and the same."""
     rows = scores.filter(pl.col("method") == method)
     known = rows["success"].null_count() == 0
-    return success_rate([seed["success"].to_numpy() for seed in rows.partition_by("seed")]) if known else None
+    return success_rate([np.concatenate(list(seed)) for seed in _by_task(rows, "success")]) if known else None
 
 
 def _tasks(scores: pl.DataFrame, method: str) -> dict[int, TaskResult]:

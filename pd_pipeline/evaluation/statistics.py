@@ -176,21 +176,21 @@ def student(value: float, values: Sequence[float] | np.ndarray, confidence: floa
 
 
 def success_rate(seeds: Sequence[np.ndarray], confidence: float = 0.95) -> Estimate:
-    """Share of successes of all runs, given one array (runs,) of bools per seed, with Wilson's interval.
+    """Mean success of all runs, given one array (runs,) of shares from 0 to 1 per seed, with Wilson's interval.
 
     With several seeds the interval reaches as far as Student's interval of their rates, where that is farther:
     Wilson's takes runs for independent, and Student's knows no uncertainty where all seeds are alike.
     """
     runs = np.concatenate(list(seeds))
-    found = wilson(int(runs.sum()), len(runs), confidence)
+    found = wilson(float(runs.sum()), len(runs), confidence)
     if len(seeds) == 1:
         return found
     over = student(found.value, [float(seed.mean()) for seed in seeds], confidence)
     return Estimate(found.value, max(0.0, min(found.low, over.low)), min(1.0, max(found.high, over.high)))
 
 
-def wilson(successes: int, trials: int, confidence: float = 0.95) -> Estimate:
-    """A success rate with its Wilson score interval."""
+def wilson(successes: float, trials: int, confidence: float = 0.95) -> Estimate:
+    """A success rate with its Wilson score interval; trials may succeed in part."""
     from scipy.special import ndtri
 
     z = float(ndtri((1 + confidence) / 2))

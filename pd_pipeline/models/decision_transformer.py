@@ -107,14 +107,15 @@ class Dropout(nn.Module):
 
     PyTorch draws a float for every element of every layer from the global generator, which on a CPU costs as much as
     the layers themselves. Here a forward pass draws one pool, eight bits per element, and each layer reads it from a
-    random offset. The rate is rounded to 1/256; the scale is that of the rounded rate, rounded to the type of `like`.
+    random offset. The rate is rounded to 1/256, and below 1; the scale is that of the rounded rate, rounded to the type
+    of `like`.
     """
 
     spread = 1 << 16  # number of possible offsets
 
     def __init__(self, rate: float):
         super().__init__()
-        self.threshold = round(rate * 256)
+        self.threshold = min(255, round(rate * 256))
         self.pool = torch.empty(0)
         self.offsets: list[int] = []
 

@@ -59,10 +59,15 @@ def load_tensors(
 
     `part`: "" for those to learn from, `HELD_OUT` for the others.
     """
-    length = read_model(directory / "config.json", Params).length
-    loaded = [Prompts.load(directory / f"{quality}{part}.safetensors", normalization, length) for quality in qualities]
+    loaded = load_prompts(directory, qualities, part, normalization)
     x0, y = zip(*(conditioned(prompts, conditions, normalization, device) for prompts in loaded), strict=True)
     return torch.cat(x0), torch.cat(y)
+
+
+def load_prompts(directory: Path, qualities: tuple[str, ...], part: str, normalization: Normalization) -> list[Prompts]:
+    """The prompts of several qualities, in task units; `part` as in `load_tensors`."""
+    length = read_model(directory / "config.json", Params).length
+    return [Prompts.load(directory / f"{quality}{part}.safetensors", normalization, length) for quality in qualities]
 
 
 def held_out_episodes(task_id: np.ndarray, share: float) -> np.ndarray:

@@ -103,7 +103,7 @@ def _success_check(result: MethodResult) -> list[Check]:
 def _frozen_check(metrics: Metrics, name: str) -> Check:
     bar = (
         "no other method that keeps the PLM frozen and had the same data is better by more than chance (95 % interval "
-        "of the difference)"
+        "of each difference, whatever their number)"
     )
     others = rivals(metrics, name)
     if not others:

@@ -157,8 +157,9 @@ def play(
                 else:
                     chosen = np.stack([choose(models, params, len(arms), episode, rng) for episode in episodes])
             else:
-                finalists = promising(scores(models, tried, returns, len(arms)), tried, params.finalists)
-                chosen = finalists[np.arange(params.episodes - done) % len(finalists)]
+                left = params.episodes - done  # each finalist acts again: one lucky return would beat means of several
+                finalists = promising(scores(models, tried, returns, len(arms)), tried, min(params.finalists, left))
+                chosen = finalists[np.arange(left) % len(finalists)]
             # chosen: (n, slots)
             made = prompted(plm.policy, assemble(arms, chosen), plm.normalization)
             found = simulation.run(made, target_return).returns

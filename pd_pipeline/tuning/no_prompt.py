@@ -20,8 +20,8 @@ class Params(TuningParams):
 
     @model_validator(mode="after")
     def _nothing_to_choose(self) -> Self:
-        if self.candidates is not None or self.shown != "own":
-            raise ValueError("no_prompt gives the policy no prompt: leave out candidates and shown")
+        if self.candidates is not None or self.shown != "own" or self.held_out is not None:
+            raise ValueError("no_prompt gives the policy no prompt: leave out candidates, shown and held_out")
         return self
 
 

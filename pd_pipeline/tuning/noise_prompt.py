@@ -4,8 +4,11 @@ For states and rewards these are the mean and deviation over the training tasks;
 width of their bounds, so that a third of the noise lies beyond them.
 """
 
+from typing import Self
+
 import numpy as np
 import torch
+from pydantic import model_validator
 
 from pd_pipeline.models.prompting import to_prompts
 from pd_pipeline.tuning.adaptation import Cost, Prompted
@@ -13,7 +16,13 @@ from pd_pipeline.tuning.protocol import Pretrained, Run, Target, TuningParams, s
 
 
 class Params(TuningParams):
-    """Only the parameters that every method has."""
+    """Only the parameters that every method has, without held_out."""
+
+    @model_validator(mode="after")
+    def _nothing_tuned(self) -> Self:
+        if self.held_out is not None:
+            raise ValueError("noise_prompt tunes nothing that held_out could watch or replace: leave it out")
+        return self
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Prompted:

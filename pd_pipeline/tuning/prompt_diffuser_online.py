@@ -6,10 +6,8 @@ networks that read the prompt's numbers, so that what one prompt returned tells 
 best of n by mean return. Where few-shot loss and return disagree, returns decide here.
 """
 
-from typing import Self
-
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from pd_pipeline.models.prompting import prompt_tensors
 from pd_pipeline.training.loop import History
@@ -41,11 +39,10 @@ class Params(prompt_diffuser.Params):
     )
     bandit: Trials = Trials()
 
-    @model_validator(mode="after")
-    def _enough_to_try(self) -> Self:
-        if self.candidates is not None and self.candidates < self.arms:
-            raise ValueError(f"candidates ({self.candidates}) must be at least arms ({self.arms})")
-        return self
+    @property
+    def chosen_from_candidates(self) -> tuple[str, int]:
+        """The arms: the prompts are copies of one of them."""
+        return "arms", self.arms
 
 
 def tune(plm: Pretrained, target: Target, params: Params, run: Run) -> Generated:

@@ -77,12 +77,13 @@ class Tried(NamedTuple):
     x0: Tensor  # (m, K*, channels)
     y: Tensor  # (m, K*, 2 or more): as the diffuser reads it
     z: Tensor  # (m, K*, channels): where they are in the space that is searched
+    drawn: Tensor  # (m,): returns of their first episodes
     returns: Tensor  # (m,): means over their episodes
     episodes: Tensor  # (m,)
 
     def and_then(self, x0: Tensor, y: Tensor, z: Tensor, returns: Tensor) -> "Tried":
         """These, and others that acted for an episode each."""
-        more = Tried(x0, y, z, returns, torch.ones_like(returns))
+        more = Tried(x0, y, z, returns, returns, torch.ones_like(returns))
         return Tried(*(torch.cat(pair) for pair in zip(self, more, strict=True)))
 
     def again(self, row: int, found: Tensor) -> "Tried":
@@ -106,7 +107,7 @@ def tune(plm: Pretrained, target: Unseen, params: Params, run: Run) -> Prompted:
     if params.space == "bandit":
         return try_arms(plm, target, target.training.select(segments), params, run)
     pool = start_from(plm, target, segments, params)
-    tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], *pool[0].new_empty(2, 0))
+    tried = Tried(pool[0][:0], pool[1][:0], pool[0][:0], *pool[0].new_empty(3, 0))
     rows: list[dict[str, float]] = []
     with run.simulation(params.episodes) as simulation:
 
@@ -193,11 +194,12 @@ def draw(tried: Tried, count: int, params: Params, generator: torch.Generator) -
 def centre(tried: Tried, params: Params) -> Tensor:
     """Where ranking is (K*, channels): from the best of the first, or from 0, moved along g of each round since.
 
-    Those that `confirm` drew one by one are no round, and move it no more.
+    Those that `confirm` drew one by one are no round, and those that it tried again count with the returns that they
+    had when they were drawn around it: neither moves it any more.
     """
     first, since = tried.z[: params.first], slice(params.first, max(params.first, params.searching))
-    found = first[tried.returns[: params.first].argmax()] if len(first) else torch.zeros(tried.z.shape[1:]).to(tried.z)
-    rounds = tried.z[since].split(params.population), tried.returns[since].split(params.population)
+    found = first[tried.drawn[: params.first].argmax()] if len(first) else torch.zeros(tried.z.shape[1:]).to(tried.z)
+    rounds = tried.z[since].split(params.population), tried.drawn[since].split(params.population)
     for z, returns in zip(*rounds, strict=True):
         if len(z) > 1:
             found = found + params.step_size * direction((z - found)[None], -returns[None])[0]

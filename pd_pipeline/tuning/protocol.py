@@ -108,9 +108,10 @@ class TuningParams(Parameters):
 
     @model_validator(mode="after")
     def _enough(self) -> Self:
-        if self.candidates is not None and self.candidates < self.prompts:
+        name, chosen = self.chosen_from_candidates
+        if self.candidates is not None and self.candidates < chosen:
             raise ValueError(
-                f"candidates ({self.candidates}) must be at least prompts ({self.prompts}), which are chosen from them"
+                f"candidates ({self.candidates}) must be at least {name} ({chosen}), which are chosen from them"
             )
         if self.held_out is not None and self.target.few_shot == 1:
             raise ValueError(
@@ -118,6 +119,11 @@ class TuningParams(Parameters):
                 "more, or leave out held_out"
             )
         return self
+
+    @property
+    def chosen_from_candidates(self) -> tuple[str, int]:
+        """Which parameter says how many of the candidates are kept, and its value."""
+        return "prompts", self.prompts
 
     @property
     def candidate_count(self) -> int:

@@ -81,6 +81,16 @@ def test_no_trajectory_left_to_measure_the_fit_with(project: Path) -> None:
         run_stages(project, "prompt_fit")
 
 
+def test_one_prompt_left_to_measure_the_fit_with(project: Path) -> None:
+    """A prompt is as long as an episode, and one trajectory was not given to the method."""
+    set_params(project, "tuned_prompt_diffuser: {", "tuned_prompt_diffuser: {target: {few_shot: 6}, ")
+    set_params(project, "prompts: {length: 3", "prompts: {length: 12")
+    (project / "params.yaml").write_text(with_methods(project, "prompt_diffuser"))
+    run_stages(project, "prompts", "plm", "diffuser", "tuned_prompt_diffuser")
+    with pytest.raises(PipelineError, match=r"task 1: a single prompt can be cut from the trajectories that were not"):
+        run_stages(project, "prompt_fit")
+
+
 def test_methods_that_generate_nothing_need_neither_a_diffuser_nor_a_fit(project: Path) -> None:
     (project / "params.yaml").write_text(with_methods(project, "prompt_dt", "noise_prompt"))
     loaded = graph.load(project)

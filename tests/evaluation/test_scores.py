@@ -168,6 +168,7 @@ def test_methods_are_held_against_those_that_had_the_same_data() -> None:
         "prompt_dt": 6.0,
         "prompt_dt_medium": 5.0,
         "prompt_dt_one": 2.0,
+        "prompt_dt_best": 7.0,
         "prompt_dt_random": 3.0,
         "full_finetune": 14.0,
         "full_finetune_all": 15.0,
@@ -179,6 +180,7 @@ def test_methods_are_held_against_those_that_had_the_same_data() -> None:
         "prompt_diffuser_medium": tuned("prompt_diffuser", quality="medium"),
         "prompt_dt_medium": tuned("prompt_dt", quality="medium"),
         "prompt_dt_one": tuned("prompt_dt", few_shot=1),
+        "prompt_dt_best": tuned("prompt_dt", choose="best"),
         "prompt_dt_random": tuned("prompt_dt", prompt_quality="random"),
         "full_finetune_all": tuned("full_finetune", few_shot=40),
     }
@@ -188,6 +190,7 @@ def test_methods_are_held_against_those_that_had_the_same_data() -> None:
     assert apart["prompt_dt_medium"] == Difference(1, 1, 1, "prompt_diffuser_medium")
     assert apart["prompt_diffuser_medium_more"] == Difference(-1, -1, -1, "prompt_diffuser_medium")
     assert apart["prompt_dt_one"] is apart["full_finetune_all"] is apart["prompt_dt_random"] is None
+    assert apart["prompt_dt_best"] is None, "other trajectories"
     assert found["prompt_dt"].difference_to_full_finetune == Difference(-8, -8, -8, "full_finetune")
     assert found["prompt_dt_medium"].difference_to_full_finetune is None
     assert found["prompt_diffuser"].share == Share(0.5, 0.5, 0.5, "prompt_dt", "full_finetune")
@@ -217,6 +220,26 @@ def test_scores_by_task_pair_up_whatever_their_order() -> None:
 def test_episodes_of_a_prompt_are_one_run() -> None:
     first, second = scores_of({"a": [[1.0, 2.0], [3.0, 4.0]]}), scores_of({"a": [[3.0, 6.0], [5.0, 8.0]]})
     np.testing.assert_array_equal(by_task(pl.concat([first, second]), "a"), [[[2.0, 4.0], [4.0, 6.0]]])
+
+
+def test_where_there_is_one_prompt_a_run_is_an_episode() -> None:
+    """Resampled alone, its mean would have an interval without width."""
+    parts = [scores_of({"a": [[value], [value + 1]], "b": [[1.0, 2.0], [3.0]]}) for value in (4.0, 6.0, 11.0)]
+    scores = pl.concat(parts)
+    np.testing.assert_array_equal(by_task(scores, "a"), [[[4.0, 6.0, 11.0], [5.0, 7.0, 12.0]]])
+    assert [runs.tolist() for runs in by_task(scores, "b")[0]] == [[1.0, 2.0], [3.0, 3.0, 3.0]]
+    found = method_metrics(scores, {}, 0, 200)["a"]
+    assert found.mean.low < found.mean.value < found.mean.high
+    assert found.success == success_rate([np.array([0, 1, 1, 0, 1, 1])])
+
+
+def test_success_counts_prompts_not_the_episodes_that_share_one() -> None:
+    """A start that is always the same gives the same episode again."""
+    once = scores_of({"a": [[6.0, 1.0], [7.0, 8.0]]})
+    found, more = (method_metrics(scores, {}, 0, 10)["a"].success for scores in (once, pl.concat([once] * 9)))
+    assert found == more
+    assert found is not None
+    assert found.value == 0.75
 
 
 def test_metrics_of_several_seeds_by_hand() -> None:

@@ -180,6 +180,11 @@ class TestDropout:
         first, second = (dropout(torch.ones(1000)) for _ in range(2))
         assert 0.3 < (first == second).float().mean() < 0.7
 
+    def test_the_highest_rates_keep_something(self) -> None:
+        found = self.refreshed(0.999)(torch.ones(100_000))
+        assert 0 < int((found > 0).sum()) < 1000
+        assert found.mean() == pytest.approx(1, abs=0.2)
+
     def test_dropout_is_a_pure_function_of_the_generator(self) -> None:
         one, same, other = (self.refreshed(0.5, seed)(torch.ones(1000)) for seed in (1, 1, 2))
         assert torch.equal(one, same)

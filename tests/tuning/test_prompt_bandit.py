@@ -180,6 +180,22 @@ def test_the_last_episodes_confirm_the_most_promising_choices(
     assert simulation.episodes == 60
 
 
+def test_every_finalist_acts_again(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+    """One that did not would keep its single return, and the luckiest of those beats the means of the others."""
+    asked: list[int] = []
+    promising = bandit.promising
+
+    def counted(promised: np.ndarray, tried: np.ndarray, count: int) -> np.ndarray:
+        asked.append(count)
+        return promising(promised, tried, count)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(bandit, "promising", counted)
+        played(plm, few_shot, tmp_path / "few", confirm=0.05, finalists=5)
+        played(plm, few_shot, tmp_path / "many", confirm=0.5, finalists=5)
+    assert asked == [3, 5]
+
+
 def test_promising_choices_are_the_best_arms_and_those_tried_in_order() -> None:
     promised = np.array([[0.0, 3.0, 1.0], [2.0, 0.0, -np.inf]])  # (slots, arms)
     tried = np.array([[0, 0], [2, 1], [0, 0], [2, 0], [1, 1]])

@@ -85,7 +85,7 @@ def test_in_turn_where_a_bandit_searches(plm: Pretrained, unseen: Unseen, tmp_pa
 
 def test_a_lucky_return_does_not_decide() -> None:
     prompts = torch.zeros(3, PROMPT, CHANNELS)
-    none = Tried(prompts[:0], prompts[:0, :, :2], prompts[:0], *torch.empty(2, 0))
+    none = Tried(prompts[:0], prompts[:0, :, :2], prompts[:0], *torch.empty(3, 0))
     tried = none.and_then(prompts, prompts[..., :2], prompts, torch.tensor([5.0, 9.0, 8.0]))
     assert tried.best() == tried.best(sure=4) == 1
     tried = tried.again(1, torch.tensor([-3.0])).again(2, torch.tensor([6.0]))
@@ -125,11 +125,11 @@ def test_the_noise_is_that_of_the_diffuser(plm: Pretrained, unseen: Unseen) -> N
     assert plm.diffuser is not None
     params, segments = Params(first=4, chain=4, elites=2), unseen.training.select(at_phase(unseen.training, 1.0))
     pool = prompt_tensors(segments, plm.normalization)
-    nothing = Tried(pool[0][:0], pool[1][:0], pool[0][:0], *torch.empty(2, 0))
+    nothing = Tried(pool[0][:0], pool[1][:0], pool[0][:0], *torch.empty(3, 0))
     x0, y, z = propose(plm, pool, nothing, 4, params, seed=0)
     assert torch.equal(x0, pool[0][:4])
     assert torch.equal(z, encode(*plm.diffuser, x0, y, 4))
-    tried = Tried(x0, y, z, torch.tensor([0.0, 3.0, 1.0, 2.0]), torch.ones(4))
+    tried = Tried(x0, y, z, *2 * [torch.tensor([0.0, 3.0, 1.0, 2.0])], torch.ones(4))
     x0, y, z = propose(plm, pool, tried, 5, params, seed=0)
     assert torch.equal(y, tried.y[1].expand(5, -1, -1)), "the condition of the best segment"
     torch.testing.assert_close(z, draw(tried, 5, params, generator_of(0, 4)))
@@ -161,7 +161,7 @@ def test_without_a_first_round_it_draws_from_the_prior(plm: Pretrained, unseen: 
 def test_new_ones_have_the_mean_and_the_covariance_of_the_elites() -> None:
     generator = torch.Generator().manual_seed(0)
     z = torch.randn((8, 1, 3), generator=generator)
-    tried = Tried(z, z, z, torch.tensor([0.0, 9, 1, 8, 2, 7, 3, 6]), torch.ones(8))
+    tried = Tried(z, z, z, *2 * [torch.tensor([0.0, 9, 1, 8, 2, 7, 3, 6])], torch.ones(8))
     params = Params(elites=4, sigma=0.5)
     drawn = draw(tried, 200_000, params, generator)[:, 0]
     elites = z[[1, 3, 5, 7], 0]
@@ -176,7 +176,7 @@ def test_new_ones_have_the_mean_and_the_covariance_of_the_elites() -> None:
 def test_ranking_moves_its_centre_along_g_of_every_round() -> None:
     generator = torch.Generator().manual_seed(0)
     z, returns = torch.randn((9, 2, 3), generator=generator), torch.tensor([1.0, 5, 2, 3, 9, 4, 8, 7, 6])
-    tried = Tried(z, z, z, returns, torch.ones_like(returns))
+    tried = Tried(z, z, z, returns, returns, torch.ones_like(returns))
     params = Params(update="ranking", first=3, population=4, step_size=0.5, sigma=0.2)
     at = z[1]  # the best of the first three
     at = at + 0.5 * 2 / 12 * (-3 * (z[3] - at) + 3 * (z[4] - at) - 1 * (z[5] - at) + 1 * (z[6] - at))
@@ -185,6 +185,8 @@ def test_ranking_moves_its_centre_along_g_of_every_round() -> None:
     searching = params.model_copy(update={"episodes": 10, "confirm": 0.3})  # so that the last two are no round
     shorter = Tried(*(part[:7] for part in tried))
     torch.testing.assert_close(centre(tried, searching), centre(shorter, params))
+    again = tried.again(1, torch.tensor([-90.0])).again(4, torch.tensor([-90.0]))
+    torch.testing.assert_close(centre(again, params), at)
     drawn = draw(tried, 100_000, params, generator)
     torch.testing.assert_close(drawn.mean(0), at, atol=0.01, rtol=0)
     torch.testing.assert_close(drawn.std(0), torch.full((2, 3), 0.2), atol=0.01, rtol=0)
