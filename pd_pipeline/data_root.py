@@ -15,7 +15,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from pd_pipeline.config import PARAMS_FILE, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.parsing import parse
-from pd_pipeline.piece import Compute, is_made, refuse_missing, replaceable, resume_folder
+from pd_pipeline.piece import Compute, is_made, name_of, packages, refuse_missing, replaceable, resume_folder
 from pd_pipeline.progress import Progress
 from pd_pipeline.records import Record
 from pd_pipeline.stage import Key
@@ -32,8 +31,6 @@ from pd_pipeline.storage import atomic_directory, atomic_file, digest, file_dige
 
 CONNECTIONS = 16
 """Files on their way at once: a bucket takes tens of milliseconds to answer, whatever their size."""
-COMPUTING = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "stable-baselines3")
-"""Packages whose version decides what comes out: with another one, an out is another one."""
 SENT = Path(".work/shared")
 """One empty file per entry that this machine knows to be there, so that no command asks for it again."""
 log = logging.getLogger("pd_pipeline")
@@ -168,11 +165,6 @@ def of(graph: Graph) -> DataRoot | None:
     return DataRoot(url if "://" in url else str(graph.root / Path(url).expanduser()))
 
 
-def name_of(made: str) -> str:
-    """What an entry is called: the digest of the work (`made_from.work_digest`) and of the packages that compute."""
-    return digest(made, *(f"{package} {metadata.version(package)}" for package in COMPUTING))
-
-
 def obtain(
     graph: Graph, stage: str, key: Key, progress: Progress, compute: Compute, force: bool = False
 ) -> dict[str, Any]:
@@ -221,12 +213,12 @@ def take(root: DataRoot, graph: Graph, stage: str, key: Key, progress: Progress)
 def offer(
     root: DataRoot, graph: Graph, stage: str, key: Key, metrics: Mapping[str, Any], replace: bool = False
 ) -> None:
-    """Copy the out of a piece of work there, unless it was made from something else than is here now.
+    """Copy the out of a piece of work there, unless it was made from something else, or with others, than is here now.
 
     If there is one already, it is left, or replaced.
     """
     record = records.find(graph.home(stage, key), stage, key)
-    if record is None or record.made != made_from.work_digest(graph, stage, key):
+    if record is None or record.packages != packages() or record.made != made_from.work_digest(graph, stage, key):
         return  # it changed meanwhile, which the caller finds, too; or another command made it, such as `dvc pull`
     entry, name = Entry(record=record.model_copy(update={"replaced": {}}), metrics=dict(metrics)), name_of(record.made)
     there = root.find(name)

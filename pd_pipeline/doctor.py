@@ -18,6 +18,7 @@ from pd_pipeline import data_root, dvc_locks, locks, made_from, preflight, recor
 from pd_pipeline import graph as graphs
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
+from pd_pipeline.piece import resume_folder
 
 WATCHED = ("torch", "metaworld", "mujoco", "dvc", "dagster")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -245,4 +246,4 @@ def _resumes(project: Graph, path: Path) -> bool:
     key = next((key for key in keys if (str(key) or "all") == name), None)
     if key is None or not all((project.root / project.out(*need)).exists() for need in project.upstream(stage, key)):
         return False
-    return path.name == made_from.work_digest(project, stage, key)[:16]
+    return path == resume_folder(project, stage, key, made_from.work_digest(project, stage, key))

@@ -4,6 +4,7 @@ import importlib
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pd_pipeline.revision import git_revision
 from pd_pipeline.stage import Key, Spread, StageContext
 from pd_pipeline.storage import atomic_directory, digest, recover, remove
 
+COMPUTING = ("torch", "numpy", "gymnasium", "mujoco", "metaworld", "stable-baselines3")
+"""Packages whose version decides what comes out: with another one, an out is another one."""
 Compute = Callable[[Graph, str, Key, Progress], dict[str, Any]]
 """What is called as `run_piece`: it, or what has it called on another machine."""
 
@@ -72,8 +75,18 @@ def replaceable(graph: Graph, stage: str, key: Key) -> Path:
 
 
 def resume_folder(graph: Graph, stage: str, key: Key, made: str) -> Path:
-    """Where work with this digest keeps what it resumes from."""
-    return graph.home(stage, key) / ".work" / stage / (str(key) or "all") / made[:16]
+    """Where work with this digest keeps what it resumes from, as long as the packages that compute are the same."""
+    return graph.home(stage, key) / ".work" / stage / (str(key) or "all") / name_of(made)[:16]
+
+
+def packages() -> dict[str, str]:
+    """Each of `COMPUTING` -> its version, without what it was built for, such as +cpu."""
+    return {package: metadata.version(package).partition("+")[0] for package in COMPUTING}
+
+
+def name_of(made: str) -> str:
+    """The digest of the work (`made_from.work_digest`) and of the packages that compute."""
+    return digest(made, *(f"{package} {version}" for package, version in packages().items()))
 
 
 def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
@@ -82,6 +95,7 @@ def _facts(graph: Graph, stage: str, key: Key) -> dict[str, Any]:
         "inputs": {need: digest(graph.root / path) for need, path in graph.inputs(stage, key).items()},
         "code": made_from.code_digest(graph, stage, key),
         "version": __version__,
+        "packages": packages(),
         "revision": git_revision(graph.root),
     }
 

@@ -13,6 +13,7 @@
         inputs      upstream stage -> digest of what was read from it
         code        digest of the code, as in digests.json
         version     of this package
+        packages    those that compute -> their versions
         revision    git revision of the project
 
 `files` shows which files of an out a user added or changed: these are never replaced or removed. Wall-clock times are
@@ -54,6 +55,7 @@ class Record(Parameters):
     inputs: dict[str, str] = {}
     code: str | None = None
     version: str | None = None
+    packages: dict[str, str] = {}
     revision: str | None = None
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from pd_pipeline import doctor, graph, lineage, made_from, records
-from pd_pipeline.data_root import DataRoot, Entry, Gone, fetch_beside, name_of, obtain, of, offer
+from pd_pipeline.data_root import DataRoot, Entry, Gone, fetch_beside, obtain, of, offer
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
+from pd_pipeline.piece import name_of
 from pd_pipeline.progress import silent
 from pd_pipeline.records import Record
 from pd_pipeline.stage import Key
-from pd_pipeline.storage import digest
+from pd_pipeline.storage import digest, read_json, write_json
 from tests import s3
 from tests.dvc_project import SMALL_PARAMS, change, make_project
 
@@ -243,8 +244,29 @@ def test_of_two_that_made_the_same_the_first_stays_unless_forced(tmp_path: Path)
 
 def test_another_version_of_what_computes_makes_another_out(monkeypatch: pytest.MonkeyPatch) -> None:
     before = name_of("made")
-    monkeypatch.setattr("pd_pipeline.data_root.metadata.version", lambda _: "0.1")
-    assert name_of("made") != before
+    monkeypatch.setattr("pd_pipeline.piece.metadata.version", lambda _: "0.1")
+    other = name_of("made")
+    assert other != before
+    monkeypatch.setattr("pd_pipeline.piece.metadata.version", lambda _: "0.1+cpu")
+    assert name_of("made") == other, "the build for a card is the same version"
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_outs_of_other_versions_are_not_left_there_under_those_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    """Such as those made before an upgrade, or before records named versions."""
+    one = graph.load(make_project(tmp_path / "one", PARAMS))
+    make_both(one)
+    place = records.path(one.root, TRAJECTORIES, KEY)
+    values = read_json(place)
+    assert values["packages"]["mujoco"]
+    write_json(place, values | {"packages": {"mujoco": "0.1"} if known else {}})
+    (tmp_path / "shared").mkdir()
+    change(one.root, "machine: {device: cpu}", f"machine: {{device: cpu, data_root: {str(tmp_path / 'shared')!r}}}")
+    make_both(graph.load(one.root))
+    entered = [read_json(path)["record"]["out"] for path in (tmp_path / "shared/outs").glob("*/*.json")]
+    assert entered == [f"data/behavior_policies/{KEY}"]
 
 
 def test_many_send_the_same_at_once(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from pd_pipeline.data_root import DataRoot
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.incoming import store
-from pd_pipeline.piece import is_made, refuse_missing, resume_folder, run_piece, stage_context
+from pd_pipeline.piece import is_made, packages, refuse_missing, resume_folder, run_piece, stage_context
 from pd_pipeline.progress import LineProgress
 from pd_pipeline.records import Record
 from pd_pipeline.rendering import address
@@ -69,6 +69,8 @@ class Asked(NamedTuple):
     """Digest of its code where it was asked for."""
     work: str
     """Digest of all that it is made from there."""
+    packages: dict[str, str]
+    """Versions of the packages that compute, there."""
     inputs: Inputs | None = None
 
 
@@ -86,6 +88,7 @@ def asked(graph: Graph, stage: str, key: Key) -> Asked:
         key=str(key),
         code=made_from.code_digest(graph, stage, key),
         work=made_from.work_digest(graph, stage, key),
+        packages=packages(),
         inputs=None if shared is None else _sent(shared, graph, stage, key),
     )
 
@@ -236,6 +239,16 @@ def collected(piece: Asked, folder: Path, done: Parts) -> list[Any]:
     return done.results
 
 
+def _refuse_other_packages(piece: Asked) -> None:
+    """Raise PipelineError if a package that computes has another version here."""
+    for package, version in packages().items():
+        if version != (there := piece.packages.get(package)):
+            raise PipelineError(
+                f"{package} {version} is installed, but {there} where the command runs: with another version comes out "
+                "something else: install the same on all nodes"
+            )
+
+
 def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
     """The graph on this node, and what is to be made of it, on so many cores.
 
@@ -247,6 +260,7 @@ def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
     root = Path(os.environ.get(PROJECT, piece.root)).resolve()
     try:
         graph, key = _same_code(piece, root)
+        _refuse_other_packages(piece)
         if piece.inputs is not None:
             _fetch_outs(piece.inputs, root)
         refuse_missing(graph, piece.stage, key)

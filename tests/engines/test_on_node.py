@@ -113,6 +113,8 @@ def test_other_code_and_other_parameters_are_refused_before_anything_is_fetched(
     piece = asked(project, TRAJECTORIES, KEY)
     with pytest.raises(PipelineError, match=rf"{HERE}sees other code than the command"):
         compute(piece._replace(code="another"), 1)
+    with pytest.raises(PipelineError, match=rf"{HERE}torch .* is installed, but 0.1 where the command runs"):
+        compute(piece._replace(packages=piece.packages | {"torch": "0.1"}), 1)
     assert not (node / "data").exists()
     change(node, "train: 3", "train: 4")
     with pytest.raises(PipelineError, match=rf"{HERE}.* has other parameters or inputs than .*the same params.yaml"):
