@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,11 @@ from pd_pipeline.parsing import parse
 
 _C_LIBRARY = ctypes.CDLL(None, use_errno=True)
 P = TypeVar("P", bound=Parameters)
+LARGE = 1 << 20
+"""Bytes from which the digest of a file is remembered."""
+SETTLED = 2_000_000_000
+"""Nanoseconds that must lie between two contents, for the times of a file to tell them apart on any file system."""
+_digests: dict[tuple[int, ...], bytes] = {}
 _AGAIN = ": remove it and run its stage again"
 
 
@@ -214,6 +220,22 @@ def digest(*parts: Path | str | bytes) -> str:
 
 
 def file_digest(path: Path) -> bytes:
-    """SHA-256 of a file's contents."""
+    """SHA-256 of a file's contents.
+
+    A large file is read once per process: the same trajectories are read by the work of a thousand targets. It is known
+    by its size, times and inode; one that was written just now is read again, since its times may not tell it from what
+    is written next.
+    """
+    about = path.stat()
+    age = time.time_ns() - max(about.st_mtime_ns, about.st_ctime_ns)
+    if about.st_size < LARGE or age < SETTLED:
+        return _read_digest(path)
+    stamp = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns)
+    if stamp not in _digests:
+        _digests[stamp] = _read_digest(path)
+    return _digests[stamp]
+
+
+def _read_digest(path: Path) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()

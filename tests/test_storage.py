@@ -1,15 +1,18 @@
 """Files appear complete or not at all; equal contents have equal bytes and digests."""
 
+import hashlib
 import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pd_pipeline import storage
 from pd_pipeline.config import Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import (
@@ -17,6 +20,7 @@ from pd_pipeline.storage import (
     atomic_file,
     digest,
     expect_arrays,
+    file_digest,
     load_arrays,
     read_json,
     read_model,
@@ -206,6 +210,28 @@ def test_truncated_arrays_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(PipelineError, match="not a safetensors file"):
         load_arrays(path)
+
+
+def test_a_large_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    real = storage._read_digest
+    monkeypatch.setattr(storage, "_read_digest", lambda path: read.append(path) or real(path))
+    monkeypatch.setattr(storage, "SETTLED", 10_000_000)
+    large, small = tmp_path / "large", tmp_path / "small"
+    for file, size in ((large, storage.LARGE), (small, 10)):
+        file.write_bytes(bytes(size))
+    first = [file_digest(file) for file in (large, large)]
+    assert read == [large, large], "it was written just now"
+    time.sleep(0.05)
+    assert [file_digest(file) for file in (large, large, small, small)][:2] == first
+    assert read[2:] == [large, small, small]
+    about = large.stat()
+    large.write_bytes(b"1" + bytes(storage.LARGE - 1))
+    os.utime(large, ns=(about.st_atime_ns, about.st_mtime_ns))
+    time.sleep(0.05)
+    assert file_digest(large) == hashlib.sha256(large.read_bytes()).digest() != first[0], "of the same size and time"
+    large.rename(tmp_path / "moved")
+    assert file_digest(tmp_path / "moved") != first[0]
 
 
 def test_digests_depend_on_names_and_contents_but_not_on_times(tmp_path: Path) -> None:
