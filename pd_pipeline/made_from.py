@@ -8,7 +8,7 @@ from typing import Any
 from pd_pipeline import config, decisions
 from pd_pipeline.code_names import code_name
 from pd_pipeline.content import content_digest
-from pd_pipeline.families.base import entry_point, source_files
+from pd_pipeline.families.base import entry_point, read_files, source_files
 from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import store
 from pd_pipeline.sources import PACKAGE, import_closure, local_closure
@@ -29,6 +29,8 @@ def code(graph: Graph, stage: str, key: Key) -> list[Path]:
     files |= set(graph.stages[stage].files)
     for source in family_sources(graph, key.family, stage) if key.family is not None else ():
         files |= local_closure(source, graph.root)
+    if key.family is not None:
+        files |= {*read_files(key.family, graph.params.block(key.family, "environment"), graph.root)}
     files |= {template for folder in {file.parent for file in files} for template in folder.glob("templates/*")}
     return sorted(files)
 

@@ -163,6 +163,19 @@ def test_a_family_of_the_project_is_a_dependency_by_its_file(root: Path) -> None
     assert changes(before, after) == {(stage, family) for stage in stages for family in ("point_robot", "other")}
 
 
+def test_a_variant_that_is_left_out_is_noticed_where_it_was_read(root: Path) -> None:
+    """DVC sees no change where there is only one dependency less."""
+    run = YAML(typ="safe").load(root / "params.yaml")["run"]
+    both = {**run, "methods": ["prompt_dt", "again"], "variants": {"again": "prompt_dt"}}
+    found = []
+    for asked in (both, both | {"methods": ["prompt_dt"]}):
+        base = {"run": asked, "families": {name: {"tuned_again": {"prompts": 2}} for name in run["families"]}}
+        found.append(rendering.all_digests(graph.load(root, base=base)))
+    shared = {stage for stage in found[1] if stage != "report"}
+    changed = {stage for stage, _ in changes(*({stage: each[stage] for stage in shared} for each in found))}
+    assert changed == {"evaluation"}
+
+
 def test_an_installed_family_has_no_file_of_its_own(root: Path) -> None:
     text = SMALL_PARAMS.replace(
         '{entry_point: "pd_pipeline.families.point_robot:PointRobot", horizon: 6, tasks: 4, test_tasks: [1, 3]}',

@@ -136,6 +136,14 @@ def _fetch_recordings(inputs: Inputs, root: Path) -> None:
                 )
 
 
+def _recordings_of_here(graph: Graph, key: Key, inputs: Inputs | None) -> list[str]:
+    """Files of users that were fetched, or brought, and that the command does not have; sorted."""
+    if inputs is None:
+        return []
+    names = [file.relative_to(graph.root).as_posix() for file in _recordings(graph, key) if graph.root in file.parents]
+    return sorted({*names} - inputs.recordings.keys())
+
+
 def _fetch_outs(inputs: Inputs, root: Path) -> None:
     """Fetch the outs that a piece of work reads, as far as this node has not the same already.
 
@@ -267,6 +275,13 @@ def _prepared(piece: Asked, cpus: int) -> tuple[Graph, str, Key]:
     except PipelineError as error:
         raise PipelineError(f"{_here(piece)}: {error}") from None
     if made_from.work_digest(graph, piece.stage, key) != piece.work:
+        more = _recordings_of_here(graph, key, piece.inputs)
+        if more:
+            named = f"{root / more[0]}{f' and {len(more) - 1} more' * (len(more) > 1)}"
+            raise PipelineError(
+                f"{_here(piece)}: {named}: not among the files of the command, such as after one was removed there: "
+                "remove it here, too"
+            )
         how = "share the files" if piece.inputs is None else "have the same params.yaml"
         raise PipelineError(
             f"{_here(piece)}: {root} has other parameters or inputs than {piece.root}, "

@@ -293,6 +293,25 @@ def source_files(name: str, block: dict[str, Any], levels: Mapping[str, Any], ro
     return [*files]
 
 
+def read_files(name: str, block: Mapping[str, Any], root: Path) -> list[Path]:
+    """The `files` that an `environment` block names, those in folders too: its stages depend on them as on code.
+
+    Raises PipelineError for one that is missing, or outside the project.
+    """
+    named = block.get("files")
+    found: list[Path] = []
+    for text in named if isinstance(named, list | tuple) else ():
+        path = (root / str(text)).resolve()
+        where = f"{PARAMS_FILE}: families.{name}.environment.files: {text}"
+        if root.resolve() not in path.parents:
+            raise PipelineError(f"{where}: outside {root}: copy it into the project")
+        if not path.exists():
+            raise PipelineError(f"{where}: no such file or folder in {root}")
+        inside = sorted(path.rglob("*")) if path.is_dir() else [path]
+        found += [file for file in inside if file.is_file() and "__pycache__" not in file.parts]
+    return found
+
+
 def _entry_points(block: Mapping[str, Any]) -> Iterator[str]:
     """Entry points in a block, at any depth, and Gymnasium ids that name the module which registers them."""
     for name, value in block.items():

@@ -65,6 +65,12 @@ class GymnasiumParams(FamilyParams):
     )
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
     options: Arguments = Field(default={}, description="keyword arguments that all tasks share")
+    files: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
+        default=(),
+        max_length=1000,
+        description="files and folders that the environment reads, such as models of a robot, relative to params.yaml: "
+        "what is made by it is made again when they change",
+    )
     success: bool = Field(
         default=True, description="whether infos say when an episode succeeds; false: no rates of success are shown"
     )
@@ -124,8 +130,8 @@ class GymnasiumFamily(Family):
     No two tasks may be the same; an environment with a single task has `tasks: [{}, {}]`, to train on and as target.
     A behaviour is a function (environment, observation, rng, **arguments) -> action; `environment.unwrapped` is the
     user's object, so an expert can read the goal. Noise is added before actions are clipped to the bounds, and the
-    clipped action is stored. A change to the file of the environment or of a behaviour, or to a file next to
-    params.yaml that one of them imports, makes the trajectories stale.
+    clipped action is stored. A change to the file of the environment or of a behaviour, to a module or package next to
+    params.yaml that one of them imports, or to one of `files`, makes the trajectories stale.
     """
 
     Params = GymnasiumParams

@@ -3,7 +3,8 @@
 The diffuser is tuned offline first, exactly as by `prompt_diffuser`. Then it generates `arms` prompts, and the episodes
 of `bandit` decide among them: Thompson sampling keeps a posterior over what each prompt returns, an ensemble of
 networks that read the prompt's numbers, so that what one prompt returned tells of others like it; `round_robin` is the
-best of n by mean return. Where few-shot loss and return disagree, returns decide here.
+best of n by mean return. Where few-shot loss and return disagree, returns decide here; with `held_out`, the loss on
+trajectories that were kept from tuning then decides whether drawn prompts take its place.
 """
 
 import numpy as np

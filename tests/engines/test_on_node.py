@@ -176,3 +176,7 @@ def test_trajectories_of_a_family_without_a_simulator_are_sent(
     shared = data_root.of(made)
     assert shared is not None
     assert data_root.take(shared, made, TRAJECTORIES, key, silent)
+    removed = sorted((root / "data/imported" / FAMILY).glob("*.parquet"))[-1]
+    removed.unlink()
+    with pytest.raises(PipelineError, match=rf"{HERE}.*{removed.name}: not among the files of the comm.*remove it"):
+        compute(asked(graph.load(root), TRAJECTORIES, key), 1)

@@ -284,6 +284,32 @@ def test_a_change_of_a_behaviors_file_makes_trajectories_stale(tmp_path: Path) -
     assert (before["code"] != after["code"], before["parameters"] == after["parameters"]) == (True, True)
 
 
+def test_so_does_a_change_of_what_the_environment_reads(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def act(environment, observation, rng): return [0.0]\n")
+    (tmp_path / "models/meshes").mkdir(parents=True)
+    for name in ("arm.xml", "meshes/hand.stl", "other.xml"):
+        (tmp_path / "models" / name).write_text("one")
+    behaviors = {"expert": {"entry_point": "mine:act"}}
+
+    def code(*files: str) -> str:
+        values = pendulum(behaviors=behaviors, files=[*files])
+        run = "run: {families: [pendulum], methods: [prompt_dt]}"
+        (tmp_path / "params.yaml").write_text(f"{run}\nfamilies: {{pendulum: {{environment: {values!r}}}}}\n")
+        return rendering.all_digests(graph.load(tmp_path))["evaluation"]["pendulum"]["code"]
+
+    named = ("models/arm.xml", "models/meshes")
+    before = code(*named)
+    assert before != code()
+    (tmp_path / "models/other.xml").write_text("two")
+    assert code(*named) == before
+    (tmp_path / "models/meshes/hand.stl").write_text("two")
+    assert code(*named) != before
+    with pytest.raises(PipelineError, match=r"environment\.files: models/none: no such file or folder in"):
+        code("models/none")
+    with pytest.raises(PipelineError, match=r"environment\.files: /usr: outside .*: copy it into the project"):
+        code("/usr")
+
+
 def test_so_does_a_change_of_the_file_of_a_policy_in_levels(tmp_path: Path) -> None:
     """In the stages that act by it, and in no other."""
     (tmp_path / "mine.py").write_text("def act(environment, observation, rng): return [0.0]\n")
