@@ -13,7 +13,7 @@ from assets.targets import files_accepted, targets
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.incoming import retuning, store
+from pd_pipeline.incoming import standing, store
 from pd_pipeline.incoming.drop_zone import dropped
 from pd_pipeline.incoming.ingest import not_run, take
 from pd_pipeline.storage import digest
@@ -71,7 +71,7 @@ def retune_job() -> UnresolvedAssetJobDefinition:
 def request(project: Graph, target: str, reason: str, run_key: str | None = None) -> dg.RunRequest:
     """Ask for the work of a target; of one that waits for more data, for what can be made already."""
     family, _, task = target.rpartition("-")
-    waits = retuning.waiting_for(project, family, int(task))
+    waits = standing.waiting_for(project, family, int(task))
     shown = [dg.AssetKey(name) for name in ([ACCEPTED, ADAPTATION] if waits else OF_TARGETS)]
     return dg.RunRequest(
         run_key=run_key,
@@ -148,5 +148,5 @@ def _taking(instance: dg.DagsterInstance, files: str) -> list[dg.RunRequest]:
 def _version(project: Graph, family: str, task: int) -> str:
     """Digest of the accepted files of a target and of whether they are enough."""
     files = store.files(project.root, family, task)
-    waits = retuning.waiting_for(project, family, task)
+    waits = standing.waiting_for(project, family, task)
     return digest(waits, *(store.received(file).digest for file in files))

@@ -11,10 +11,10 @@ from assets.partitions import TARGETS
 from assets.targets import targets
 from pd_pipeline import graph, lineage
 from pd_pipeline.config import PARAMS_FILE, AutomationParams
-from pd_pipeline.deployment.promotion import is_decided
+from pd_pipeline.deployment.candidates import is_decided
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.incoming import retuning
+from pd_pipeline.incoming import standing
 from pd_pipeline.stages import FAMILY, REPORT, RESULTS, SEED
 
 Requests = list[dg.RunRequest]
@@ -115,9 +115,9 @@ def _reason(project: Graph, target: str) -> str:
     """Why a target has work to do; empty if it has none, or waits for data."""
     family, _, number = target.rpartition("-")
     task = int(number)
-    if retuning.waiting_for(project, family, task):
+    if standing.waiting_for(project, family, task):
         return ""
-    for stage, key in retuning.pieces(project, family, task):
+    for stage, key in standing.pieces(project, family, task):
         if why := lineage.why(project, stage, key):
             return f"{stage} {key}: {why}"
     return "" if is_decided(project, target) else "nothing was decided on its policy"

@@ -19,11 +19,11 @@ from assets.versions import Versions
 from assets.work import GPU_POOL, RETRIES, Done, current, do, failure
 from pd_pipeline import __version__, guard
 from pd_pipeline.decisions import decisions, folder_of
-from pd_pipeline.deployment import promotion
+from pd_pipeline.deployment import candidates
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.offline import TooFew
+from pd_pipeline.evaluation.enough import TooFew
 from pd_pipeline.graph import Graph
-from pd_pipeline.incoming import retuning, store
+from pd_pipeline.incoming import standing, store
 from pd_pipeline.incoming.ingest import quarantined
 from pd_pipeline.stage import Key
 from pd_pipeline.stages import EVALUATION, TARGET_EVALUATION, TRAINED, TUNED
@@ -48,7 +48,7 @@ def target_of(project: Graph, partition: str) -> tuple[str, int]:
 
 def targets(project: Graph) -> list[str]:
     """The targets that have accepted data or a policy in use: the partitions that there should be."""
-    return [f"{family}-{task}" for family, task in retuning.targets(project)]
+    return [f"{family}-{task}" for family, task in standing.targets(project)]
 
 
 def target_assets(project: Graph) -> list[dg.AssetsDefinition]:
@@ -131,10 +131,12 @@ def _policy(project: Graph, common: dict[str, Any]) -> dg.AssetsDefinition:
         **common,
     )
     def policy_in_use(context: dg.AssetExecutionContext) -> Events:
+        from pd_pipeline.deployment.promotion import promote  # here: definitions load in half the time without PyTorch
+
         now = current(project)
         target_of(now, context.partition_key)
         try:
-            promotion.promote(now, context.partition_key, context.log.info)
+            promote(now, context.partition_key, context.log.info)
             yield _in_use(now, context.partition_key)
         except TooFew as waits:  # for more data: what is in use stays
             context.log.info(f"{context.partition_key}: waits: {waits}")
@@ -171,7 +173,7 @@ def _accepted(project: Graph, family: str, task: int) -> Events:
         raise failure(error) from None
     changed = [file.name for file, one in zip(files, known, strict=True) if file_digest(file).hex() != one.digest]
     rows = [{"file": file.name, **one.model_dump(mode="json")} for file, one in zip(files, known, strict=True)]
-    waits = retuning.waiting_for(project, family, task) if files else ""
+    waits = standing.waiting_for(project, family, task) if files else ""
     yield dg.MaterializeResult(
         data_version=dg.DataVersion(digest(*(one.digest for one in known))),
         metadata={
@@ -196,9 +198,9 @@ def _pieces(context: dg.AssetExecutionContext, project: Graph, chosen: Callable[
     """Do the pieces of the partition's target in the chosen stages."""
     project = current(project)
     family, task = target_of(project, context.partition_key)
-    pieces = [(stage, key) for stage, key in retuning.pieces(project, family, task) if chosen(stage)]
+    pieces = [(stage, key) for stage, key in standing.pieces(project, family, task) if chosen(stage)]
     if not pieces:
-        waits = retuning.waiting_for(project, family, task)
+        waits = standing.waiting_for(project, family, task)
         raise dg.Failure(f"{context.partition_key} waits for data: {waits}", allow_retries=False)
     versions, found = Versions(context.instance, project), list[Done]()
     for done in do(context, project, pieces):
@@ -228,14 +230,14 @@ def _pieces(context: dg.AssetExecutionContext, project: Graph, chosen: Callable[
 
 def _shown(project: Graph, target: str, pieces: list[tuple[str, Key]]) -> tuple[str, Key]:
     """The piece whose plots are shown: that of the policy to promote, else the last one."""
-    wanted = f"{TUNED}{promotion.candidate_method(project)}"
+    wanted = f"{TUNED}{candidates.candidate_method(project)}"
     return next((piece for piece in pieces if piece[0] == wanted), pieces[-1])
 
 
 def _in_use(project: Graph, target: str, waits: str = "") -> dg.MaterializeResult:
     """The event of what is in use of a target, and of the last decision on it; `waits`: what the next one waits for."""
     made = decisions(project.root, target)
-    now = promotion.in_use(project.root, target)
+    now = candidates.in_use(project.root, target)
     assert now is not None, "the first policy of a target is always put in use"
     version, since = now
     folder = folder_of(project.root, target) / f"{version:04d}"

@@ -7,14 +7,13 @@ import numpy as np
 
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.enough import LEAST_HELD_OUT
 from pd_pipeline.families.base import Family
 from pd_pipeline.families.recorded import RecordedFamily
 from pd_pipeline.graph import Graph
 from pd_pipeline.stages import OPTIONAL, TUNED
 
 COLLECTING = ("behavior_policies", "trajectories")
-LEAST_HELD_OUT = 2
-"""Trajectories of a target beside the few-shot ones: an interval needs two."""
 
 
 def check_recorded(graph: Graph, family: Family, blocks: Mapping[str, Parameters]) -> None:

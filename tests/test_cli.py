@@ -106,6 +106,21 @@ def test_rendering_imports_nothing_heavy(root: Path) -> None:
     assert call(root, sys.executable, "-c", code).splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from pd_pipeline.cli import app; app(['ingest', '--no-work'], standalone_mode=False)",
+        "from pd_pipeline.incoming.standing import status; from pd_pipeline import graph; [*status(graph.load(here))]",
+        "from pd_pipeline.deployment import trace",
+        "from assets.definitions import build; build(here)",
+    ],
+)
+def test_what_only_looks_does_not_import_pytorch(root: Path, code: str) -> None:
+    """It takes seconds; Dagster loads the definitions for each of its processes."""
+    text = f"import sys; from pathlib import Path; here = Path.cwd(); {code}; print('torch' in sys.modules)"
+    assert call(root, sys.executable, "-c", text).splitlines()[-1] == "False"
+
+
 def test_params_shows_the_value_of_every_parameter(root: Path) -> None:
     from ruamel.yaml import YAML
 

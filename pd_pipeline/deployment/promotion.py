@@ -11,7 +11,6 @@ difference must lie above minus the margin. Otherwise the refusal is written dow
 same: the only way on where the policy in use is damaged.
 """
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any
 
 from pd_pipeline import lineage, locks
 from pd_pipeline.alerts import alert
-from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.decisions import CURRENT, Decision, current, decisions, folder_of, numbered, write_decision
+from pd_pipeline.deployment.candidates import candidate_of, digests_of, is_decided, versions
 from pd_pipeline.deployment.folder import Description, check_files, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
-from pd_pipeline.deployment.writing import digests_of, write_policy
-from pd_pipeline.errors import PipelineError, suggestion
+from pd_pipeline.deployment.writing import write_policy
+from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.statistics import student
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
@@ -33,29 +32,6 @@ from pd_pipeline.storage import remove, write_json
 from pd_pipeline.tuning import summary
 
 CANDIDATE = ".candidate"
-PREFERRED = "prompt_diffuser"
-"""The method whose policies are used, unless params.yaml names another."""
-
-
-def candidate_method(graph: Graph) -> str:
-    """The method whose policies are put in use. Raises PipelineError."""
-    run = graph.params.run
-    method = graph.params.promotion.method or (PREFERRED if PREFERRED in run.methods else run.methods[0])
-    if method not in run.methods:
-        raise PipelineError(f"{PARAMS_FILE}: promotion.method: '{method}': {suggestion(method, run.methods)}")
-    return method
-
-
-def candidate_of(graph: Graph, target: str) -> tuple[str, Key]:
-    """Method and key of the policy that would be in use for a target, as params.yaml asks. Raises PipelineError."""
-    asked, run, method = graph.params.promotion, graph.params.run, candidate_method(graph)
-    seed = run.seeds[0] if asked.seed is None else asked.seed
-    if seed not in run.seeds:
-        raise PipelineError(f"{PARAMS_FILE}: promotion.seed: {seed} is not among run.seeds")
-    keys = {f"{key.family}-{key.task}": key for key in graph.keys(f"{TUNED}{method}") if key.seed == seed}
-    if target not in keys:
-        raise PipelineError(f"'{target}' is no target, or has too few trajectories: {suggestion(target, sorted(keys))}")
-    return method, keys[target]
 
 
 def promote(
@@ -122,17 +98,6 @@ def roll_back(root: Path, target: str) -> Decision:
     return decision
 
 
-def is_decided(graph: Graph, target: str) -> bool:
-    """Whether the tuned policy of a target that is there now was decided on last, or taken back by hand."""
-    method, key = candidate_of(graph, target)
-    made = decisions(graph.root, target)
-    new = [decision for decision in made if decision.outcome != "rolled back"]
-    taken_back = {decision.against for decision in made if decision.outcome == "rolled back"}
-    final = new[-1:] + [decision for decision in new if decision.version in taken_back - {None}]
-    tuned = method, digests_of(graph, method, key)
-    return any((decision.method, decision.made_from) == tuned for decision in final)
-
-
 def _changes_anything(graph: Graph, method: str, key: Key, made: list[Decision]) -> bool:
     """Whether the tuned policy is another one than that in use, or the files of that are damaged."""
     in_use = next((one for one in reversed(made) if one.version is not None), None)
@@ -143,19 +108,6 @@ def _changes_anything(graph: Graph, method: str, key: Key, made: list[Decision])
     except PipelineError:
         return True
     return False
-
-
-def versions(home: Path) -> list[int]:
-    """The versions of a target, oldest first."""
-    return sorted(int(path.name) for path in home.glob("*") if re.fullmatch(r"\d{4,}", path.name) and path.is_dir())
-
-
-def in_use(root: Path, target: str) -> tuple[int, str] | None:
-    """The version of a target that is in use, and since when; None if none is."""
-    if not (folder_of(root, target) / CURRENT).is_file():
-        return None
-    found = current(folder_of(root, target))
-    return found.version, found.since
 
 
 def _decide(

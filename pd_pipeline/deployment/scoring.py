@@ -12,7 +12,8 @@ from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.policy import Loaded, Policy, read_policy
 from pd_pipeline.deployment.rollout import roll_out
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.offline import LEAST, OfflineParams, TooFew
+from pd_pipeline.evaluation.enough import LEAST_HELD_OUT, TooFew
+from pd_pipeline.evaluation.offline import OfflineParams
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.prefixes import stored
 from pd_pipeline.stage import Key
@@ -96,7 +97,7 @@ def _held_out(graph: Graph, key: Key, quality: str, used: Sequence[Mapping[str, 
     data = read(path, family=graph.family(key.family), new_task=key.task)
     seen = set().union(*(part.get(quality, set()) for part in used))
     left = np.flatnonzero(~np.isin(data.episode_id, sorted(seen)))
-    if len(left) < LEAST:
+    if len(left) < LEAST_HELD_OUT:
         raise TooFew(key.task, len(left), quality)
     return data.select(left)
 

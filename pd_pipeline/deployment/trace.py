@@ -10,8 +10,8 @@ from pd_pipeline import records
 from pd_pipeline.config import Parameters
 from pd_pipeline.decisions import CURRENT, Decision, decisions_in
 from pd_pipeline.deployment.ancestry import Ancestry, Piece, Source, read_ancestry
+from pd_pipeline.deployment.candidates import versions
 from pd_pipeline.deployment.folder import FILE, Description, describe, locate
-from pd_pipeline.deployment.promotion import versions
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.storage import file_digest, read_json
 

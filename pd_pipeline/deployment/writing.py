@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 import pd_pipeline
-from pd_pipeline import records
 from pd_pipeline.acting.actors import Actors
 from pd_pipeline.deployment import folder as folders
+from pd_pipeline.deployment.candidates import digests_of
 from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.gathering import gather
 from pd_pipeline.deployment.policy import MIN_ROWS, read_policy
@@ -178,11 +178,3 @@ def _sample(few_shot: Trajectories) -> dict[str, np.ndarray]:
     """The longest few-shot trajectory."""
     episode = few_shot.select(np.argmax(few_shot.lengths, keepdims=True))
     return {"observations": episode.observations, "rewards": episode.rewards}
-
-
-def digests_of(graph: Graph, method: str, key: Key) -> dict[str, str]:
-    """File of the PLM and of a tuned out, relative to the project -> SHA-256."""
-    outs = graph.input(f"{TUNED}{method}", key, "plm"), graph.out(f"{TUNED}{method}", key)
-    return {
-        (out / name).as_posix(): digest for out in outs for name, digest in records.listing(graph.root / out).items()
-    }

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from pd_pipeline.compute import use_bf16
 from pd_pipeline.config import Name, Parameters
-from pd_pipeline.errors import PipelineError
+from pd_pipeline.evaluation.enough import LEAST_HELD_OUT, TooFew
 from pd_pipeline.evaluation.policies import TunedPolicy, of_target
 from pd_pipeline.stage import StageContext
 from pd_pipeline.training.policy_data import PolicyData
@@ -21,26 +21,13 @@ from pd_pipeline.trajectories.reading import Trajectories, read
 from pd_pipeline.tuning.action_losses import action_losses
 from pd_pipeline.tuning.protocol import Pretrained
 
-LEAST = 2
-"""Held-out trajectories that an interval needs."""
-
-
-class TooFew(PipelineError):
-    """Too few trajectories of a target are left to be scored on."""
-
-    def __init__(self, task: int, left: int, quality: str):
-        super().__init__(
-            f"task {task}: {left} of the {LEAST} trajectories of quality '{quality}' that an interval needs are left "
-            "to be scored on: bring more, or use fewer (target.few_shot)"
-        )
-
 
 class OfflineParams(Parameters):
     """How methods are scored for a family without a simulator."""
 
     quality: Name = Field(default="expert", description="quality of the held-out trajectories")
     trajectories: int | None = Field(
-        default=20, ge=LEAST, le=1_000_000, description="held-out trajectories per target, at most; null: all"
+        default=20, ge=LEAST_HELD_OUT, le=1_000_000, description="held-out trajectories per target, at most; null: all"
     )
     steps: int | None = Field(
         default=50, ge=2, le=1_000_000, description="steps of each that count, evenly spaced; null: all"
@@ -81,7 +68,7 @@ def _held_out(context: StageContext, task: int, policies: Sequence[TunedPolicy],
     data = read(file, family=context.family, new_task=task)
     order = np.random.default_rng([context.seed, task]).permutation(len(data.task_id))
     unseen = order[~np.isin(data.episode_id[order], list(given))][: params.trajectories]
-    if len(unseen) < LEAST:
+    if len(unseen) < LEAST_HELD_OUT:
         raise TooFew(task, len(unseen), params.quality)
     return data.select(np.sort(unseen))
 

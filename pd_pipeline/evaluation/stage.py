@@ -18,7 +18,8 @@ from pydantic import Field
 from pd_pipeline.compute import pick_device
 from pd_pipeline.config import Parameters
 from pd_pipeline.evaluation import episodes, offline
-from pd_pipeline.evaluation.offline import OfflineParams, TooFew
+from pd_pipeline.evaluation.enough import TooFew
+from pd_pipeline.evaluation.offline import OfflineParams
 from pd_pipeline.evaluation.offline_metrics import offline_metrics
 from pd_pipeline.evaluation.offline_results import OfflineEvaluation, save_offline
 from pd_pipeline.evaluation.policies import can_act, methods, recorded, targets, tuned_policies

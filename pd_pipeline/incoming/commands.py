@@ -24,7 +24,6 @@ def ingest(
     """
     from pd_pipeline import graph
     from pd_pipeline.incoming.ingest import take
-    from pd_pipeline.incoming.retuning import retune
     from pd_pipeline.progress import console
 
     root = Path.cwd()
@@ -33,6 +32,8 @@ def ingest(
         typer.echo(f"{outcome.file}: {outcome.state}: {outcome.message}")
     good = all(outcome.state != "quarantined" for outcome in outcomes)
     if work:
+        from pd_pipeline.incoming.retuning import retune
+
         with console() as progress:
             good = retune(root, progress, typer.echo) and good
     if not good:
@@ -69,7 +70,7 @@ def status() -> None:
     """Show for each target which policy is in use, and what is newer, waits or was refused; and what is quarantined."""
     from pd_pipeline import graph
     from pd_pipeline.incoming.ingest import quarantined
-    from pd_pipeline.incoming.retuning import status as found
+    from pd_pipeline.incoming.standing import status as found
 
     root = Path.cwd()
     rows, reasons = list(found(graph.load(root))), quarantined(root)

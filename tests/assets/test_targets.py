@@ -11,7 +11,7 @@ from assets.definitions import build
 from assets.partitions import ACCEPTED, ADAPTATION, IN_USE, OF_TARGETS, TARGETS, known_targets
 from pd_pipeline import graph, lineage, load_policy
 from pd_pipeline.deployment import promotion
-from pd_pipeline.evaluation.offline import TooFew
+from pd_pipeline.evaluation.enough import TooFew
 from pd_pipeline.progress import silent
 from pd_pipeline.stages import TARGET_EVALUATION
 from pd_pipeline.trajectories.reading import write

@@ -11,13 +11,14 @@ from pd_pipeline import graph, load_policy
 from pd_pipeline.cli import app
 from pd_pipeline.decisions import decisions
 from pd_pipeline.deployment import promotion
+from pd_pipeline.deployment.candidates import in_use, versions
 from pd_pipeline.deployment.folder import describe
-from pd_pipeline.deployment.promotion import in_use, promote, roll_back, versions
+from pd_pipeline.deployment.promotion import promote, roll_back
 from pd_pipeline.deployment.scoring import PairedScores, paired_scores
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.incoming.retuning import Status, status
+from pd_pipeline.incoming.standing import Status, status
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
 from tests.conftest import run_stages

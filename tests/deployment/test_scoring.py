@@ -12,7 +12,7 @@ from pd_pipeline.deployment.policy import Loaded, read_policy
 from pd_pipeline.deployment.scoring import actor_of, paired_scores
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.evaluation.offline import TooFew
+from pd_pipeline.evaluation.enough import TooFew
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
 from pd_pipeline.trajectories.reading import Trajectories, read
