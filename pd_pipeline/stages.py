@@ -262,7 +262,8 @@ def _prompt_fit(measured: Mapping[str, Method]) -> Stage:
 def _report(outs: Sequence[str], results: Sequence[str], tuners: tuple[str, ...]) -> Stage:
     """The report. `outs` and `results`: the stages it reads besides `trajectories` and `plm`."""
     needs = ["trajectories", "target_data", "plm", *outs, *results]
-    return _stage(RESULTS, REPORT, "reporting.stage", (), needs, uses=tuners, folder="reports", reads_decisions=True)
+    stage = _stage(RESULTS, REPORT, "reporting.stage", (), needs, uses=tuners, folder="reports", reads_decisions=True)
+    return replace(stage, params_module="pd_pipeline.reporting.shown")
 
 
 def stages(asked: RunParams, methods: Mapping[str, Method], everything: bool = False) -> dict[str, Stage]:

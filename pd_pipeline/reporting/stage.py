@@ -3,9 +3,8 @@
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
-from pydantic import Field
 
-from pd_pipeline.config import Parameters, ParamsFile
+from pd_pipeline.config import ParamsFile
 from pd_pipeline.evaluation.offline_results import OfflineResult
 from pd_pipeline.evaluation.results import OFFLINE, MethodResult
 from pd_pipeline.evaluation.scores import REFERENCE
@@ -27,12 +26,6 @@ from pd_pipeline.studies.definition import PREFIX
 from pd_pipeline.trajectories.quality import missed_bars
 
 METRICS = "metrics.json"
-
-
-class Params(Parameters):
-    """What the page shows."""
-
-    rollouts: bool = Field(default=True, description="take recorded actions again in the simulator and draw them")
 
 
 def run(context: StageContext) -> dict[str, Any]:

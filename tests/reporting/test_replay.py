@@ -12,6 +12,7 @@ from pd_pipeline.reporting import replay as module
 from pd_pipeline.reporting import stage
 from pd_pipeline.reporting.replay import animation, filmstrip, replay
 from pd_pipeline.reporting.rollouts import Episode, read_episodes
+from pd_pipeline.reporting.shown import Params
 from pd_pipeline.stage import Key, StageContext
 
 BLOCK = {"horizon": 12, "tasks": 6, "test_tasks": [1, 4]}
@@ -60,7 +61,7 @@ def test_page_stands_without_pictures(reported_project: Path, tmp_path: Path, mo
     inputs = {need: reported_project / "data" / need for need in project.stages["report"].needs}
     out, work = tmp_path / "out", tmp_path / "work"
     out.mkdir()
-    key, params = Key(), stage.Params()
+    key, params = Key(), Params()
     stage.run(
         StageContext(
             root=reported_project,
