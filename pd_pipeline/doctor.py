@@ -19,6 +19,8 @@ from pd_pipeline import graph as graphs
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.piece import resume_folder
+from pd_pipeline.records import Record
+from pd_pipeline.storage import read_model
 
 WATCHED = ("torch", "metaworld", "mujoco", "dvc", "dagster")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -60,6 +62,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from stale_locks(root)
     yield from leftovers(project)
     yield from own_files(project)
+    yield from former_outs(project)
     yield from resume_folders(project)
 
 
@@ -224,6 +227,23 @@ def own_files(project: Graph) -> Iterator[Finding]:
             record, out = records.find(project.root, stage, key), project.root / project.out(stage, key)
             if record is not None and (names := records.foreign(out, record)):
                 yield Finding("note", f"{out / names[0]}: not made by stage {stage}: move it before running that stage")
+
+
+def former_outs(project: Graph) -> Iterator[Finding]:
+    """Outs of pieces that params.yaml asks for no more.
+
+    Stages that read all targets of a family depend on the whole folder, for DVC, so that what is left there makes them
+    out of date in a clone, which does not have it.
+    """
+    asked = {project.out(stage, key) for stage in project.stages for key in project.keys(stage)}
+    made = {
+        Path(read_model(file, Record, ": remove it").out) for file in (project.root / records.FOLDER).rglob("*.json")
+    }
+    former = sorted(str(out) for out in made - asked if (project.root / out).exists())
+    if former:
+        yield Finding("note", f"params.yaml asks for these no more, remove them to save space: {' '.join(former)}")
+    else:
+        yield Finding("ok", "no out is of a piece that params.yaml does not ask for")
 
 
 def resume_folders(project: Graph) -> Iterator[Finding]:

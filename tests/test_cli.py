@@ -14,6 +14,7 @@ from pd_pipeline.cli import app
 from pd_pipeline.doctor import Finding
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.incoming.ingest import ingest
+from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.trajectories.reading import read_metadata, stream, write
 from tests import accepted
@@ -244,6 +245,18 @@ def test_doctor_names_stale_resume_folders(root: Path) -> None:
     (finding,) = doctor.resume_folders(doctor.graphs.load(root))
     assert finding.level == "note"
     assert ".work/behavior_policies/other/0123456789abcdef" in finding.text
+
+
+def test_doctor_names_outs_that_are_asked_for_no_more(root: Path) -> None:
+    """Such as those of a former target, which would still be recorded as what the evaluation read."""
+    (finding,) = doctor.former_outs(load(root))
+    assert finding.level == "ok"
+    for family in ("other", "point_robot"):
+        lineage.run(load(root), "behavior_policies", Key(family), silent, record=False)
+    (root / "params.yaml").write_text(SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]"))
+    (finding,) = doctor.former_outs(load(root))
+    assert finding.level == "note"
+    assert finding.text.endswith(": data/behavior_policies/other")
 
 
 def test_doctor_exits_with_1_only_on_a_problem(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
