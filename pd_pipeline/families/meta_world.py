@@ -179,6 +179,8 @@ class MetaWorld(Family):
     def __init__(self, name: str, params: MetaWorldParams):
         super().__init__(name, params)
         self.train_tasks, self.test_tasks = split_tasks(self.tasks, self.targets, params.split)
+        self._first: dict[int, Any] = {}
+        """Task -> a simulator at the start of an episode, which never acts."""
 
     @abstractmethod
     def script(self) -> Any:
@@ -218,10 +220,12 @@ class MetaWorld(Family):
 
     def make(self, task: int) -> gymnasium.Env:
         """The simulator set to `task`."""
-        simulator = self._simulator()
-        simulator.set_task(self._benchmark.train_tasks[task])
-        simulator.reset()  # `_target_pos` is set by the first reset
-        return MetaWorldEnv(simulator, self.params.mask_object, self.success_radius)
+        if task not in self._first:  # to copy its scene and move its arm to the start takes thirty times as long
+            simulator = self._simulator()
+            simulator.set_task(self._benchmark.train_tasks[task])
+            simulator.reset()  # `_target_pos` is set by the first reset
+            self._first[task] = simulator
+        return MetaWorldEnv(self._first[task].twin(), self.params.mask_object, self.success_radius)
 
     def behavior(self, description: dict[str, Any]) -> Policy:
         """The scripted policy with access to the goal, weakened by the gain and noise in `description`."""

@@ -7,6 +7,7 @@ the saved start of an episode instead of simulating its way there. Physics and r
 
 import copy
 import math
+from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -20,11 +21,29 @@ EVERYTHING = mujoco.mjtState.mjSTATE_INTEGRATION
 """What a step of MuJoCo depends on, so that steps from a saved state repeat to the bit."""
 
 
+def seen_in(value: np.ndarray, one: Any, other: Any) -> np.ndarray:
+    """What `value` is in `other`, if it is a view into the MjData `one`; else a copy."""
+    if value.base is not None and value.size:
+        for name in _arrays():
+            whole = getattr(one, name)
+            first = (value.ctypes.data - whole.ctypes.data) // value.itemsize
+            if whole.dtype == value.dtype and 0 <= first < whole.size:
+                return getattr(other, name).reshape(-1)[first : first + value.size].reshape(value.shape)
+    return value.copy()
+
+
+@cache
+def _arrays() -> tuple[str, ...]:
+    """Names of the arrays of an MjData."""
+    some = mujoco.MjData(mujoco.MjModel.from_xml_string("<mujoco/>"))
+    return tuple(name for name in dir(some) if isinstance(getattr(some, name), np.ndarray))
+
+
 def lean(base: Any) -> Any:
     """A faster subclass of `base`, a task class of Meta-World, whose instances share a compiled scene.
 
     Compiling a scene from XML takes ten times as long as copying it; each instance has its own copy, to which it
-    writes such things as the place of the goal.
+    writes such things as the place of the goal, and which its twins share.
     """
     compiled: list[Any] = []
     observed = base._get_quat_objects  # Meta-World's function for the task, with another `Rotation` than SciPy's
@@ -36,17 +55,42 @@ def lean(base: Any) -> Any:
                 compiled.append(super()._initialize_simulation()[0])
             model = copy.copy(compiled[0])
             data = mujoco.MjData(model)
-            self._bodies: dict[str, np.ndarray] = {}
             self._start: tuple[np.ndarray, np.ndarray] | None = None
-            # views into `data`, which MuJoCo writes in place
+            self._shares = False
+            self._view(data)
+            return model, data
+
+        def _view(self, data: Any) -> None:
+            """Keep views into `data`, which MuJoCo writes in place."""
+            self._bodies: dict[str, np.ndarray] = {}
             self._mocap_pos, self._mocap_quat, self._ctrl = data.mocap_pos, data.mocap_quat, data.ctrl
             self._hand, self._right, self._left = (data.body(n).xpos for n in ("hand", "rightclaw", "leftclaw"))
             self._tips = data.site("rightEndEffector").xpos, data.site("leftEndEffector").xpos
             self._pads = data.geom("leftpad_geom").id, data.geom("rightpad_geom").id
-            return model, data
+
+        def twin(self) -> Any:
+            """Another instance at the start of the same episode, for steps and resets alone.
+
+            It shares the scene: only a new task writes to that.
+            """
+            assert self._start is not None, "reset it first"
+            other = object.__new__(type(self))  # what Meta-World pickles is less
+            other.__dict__.update(self.__dict__)
+            other._shares, other.data = True, mujoco.MjData(self.model)
+            for name, value in vars(self).items():
+                if isinstance(value, np.ndarray):  # Meta-World keeps some places as views, which follow a body
+                    setattr(other, name, seen_in(value, self.data, other.data))
+            other.mujoco_renderer = None
+            other._view(other.data)
+            other.reset()
+            return other
 
         def set_task(self, task: Any) -> None:
             self._start = None
+            if self._shares:
+                self.model: Any = copy.copy(self.model)
+                self._shares, self.data = False, mujoco.MjData(self.model)
+                self._view(self.data)
             super().set_task(task)
             self._low, self._high = self.sawyer_observation_space.low, self.sawyer_observation_space.high
 

@@ -35,6 +35,13 @@ def original(made: ML1, task: int) -> Any:
     return found
 
 
+def saved(model: Any) -> bytes:
+    """All of a scene."""
+    buffer = np.empty(mujoco.mj_sizeModel(model), np.uint8)
+    mujoco.mj_saveModel(model, None, buffer)
+    return buffer.tobytes()
+
+
 def scripted(made: ML1, simulator: Any) -> Callable[[np.ndarray], np.ndarray]:
     script, rng = made.script(), np.random.default_rng(0)
 
@@ -93,6 +100,39 @@ def test_an_instance_has_a_scene_of_its_own() -> None:
     other.model.body_mass[:] *= 2
     assert ours.model.body_mass.sum() == mass
     assert made.make(3).simulator.model.body_mass.sum() == mass  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_instances_of_a_task_share_a_scene_that_steps_do_not_change(task: str) -> None:
+    made = family(task)
+    ours, other = (made.make(3).simulator for _ in range(2))  # type: ignore[attr-defined]
+    assert ours.model is other.model
+    before = saved(ours.model)
+    theirs = original(made, 3)
+    for _ in range(2):
+        expected = theirs.reset()
+        assert same(ours.reset(), expected)
+        act = scripted(made, theirs)
+        observation = expected[0]
+        for _ in range(60):
+            other.step(np.ones(4, np.float32))
+            action = act(observation)
+            expected = theirs.step(action)
+            assert same(ours.step(action), expected)
+            observation = expected[0]
+        other.reset()
+    assert same(made.make(3).simulator.reset(), theirs.reset())  # type: ignore[attr-defined]
+    assert saved(ours.model) == before
+
+
+def test_another_task_is_set_for_one_instance_alone() -> None:
+    made = family("push-v3")
+    ours, other = (made.make(3).simulator for _ in range(2))  # type: ignore[attr-defined]
+    before = saved(other.model)
+    ours.set_task(made._benchmark.train_tasks[7])
+    assert same(ours.reset(), original(made, 7).reset())
+    assert saved(other.model) == before != saved(ours.model)
+    assert same(made.make(3).simulator.reset(), original(made, 3).reset())  # type: ignore[attr-defined]
 
 
 def test_the_maximum_of_steps_is_named() -> None:
