@@ -20,6 +20,7 @@ from assets.work import GPU_POOL, RETRIES, Done, current, do, failure
 from pd_pipeline import __version__, guard
 from pd_pipeline.decisions import decisions, folder_of
 from pd_pipeline.deployment import candidates
+from pd_pipeline.deployment.folder import describe as describe_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.enough import TooFew
 from pd_pipeline.graph import Graph
@@ -248,7 +249,7 @@ def _in_use(project: Graph, target: str, waits: str = "") -> dg.MaterializeResul
         metadata={
             "version": version,
             "since": since,
-            "method": last.method if last else "unknown",
+            "method": describe_policy(folder).method,
             "decision": last.outcome if last else "lost",
             "reason": last.reason if last else "",
             "next_decision_waits_for": waits or "nothing",

@@ -53,6 +53,7 @@ def plm(bench: Bench, shape: str) -> Measured:
     details: dict[str, Any] = {"matmul_tflops": limit / 1e12, "batch": BATCH}
     modes = {"eager": None} if bench.quick else {"eager": None, "compiled": "default", "CUDA graphs": "reduce-overhead"}
     for name, mode in modes.items():
+        torch._dynamo.reset()  # of another shape or mode, what was compiled before would make sizes unknown
         policy = bench.policy(shape, bench.device, dropout=0.1).train()
         if name == "eager":
             details["megaflop_per_sample"] = operations(bench, policy) / 1e6
@@ -82,6 +83,9 @@ def tuning(bench: Bench) -> Measured:
             for device in (bench.device, CPU) if shape == "128x3" else (bench.device,):
                 plm = bench.pretrained(shape, device)
                 target = bench.target(plm)
+                with tempfile.TemporaryDirectory() as work:  # what is loaded once is not counted
+                    warm = method.Params.model_validate({"steps": 2} | changes)
+                    method.tune(plm, target, warm, Run(Path(work), Path(work) / "logs", name, silent, 0))
                 with tempfile.TemporaryDirectory() as work:
                     run = Run(Path(work), Path(work) / "logs", name, silent, 0)
                     bench.synchronize()
@@ -164,7 +168,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps or cpu")
     parser.add_argument("--again", action="store_true", help="measure pieces that were measured before, too")
     parser.add_argument("--quick", action="store_true", help="small sizes, to check that it works; writes no result")
-    parser.add_argument("--minutes", type=float, default=9.0, help="after which no further piece is begun")
+    parser.add_argument("--minutes", type=float, default=5.0, help="after which no further piece is begun")
     given = parser.parse_args()
     if unknown := set(given.names) - set(PIECES):
         parser.error(f"unknown {', '.join(sorted(unknown))}: known are {', '.join(PIECES)}")

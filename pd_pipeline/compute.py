@@ -27,7 +27,7 @@ def use_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # earlier cards emulate it, slowly
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 

@@ -56,6 +56,9 @@ class Decision(Parameters):
     used_episodes: dict[str, tuple[int, ...]] = Field(
         default={}, description="quality -> few-shot episodes that the new policy was tuned on"
     )
+    used_digests: dict[str, tuple[str, ...]] = Field(
+        default={}, description="the same episodes by SHA-256: their numbers change when the family gets more data"
+    )
     made_from: dict[str, str] = Field(default={}, description="file of the outs it was made from -> SHA-256")
 
 

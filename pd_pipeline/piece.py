@@ -2,7 +2,9 @@
 
 import importlib
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +44,8 @@ def run_piece(graph: Graph, stage: str, key: Key, progress: Progress, spread: Sp
     work.mkdir(parents=True, exist_ok=True)
     with records.clock(work) as clock, atomic_directory(final) as out:
         context = replace(stage_context(graph, stage, key, out, work, progress), spread=spread)
-        metrics = importlib.import_module(graph.stages[stage].module).run(context)
+        with _memory_of_a_card():
+            metrics = importlib.import_module(graph.stages[stage].module).run(context)
         # a file may have been added in the meantime
         records.refuse_foreign(final, records.foreign(final, records.find(home, stage, key)), stage)
         facts |= {"made": made, "seconds": clock.seconds, "parameters": context.params.model_dump(mode="json")}
@@ -51,6 +54,20 @@ def run_piece(graph: Graph, stage: str, key: Key, progress: Progress, spread: Sp
         records.write(home, stage, key, final, out, **facts, **context.facts)
     shutil.rmtree(work.parent)
     return metrics
+
+
+@contextmanager
+def _memory_of_a_card() -> Iterator[None]:
+    """Raises MemoryError where a GPU has too little; what was kept of it is free for others when the work has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            raise MemoryError(str(error)) from error
+        raise
+    finally:
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.empty_cache()  # does nothing where no card was used
 
 
 def refuse_missing(graph: Graph, stage: str, key: Key) -> None:

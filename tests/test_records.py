@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from pd_pipeline import __version__, graph, records, rendering
 from pd_pipeline.errors import PipelineError
@@ -61,6 +62,19 @@ def test_an_out_is_not_foreign_however_often_its_replacement_failed(tmp_path: Pa
         (new / "a").write_text(made)
         records.write(tmp_path, "plm", "x-0", out, new, made=made, seconds=1.0)
         assert records.foreign(out, records.find(tmp_path, "plm", "x-0")) == []
+
+
+def test_too_little_memory_of_a_card_is_told_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
+    project, key = graph.load(tmp_path), Key("other")
+
+    def run(_: StageContext) -> dict[str, object]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
+
+    monkeypatch.setattr("pd_pipeline.behavior.policies.run", run)
+    with pytest.raises(MemoryError, match="20 GiB"):
+        run_piece(project, "behavior_policies", key, silent)
+    assert not (tmp_path / "data/behavior_policies/other").exists()
 
 
 def test_a_full_disk_does_not_hide_the_error_of_the_stage(

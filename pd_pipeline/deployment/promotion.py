@@ -22,6 +22,7 @@ from pd_pipeline.decisions import CURRENT, Decision, current, decisions, folder_
 from pd_pipeline.deployment.candidates import candidate_of, digests_of, is_decided, versions
 from pd_pipeline.deployment.folder import Description, check_files, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
+from pd_pipeline.deployment.used import digests_used, numbers_used
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.statistics import student
@@ -131,6 +132,7 @@ def _decide(
         "seed": new.seed,
         "method": method,
         "used_episodes": {quality: tuple(sorted(episodes)) for quality, episodes in used.items()},
+        "used_digests": digests_used(graph, key, used),
         "made_from": new.made_from,
     }
     home = made.parent
@@ -143,8 +145,8 @@ def _decide(
     incumbent = _intact(home)
     tuned = [d for d in decided if d.outcome == "promoted"]  # these name what it was tuned on
     earlier = next((d for d in tuned if d.version == before), None)
-    seen = earlier.used_episodes if earlier else {}
-    found = paired_scores(graph, key, made, incumbent, [used, {q: {*e} for q, e in seen.items()}], say)
+    seen = numbers_used(graph, key, earlier) if earlier else {}
+    found = paired_scores(graph, key, made, incumbent, [used, seen], say)
     margin = graph.params.promotion.margin * abs(float(found.in_use.mean()))
     better = found.sign * (found.candidate - found.in_use)
     estimate = student(float(better.mean()), better)

@@ -166,20 +166,27 @@ def resources(graph: Graph, stage: str, key: Key) -> Resources:
 
 
 def fitting(asked: Resources, nodes: Iterable[Mapping[str, float]], gpu: bool = True) -> Resources:
-    """`asked`, or as much of it as the largest of `nodes` has: with more, a task would wait for ever."""
-    has = {name: max((node.get(name, 0) for node in nodes), default=0) for name in ("CPU", "GPU", "memory")}
-    return Resources(
-        cpus=max(1, min(asked.cpus, int(has["CPU"]))),
-        gpus=min(asked.gpus, has["GPU"]) if gpu else 0,
-        memory=min(asked.memory, has["memory"] / GIB),
-    )
+    """`asked`, or as much of it as one of `nodes` has: with more, a task would wait for ever.
+
+    That is the node with the most of the GPUs that are asked for, of several that with the most memory, then cores.
+    """
+
+    def of(node: Mapping[str, float]) -> Resources:
+        return Resources(
+            cpus=max(1, min(asked.cpus, int(node.get("CPU", 0)))),
+            gpus=min(asked.gpus, node.get("GPU", 0)) if gpu else 0,
+            memory=min(asked.memory, node.get("memory", 0) / GIB),
+        )
+
+    return max(map(of, nodes), key=lambda fits: (fits.gpus, fits.memory, fits.cpus), default=of({}))
 
 
 def _task(function: Callable[..., Any], title: str, asked: Resources) -> Any:
     """`function` as a task of Ray that runs again where it is lost."""
     import ray
 
-    task: Any = ray.remote(function)
+    # a process that has computed on a card keeps it, and its memory, so that the next task with a card gets a new one
+    task: Any = ray.remote(max_calls=1)(function) if asked.gpus else ray.remote(function)
     needs = {"num_cpus": asked.cpus, "num_gpus": asked.gpus, "memory": int(asked.memory * GIB)}
     return task.options(name=title, max_retries=RETRIES, **needs)
 

@@ -116,8 +116,7 @@ class Dropout(nn.Module):
     def __init__(self, rate: float):
         super().__init__()
         self.threshold = min(255, round(rate * 256))
-        self.pool = torch.empty(0)
-        self.offsets: list[int] = []
+        self.parts: list[Tensor] = []
 
     def refresh(self, like: Tensor, elements: int, uses: int, generator: torch.Generator | None) -> None:
         """Draw a pool for `uses` layers of at most `elements` elements, of the type and device of `like`.
@@ -129,8 +128,10 @@ class Dropout(nn.Module):
         words = torch.empty((elements + self.spread) // 8 + 1, dtype=torch.int64, device=like.device)
         # all 64 bits random: from the smallest integer up, without an upper bound
         words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-        self.pool = (words.view(torch.uint8) >= self.threshold).to(like.dtype).mul_(256 / (256 - self.threshold))
-        self.offsets = torch.randint(0, self.spread, (uses,), generator=generator, device=like.device).tolist()
+        pool = (words.view(torch.uint8) >= self.threshold).to(like.dtype).mul_(256 / (256 - self.threshold))
+        offsets = torch.randint(0, self.spread, (uses,), generator=generator, device=like.device).tolist()
+        # cut out here: compiled code would be compiled again for every value of an offset
+        self.parts = [pool[offset : offset + elements] for offset in offsets]
 
     def forward(self, x: Tensor) -> Tensor:
         """Zero about `rate` of x and scale the rest, in training; the identity otherwise."""
@@ -145,8 +146,7 @@ class Dropout(nn.Module):
         return torch.addcmul(x, branch, self._keep(branch))
 
     def _keep(self, x: Tensor) -> Tensor:
-        offset = self.offsets.pop()
-        return self.pool[offset : offset + x.numel()].view(x.shape)
+        return self.parts.pop()[: x.numel()].view(x.shape)
 
 
 class Adapter(nn.Module):

@@ -5,6 +5,7 @@ scheme. Method colours begin with those of Okabe and Ito, which stay apart for c
 marker too.
 """
 
+import html
 import io
 import re
 import zlib
@@ -133,4 +134,4 @@ def svg(figure: Figure, title: str) -> str:
     body = re.sub(r'xlink:href="#([^"]+)"', rf'href="#{unique}-\1"', body)
     for color, variable in CSS_VARIABLES.items():
         body = body.replace(color, variable)
-    return f'<svg {box.group()} role="img" aria-label="{title}">{body}'
+    return f'<svg {box.group()} role="img" aria-label="{html.escape(title)}">{body}'

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from pd_pipeline.evaluation.results import Metrics
-from pd_pipeline.evaluation.scores import CEILING, REFERENCE, START
+from pd_pipeline.evaluation.scores import REFERENCE, START
 from pd_pipeline.reporting.formatting import decimals, interval, number, percent
 from pd_pipeline.reporting.gather import Table, phase
 
@@ -34,11 +34,11 @@ def _return_findings(metrics: Metrics) -> list[str]:
     digits = max(decimals([result.mean.value, metrics[START].mean.value]), _digits_shown(gain.value))
     text = (
         f"Tuning the diffuser {'gains' if gain.value >= 0 else 'loses'} "
-        f"{number(abs(gain.value), digits)} of return over prompts drawn from the few-shot trajectories ({START}; "
-        f"95 % interval of the difference {number(gain.low, digits)} to {number(gain.high, digits)})"
+        f"{number(abs(gain.value), digits)} of return over prompts drawn from the few-shot trajectories "
+        f"({gain.reference}; 95 % interval of the difference {number(gain.low, digits)} to {number(gain.high, digits)})"
     )
     if result.share is not None:
-        text += f": {interval(result.share, 2)} of the way from there to {CEILING}"
+        text += f": {interval(result.share, 2)} of the way from there to {result.share.ceiling}"
     return [text + "."]
 
 
@@ -131,4 +131,5 @@ def _ends(logs: list[Table], name: str) -> tuple[float, float] | None:
 
 def _went(first: float, last: float) -> str:
     verb = "fell" if last < first else "rose"
-    return f"{verb} from {first:.4g} to {last:.4g} ({number(100 * (last / first - 1), 0)} %)"
+    change = f" ({number(100 * (last / first - 1), 0)} %)" if first else ""
+    return f"{verb} from {first:.4g} to {last:.4g}{change}"

@@ -1,5 +1,6 @@
 """Numbers as people read them."""
 
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
@@ -10,9 +11,11 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def decimals(values: Iterable[float]) -> int:
-    """Digits after the point that suit the largest of `values`."""
+    """Digits after the point that suit the largest of `values`: three figures of what is below a tenth."""
     largest = max((abs(value) for value in values), default=0.0)
-    return 1 if largest >= 100 else 2 if largest >= 1 else 3
+    if not 0 < largest < 0.1:
+        return 1 if largest >= 100 else 2 if largest >= 1 else 3
+    return min(12, 2 - math.floor(math.log10(largest)))
 
 
 def number(value: float, digits: int) -> str:

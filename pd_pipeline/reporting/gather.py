@@ -1,5 +1,6 @@
 """Reads what a run left, for the families, targets, seeds and methods that params.yaml asks for, and no others."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,11 +61,20 @@ class FamilyResults:
 
     @property
     def asked(self) -> dict[str, dict[str, float | None]]:
-        """Target -> data that methods were given -> the return that the policy was asked for, the mean over seeds."""
-        return {
-            str(task): {data_name(result.given): result.tasks[task].target_return for result in self.metrics.values()}
-            for task in self.targets
-        }
+        """Target -> data that methods were given -> the return that the policy was asked for, the mean over seeds.
+
+        Where methods with the same data asked for different returns, they are named.
+        """
+        columns: dict[tuple[str, tuple[float | None, ...]], list[str]] = {}
+        for method, result in self.metrics.items():
+            values = tuple(result.tasks[task].target_return for task in self.targets)
+            columns.setdefault((data_name(result.given), values), []).append(method)
+        often = Counter(name for name, _ in columns)
+        found: dict[str, dict[str, float | None]] = {str(task): {} for task in self.targets}
+        for (name, values), methods in columns.items():
+            for of_target, value in zip(found.values(), values, strict=True):
+                of_target[name if often[name] == 1 else f"{name} ({', '.join(methods)})"] = value
+        return found
 
     @property
     def styles(self) -> Styles:
@@ -80,17 +90,20 @@ class FamilyResults:
         position = self.goals.get(task, {}).get("position")  # a user's goal may hold anything under this name
         if not isinstance(position, list | tuple) or len(position) not in (2, 3):
             return None
+        if any(len(position) > each.observations.shape[1] for each in self.episodes if len(each.observations)):
+            return None  # then observations do not begin with a place to compare it with
         return np.asarray(position, float) if all(isinstance(part, int | float) for part in position) else None
 
 
 def data_name(given: Given) -> str:
-    """`5 expert`: how many trajectories of which quality a method was given, and whether of another task."""
+    """`5 expert`: how many trajectories of which quality a method was given, which, and whether of another task."""
     if given.few_shot == 0:
         return "no trajectory of the target"
     known = [str(value) for value in (given.few_shot, given.quality) if value is not None]
     other = [] if given.own_task else ["of another task"]
     prompts = [] if given.prompt_quality is None else [f"(prompts: {given.prompt_quality})"]
-    return " ".join(known + other + prompts) or "data unknown"
+    rule = [] if given.choose is None else [f"(the {given.choose})"]
+    return " ".join(known + rule + other + prompts) or "data unknown"
 
 
 def read_table(path: Path) -> Table:

@@ -107,13 +107,14 @@ def prompts_over_time(few_shot: Trajectories, generated: Prompts, channels: Sequ
 
 @styled
 def prompt_map(
-    few_shot: Prompts, others: Prompts, tuned: dict[str, Prompts], normalization: Normalization, styles: Styles
+    few_shot: Prompts, others: Prompts | None, tuned: dict[str, Prompts], normalization: Normalization, styles: Styles
 ) -> tuple[Figure, float]:
     """Prompts in the plane of the two main components of real ones; second: the share of variance that plane shows.
 
-    `others`: real prompts of other tasks; `tuned`: method -> prompts it left for the target.
+    `others`: real prompts of other tasks, if there are; `tuned`: method -> prompts it left for the target.
     """
-    rows = [normalization.normalize(p.x0).reshape(len(p), -1) for p in (few_shot, others)]
+    known = [few_shot] if others is None else [few_shot, others]
+    rows = [normalization.normalize(p.x0).reshape(len(p), -1) for p in known]
     real = np.concatenate(rows)
     centre = real.mean(0)
     _, singular, axes_ = np.linalg.svd(real - centre, full_matrices=False)
@@ -122,7 +123,8 @@ def prompt_map(
         return (normalization.normalize(prompts.x0).reshape(len(prompts), -1) - centre) @ axes_[:2].T
 
     figure, (axes,) = new_figure(3.3)
-    axes.plot(*project(others).T, ".", color=MUTED, alpha=0.25, markersize=3, label="real, other tasks")
+    if others is not None:
+        axes.plot(*project(others).T, ".", color=MUTED, alpha=0.25, markersize=3, label="real, other tasks")
     axes.plot(*project(few_shot).T, "o", color=PAPER, markeredgecolor=INK, markersize=4, label="real, few-shot")
     for method, prompts in tuned.items():
         color, marker = styles[method]

@@ -100,7 +100,7 @@ def _work(job: Path) -> None:
     family = load_family(description["family"], description["block"], Path(description["root"]))
     arrays = [load_arrays(job / f"{index}.safetensors")[0] for index in range(len(description["episodes"]))]
     length = max(len(a["actions"]) for a in arrays)
-    steps = np.unique(np.linspace(0, length - 1, min(FRAMES, length)).astype(int))
+    steps = np.unique(np.linspace(0, length - 1, min(description["frames"], length)).astype(int))
     frames, solved, drift = [], [], 0.0
     for key, recorded in zip(description["episodes"], arrays, strict=True):
         environment = family.make(key["task"])

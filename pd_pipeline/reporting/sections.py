@@ -1,6 +1,7 @@
 """The plots of one family, each with the one sentence that says how to read it, and the pictures of its rollouts."""
 
 import base64
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +77,10 @@ def _comparison(results: FamilyResults) -> Drawn:
                 plots.offline_per_task(results.offline, results.styles),
             ),
         ]
+    costs: Drawn = []
+    if any(any(asdict(found.costs).values()) for found in results.metrics.values()):
+        figure = cost_plots.against_cost(results.metrics, results.styles, len(results.seeds))
+        costs = [("Return against cost", cost_plots.MEANING, figure)]
     return [
         (
             "Methods compared",
@@ -90,11 +95,7 @@ def _comparison(results: FamilyResults) -> Drawn:
             "task only shows it here. An arrow at the edge stands for a mark below it.",
             plots.per_task(results.scores, results.methods),
         ),
-        (
-            "Return against cost",
-            cost_plots.MEANING,
-            cost_plots.against_cost(results.metrics, results.styles, len(results.seeds)),
-        ),
+        *costs,
         *(
             (
                 "Performance profiles",
@@ -176,16 +177,22 @@ def _prompts(context: StageContext, results: FamilyResults) -> Drawn:
     few_shot = own.select(np.flatnonzero(np.isin(own.episode_id, recorded.prompt_episodes)))
     data = read(context.inputs["trajectories"] / results.name / file)
     length = prompts.x0.shape[1]
-    others = cut(_one_of_each(data, exclude=task), length, stride=max(1, int(data.lengths.max()) // 25))
+    of_others = _one_of_each(data, exclude=task)
+    long_enough = of_others.select(np.flatnonzero(of_others.lengths >= length))
+    stride = max(1, int(data.lengths.max()) // 25)
+    others = cut(long_enough, length, stride) if len(long_enough.task_id) else None
     figure, share = paths.prompt_map(cut(few_shot, length), others, tuned, plm.normalization, results.styles)
     channels = paths.varying_channels(few_shot, plm.normalization)
-    return [
+    over_time = [
         (
             f"Generated prompts over time, task {task}",
             f"Each short line is a prompt of {first}, at its timestep, over the few-shot trajectories (grey) it was "
             "tuned on: good ones lie on them.",
             paths.prompts_over_time(few_shot, prompts, channels, results.styles[first][0]),
-        ),
+        )
+    ]
+    return [
+        *(over_time if channels else []),
         (
             f"Map of prompts, task {task}",
             f"Prompts in the plane of the two main components of real ones ({percent(share, 0)} of their variance): "

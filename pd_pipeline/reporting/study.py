@@ -134,11 +134,11 @@ def _curve(results: StudyResults) -> Figure:
     drawn, (axes,) = new_figure(3.0)
     places = _numbers(results)
     for method, (color, marker) in method_styles(results.methods).items():
-        known = [
+        known = sorted(
             (x, point.metrics[method].mean)
             for x, point in zip(places, results.points, strict=True)
             if method in point.metrics
-        ]
+        )
         xs, means = [x for x, _ in known], [mean for _, mean in known]
         errors = [[m.value - m.low for m in means], [m.high - m.value for m in means]]
         axes.errorbar(xs, [m.value for m in means], yerr=errors, color=color, marker=marker, capsize=3, label=method)

@@ -15,7 +15,8 @@ from pd_pipeline.training.policy_data import PolicyData
 
 STEPS_PER_PASS = {"cpu": 2560}
 """Steps of all windows in one forward pass, so that activations fit the cache of a CPU."""
-OTHERWISE = 1 << 17
+OTHERWISE = 1 << 14
+"""On a card of which others may have a share: a policy of width 512 takes 2 GB for these."""
 
 
 def action_losses(

@@ -10,14 +10,16 @@ from pd_pipeline import graph
 from pd_pipeline.deployment import scoring
 from pd_pipeline.deployment.policy import Loaded, read_policy
 from pd_pipeline.deployment.scoring import actor_of, paired_scores
+from pd_pipeline.deployment.used import digests_used, numbers_used
 from pd_pipeline.deployment.writing import write_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation.enough import TooFew
 from pd_pipeline.stage import Key
 from pd_pipeline.training.policy_data import PolicyData
-from pd_pipeline.trajectories.reading import Trajectories, read
+from pd_pipeline.trajectories.reading import Trajectories, read, read_metadata, stream, write
 from pd_pipeline.tuning.action_losses import action_losses
 from tests.conftest import run_stages
+from tests.reporting.test_targets import FIRST
 from tests.training.test_stages import set_params
 from tests.trajectories.test_target_data import NEW, bring
 
@@ -102,6 +104,20 @@ def test_policies_of_other_sizes_are_not_compared(name: str, root: Path, monkeyp
     monkeypatch.setattr(scoring, "read_policy", lambda folder: other if folder.name == "b" else in_use)
     with pytest.raises(PipelineError, match=f"{name} is 1 for the new policy and .*`pd-pipeline promote .* --force`"):
         paired_scores(graph.load(root), KEY, root / "b", root / "a", [], lambda _: None)
+
+
+def test_what_a_policy_was_tuned_on_is_known_when_episodes_have_other_numbers(root: Path) -> None:
+    """As accepted ones get, when the family collects or imports more of the target."""
+    used = {"expert": [1, 4], "demo": [2], "other": [0]}
+    digests = digests_used(graph.load(root), KEY, used)
+    assert [len(digests[quality]) for quality in used] == [2, 1, 0]
+    path = root / f"data/target_data/point_robot-new/{NEW}/expert.parquet"
+    steps = [batch for batch in stream(path)]
+    write(path, read_metadata(path), [replace(batch, episode_id=batch.episode_id + 5) for batch in steps])
+    decision = FIRST.model_copy(update={"used_digests": digests, "used_episodes": {"expert": (1, 4)}})
+    assert numbers_used(graph.load(root), KEY, decision) == {"expert": {6, 9}, "demo": {2}, "other": set()}
+    earlier = decision.model_copy(update={"used_digests": {}})
+    assert numbers_used(graph.load(root), KEY, earlier) == {"expert": {1, 4}}
 
 
 def test_two_trajectories_must_be_left(root: Path) -> None:

@@ -238,9 +238,11 @@ def test_nodes_that_share_no_file_system_share_a_bucket(alone: None, local: dict
 def test_resources_are_those_of_the_stage_or_what_the_largest_node_has(tmp_path: Path) -> None:
     nodes = [{"CPU": 2.0, "memory": 3.0 * 2**30}, {"CPU": 8.0, "memory": 1.0 * 2**30, "GPU": 1.0}]
     asked = Resources(cpus=4, gpus=1, memory=4)
-    assert fitting(asked, nodes) == Resources(cpus=4, gpus=1, memory=3)
+    assert fitting(asked, nodes) == Resources(cpus=4, gpus=1, memory=1), "all of one node"
+    assert fitting(Resources(cpus=4, memory=4), nodes) == Resources(cpus=2, memory=3)
+    assert fitting(asked, [{"CPU": 64.0}, {"CPU": 2.0, "GPU": 1.0}]) == Resources(cpus=2, gpus=1, memory=0)
     assert fitting(asked, nodes[:1]) == Resources(cpus=2, gpus=0, memory=3)
-    assert fitting(asked, nodes, gpu=False).gpus == 0
+    assert fitting(asked, nodes, gpu=False) == Resources(cpus=2, gpus=0, memory=3)
     assert fitting(asked, []).cpus == 1
     assert slots(Resources(cpus=4), nodes) == 2
     assert slots(Resources(cpus=2), nodes[:1]) == slots(asked, []) == 1

@@ -243,8 +243,9 @@ def test_compiled_it_draws_its_dropout_outside_the_compiled_code() -> None:
 
     compiled.compile(backend=keep)
     given = steps(3, 2), steps(3, 4)
-    outputs = [made(*given, torch.Generator().manual_seed(1)) for made in (plain, compiled)]
-    assert torch.equal(*outputs)
+    for seed in range(3):  # compiled once, though every step cuts its masks out of another place
+        outputs = [made(*given, torch.Generator().manual_seed(seed)) for made in (plain, compiled)]
+        assert torch.equal(*outputs)
     assert len(graphs) == 2, "before and after the pool is drawn"
     assert not any("uint8" in code for code in graphs)
     assert list(compiled.state_dict()) == list(plain.state_dict())

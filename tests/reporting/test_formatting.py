@@ -14,6 +14,8 @@ def test_numbers_as_people_read_them() -> None:
     assert number(-0.04, 1) == "0.0"
     assert percent(0.9849) == "98.5 %"
     assert [decimals([value]) for value in (2000, -150, 3, 0.5)] == [1, 1, 2, 3]
+    assert decimals([0.0]) == decimals([]) == 3
+    assert [number(value, decimals([value])) for value in (0.03141, -3.1e-5)] == ["0.0314", f"{MINUS}0.0000310"]
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,13 @@ def test_recorded_actions_give_the_recorded_observations(reported_project: Path,
     assert Image.open(io.BytesIO(filmstrip(made))).size[1] > 2 * made.frames.shape[2]
 
 
+@pytest.mark.parametrize("frames", [3, 12, 500])
+def test_as_many_frames_are_drawn_as_are_asked_for(frames: int, reported_project: Path, tmp_path: Path) -> None:
+    episodes = read_episodes(reported_project / "data/evaluation/point_robot-0")[:1]
+    made = replay(episodes, "point_robot", BLOCK, reported_project, tmp_path, frames=frames)
+    assert made.frames.shape[1] == min(frames, 12)
+
+
 def test_without_opengl_the_reason_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(module, "BACKENDS", ("nonsense",))
