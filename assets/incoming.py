@@ -1,7 +1,7 @@
 """New data of targets: a sensor on the drop zone, and the job that takes what was dropped."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,6 +22,8 @@ REASON = "reason"
 """The tag of a run that says why it was asked for."""
 FILES = "dropped_files"
 """The tag of a run with the digest of the files that it takes."""
+VERSION = "accepted_data"
+"""The tag of a run with the version of the accepted data that asked for it."""
 ATTEMPTS = 3
 
 
@@ -68,8 +70,13 @@ def retune_job() -> UnresolvedAssetJobDefinition:
     )
 
 
-def request(project: Graph, target: str, reason: str, run_key: str | None = None) -> dg.RunRequest:
-    """Ask for the work of a target; of one that waits for more data, for what can be made already."""
+def request(
+    project: Graph, target: str, reason: str, run_key: str | None = None, version: str | None = None
+) -> dg.RunRequest:
+    """Ask for the work of a target; of one that waits for more data, for what can be made already.
+
+    `version`: of the accepted data that ask for it.
+    """
     family, _, task = target.rpartition("-")
     waits = standing.waiting_for(project, family, int(task))
     shown = [dg.AssetKey(name) for name in ([ACCEPTED, ADAPTATION] if waits else OF_TARGETS)]
@@ -78,7 +85,7 @@ def request(project: Graph, target: str, reason: str, run_key: str | None = None
         job_name="retune_target",
         partition_key=target,
         asset_selection=shown,
-        tags={REASON: reason},
+        tags={REASON: reason} | ({} if version is None else {VERSION: version}),
     )
 
 
@@ -130,16 +137,27 @@ def _asked(
         for task in tasks:
             target, version = f"{family}-{task}", _version(project, family, task)
             now[target] = version
-            if before.get(target) != version:
-                reason = "more data" if target in before else "new data"
-                requests.append(request(project, target, reason, f"{target} {version}"))
+            of_target = f"{target} {version}"
+            # what a person cancels is not asked for again
+            failed = _failed(instance, "retune_target", {VERSION: of_target}, [dg.DagsterRunStatus.FAILURE])
+            if before.get(target) != version or 0 < failed < ATTEMPTS:
+                reason = "it failed" if failed else "more data" if target in before else "new data"
+                key = f"{of_target} {failed}" if failed else of_target  # Dagster runs each key once
+                requests.append(request(project, target, reason, key, of_target))
     return requests, now, gave_up
+
+
+def _failed(
+    instance: dg.DagsterInstance, job: str, tags: Mapping[str, str], statuses: Sequence[dg.DagsterRunStatus]
+) -> int:
+    """How many runs of a job with these tags ended so."""
+    return instance.get_runs_count(dg.RunsFilter(job_name=job, tags=dict(tags), statuses=list(statuses)))
 
 
 def _taking(instance: dg.DagsterInstance, files: str) -> list[dg.RunRequest]:
     """Ask that files be taken, again if that failed, until it has failed too often; `files`: their digest."""
     over = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    failed = instance.get_runs_count(dg.RunsFilter(job_name="take_new_data", tags={FILES: files}, statuses=over))
+    failed = _failed(instance, "take_new_data", {FILES: files}, over)
     if failed >= ATTEMPTS:
         return []
     return [dg.RunRequest(run_key=f"take {files} {failed}", job_name="take_new_data", tags={FILES: files})]

@@ -191,6 +191,31 @@ def test_a_run_that_failed_to_take_files_is_asked_for_again(
     assert requests(tick(root, instance, None)) == [("take_new_data", None)]
 
 
+def test_so_is_the_work_of_a_target(root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have failed with the machine."""
+    drop(root)
+    run(root, instance, "take_new_data")
+
+    def broken(*_: object) -> None:
+        raise dg.Failure("the machine was restarted", allow_retries=False)
+
+    monkeypatch.setattr("assets.targets._accepted", broken)
+    monkeypatch.setattr(incoming, "_version", lambda *_: "one")
+    cursor, keys = None, []
+    for _ in range(3):
+        result = tick(root, instance, cursor)
+        assert isinstance(result, dg.SensorResult)
+        (request,) = result.run_requests or []
+        cursor = result.cursor
+        keys.append(request.run_key)
+        job = build(root).resolve_job_def("retune_target")
+        assert not job.execute_in_process(
+            instance=instance, partition_key=NEW, tags=request.tags, raise_on_error=False
+        ).success
+    assert keys == [f"{NEW} one", f"{NEW} one 1", f"{NEW} one 2"]
+    assert requests(tick(root, instance, cursor)) == []
+
+
 def test_what_a_comparison_waits_for_is_no_failure(
     root: Path, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
