@@ -13,7 +13,7 @@ from pydantic import Field
 from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy, split_tasks
 
 GOAL = slice(36, 39)  # the three goal components of the observation
-OBJECT = (slice(4, 11), slice(22, 29))  # position and rotation of the puck, at this step and the previous one
+OBJECT = (slice(4, 18), slice(22, 36))  # position and rotation of up to two objects, now and at the previous step
 OBJECT_HEIGHT = 6  # index in the observation
 LIFTED = 0.06  # metres; on the table it is 0.02
 CAMERA_TARGET = (0.0, 0.65, 0.15)
@@ -25,7 +25,7 @@ class MetaWorldParams(FamilyParams):
 
     horizon: int = Field(default=200, gt=0, le=500, description="500 in the papers, which is Meta-World's maximum")
     benchmark_seed: int = Field(default=0, ge=0, lt=2**31, description="seed of ML1, which determines the goals")
-    mask_object: bool = Field(default=False, description="hide the puck")
+    mask_object: bool = Field(default=False, description="hide the objects, such as the puck")
     split: Literal["published", "validation"] = Field(
         default="published", description="validation: five of the training tasks are the targets, for choosing settings"
     )
@@ -40,7 +40,7 @@ class MetaWorldEnv(gymnasium.Env):
     | 0-2 | position of the gripper |
     | 3 | opening of the gripper, 0 to 1 |
     | 4-6, 7-10 | position and rotation (quaternion) of the object, a puck; zero if masked |
-    | 11-17 | zeros |
+    | 11-17 | the same of a second object; zeros where there is none, or if masked |
     | 18-35 | the same eighteen numbers at the previous step |
     | 36-38 | the goal, always zero: ML1 hides it |
 

@@ -45,6 +45,15 @@ def test_the_script_solves_it_without_the_goal_in_the_observations(task: str) ->
     assert made.goal(10) != made.goal(11), "tasks differ"
 
 
+def test_a_second_object_is_hidden_with_the_first() -> None:
+    shown, hidden = (family("stick-push-v3", mask_object=mask).make(3).reset()[0] for mask in (False, True))
+    assert shown[11:18].any()
+    assert shown[29:36].any()
+    kept = [*range(4), *range(18, 22)]
+    np.testing.assert_array_equal(hidden[kept], shown[kept])
+    assert np.delete(hidden, kept).tolist() == [0.0] * (39 - len(kept))
+
+
 def test_weaker_behavior_is_worse() -> None:
     made, returns = family(horizon=150), {}
     for quality, description in made.default_behaviors().items():
