@@ -30,6 +30,8 @@ def halves(episodes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, 
         of = of.reshape(-1) if of.max() else np.arange(len(rows))
         chosen = rng.permutation(of.max() + 1)[: (of.max() + 1 + rng.integers(2)) // 2]
         first[rows] = np.isin(of, chosen)
+    if first.all() or not first.any():  # of few tasks with a prompt each
+        first = rng.permutation(len(first)) < len(first) // 2
     return rng.permutation(np.flatnonzero(first)), rng.permutation(np.flatnonzero(~first))
 
 

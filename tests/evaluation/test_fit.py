@@ -111,6 +111,13 @@ def test_no_episode_is_in_both_halves() -> None:
     assert one.tolist() != sorted(one), "in random order, since the first of them are taken"
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_neither_half_is_empty(seed: int) -> None:
+    """Two tasks with a prompt each."""
+    one, two = halves(np.array([[0, 0], [1, 0]]), np.random.default_rng(seed))
+    assert (len(one), len(two)) == (1, 1)
+
+
 def test_segments_of_new_episodes_are_as_near_as_real_ones() -> None:
     """Overlapping segments of the same episodes would be much nearer than a perfect generator comes."""
     rng = np.random.default_rng(0)
