@@ -60,12 +60,14 @@ def code_files(graph: Graph) -> list[Path]:
 def digests(graph: Graph, stage: str, key: Key) -> dict[str, str]:
     """Digests of the code and the parameters of a piece of work: the same for all keys of a stage and family.
 
-    Which stages it reads is among its parameters: DVC does not notice that it reads one less.
+    Which stages it reads is among its parameters: DVC does not notice that it reads one less. What reads those of all
+    families has the methods themselves among its parameters.
     """
     parameters = made_from.sections_as_json(graph.values, made_from.sections(graph, stage, key)).values()
+    reads = () if key.family is None else graph.stages[stage].needs
     found = {
         "code": made_from.code_digest(graph, stage, key),
-        "parameters": digest(*parameters, *graph.stages[stage].needs)[:16],
+        "parameters": digest(*parameters, *reads)[:16],
     }
     if recordings := made_from.recordings(graph, stage, key):
         found["recordings"] = content_digest(graph.root, recordings)[:16]

@@ -2,12 +2,14 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from pd_pipeline.compute import generator_of
-from pd_pipeline.models.decision_transformer import action_loss
+from pd_pipeline.models.decision_transformer import Dropout, action_loss
 from pd_pipeline.models.prompting import prompt_steps, prompt_tensors
 from pd_pipeline.training import policy_data
 from pd_pipeline.tuning import fine_tuning
@@ -128,10 +130,20 @@ def test_full_finetune_sees_windows_and_prompts_of_the_lengths_of_acting(
     assert seen == [((7, PROMPT), (7, 5), True)]
 
 
-def test_dropout_uses_the_precision_of_training(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
+def test_dropout_uses_the_precision_of_training(
+    plm: Pretrained, few_shot: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refresh, seen = Dropout.refresh, set[torch.dtype]()
+
+    def watched(self: Dropout, *given: Any) -> None:
+        refresh(self, *given)
+        seen.update(part.dtype for part in self.parts)
+
+    monkeypatch.setattr(Dropout, "refresh", watched)
     for precision, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-        result = tuned("full_finetune", plm, few_shot, tmp_path / precision, precision=precision)
-        assert result.policy.dropout.pool.dtype == dtype
+        seen.clear()
+        tuned("full_finetune", plm, few_shot, tmp_path / precision, precision=precision)
+        assert seen == {dtype}
 
 
 def test_full_finetune_fits(plm: Pretrained, few_shot: Target, tmp_path: Path) -> None:
