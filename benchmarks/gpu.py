@@ -74,9 +74,10 @@ def tuning(bench: Bench) -> Measured:
     """Targets per minute of prompt_diffuser and prompt_gradient with their defaults, one after another."""
     figures, details = [], {}
     short = {"steps": 2} if bench.quick else {}
-    few = {"adapt": short, "candidates": 8} if bench.quick else {}
+    fewest = {"adapt": {"steps": 2}, "candidates": 8}
+    few = fewest if bench.quick else {}
     for shape in bench.shapes:
-        for method, changes in ((prompt_diffuser, few), (prompt_gradient, {})):
+        for method, changes, least in ((prompt_diffuser, few, fewest), (prompt_gradient, {}, {})):
             name = method.__name__.rpartition(".")[2]
             params = method.Params.model_validate(short | changes)
             seconds = {}
@@ -84,7 +85,7 @@ def tuning(bench: Bench) -> Measured:
                 plm = bench.pretrained(shape, device)
                 target = bench.target(plm)
                 with tempfile.TemporaryDirectory() as work:  # what is loaded once is not counted
-                    warm = method.Params.model_validate({"steps": 2} | changes)
+                    warm = method.Params.model_validate({"steps": 2} | least)
                     method.tune(plm, target, warm, Run(Path(work), Path(work) / "logs", name, silent, 0))
                 with tempfile.TemporaryDirectory() as work:
                     run = Run(Path(work), Path(work) / "logs", name, silent, 0)
