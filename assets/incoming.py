@@ -1,7 +1,8 @@
 """New data of targets: a sensor on the drop zone, and the job that takes what was dropped."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -133,13 +134,13 @@ def _asked(
         if not taking:
             more = f" and {len(complete) - 1} more" if len(complete) > 1 else ""
             gave_up = f"{complete[0]}{more}: {ATTEMPTS} runs of take_new_data failed: see why, and touch the file"
+    failures = _failures(instance)
     for family, tasks in project.accepted.items():
         for task in tasks:
             target, version = f"{family}-{task}", _version(project, family, task)
             now[target] = version
             of_target = f"{target} {version}"
-            # what a person cancels is not asked for again
-            failed = _failed(instance, "retune_target", {VERSION: of_target}, [dg.DagsterRunStatus.FAILURE])
+            failed = failures[of_target]
             if before.get(target) != version or 0 < failed < ATTEMPTS:
                 reason = "it failed" if failed else "more data" if target in before else "new data"
                 key = f"{of_target} {failed}" if failed else of_target  # Dagster runs each key once
@@ -147,17 +148,19 @@ def _asked(
     return requests, now, gave_up
 
 
-def _failed(
-    instance: dg.DagsterInstance, job: str, tags: Mapping[str, str], statuses: Sequence[dg.DagsterRunStatus]
-) -> int:
-    """How many runs of a job with these tags ended so."""
-    return instance.get_runs_count(dg.RunsFilter(job_name=job, tags=dict(tags), statuses=list(statuses)))
+def _failures(instance: dg.DagsterInstance) -> Counter[str | None]:
+    """Target and version of accepted data -> how many runs failed that these asked for.
+
+    What a person cancelled is not among them: it is not asked for again.
+    """
+    failed = dg.RunsFilter(job_name="retune_target", statuses=[dg.DagsterRunStatus.FAILURE])
+    return Counter(run.tags.get(VERSION) for run in instance.get_runs(failed))
 
 
 def _taking(instance: dg.DagsterInstance, files: str) -> list[dg.RunRequest]:
     """Ask that files be taken, again if that failed, until it has failed too often; `files`: their digest."""
     over = [dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
-    failed = _failed(instance, "take_new_data", {FILES: files}, over)
+    failed = instance.get_runs_count(dg.RunsFilter(job_name="take_new_data", tags={FILES: files}, statuses=over))
     if failed >= ATTEMPTS:
         return []
     return [dg.RunRequest(run_key=f"take {files} {failed}", job_name="take_new_data", tags={FILES: files})]
