@@ -250,9 +250,7 @@ def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -
         if not given or not all(parts) or len(parts) < 2:
             raise PipelineError(f"--set {override}: write NAME=VALUE, such as plm.steps=100 or run.seeds=[0,1]")
         run = changed.get("run")
-        listed = run.get("families") if isinstance(run, dict) else None
-        families = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
-        paths = [parts] if parts[0] in (*PARTS, *top) else [["families", name, *parts] for name in families]
+        paths = [parts] if parts[0] in (*PARTS, *top) else [["families", name, *parts] for name in families_of(run)]
         for path in paths:
             block = changed
             for part in path[:-1]:
@@ -262,6 +260,12 @@ def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -
                     raise PipelineError(f"--set {override}: '{part}' is {one_line(repr(block), 80)}, not a block")
             block[path[-1]] = values_of(text, Path(f"--set {override}"))
     return changed
+
+
+def families_of(run: Any) -> list[str]:
+    """The families that a `run` block names, which need not be valid."""
+    listed = run.get("families") if isinstance(run, dict) else None
+    return [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
 
 
 def validated(values: Any) -> ParamsFile:

@@ -107,6 +107,11 @@ def current(folder: Path) -> Current:
         raise PipelineError(f"{path}: damaged: {again}") from None
 
 
+def current_if_any(folder: Path) -> Current | None:
+    """What `current` gives; None if no policy of the target is in use. Raises PipelineError."""
+    return current(folder) if (folder / CURRENT).is_file() else None
+
+
 def write_decision(folder: Path, decision: Decision, number: int) -> None:
     """Write the decision with this number to the folder of its target."""
     write_json(folder / DECISIONS / f"{number:04d}.json", decision.model_dump(mode="json"))

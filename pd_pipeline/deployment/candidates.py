@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pd_pipeline import records
 from pd_pipeline.config import PARAMS_FILE
-from pd_pipeline.decisions import CURRENT, current, decisions, folder_of
+from pd_pipeline.decisions import current_if_any, decisions, folder_of
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.graph import Graph
 from pd_pipeline.stage import Key
@@ -62,7 +62,5 @@ def versions(home: Path) -> list[int]:
 
 def in_use(root: Path, target: str) -> tuple[int, str] | None:
     """The version of a target that is in use, and since when; None if none is."""
-    if not (folder_of(root, target) / CURRENT).is_file():
-        return None
-    found = current(folder_of(root, target))
-    return found.version, found.since
+    found = current_if_any(folder_of(root, target))
+    return None if found is None else (found.version, found.since)

@@ -18,7 +18,16 @@ from typing import Any
 
 from pd_pipeline import lineage, locks
 from pd_pipeline.alerts import alert
-from pd_pipeline.decisions import CURRENT, Decision, current, decisions, folder_of, numbered, write_decision
+from pd_pipeline.decisions import (
+    CURRENT,
+    Decision,
+    current,
+    current_if_any,
+    decisions,
+    folder_of,
+    numbered,
+    write_decision,
+)
 from pd_pipeline.deployment.candidates import candidate_of, digests_of, is_decided, versions
 from pd_pipeline.deployment.folder import Description, check_files, current_policy, describe
 from pd_pipeline.deployment.scoring import paired_scores
@@ -138,7 +147,8 @@ def _decide(
     home = made.parent
     decided = decisions(graph.root, home.name)
     version = 1 + max([*versions(home), *(one.version or 0 for one in decided)], default=0)
-    before = current(home).version if (home / CURRENT).is_file() else None
+    now = current_if_any(home)
+    before = None if now is None else now.version
     if before is None or force:
         why = "it is the first one" if before is None else "by hand, without a comparison"
         return Decision(outcome="promoted", version=version, against=before, reason=why, **common)
@@ -187,8 +197,8 @@ def _write(home: Path, decision: Decision, number: int) -> None:
 
 def _next(home: Path) -> int:
     """The number of the next decision: above all others, and above that of the one in use, should it have been lost."""
-    in_use = current(home).decision if (home / CURRENT).is_file() else 0
-    return 1 + max(in_use, *numbered(home), 0)
+    now = current_if_any(home)
+    return 1 + max(0 if now is None else now.decision, *numbered(home), 0)
 
 
 def _use(home: Path, decision: Decision, number: int) -> None:

@@ -15,7 +15,7 @@ from pd_pipeline.models.conditions import conditioned
 from pd_pipeline.models.diffuser import Denoiser, generate
 from pd_pipeline.models.diffusion import Diffusion
 from pd_pipeline.prompts.segments import Prompts
-from pd_pipeline.prompts.stage import HELD_OUT, load_prompts, load_tensors
+from pd_pipeline.prompts.stage import HELD_OUT, load_prompts, tensors_of
 from pd_pipeline.stage import StageContext
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.trajectories.reading import read
@@ -48,11 +48,11 @@ def run(context: StageContext) -> dict[str, Any]:
     denoiser, diffusion = plm.diffuser
     qualities = tuple(read_json(context.inputs["diffuser"] / "config.json")["qualities"])
     conditions = denoiser.config.conditions
-    x0, y = load_tensors(context.inputs["prompts"], qualities, HELD_OUT, plm.normalization, conditions, device)
+    loaded = load_prompts(context.inputs["prompts"], qualities, HELD_OUT, plm.normalization)
+    x0, y = tensors_of(loaded, plm.normalization, conditions, device)
     rng = np.random.default_rng(context.seed)
     count = min(context.params.prompts, len(y) // 2)
     generated, _ = generate(denoiser, diffusion, y, count, diffusion.steps, context.seed)
-    loaded = load_prompts(context.inputs["prompts"], qualities, HELD_OUT, plm.normalization)
     episodes = np.concatenate([_episodes(prompts, number) for number, prompts in enumerate(loaded)])
     pretrained = compare(x0.cpu().numpy(), episodes, generated.cpu().numpy(), rng) | {"chain": diffusion.steps}
     targets: dict[str, dict[str, Any]] = {}

@@ -140,7 +140,7 @@ def _refuse_targets(root: Path, family: str, tasks: Mapping[int, int], folder: P
 def _accepted(root: Path, family: str) -> set[bytes]:
     """Digests of the accepted episodes of a family's targets."""
     found = set[bytes]()
-    for file in (root / store.FOLDER / family).glob("*/*.parquet"):
+    for file in store.all_files(root, family):
         with suppress(PipelineError):  # damaged since: stage target_data says so
             found |= {*episode_digests(file)}
     return found

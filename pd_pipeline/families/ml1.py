@@ -44,8 +44,8 @@ class ML1(MetaWorld):
           push:
             environment: {meta_world: push-v3}
 
-    Observation, action and reward are those of `MetaWorldEnv`, objects of the scene in place of the puck. Where
-    the goal is the place of one, such as a door or a button, it can be seen unless `mask_object` hides it. Success is
+    Observation, action and reward are those of `MetaWorldEnv`; objects of the scene take the place of the puck. Where
+    the goal is that of one, such as a door or a button, it can be seen unless `mask_object` hides it. Success is
     defined by Meta-World. Expert: Meta-World's script for the task with a little noise. Medium: half the gain and more
     noise. Both start with up to five steps in a random direction. How well the script solves a task varies: check the
     success rate of the collected data before training on it.

@@ -45,6 +45,12 @@ def files(root: Path, family: str, task: int) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.split("-")[0]))
 
 
+def all_files(root: Path, family: str) -> list[Path]:
+    """The accepted files of all targets of a family, by target."""
+    folders = sorted((root / FOLDER / family).glob("*"))
+    return [file for each in folders if each.name.isdecimal() for file in files(root, family, int(each.name))]
+
+
 def received(file: Path) -> Received:
     """What is known of an accepted file. Raises PipelineError if its JSON is missing or damaged."""
     about = file.with_suffix(".json")

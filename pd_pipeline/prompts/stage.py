@@ -1,5 +1,6 @@
 """Stage prompts: the prompt matrix of the training tasks, and the normalisation of the family."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,13 @@ def load_tensors(
 
     `part`: "" for those to learn from, `HELD_OUT` for the others.
     """
-    loaded = load_prompts(directory, qualities, part, normalization)
+    return tensors_of(load_prompts(directory, qualities, part, normalization), normalization, conditions, device)
+
+
+def tensors_of(
+    loaded: Sequence[Prompts], normalization: Normalization, conditions: Conditions, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """What `load_tensors` gives, of prompts that are loaded."""
     x0, y = zip(*(conditioned(prompts, conditions, normalization, device) for prompts in loaded), strict=True)
     return torch.cat(x0), torch.cat(y)
 

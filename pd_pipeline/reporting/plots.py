@@ -207,11 +207,9 @@ def data_coverage(summary: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def _state_and_chain(name: str, chain: Sequence[int]) -> str:
     """Two lines: the state of a diffuser and the steps of its chain; of a method of the user's own, by whom."""
-    state, by, method = name.partition(" by ")
-    steps = f"{' or '.join(map(str, chain))} steps" if chain else ""
-    if by:
-        return f"{state}, {steps}\nby {method}"
-    return f"{state}\n{steps}" if steps else state
+    state, _, method = name.partition(" by ")
+    parts = [state, f"{' or '.join(map(str, chain))} steps"] if chain else [state]
+    return f"{', '.join(parts)}\nby {method}" if method else "\n".join(parts)
 
 
 @styled

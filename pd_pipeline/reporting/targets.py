@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from pd_pipeline.config import TUNED
-from pd_pipeline.decisions import CURRENT, Current, Decision, current, decisions, folder_of, folders
+from pd_pipeline.decisions import Current, Decision, current_if_any, decisions, folder_of, folders
 from pd_pipeline.evaluation import offline_results
 from pd_pipeline.evaluation.offline_metrics import offline_metrics
 from pd_pipeline.evaluation.offline_results import OfflineResult
@@ -177,9 +177,5 @@ class InUse:
 def in_use(root: Path, families: tuple[str, ...]) -> list[InUse]:
     """Every target of some families on which something was decided, by family and task."""
     names = [folder.parent.name for folder in folders(root, families)]
-    found = []
-    for name in names:
-        is_written = (folder_of(root, name) / CURRENT).is_file()
-        written = current(folder_of(root, name)) if is_written else None
-        found.append(InUse(name, tuple(decisions(root, name)), written))
+    found = [InUse(name, tuple(decisions(root, name)), current_if_any(folder_of(root, name))) for name in names]
     return sorted(found, key=lambda one: (families.index(one.last.family), one.last.task))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from pd_pipeline import made_from, rendering
+from pd_pipeline import config, made_from, rendering
 from pd_pipeline.errors import PipelineError, suggestion
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.graph import Graph, load
@@ -71,10 +71,7 @@ def point_graphs(project: Graph, name: str) -> list[Graph]:
 def _check_families(project: Graph, study: Study, name: str) -> None:
     """Raise PipelineError for a family in `base` that the project does not know: a typo."""
     asked = study.base.get("families")
-    run = study.base.get("run")
-    running = run.get("families") if isinstance(run, dict) else None
-    named = [name for name in running if isinstance(name, str)] if isinstance(running, list) else []
-    known = {*project.params.families, *BUILT_IN, *named}
+    known = {*project.params.families, *BUILT_IN, *config.families_of(study.base.get("run"))}
     for family in asked if isinstance(asked, dict) else ():
         if family not in known:
             hint = suggestion(family, sorted(known))
