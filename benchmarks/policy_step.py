@@ -1,6 +1,6 @@
 """A step of a policy that was taken out (`pd_pipeline.load_policy`), in one environment on the CPU.
 
-`act` checks its input, keeps the window, normalises, and computes four rows where one is asked for, so that its actions
+`act` checks its input, keeps the window, normalises, and computes more rows than are asked for, so that its actions
 are evaluation's to the bit; the prompt is not computed again. The reference is the bare forward pass of the same PLM
 on the same prompt and window, as tensors that are there already. The other limit is 5 ms, a control loop of 200 Hz.
 """

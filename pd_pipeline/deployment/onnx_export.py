@@ -120,7 +120,7 @@ class _Network(nn.Module):
     def forward(self, returns_to_go: Tensor, observations: Tensor, actions: Tensor, timesteps: Tensor) -> Tensor:
         """Windows (n, L) as in `Steps` -> actions (n, d_a) in [-1, 1]."""
         prefix = repeated(list(zip(self.keys, self.values, strict=True)), timesteps.shape[0])
-        return Started(self.plm, prefix).act(Steps(returns_to_go, observations, actions, timesteps))
+        return Started(self.plm, prefix, fill=False).act(Steps(returns_to_go, observations, actions, timesteps))
 
 
 def _write_model(loaded: Loaded, path: Path) -> None:

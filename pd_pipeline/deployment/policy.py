@@ -5,9 +5,7 @@
     action = policy.act(observation)
     action = policy.act(observation, reward)
 
-The actions are those of evaluation. On a CPU, matrix products of fewer than `MIN_ROWS` rows round differently than
-larger ones, so they are filled up with repeated rows: an action then does not depend on the batch. (With one thread:
-several divide the rows of a product among them, and the last bits depend on how many there are.)
+The actions are those of evaluation, and do not depend on the batch.
 """
 
 from dataclasses import dataclass
@@ -27,8 +25,6 @@ from pd_pipeline.models.prefixes import KeysValues
 from pd_pipeline.parsing import parse
 from pd_pipeline.prompts.segments import Normalization
 from pd_pipeline.storage import expect_arrays, load_arrays
-
-MIN_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -134,23 +130,22 @@ class Policy:
 
     def _predicted(self, rows: np.ndarray, length: int) -> np.ndarray:
         """Actions (m, d_a) of the environments `rows` (m,), whose windows have `length` steps."""
-        filled = np.resize(rows, max(len(rows), -(-MIN_ROWS // length)))  # each step of a window is a row or more
-        timesteps = self._steps[filled, None] + np.arange(1 - length, 1)
+        timesteps = self._steps[rows, None] + np.arange(1 - length, 1)
         scaled, device = self._normalization, next(self._plm.parameters()).device
         window = Steps(
-            torch.from_numpy(self._returns_to_go[filled, -length:] / scaled.return_scale),
-            torch.from_numpy(scaled.observations(self._observations[filled, -length:])),
-            torch.from_numpy(scaled.actions(self._actions[filled, -length:])),
+            torch.from_numpy(self._returns_to_go[rows, -length:] / scaled.return_scale),
+            torch.from_numpy(scaled.observations(self._observations[rows, -length:])),
+            torch.from_numpy(scaled.actions(self._actions[rows, -length:])),
             torch.from_numpy(timesteps),
         )
         with torch.autocast(device.type, torch.bfloat16, enabled=self.description.precision == "bf16"):
             normalized = self._forward(Steps(*(part.to(device) for part in window)))
-        actions = scaled.to_actions(normalized.cpu().numpy()[: len(rows)])
+        actions = scaled.to_actions(normalized.cpu().numpy())
         return np.clip(actions, *self._bounds)  # rounding may leave them
 
     def _forward(self, window: Steps) -> torch.Tensor:
         """Actions (m, d_a) in [-1, 1] for windows (m, L)."""
-        return Started(self._plm, repeated(self._prefix, len(window.timesteps))).act(window, MIN_ROWS)
+        return Started(self._plm, repeated(self._prefix, len(window.timesteps))).act(window)
 
     def _check_steps(self) -> None:
         """Raise PipelineError where an episode has not begun, or is over."""

@@ -13,7 +13,7 @@ from pd_pipeline.deployment import folder as folders
 from pd_pipeline.deployment.candidates import digests_of
 from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.gathering import gather
-from pd_pipeline.deployment.policy import MIN_ROWS, read_policy
+from pd_pipeline.deployment.policy import read_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.models.decision_transformer import Steps, action_loss
@@ -159,12 +159,9 @@ def _seed_of(key: Key) -> int:
 
 
 def _prefix(actors: Actors, chosen: int, bf16: bool) -> KeysValues:
-    """Keys and values of every block, each (1, tokens, width), rounded as among all actors."""
-    rows = np.resize(np.arange(len(actors)), max(len(actors), MIN_ROWS))
-    everyone = actors.select(rows)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        prefix = everyone.prefix(everyone.policy, *everyone.conditions)
-    return [(keys[chosen : chosen + 1], values[chosen : chosen + 1]) for keys, values in prefix]
+    """Keys and values of every block, each (1, tokens, width)."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        return actors.select([chosen]).started().before
 
 
 def _arrays(prefix: KeysValues) -> dict[str, np.ndarray]:

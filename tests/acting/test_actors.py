@@ -36,6 +36,18 @@ def test_acting_keeps_the_environments_apart() -> None:
         torch.testing.assert_close(alone[0], together[i], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("length", [1, 4])
+@pytest.mark.parametrize("width", [16, 128, 512])
+def test_the_last_bits_do_not_depend_on_who_acts_beside(width: int, length: int) -> None:
+    model, everyone = policy(width=width), 300
+    actors = Actors(model, read_prompt, tuple(steps(everyone, 2, seed=4)), (Origin("generated", 0),) * everyone)
+    window = steps(everyone, length, seed=5)
+    together = actors.started().act(window)
+    for rows in (1, 2, 3, 5, 8, 15, 64, 255):
+        found = actors.select(np.arange(rows)).started().act(Steps(*(part[:rows] for part in window)))
+        assert torch.equal(found, together[:rows]), rows
+
+
 def test_acting_leaves_dropout_off() -> None:
     model = policy().train()
     prompt, window = steps(2, 2), steps(2, 3, seed=1)
@@ -87,13 +99,11 @@ def test_only_actors_of_one_policy_prefix_and_length_share_a_group() -> None:
     assert groups[0].actors.origins == parts[0].origins + parts[4].origins
 
 
-@pytest.mark.parametrize("rows", [2, 4, 7])
-def test_rows_that_fill_up_a_product_change_no_action(rows: int) -> None:
+def test_rows_that_fill_up_a_product_change_no_action() -> None:
     model, prompt, window = policy(layers=3, heads=2), steps(3, 2, seed=4), steps(3, 4, seed=5)
-    acting = started(model, prompt)
-    torch.testing.assert_close(acting.act(window, rows), acting.act(window), atol=1e-6, rtol=1e-5)
+    acting, bare = started(model, prompt), Started(model, read_prompt(model, *prompt), fill=False)
     seen: list[int] = []
     handle = model.blocks[-1].up.register_forward_hook(lambda module, given, output: seen.append(len(output)))
-    acting.act(window, rows)
+    torch.testing.assert_close(acting.act(window), bare.act(window), atol=1e-6, rtol=1e-5)
     handle.remove()
-    assert seen == [3 if rows <= 3 else 6 if rows <= 6 else 9]
+    assert seen == [18, 3]

@@ -51,7 +51,7 @@ def test_it_is_the_actor_with_the_lowest_loss(tuned_project: Path, written: Path
     context = stage_context(project, "tuned_prompt_dt", TARGET, written, written, silent)
     plm = writing.Pretrained.load(context.inputs["plm"], None, torch.device("cpu"))
     left = adaptation.load(context.module, tuned_project / "data/tuned_prompt_dt/point_robot-0/4", plm)
-    keys, values = left.actors(plm).started()._before[-1]
+    keys, values = left.actors(plm).started().before[-1]
     found_keys, found_values = read_policy(written).prefix[-1]
     np.testing.assert_array_equal(found_keys[0], keys[about.actor])
     np.testing.assert_array_equal(found_values[0], values[about.actor])
