@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from pd_pipeline import lineage, made_from, rendering
+from pd_pipeline.behavior.learning import LearningParams, rounds_of
 from pd_pipeline.config import PARAMS_FILE, TARGET, Parameters
 from pd_pipeline.errors import PipelineError, closest, suggestion
 from pd_pipeline.families.base import Family
+from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.foreign import TIMEOUT_SECONDS
 from pd_pipeline.graph import Graph
 from pd_pipeline.guard import stamp
@@ -84,6 +86,7 @@ def check_blocks(graph: Graph) -> None:
 
             check_recorded(graph, found, of_family)
         else:
+            _check_learning(found, of_family["behavior_policies"])
             _check_data(graph, found, of_family)
     for family in graph.params.run.families:  # last, since it may take seconds
         if not graph.family(family).is_recorded:
@@ -150,6 +153,12 @@ def _check_conditions(family: Family, blocks: Mapping[str, Parameters]) -> None:
             )
 
 
+def _check_learning(family: Family, params: Parameters) -> None:
+    """Check that the training of behaviour policies fits the family's horizon, where there is one."""
+    if isinstance(family, Locomotion) and getattr(params, "trained", None) is None:
+        rounds_of(getattr(params, "learning", LearningParams()), family.name, family.horizon)
+
+
 def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> None:
     """Check what blocks require of each other: qualities, numbers of trajectories and the length of a prompt."""
     name, where = family.name, f"{PARAMS_FILE}: families.{family.name}"
@@ -178,12 +187,13 @@ def _check_data(graph: Graph, family: Family, blocks: dict[str, Parameters]) -> 
         of_target = {"quality": target.quality, "prompt_quality": target.prompt_quality or target.quality}
         for field, quality in of_target.items():
             _check_named(_place_in_target(graph, name, stage, field), quality, collected, collecting)
-            if target.few_shot is None or family.targets_are_trained:
+            if target.few_shot is None:
                 continue
-            if target.few_shot > (count := collected[quality].test):
+            part = "train" if family.targets_are_trained else "test"
+            if target.few_shot > (count := getattr(collected[quality], part)):
                 raise PipelineError(
                     f"{_place_in_target(graph, name, stage, 'few_shot')}: {target.few_shot} trajectories of quality "
-                    f"'{quality}', but trajectories.episodes collects {count} per target"
+                    f"'{quality}', but trajectories.episodes.{quality}.{part} collects {count} per target"
                 )
     for trained in OPTIONAL:
         for quality in getattr(blocks.get(trained), "qualities", ()):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import pairwise
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -37,7 +38,8 @@ _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 def cores() -> int:
     """How many processes may compute side by side."""
-    return int(os.environ.get(CORES, "0")) or os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return int(os.environ.get(CORES, "0")) or allowed or 1
 
 
 @contextmanager
@@ -84,8 +86,10 @@ def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], ar
     faulthandler.register(
         signal.SIGUSR1, stack.fileno()
     )  # works inside compiled code, where a Python handler would not
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group, and the parent decides
+        signal.signal(number, signal.SIG_IGN)
     _Heartbeat.pipe = pipe
+    answer: Answer | None = None
     try:
         answer = build(*arguments)
         pipe.send(("answer", None))
@@ -96,6 +100,9 @@ def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], ar
     except (Exception, SystemExit) as error:  # whatever a user's environment raises becomes one line in the parent
         with suppress(OSError):
             pipe.send(("error", message_of(error)))
+    finally:
+        with suppress(Exception, SystemExit):  # the work is done, and the process ends in any case
+            getattr(answer, "close", lambda: None)()
 
 
 def die_with_parent() -> None:
@@ -123,6 +130,7 @@ def message_of(error: BaseException) -> str:
 class Workers:
     """One process per entry of `arguments`: it calls `build(*arguments)` once, and the result with every message.
 
+    If the result has a method `close`, the process calls it before it ends, unless it is killed.
     Errors name the stage `where`, and give `advice` where a process died. A process that sends no heartbeat for
     `patience` seconds is killed. A message must not be None. A context manager: an error inside kills the processes.
     """
@@ -140,6 +148,8 @@ class Workers:
         self._pipes: list[Connection] = []
         self._stacks: list[Connection] = []
         self._processes: list[Any] = []
+        # a worker ignores SIGTERM, by which multiprocessing would end it and wait for it at the end of this process
+        self._at_exit = Finalize(None, _kill, args=(self._processes,), exitpriority=0)
         try:
             with one_thread_each(), held_back():  # a process that is half started would end with a traceback
                 for each in arguments:
@@ -256,9 +266,13 @@ class Workers:
 
     def kill(self) -> None:
         """End the processes at once."""
-        for process in self._processes:
-            process.kill()
-        for process in self._processes:
-            process.join()
+        self._at_exit()
         for pipe in [*self._pipes, *self._stacks]:
             pipe.close()
+
+
+def _kill(processes: Iterable[Any]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join()

@@ -109,6 +109,10 @@ QUALITIES: dict[str, tuple[dict[str, Any], str]] = {
         episodes("expert", "slow") | levels(slow={"gain": 0.1}),
         rf"{POLICIES}\.levels\.slow: family 'point_robot': a behaviour policy raised KeyError: 'noise'",
     ),
+    "described with a misspelt value": (
+        levels(expert={"nosie": 0.5}),
+        rf"{POLICIES}\.levels\.expert: .*a policy has no value 'nosie': did you mean 'noise'\?",
+    ),
     "of the PLM": (
         {"plm": {"qualities": ["medium"]}},
         rf"\.plm\.qualities: 'medium' is not among the qualities of {EPISODES}: choose one of expert \(or add it",
@@ -187,3 +191,21 @@ def test_a_mistake_prevents_all_work(tmp_path: Path) -> None:
     assert output.startswith("error: params.yaml: families.point_robot.diffuser.stepz")
     assert len(output.splitlines()) == 1
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"behavior_policies": {"learning": {"batch": 1000}}}, r"learning\.batch: 1000 does not divide a round's 32 x"),
+        ({"behavior_policies": {"learning": {"steps": 6400}}}, r"learning\.steps: 6400 is one round of 32 x 200 steps"),
+        (
+            {"target": {"few_shot": 50}},
+            r"target\.few_shot: 50 trajectories .* but trajectories\.episodes\.expert\.train collects 40 per target",
+        ),
+    ],
+)
+def test_a_family_whose_policies_and_targets_are_trained(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    values = {"run": {"families": ["cheetah_dir"], "methods": ["prompt_dt"]}, "families": {"cheetah_dir": changes}}
+    (tmp_path / "params.yaml").write_text(json.dumps(values))
+    with pytest.raises(PipelineError, match=rf"families\.cheetah_dir\..*{message}"):
+        preflight.check(graph.load(tmp_path))

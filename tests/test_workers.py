@@ -1,6 +1,9 @@
 """Worker processes: shares, answers in order, and errors where one dies."""
 
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,41 @@ def test_each_process_answers_its_own_messages_in_order() -> None:
     assert workers.gather() == [6, 0]
     workers.close()
     assert [process.exitcode for process in workers._processes] == [0, 0]
+
+
+class Closes:
+    """What a process leaves open, until it ends."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __call__(self, message: Any) -> Any:
+        return message
+
+    def close(self) -> None:
+        self.file.write_text("closed")
+        raise RuntimeError("by a user's environment, after the work")
+
+
+def test_a_process_closes_what_it_holds_before_it_ends(tmp_path: Path) -> None:
+    with Workers(Closes, [(tmp_path / "a",), (tmp_path / "b",)], "test", "no advice") as workers:
+        workers.send([1, 2])
+        assert workers.gather() == [1, 2]
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["closed", "closed"]
+
+
+def test_a_signal_to_the_whole_group_is_left_to_the_parent() -> None:
+    with Workers(scaled, [(2,)], "test", "no advice") as workers:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(workers._processes[0].pid, number)
+        workers.send([4])
+        assert workers.gather() == [8]
+
+
+def test_processes_that_nobody_ended_do_not_hold_up_the_end() -> None:
+    program = "from tests.test_workers import Workers, scaled\nkept = Workers(scaled, [(2,)], 'test', 'no advice')"
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0
 
 
 def test_a_process_that_dies_is_an_error_that_says_where() -> None:
@@ -151,4 +189,6 @@ def test_a_variable_limits_the_cores_that_a_piece_uses(monkeypatch: pytest.Monke
     monkeypatch.setenv(CORES, "3")
     assert cores() == 3
     monkeypatch.delenv(CORES)
-    assert cores() == os.cpu_count()
+    assert cores() == len(os.sched_getaffinity(0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    assert cores() == 1, "as taskset and jobs of a cluster ask for"

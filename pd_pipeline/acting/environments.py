@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
@@ -31,7 +32,11 @@ class LocalBatch:
 
     def __init__(self, family: Family, tasks: list[int], seeds: list[int]):
         self.family, self.tasks, self.seeds = family, tasks, seeds
-        self.environments = [border.make(family, task) for task in tasks]
+        self.observation_size = family.observation_size  # first: some simulators can exist only once in a process
+        self.environments: list[gymnasium.Env] = []
+        for task in tasks:
+            self.environments.append(border.make(family, task))
+            beat()
         self._ended = np.zeros(len(tasks), bool)
         self._steps = 0  # in this episode
 
@@ -40,16 +45,18 @@ class LocalBatch:
         self.seeds = seeds or self.seeds
         self._ended[:] = False
         self._steps = 0
-        pairs = zip(self.environments, self.seeds, strict=True)
-        observations = np.stack([border.reset(self.family, environment, seed=seed) for environment, seed in pairs])
-        return self._finite(observations, "observation")
+        observations = []
+        for environment, seed in zip(self.environments, self.seeds, strict=True):
+            observations.append(border.reset(self.family, environment, seed=seed))
+            beat()
+        return self._finite(np.stack(observations), "observation")
 
     def step(self, actions: np.ndarray) -> Outcome:
         """Apply actions (n, d_a) in task units."""
         count = len(self.environments)
         self._steps += 1
         outcome = Outcome(
-            np.zeros((count, self.family.observation_size), np.float32),
+            np.zeros((count, self.observation_size), np.float32),
             np.zeros(count, np.float32),
             np.zeros(count, bool),
             self._ended,
@@ -81,9 +88,15 @@ class LocalBatch:
             environment.close()
 
 
-def _local(name: str, block: str, root: Path, tasks: list[int], seeds: list[int]) -> Answer:
-    batch = LocalBatch(load_family(name, json.loads(block), root), tasks, seeds)
-    return lambda message: batch.reset(message) if isinstance(message, list) else batch.step(message)
+class _Served(LocalBatch):
+    """Environments of a worker process: a list of seeds starts an episode, actions are applied."""
+
+    def __call__(self, message: Any) -> Any:
+        return self.reset(message) if isinstance(message, list) else self.step(message)
+
+
+def _serve(name: str, block: str, root: Path, tasks: list[int], seeds: list[int]) -> Answer:
+    return _Served(load_family(name, json.loads(block), root), tasks, seeds)
 
 
 class WorkerBatch:
@@ -103,7 +116,7 @@ class WorkerBatch:
         self._shares, self._seeds = shares(len(tasks), workers), seeds
         text = json.dumps(block)
         arguments = [(family.name, text, root, tasks[part], seeds[part]) for part in self._shares]
-        self._workers = Workers(_local, arguments, stage, f"lower {stage}.workers", patience)
+        self._workers = Workers(_serve, arguments, stage, f"lower {stage}.workers", patience)
 
     def reset(self, seeds: list[int] | None = None) -> np.ndarray:
         """Start an episode, with new `seeds` from now on if given: observations (n, d_s)."""

@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from pd_pipeline.config import MAX_STEPS, Parameters, Seed
+from pd_pipeline.errors import PipelineError
 
 
 class LearningParams(Parameters):
@@ -31,3 +32,17 @@ class LearningParams(Parameters):
         default=None, ge=1, le=1000, description="processes for environments; None: one per core"
     )
     checkpoint_seconds: float = Field(default=30.0, ge=0, le=1e9)
+
+
+def rounds_of(params: LearningParams, family: str, horizon: int) -> int:
+    """The number of rounds of one episode per lane. Raises PipelineError for settings that do not fit the horizon."""
+    where, steps = f"families.{family}.behavior_policies.learning", params.lanes * horizon
+    if steps % params.batch:
+        raise PipelineError(f"{where}.batch: {params.batch} does not divide a round's {params.lanes} x {horizon} steps")
+    rounds = -(-params.steps // steps)
+    if rounds < 2:
+        raise PipelineError(
+            f"{where}.steps: {params.steps} is one round of {params.lanes} x {horizon} steps: first, medium and last "
+            "checkpoint need at least two"
+        )
+    return rounds

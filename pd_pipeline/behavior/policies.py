@@ -13,6 +13,7 @@ from pydantic import Field
 from pd_pipeline.behavior.learning import LearningParams
 from pd_pipeline.config import Name, Parameters
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families.descriptions import Plain, changed
 from pd_pipeline.families.goal_policy import located
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.stage import StageContext
@@ -29,7 +30,7 @@ class Trained(Parameters):
 class Params(Parameters):
     """Per quality, what differs from the family's default description; and how policies are trained, if they are."""
 
-    levels: dict[Name, dict[str, Any]] = {}
+    levels: dict[Name, Plain] = {}
     learning: LearningParams = LearningParams()
     trained: Trained | None = None
 
@@ -47,14 +48,14 @@ def run(context: StageContext) -> dict[str, Any]:
         raise PipelineError(f"families.{family.name}.behavior_policies.trained: its policies are scripts: remove this")
     levels = family.default_behaviors()
     for quality, changes in params.levels.items():
-        levels[quality] = levels.get(quality, {}) | changes
+        levels[quality] = changed(levels.get(quality, {}), changes)
         try:
             family.behavior(located(levels[quality], context.out))
         except KeyError as error:
             raise PipelineError(
                 f"families.{context.key.family}.behavior_policies.levels.{quality}: {error} is missing"
             ) from None
-        except (TypeError, ValueError) as error:
+        except (PipelineError, TypeError, ValueError) as error:
             raise PipelineError(f"families.{context.key.family}.behavior_policies.levels.{quality}: {error}") from None
     write_json(context.out / "policies.json", levels)
     return {"levels": len(levels)} | metrics

@@ -18,8 +18,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecNormalize
 
-from pd_pipeline.behavior.lanes import WorkerLanes
-from pd_pipeline.behavior.learning import LearningParams
+from pd_pipeline.behavior.learning import LearningParams, rounds_of
+from pd_pipeline.behavior.worker_lanes import WorkerLanes
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families import goal_policy
 from pd_pipeline.families.locomotion import Locomotion
@@ -46,19 +46,10 @@ def learn(
 
     `block` is the family's `environment` block, from which workers rebuild it. Returns one row per round: steps, mean
     return and length of its episodes (with exploration noise), and the share that ended early. Raises Interrupted
-    after SIGTERM, once the state is saved.
+    after SIGTERM, once the state is saved; where a round takes longer than the seconds that there are to stop, the
+    state is the one of the last `checkpoint_seconds`.
     """
-    if params.lanes * family.horizon % params.batch:
-        raise PipelineError(
-            f"families.{family.name}.behavior_policies.learning.batch: {params.batch} does not divide a round's "
-            f"{params.lanes} x {family.horizon} steps"
-        )
-    rounds = -(-params.steps // (params.lanes * family.horizon))
-    if rounds < 2:
-        raise PipelineError(
-            f"families.{family.name}.behavior_policies.learning.steps: {params.steps} is one round of {params.lanes} x "
-            f"{family.horizon} steps: first, medium and last checkpoint need at least two"
-        )
+    rounds = rounds_of(params, family.name, family.horizon)
     named = {0: "random", max(1, int(rounds * params.medium)): "medium", rounds: "expert"}
     workers = params.workers or cores()
     lanes = WorkerLanes(family, block, root, params.lanes, params.seed, workers, params.ending_cost)

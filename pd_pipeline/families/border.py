@@ -5,7 +5,8 @@ would silently broadcast an observation of shape (1,) or a scalar action over a 
 bounds) are checked on whole episodes, where that costs nothing: see `trajectories.validation`.
 """
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import gymnasium
 import numpy as np
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.families.base import Family, Policy
+from pd_pipeline.families.base import BatchPolicy, Family, Policy
 from pd_pipeline.foreign import error_text, time_limit
 
 
@@ -78,12 +79,43 @@ def act(
     except (Exception, SystemExit) as error:
         with refusals(family, "a behaviour policy"):
             raise error
-    if getattr(action, "shape", None) != (family.action_size,):
+    return _of_shape(family, action, (family.action_size,))
+
+
+def act_together(
+    family: Family,
+    policy: BatchPolicy,
+    environments: Sequence[gymnasium.Env],
+    observations: np.ndarray,
+    rngs: Sequence[np.random.Generator],
+) -> np.ndarray:
+    """Actions (n, d_a) of a policy in n environments at once. Raises PipelineError where they have another shape."""
+    with refusals(family, "a behaviour policy"):
+        actions = policy.together(environments, observations, rngs)
+    return _of_shape(family, actions, (len(environments), family.action_size))
+
+
+def goal(family: Family, task: int) -> dict[str, Any]:
+    """The goal of a task, which is kept with its trajectories. Raises PipelineError where JSON cannot hold it."""
+    with refusals(family, f"the goal of task {task}"):
+        found = family.goal(task)
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
         raise PipelineError(
-            f"family '{family.name}': a policy returned an action of shape {np.shape(action)}, expected "
-            f"({family.action_size},): fix the policy"
+            f"family '{family.name}': goal({task}) is not plain ({error}): return lists, finite floats and text, such "
+            "as array.tolist()"
+        ) from None
+    return found
+
+
+def _of_shape(family: Family, actions: np.ndarray, expected: tuple[int, ...]) -> np.ndarray:
+    if getattr(actions, "shape", None) != expected:
+        raise PipelineError(
+            f"family '{family.name}': a policy returned an action of shape {np.shape(actions)}, expected {expected}: "
+            "fix the policy"
         )
-    return action
+    return actions
 
 
 def _checked(family: Family, observation: np.ndarray) -> np.ndarray:

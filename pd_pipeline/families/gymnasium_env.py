@@ -1,7 +1,6 @@
 """A user's Gymnasium environment as a task family, without a family class."""
 
 import importlib.metadata
-import json
 import pkgutil
 from collections.abc import Hashable
 from contextlib import suppress
@@ -11,25 +10,14 @@ from typing import Annotated, Any
 import gymnasium
 import numpy as np
 from gymnasium.error import DeprecatedEnv, UnregisteredEnv
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from pd_pipeline.config import MAX_TASKS, PARAMS_FILE, Name, Parameters
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import EntryPoint, Family, FamilyParams, Policy
+from pd_pipeline.families.descriptions import Plain
 from pd_pipeline.foreign import error_text, time_limit
 from pd_pipeline.parsing import parse
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """The values. Raises ValueError unless they can be kept as JSON: they are, with the trajectories."""
-    try:
-        json.dumps(values, allow_nan=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{error}: write a date in quotes, and a large number in place of an infinite one") from None
-    return values
-
-
-Arguments = Annotated[dict[str, Any], AfterValidator(_plain)]
 
 
 class BehaviorParams(Parameters):
@@ -45,7 +33,7 @@ class BehaviorParams(Parameters):
         le=1000,
         description="standard deviation of Gaussian noise, relative to half the range of an action",
     )
-    arguments: Arguments = {}
+    arguments: Plain = {}
 
 
 class GymnasiumParams(FamilyParams):
@@ -60,11 +48,11 @@ class GymnasiumParams(FamilyParams):
         max_length=200,
         description="id of a registered environment, instead of entry_point; 'module:id' imports a module first",
     )
-    tasks: tuple[Arguments, ...] = Field(
+    tasks: tuple[Plain, ...] = Field(
         min_length=2, max_length=MAX_TASKS, description="keyword arguments that define a task: the hidden goal"
     )
     test_tasks: tuple[int, ...] = Field(min_length=1, description="indices into `tasks`, held out as targets")
-    options: Arguments = Field(default={}, description="keyword arguments that all tasks share")
+    options: Plain = Field(default={}, description="keyword arguments that all tasks share")
     files: tuple[Annotated[str, Field(min_length=1, max_length=1000)], ...] = Field(
         default=(),
         max_length=1000,
@@ -256,6 +244,8 @@ class GymnasiumFamily(Family):
         params = parse(BehaviorParams, description, where)
         if params.random == (params.entry_point is not None):
             raise PipelineError(f"{where}: set either entry_point 'module:function' or `random: true`: {description}")
+        if params.random and (params.noise or params.arguments):
+            raise PipelineError(f"{where}: `random: true` has no noise and no arguments: remove them: {description}")
         function = None if params.entry_point is None else self._load(params.entry_point, f"{where}.entry_point")
         low, high = self.action_low, self.action_high
 

@@ -12,6 +12,7 @@ from pydantic import Field
 from pd_pipeline.config import MAX_HORIZON
 from pd_pipeline.families import goal_policy
 from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy
+from pd_pipeline.families.descriptions import check_names
 
 BARS_HORIZON = 200  # the papers' horizon, to which the bars for expert returns apply
 
@@ -75,6 +76,7 @@ class Locomotion(Family):
 
     def behavior(self, description: dict[str, Any]) -> Policy:
         """The goal-conditioned policy of a checkpoint."""
+        check_names(description, (goal_policy.WEIGHTS, "noise"))
         return goal_policy.load(
             Path(description[goal_policy.WEIGHTS]),
             self.action_low,

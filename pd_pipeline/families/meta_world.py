@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from pd_pipeline.families.base import ExpertBars, Family, FamilyParams, Policy, split_tasks
+from pd_pipeline.families.descriptions import check_names
 
 GOAL = slice(36, 39)  # the three goal components of the observation
 OBJECT = (slice(4, 18), slice(22, 36))  # position and rotation of up to two objects, now and at the previous step
@@ -229,6 +230,7 @@ class MetaWorld(Family):
 
     def behavior(self, description: dict[str, Any]) -> Policy:
         """The scripted policy with access to the goal, weakened by the gain and noise in `description`."""
+        check_names(description, ("gain", "noise", "random", "reset"))
         script = self.script()
 
         def act(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:

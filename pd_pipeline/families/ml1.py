@@ -61,7 +61,8 @@ class ML1(MetaWorld):
         if params.meta_world not in ENV_POLICY_MAP:
             hint = suggestion(params.meta_world, sorted(ENV_POLICY_MAP))
             raise PipelineError(f"{where}.meta_world: '{params.meta_world}' is not a task of Meta-World: {hint}")
-        for split in ("test_tasks", "validation_tasks"):
+        in_use = "validation_tasks" if params.split == "validation" else "test_tasks"
+        for split in ("test_tasks", in_use):
             if outside := [task for task in getattr(params, split) if not 0 <= task < params.tasks]:
                 raise PipelineError(f"{where}.{split}: {outside} are not among tasks 0 to {params.tasks - 1}")
         self._script: Any = ENV_POLICY_MAP[params.meta_world]

@@ -9,6 +9,7 @@ from pydantic import Field
 from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import Family, FamilyParams, Policy
+from pd_pipeline.families.descriptions import check_names
 
 ARRIVAL = 10.0  # the reward of the bandits paper's task
 
@@ -129,6 +130,7 @@ class PointRobot(Family):
 
     def behavior(self, description: dict[str, Any]) -> Policy:
         """A proportional controller toward the goal."""
+        check_names(description, ("gain", "noise", "random"))
 
         def act(environment: gymnasium.Env, observation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             if description.get("random"):

@@ -19,6 +19,7 @@ from pd_pipeline.config import PARAMS_FILE
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families import border
 from pd_pipeline.families.base import Family, Policy, load_family
+from pd_pipeline.families.descriptions import changed
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.workers import Answer, Workers, beat
 
@@ -54,13 +55,14 @@ def _tried(family: Family, levels: dict[str, dict[str, Any]]) -> list[str]:
         if isinstance(family, Locomotion):
             break  # its policies are weights, which are trained by the first stage
         place = f"{block}.behavior_policies.levels.{quality}" if quality in levels else f"{block}.environment"
-        description = own.get(quality, {}) | levels.get(quality, {})
+        description = changed(own.get(quality, {}), levels.get(quality, {}))
         with _named(place), border.refusals(family, f"the policy of quality '{quality}'"):
             policies.append((place, family.behavior(description), description.get("reset")))
     for number, task in enumerate(dict.fromkeys((*family.train_tasks, *family.test_tasks))):
         if number and time.monotonic() - began > SECONDS:
             break
         with _named(f"{block}.environment"):
+            border.goal(family, task)
             environment = border.make(family, task)
             border.reset(family, environment, seed=0)
         for place, policy, options in policies:

@@ -77,10 +77,10 @@ class Ranks(NamedTuple):
         return bool(found > 0)
 
     def device(self, device: torch.device) -> torch.device:
-        """The device of this rank: the GPUs in turn."""
+        """The device of this rank: the GPUs in turn, from the one that is named on."""
         if self.size == 1 or device.type != "cuda":
             return device
-        return torch.device("cuda", self.rank % torch.cuda.device_count())
+        return torch.device("cuda", ((device.index or 0) + self.rank) % torch.cuda.device_count())
 
 
 ALONE = Ranks(0, 1)
@@ -111,11 +111,10 @@ def in_processes(train: Callable[[StageContext, Ranks], T], context: StageContex
         try:
             with _joined(Ranks(0, count), meeting, context.device):
                 found = train(context, Ranks(0, count))
-        except torch.OutOfMemoryError:  # of this rank: the others see no more than that it has gone
-            raise
-        except RuntimeError:  # the connection to another rank broke
-            workers.gather()  # which says why
-            raise
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):  # the connection to another rank broke
+                workers.gather()  # which says why
+            raise  # of this rank: the others see no more than that it has gone
         workers.gather()
     remove(meeting)
     return found

@@ -9,6 +9,7 @@ there the last bits depend on their number.
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from pd_pipeline.storage import load_arrays, read_json, save_arrays
 from pd_pipeline.trajectories.reading import return_to_go, write
 from pd_pipeline.trajectories.schema import TrajectoryMetadata, metadata_of
 from pd_pipeline.trajectories.validation import Columns, Validator
-from pd_pipeline.workers import Answer, Workers, beat, cores
+from pd_pipeline.workers import Workers, beat, cores
 
 
 class EpisodeCount(Parameters):
@@ -100,7 +101,9 @@ class Pool:
         """`count` environments of a task."""
         if not all([self.family.retarget(environment, task) for environment in self._kept]):
             self.close()
-        self._kept += [border.make(self.family, task) for _ in range(count - len(self._kept))]
+        while len(self._kept) < count:
+            self._kept.append(border.make(self.family, task))
+            beat()
         return self._kept[:count]
 
     def close(self) -> None:
@@ -153,19 +156,20 @@ def side_by_side(
         "terminated": np.zeros((count, horizon), bool),
         "success": np.zeros((count, horizon), bool),
     }
-    together = policy.together if isinstance(policy, BatchPolicy) else None
+    together = policy if isinstance(policy, BatchPolicy) else None
     views = [
         [column[i] for column in columns.values()] for i in range(count)
     ]  # views, since indexing a row once is faster
     lengths, running = [horizon] * count, list(range(count))
-    present = [
-        border.reset(family, environment, seed=int(rng.integers(2**31)), options=options)
-        for environment, rng in zip(environments, rngs, strict=True)
-    ]
+    present = []
+    for environment, rng in zip(environments, rngs, strict=True):
+        present.append(border.reset(family, environment, seed=int(rng.integers(2**31)), options=options))
+        beat()
     for step in range(horizon):
         if together is not None:
             seen = np.stack([present[i] for i in running])
-            chosen = together([environments[i] for i in running], seen, [rngs[i] for i in running])
+            some = [environments[i] for i in running]
+            chosen = border.act_together(family, together, some, seen, [rngs[i] for i in running])
         over = False
         for row, i in enumerate(running):
             environment = environments[i]
@@ -185,24 +189,28 @@ def side_by_side(
     return [{name: column[i, : lengths[i]] for name, column in columns.items()} for i in range(count)]
 
 
-def _worker(name: str, block: str, root: Path, params: TrajectoriesParams, work: Path, behaviors: str) -> Answer:
-    """Collects shards, one per message, into files in `work`; answers with the number of steps."""
-    family = load_family(name, json.loads(block), root)
-    described = json.loads(behaviors)
-    # before the pool makes an environment: some simulators can exist only once in a process
-    metadata = {quality: _metadata(family, quality, params) for quality in params.episodes}
-    pool = Pool(family)
+class _Collector:
+    """Collects one shard after another into files in `work`; answers with the number of steps of each."""
 
-    def collect_shard(shard: Shard) -> int:
-        arrays = collect_episodes(pool, described[shard.quality], shard, params.seed)
+    def __init__(self, name: str, block: str, root: Path, params: TrajectoriesParams, work: Path, behaviors: str):
+        family = load_family(name, json.loads(block), root)
+        self._described, self._params, self._work = json.loads(behaviors), params, work
+        # before the pool makes an environment: some simulators can exist only once in a process
+        self._metadata = {quality: _metadata(family, quality, params) for quality in params.episodes}
+        self._pool = Pool(family)
+
+    def __call__(self, shard: Shard) -> int:
+        arrays = collect_episodes(self._pool, self._described[shard.quality], shard, self._params.seed)
         # checked before it is saved: otherwise every later attempt would read the bad episode from the work folder
-        validator = Validator(f"policy '{shard.quality}'", metadata[shard.quality])
+        validator = Validator(f"policy '{shard.quality}'", self._metadata[shard.quality])
         validator.feed(Columns(**arrays))
         validator.finish(np.array([shard.task]))
-        save_arrays(shard.file(work), arrays)
+        save_arrays(shard.file(self._work), arrays)
         return len(arrays["step"])
 
-    return collect_shard
+    def close(self) -> None:
+        """Close its environments."""
+        self._pool.close()
 
 
 def _metadata(family: Family, quality: str, params: TrajectoriesParams) -> TrajectoryMetadata:
@@ -261,10 +269,11 @@ def collect_shards(
     arguments = (family.name, json.dumps(block, sort_keys=True), root, params, work, json.dumps(_behaviors(policies)))
     workers = min(params.workers or cores(), max(len(shards), 1))
     if workers == 1 and not family.is_foreign:  # foreign code may hang, and only a separate process can be killed
-        yield from map(_worker(*arguments), shards)
+        with closing(_Collector(*arguments)) as collector:
+            yield from map(collector, shards)
         return
     with Workers(
-        _worker, [arguments] * workers, "trajectories", "lower trajectories.workers", params.patience
+        _Collector, [arguments] * workers, "trajectories", "lower trajectories.workers", params.patience
     ) as processes:
         yield from processes.spread(shards)
 

@@ -27,6 +27,7 @@ from pydantic import Field, model_validator
 
 from pd_pipeline.config import MAX_HORIZON, MAX_TASKS, Name, Parameters, Seed
 from pd_pipeline.errors import PipelineError
+from pd_pipeline.families import border
 from pd_pipeline.families.base import Family
 from pd_pipeline.parsing import parse
 
@@ -103,7 +104,7 @@ def metadata_of(
         quality=quality,
         **limits_of(family),
         seed=seed,
-        goals={task: family.goal(task) for task in sorted(tasks)},
+        goals={task: border.goal(family, task) for task in sorted(tasks)},
         environment=family.params.model_dump(mode="json"),
         versions=family.versions(),
         origin=origin,

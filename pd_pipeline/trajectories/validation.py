@@ -122,6 +122,7 @@ class Validator:
         self.metadata = metadata
         self._last: tuple[int, int, int, float, bool] | None = None  # task, episode, step, rtg - reward, ended
         self._tasks: set[int] = set()
+        self._scale = 1.0
         self.episodes = 0
         self.rows = 0
 
@@ -176,7 +177,9 @@ class Validator:
         self._refuse(columns, ~new & (step != previous_step + 1), "gap: the step before it is missing")
         self._refuse(columns, ~new & previous_ended, "the episode goes on after it terminated or was truncated")
         self._refuse(columns, step >= self.metadata.horizon, f"beyond the horizon of {self.metadata.horizon}")
-        tolerance = RETURN_TOLERANCE * max(1.0, float(np.abs(rtg).max()))
+        # of the largest return so far, not of this batch: rewards may be large on one side of a border between batches
+        self._scale = max(self._scale, float(np.abs(rtg).max()))
+        tolerance = RETURN_TOLERANCE * self._scale
         drift = np.abs(np.where(new, 0.0, rtg - previous_rest))
         wrong = "return_to_go {return_to_go} is not the previous one minus its reward"
         self._refuse(columns, drift > tolerance, wrong)
@@ -187,7 +190,6 @@ class Validator:
         self._check_left_over(left_over, tolerance, previous_task, previous_episode, previous_step)
         self.episodes += int(new.sum())
         self._last = (int(task[-1]), int(episode[-1]), int(step[-1]), float(rtg[-1] - reward[-1]), bool(ended[-1]))
-        self._tolerance = tolerance
 
     def _check_left_over(
         self, left_over: np.ndarray, tolerance: float, task: np.ndarray, episode: np.ndarray, step: np.ndarray
@@ -205,7 +207,7 @@ class Validator:
         if self._last is not None:
             task, episode, step, rest, _ = self._last
             place = np.array([task]), np.array([episode]), np.array([step])
-            self._check_left_over(np.abs([rest]), self._tolerance, *place)
+            self._check_left_over(np.abs([rest]), RETURN_TOLERANCE * self._scale, *place)
         if empty := set(self.metadata.goals if tasks is None else tasks.tolist()) - self._tasks:
             listed = "its goal is listed, but " if min(empty) in self.metadata.goals else ""
             raise PipelineError(f"{self.source}: task {min(empty)} is empty: {listed}the file has no episode of it")

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pd_pipeline.acting import environments
 from pd_pipeline.acting.environments import LocalBatch
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import load_family
@@ -14,6 +15,17 @@ from pd_pipeline.families.base import load_family
 def batch(tmp_path: Path) -> LocalBatch:
     family = load_family("point_robot", {"reward": "dense"}, tmp_path)
     return LocalBatch(family, [3, 5, 5], [11, 12, 13])
+
+
+def test_every_environment_is_a_sign_of_life_when_it_is_made_and_reset(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[int] = []
+    monkeypatch.setattr(environments, "beat", lambda: beats.append(1))
+    made = LocalBatch(load_family("point_robot", {"reward": "dense"}, tmp_path), [3, 5, 5], [11, 12, 13])
+    assert len(beats) == 3
+    made.reset()
+    assert len(beats) == 6
 
 
 def test_a_value_that_is_not_finite_is_named_with_task_step_and_seed(

@@ -1,5 +1,6 @@
 """Stage behavior_policies: trained, or copied from an earlier training."""
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,11 @@ import pytest
 from ruamel.yaml import YAML
 
 from pd_pipeline import graph
+from pd_pipeline.behavior.policies import Params
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families.base import load_family
 from pd_pipeline.families.goal_policy import located
+from pd_pipeline.parsing import parse
 from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
@@ -106,3 +109,11 @@ def test_shipped_policies_are_ordered_by_quality(family: str, wanted: str, tmp_p
         ends[quality] = np.mean([d["terminated"].sum() / len(at) for d, at in zip(episodes, starts, strict=True)])
     assert means["random"] < means["medium"] < means["expert"], means
     assert ends["expert"] < 0.1, "the data's own bar, 5 % of whole episodes, holds on more of them"
+
+
+def test_values_of_a_description_are_plain() -> None:
+    for wrong in (float("inf"), date(2026, 1, 1)):
+        with pytest.raises(
+            PipelineError, match=r"^here\.levels\.expert: .*: write a date in quotes, and a large number"
+        ):
+            parse(Params, {"levels": {"expert": {"gain": wrong}}}, "here")

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from pd_pipeline.behavior import ppo
-from pd_pipeline.behavior.lanes import Lanes, WorkerLanes
+from pd_pipeline.behavior.lanes import Lanes
 from pd_pipeline.behavior.learning import LearningParams
 from pd_pipeline.behavior.ppo import STATE, learn
+from pd_pipeline.behavior.worker_lanes import WorkerLanes
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.families import goal_policy
 from pd_pipeline.families.base import load_family

@@ -133,3 +133,25 @@ def test_an_environment_that_hangs_in_its_constructor_is_stopped(
         PipelineError, match=r"making the environment of task 4 has not returned after 0\.3 seconds \(.*test_border\.py"
     ):
         border.make(point_robot, 4)
+
+
+def test_a_goal_must_be_plain(point_robot: PointRobot, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert border.goal(point_robot, 0) == point_robot.goal(0)
+    for wrong in ({"position": np.zeros(2)}, {"speed": np.float32(1)}, {"speed": float("inf")}):
+        monkeypatch.setattr(point_robot, "goal", lambda task, wrong=wrong: wrong)
+        with pytest.raises(PipelineError, match=r"^family 'point_robot': goal\(3\) is not plain \(.*tolist\(\)$"):
+            border.goal(point_robot, 3)
+
+
+def test_actions_of_many_environments_have_their_shape(point_robot: PointRobot) -> None:
+    class Narrow:
+        def __call__(self, environment: Any, observation: np.ndarray, rng: Any) -> np.ndarray:
+            return observation
+
+        def together(self, environments: Any, observations: np.ndarray, rngs: Any) -> np.ndarray:
+            return observations[:, : len(rngs)]
+
+    made, rng = [point_robot.make(0)] * 3, np.random.default_rng(0)
+    with pytest.raises(PipelineError, match=r"returned an action of shape \(3, 1\), expected \(3, 2\): fix the policy"):
+        border.act_together(point_robot, Narrow(), made, np.zeros((3, 2), np.float32), [rng])
+    assert border.act_together(point_robot, Narrow(), made, np.ones((3, 2), np.float32), [rng] * 3).shape == (3, 2)

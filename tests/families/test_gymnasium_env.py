@@ -197,6 +197,7 @@ def test_mistakes_in_the_block_are_named(changes: dict[str, Any], message: str) 
     [
         ({}, "set either entry_point"),
         ({"random": True, "entry_point": "custom_family:toward"}, "set either entry_point"),
+        ({"random": True, "noise": 0.5}, "`random: true` has no noise and no arguments: remove them"),
         ({"entry_point": "custom_family:nothing"}, "cannot load 'custom_family:nothing'"),
         ({"entry_point": "no_such_module:toward"}, "cannot load 'no_such_module:toward'"),
     ],

@@ -62,6 +62,10 @@ def test_weaker_behavior_is_worse() -> None:
     assert returns["expert"] > returns["medium"] > returns["random"]
 
 
+def test_targets_of_a_split_that_is_not_used_need_not_exist() -> None:
+    assert family(tasks=20, test_tasks=(3, 7)).test_tasks == (3, 7)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -71,7 +75,7 @@ def test_weaker_behavior_is_worse() -> None:
         ({"horizon": 501}, r"horizon: .*less than or equal to 500"),
         ({"tasks": 20}, r"environment\.test_tasks: \[24, 35, 40\] are not among tasks 0 to 19"),
         ({"test_tasks": (3, 5, 3)}, r"environment: tasks \[3\] appear more than once among the test tasks"),
-        ({"tasks": 41}, r"environment\.validation_tasks: \[44\] are not among tasks 0 to 40"),
+        ({"tasks": 41, "split": "validation"}, r"environment\.validation_tasks: \[44\] are not among tasks 0 to 40"),
         ({"gain": 0}, r"gain"),
     ],
 )

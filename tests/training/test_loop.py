@@ -107,6 +107,7 @@ def test_equals_an_explicit_training_loop(tmp_path: Path) -> None:
 def test_without_an_average_it_ends_with_the_last_weights(tmp_path: Path) -> None:
     """Which the average is made from: nothing of it reaches the next step."""
     seen: dict[str, list[Tensor]] = {"plain": [], "averaged": []}
+    ends: dict[str, Tensor] = {}
     for name, ema in (("plain", None), ("averaged", 0.9)):
         net = model()
         trainer, loss = Trainer(net, params(ema=ema, log_every=1), tmp_path / name, "test"), loss_of(net)
@@ -116,6 +117,9 @@ def test_without_an_average_it_ends_with_the_last_weights(tmp_path: Path) -> Non
             return loss(step)
 
         trainer.fit(trainer.backward(at_each), silent, evaluate=dict)
+        ends[name] = next(net.parameters()).detach()
+    assert not torch.equal(ends["plain"], ends["averaged"])
+    assert not torch.equal(ends["plain"], seen["plain"][-1]), "after the last step, which comes after the last loss"
     for plain, averaged in zip(seen["plain"], seen["averaged"], strict=True):
         assert torch.equal(plain, averaged)
 
@@ -488,13 +492,15 @@ def test_autocast_follows_the_precision(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_named(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    save_arrays(path, weights(nn.Linear(2, 3)))
+    saved = weights(nn.Linear(2, 3))
+    save_arrays(path, saved)
     target = nn.Linear(2, 4)
     with pytest.raises(PipelineError, match=r"w\.safetensors: these weights do not fit the config beside them"):
         load_weights(target, path, "the config beside them")
     good = nn.Linear(2, 3)
     load_weights(good, path, "it")
-    np.testing.assert_array_equal(weights(good)["bias"], weights(good)["bias"])
+    for name, values in weights(good).items():
+        np.testing.assert_array_equal(values, saved[name], err_msg=name)
 
 
 @pytest.mark.parametrize(

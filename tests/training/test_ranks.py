@@ -73,13 +73,30 @@ def dying(given: StageContext, ranks: Ranks) -> int:
     return int(ranks.any(True, torch.device("cpu")))
 
 
+def exhausted(given: StageContext, ranks: Ranks) -> int:
+    """The first rank fails by itself, while the others wait for it."""
+    if ranks.rank == 0:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    return int(ranks.any(True, torch.device("cpu")))
+
+
 def test_the_error_of_another_process_is_the_error(trained_project: Path, tmp_path: Path) -> None:
     given = context(trained_project, tmp_path / "out", plm, **SHAPE)
     with pytest.raises(PipelineError, match=r"^training point_robot-5: rank 1 has no data$"):
         in_processes(failing, given, 2)
     with pytest.raises(PipelineError, match=r"training point_robot-5: .* died.*lower training\.processes"):
         in_processes(dying, given, 2)
+    with pytest.raises(RuntimeError, match=r"^DefaultCPUAllocator: can't allocate memory$"):
+        in_processes(exhausted, given, 2)
     assert not torch.distributed.is_initialized()
+
+
+def test_gpus_are_taken_in_turn_from_the_one_that_is_named_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    named, whole = torch.device("cuda:2"), torch.device("cuda")
+    assert [Ranks(rank, 3).device(named).index for rank in range(3)] == [2, 3, 0]
+    assert [Ranks(rank, 2).device(whole).index for rank in range(2)] == [0, 1]
+    assert Ranks(0, 1).device(named) is named
 
 
 def test_the_shares_of_a_batch_are_all_of_it() -> None:

@@ -156,3 +156,20 @@ def test_shards_are_complete_files(tmp_path: Path, plane: PointRobot) -> None:
     assert all(name.endswith(".safetensors") and not name.startswith(".") for name in names)
     arrays, _ = load_arrays(tmp_path / "work" / Shard("expert", 1, 4, 1).file(Path()).name)
     assert arrays["episode_id"].tolist() == [4] * 6
+
+
+def test_environments_are_closed_after_collection(
+    tmp_path: Path, plane: PointRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"made": 0, "closed": 0}
+    make = type(plane).make
+
+    def counted(self: PointRobot, task: int) -> Any:
+        environment = make(self, task)
+        counts["made"] += 1
+        monkeypatch.setattr(environment, "close", lambda: counts.update(closed=counts["closed"] + 1))
+        return environment
+
+    monkeypatch.setattr(type(plane), "make", counted)
+    collected(tmp_path / "out", tmp_path / "work", family=plane)
+    assert counts["made"] == counts["closed"] > 0

@@ -288,9 +288,9 @@ def test_parts_of_two_files_are_not_read_as_one(tmp_path: Path, good: Path) -> N
     ours, theirs = good.read_bytes(), other.read_bytes()
     about = pq.ParquetFile(good).metadata
     end = seal.first_byte(about, 1)
-    if end == seal.first_byte(pq.ParquetFile(other).metadata, 1):
-        good.write_bytes(theirs[:end] + ours[end:])
-        assert "row group 0 is not what was written" in refusal(good)
+    assert end == seal.first_byte(pq.ParquetFile(other).metadata, 1), "or the parts do not fit together"
+    good.write_bytes(theirs[:end] + ours[end:])
+    assert "row group 0 is not what was written" in refusal(good)
     good.write_bytes(ours[: -len(ours) // 2] + theirs[-len(ours) // 2 :])
     refusal(good)
 

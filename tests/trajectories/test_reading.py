@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from pd_pipeline.errors import PipelineError
 from pd_pipeline.trajectories import reading
 from pd_pipeline.trajectories.reading import Trajectories, joined, read, return_to_go, stream, write
 from pd_pipeline.trajectories.schema import METADATA_KEY, arrow_schema
-from pd_pipeline.trajectories.validation import Columns
+from pd_pipeline.trajectories.validation import Columns, Validator
 from tests.builders import changed, columns, metadata
 
 
@@ -409,3 +410,16 @@ def test_bad_metadata_is_refused(good: Path, text: str, message: str) -> None:
     pq.write_table(table, good)
     with pytest.raises(PipelineError, match=rf"{re.escape(str(good))}: {message}"):
         read(good)
+
+
+def test_rewards_may_be_large_on_one_side_of_a_border_between_batches() -> None:
+    """Returns in float32: what they lose beside a large reward is no error in the next batch either."""
+    made = columns(tasks=(0,), episodes=1, length=6)
+    rewards = np.array([0.0, 0.0, 1e4, 0.1, 0.2, 0.3], np.float32)
+    returns = np.array([10000.6, 10000.6, 10000.6, 0.625, 0.5, 0.3], np.float32)
+    made = replace(made, reward=rewards, return_to_go=returns)
+    for borders in ([0, 6], [0, 3, 6], [0, 1, 4, 6]):
+        validator = Validator("a", metadata())
+        for start, end in pairwise(borders):
+            validator.feed(made.select(np.arange(start, end)))
+        assert validator.episodes == 1
