@@ -4,12 +4,13 @@ from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from pd_pipeline.families.base import load_family
+from pd_pipeline.families.ml1 import ML1
 from pd_pipeline.families.reach import Reach
 from pd_pipeline.models.decision_transformer import PolicyConfig, PromptingDecisionTransformer, Steps
 from pd_pipeline.prompts.segments import Normalization
@@ -18,6 +19,7 @@ from pd_pipeline.trajectories.schema import TrajectoryMetadata
 from pd_pipeline.trajectories.validation import Columns
 
 D_S, D_A = 3, 2
+F = TypeVar("F", Reach, ML1)
 
 
 def metadata(**changes: Any) -> TrajectoryMetadata:
@@ -121,19 +123,23 @@ def steps(batch: int, length: int, seed: int = 0, first: int = 0, d_s: int = D_S
     return Steps(draw(batch, length), draw(batch, length, d_s), draw(batch, length, D_A).tanh(), timesteps)
 
 
-@lru_cache(maxsize=4)
-def benchmark(seed: int = 0) -> Any:
+@lru_cache(maxsize=16)
+def benchmark(seed: int = 0, task: str = "reach-v3") -> Any:
     """ML1 for a seed; building it takes two seconds."""
     import metaworld
 
-    return metaworld.ML1("reach-v3", seed=seed)
+    return metaworld.ML1(task, seed=seed)
 
 
 def reach(**block: Any) -> Reach:
     """The family with a benchmark that is built once per process."""
     family = load_family("reach", block, Path.cwd())
     assert isinstance(family, Reach)
-    family.__dict__["_benchmark"] = benchmark(
-        family.params.benchmark_seed
-    )  # where the cached property stores its value
+    return with_benchmark(family)
+
+
+def with_benchmark(family: F) -> F:
+    """The family with a benchmark that is built once per process."""
+    found = benchmark(family.params.benchmark_seed, family.environment)
+    family.__dict__["_benchmark"] = found  # where the cached property stores its value
     return family

@@ -1,17 +1,22 @@
 """A DVC project with tiny parameters in a temporary folder, and commands run in it."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from pd_pipeline import rendering
+from typer.testing import CliRunner
+
+from pd_pipeline import graph, lineage, preflight, rendering
+from pd_pipeline.cli import app
 from pd_pipeline.graph import Graph
 
 SMALL_PARAMS = """\
 run: {families: [point_robot, other], seeds: [0], methods: [prompt_dt, noise_prompt]}
 machine: {device: cpu}
+report: {rollouts: false}
 families:
   point_robot: &tiny
     environment: &plane
@@ -68,6 +73,21 @@ def call(root: Path, *command: str) -> str:
     output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
+
+
+def write_graph(root: Path) -> None:
+    """What `pd-pipeline graph --write` does, in this process: the command would import PyTorch."""
+    project = graph.load(root)
+    preflight.check(project)
+    lineage.keep_rendered(project)
+
+
+def invoke(root: Path, *arguments: str) -> str:
+    """Run a `pd-pipeline` command in this process and in the project, where it must succeed; returns its output."""
+    with contextlib.chdir(root):
+        result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0, result.output
+    return result.output
 
 
 def definitions(project: Graph) -> dict[str, Any]:

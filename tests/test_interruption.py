@@ -15,9 +15,8 @@ import pytest
 from pd_pipeline import graph, interruption
 from pd_pipeline.__main__ import main
 from pd_pipeline.interruption import Interrupted, held_back, terminated
-from pd_pipeline.piece import run_piece
-from pd_pipeline.progress import silent
-from tests.dvc_project import change, make_project, start
+from tests.conftest import run_stages, shared_project
+from tests.dvc_project import change, invoke, make_project, start
 
 # An environment as slow as a real robot, so that a signal always comes in the middle of a shard.
 SLOW_FAMILY = """\
@@ -69,8 +68,7 @@ def shards(root: Path) -> set[str]:
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
 def test_collection_ends_within_seconds_and_keeps_the_finished_shards(slow: Path, name: str) -> None:
-    first = start(slow, "pd-pipeline", "run", "behavior_policies")
-    assert first.wait() == 0
+    assert "levels" in invoke(slow, "run", "behavior_policies")
     process = start(slow, "pd-pipeline", "run", "trajectories")
     deadline = time.monotonic() + 60
     while len(shards(slow)) < 2 and time.monotonic() < deadline:
@@ -136,12 +134,12 @@ families:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with every out made."""
-    root = make_project(tmp_path_factory.mktemp("interrupted") / "project", WHOLE_PARAMS)
-    loaded = graph.load(root)
-    for stage in loaded.stages:
-        for key in loaded.keys(stage):
-            run_piece(loaded, stage, key, silent)
-    return root
+
+    def build(root: Path) -> None:
+        make_project(root, WHOLE_PARAMS)
+        run_stages(root, *graph.load(root).stages)
+
+    return shared_project(tmp_path_factory, "interrupted", build)
 
 
 STAGES = {
@@ -153,8 +151,7 @@ STAGES = {
 """Stage -> a change of params.yaml that gives it much to do, and the processes it starts for that."""
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(("stage", "name"), [*((stage, "SIGTERM") for stage in STAGES), ("evaluation", "SIGINT")])
 def test_every_stage_ends_within_seconds_and_leaves_no_process(
     whole: Path, tmp_path: Path, stage: str, name: str
 ) -> None:

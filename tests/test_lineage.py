@@ -19,7 +19,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
-from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start
+from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start, write_graph
 
 POLICIES, TRAJECTORIES = "behavior_policies", "trajectories"
 KEY = Key("point_robot")
@@ -343,6 +343,8 @@ def test_files_of_unknown_origin_are_not_replaced(root: Path, project: Graph, co
 
 def test_two_commands_at_once_make_every_piece_once(root: Path) -> None:
     """The second process waits for the piece, finds it made and continues: both succeed."""
+    change(root, "[point_robot, other]", "[point_robot]")
+    change(root, "[prompt_dt, noise_prompt]", "[prompt_dt]")
     processes = [start(root, "pd-pipeline", "run", "all") for _ in range(2)]
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
@@ -358,8 +360,11 @@ def test_two_commands_at_once_make_every_piece_once(root: Path) -> None:
 def test_dvc_repro_and_run_all_at_once_both_succeed(root: Path) -> None:
     change(root, "[point_robot, other]", "[point_robot]")
     change(root, "[prompt_dt, noise_prompt]", "[prompt_dt]")
-    call(root, "pd-pipeline", "graph", "--write")
-    processes = [start(root, "dvc", "--wait-for-lock", "repro"), start(root, "pd-pipeline", "run", "all")]
+    write_graph(root)
+    processes = [
+        start(root, "dvc", "--wait-for-lock", "repro", "plm@point_robot-0"),
+        start(root, "pd-pipeline", "run", "all"),
+    ]
     outputs = [process.communicate(timeout=280)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "Traceback" not in "".join(outputs)

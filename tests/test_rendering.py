@@ -231,6 +231,13 @@ def digests_of(checkout: Path) -> dict[str, dict[str, str]]:
     return found
 
 
+@pytest.fixture(scope="module")
+def before(checkout: Path) -> dict[str, dict[str, str]]:
+    """The digests before any edit."""
+    return digests_of(checkout)
+
+
+@pytest.mark.xdist_group("checkout")
 @pytest.mark.parametrize(
     ("file", "stages", "families"),
     [
@@ -247,10 +254,10 @@ def digests_of(checkout: Path) -> dict[str, dict[str, str]]:
     ],
 )
 def test_an_edit_makes_stale_what_uses_the_file(
-    file: str, stages: set[str] | None, families: set[str] | None, checkout: Path
+    file: str, stages: set[str] | None, families: set[str] | None, checkout: Path, before: dict[str, dict[str, str]]
 ) -> None:
     path = checkout / "pd_pipeline" / file
-    text, before = path.read_text(), digests_of(checkout)
+    text = path.read_text()
     try:
         path.write_text(text + "\n# edited\n")
         changed = changes(before, digests_of(checkout))
@@ -266,9 +273,12 @@ def test_an_edit_makes_stale_what_uses_the_file(
     assert wanted <= changed <= wanted | variants | ({("report", "all")} if stages else set())
 
 
-def test_another_entry_point_in_the_registry_makes_its_family_stale(checkout: Path) -> None:
+@pytest.mark.xdist_group("checkout")
+def test_another_entry_point_in_the_registry_makes_its_family_stale(
+    checkout: Path, before: dict[str, dict[str, str]]
+) -> None:
     path = checkout / "pd_pipeline/families/registry.py"
-    text, before = path.read_text(), digests_of(checkout)
+    text = path.read_text()
     try:
         (path.parent / "again.py").write_text("from pd_pipeline.families.cheetah_vel import CheetahVel\n")
         path.write_text(text.replace("families.cheetah_vel:", "families.again:"))

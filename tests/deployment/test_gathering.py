@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pd_pipeline import __version__, graph, records, rendering
+from pd_pipeline import __version__, graph, lineage, records, rendering
 from pd_pipeline.deployment.ancestry import Ancestry, Piece, read_ancestry
 from pd_pipeline.deployment.folder import describe
 from pd_pipeline.deployment.writing import write_policy
@@ -19,7 +19,7 @@ from pd_pipeline.storage import digest, file_digest, read_json
 from pd_pipeline.tuning import summary
 from tests.conftest import run_stages
 from tests.deployment.conftest import TARGET
-from tests.dvc_project import SMALL_PARAMS, call, change, git, make_project
+from tests.dvc_project import SMALL_PARAMS, change, git, make_project
 from tests.incoming.test_ingest import drop
 from tests.recorded_project import FAMILY, FOLDER, RECORDED_PARAMS, record
 from tests.training.test_stages import set_params
@@ -177,7 +177,8 @@ def committed(tmp_path: Path) -> Path:
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "begun")
     for stage in ("behavior_policies", "trajectories", "target_data", "prompts", "plm", "tuned_prompt_dt"):
-        call(root, "pd-pipeline", "run", stage)
+        for key in (project := graph.load(root)).keys(stage):
+            lineage.run(project, stage, key, silent)
     return root
 
 

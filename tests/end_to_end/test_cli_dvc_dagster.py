@@ -9,7 +9,7 @@ import dagster as dg
 from assets.definitions import build
 from assets.external_results import report
 from pd_pipeline import graph
-from tests.dvc_project import SMALL_PARAMS, call, change, make_project
+from tests.dvc_project import SMALL_PARAMS, call, change, make_project, write_graph
 from tests.end_to_end.dagster_and_dvc import left_for_dvc, not_fresh, recorded_data_versions, shown_otherwise, work
 
 
@@ -67,7 +67,7 @@ def test_dvc_and_dagster_agree(tmp_path: Path) -> None:
         change(root, "prompts: 4", "prompts: 3")
         assert not_fresh(root, instance) == noise | {"report"}, "the report shows every parameter"
         assert left_for_dvc(root) == {"digests"}
-        call(root, "pd-pipeline", "graph", "--write")
+        write_graph(root)
         assert left_for_dvc(root) == noise | {"report"}
         assert set(reproduced(call(root, "dvc", "repro"))) == after_noise
 

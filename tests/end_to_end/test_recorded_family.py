@@ -9,7 +9,7 @@ import pytest
 from assets.definitions import build
 from pd_pipeline.clean import clean
 from pd_pipeline.storage import digest, read_json
-from tests.dvc_project import call, make_project
+from tests.dvc_project import call, make_project, write_graph
 from tests.recorded_project import FAMILY, FOLDER, RECORDED_PARAMS, record, record_project
 
 PARAMS = RECORDED_PARAMS.replace("prompt_dt, full_finetune, noise_prompt", "prompt_dt")
@@ -50,7 +50,7 @@ def a_new_file_makes_the_trajectories_stale_in_dvc(root: Path, trained: Path) ->
     record(source, root / FOLDER / "more.parquet", [4], shift=50)
     status = call(root, "dvc", "status")
     assert "digests:" in status
-    call(root, "pd-pipeline", "graph", "--write")
+    write_graph(root)
     stale = {line.rstrip(":") for line in call(root, "dvc", "status").splitlines() if line and line[0] != "\t"}
     assert stale == {f"trajectories@{FAMILY}"}
     assert "Running stage" in call(root, "dvc", "repro", "--single-item", f"trajectories@{FAMILY}")

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from pd_pipeline import graph, lineage
+from pd_pipeline.progress import silent
 from pd_pipeline.storage import digest
 from pd_pipeline.trajectories.reading import write
 from tests import s3
 from tests.builders import columns, metadata
 from tests.docs.pages import ROOT
-from tests.dvc_project import ENVIRONMENT, call, git, start
+from tests.dvc_project import ENVIRONMENT, call, git, invoke, start
 
 pytestmark = pytest.mark.xdist_group("remote")  # one project for both
 PAGE = ROOT / "docs/remote.md"
@@ -67,9 +69,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "params.yaml").write_text(PARAMS)
     write(root / "data/incoming/point_robot/3/a.parquet", metadata(**ACCEPTED), [columns(tasks=(3,), d_s=2)])
     call(root, "pd-pipeline", "ingest", "--settle", "0", "--no-work")
-    call(root, "pd-pipeline", "run", "all")
-    call(root, "pd-pipeline", "promote", "point_robot-3")
-    call(root, "pd-pipeline", "run", "report")  # it shows which policies are in use
+    project = graph.load(root)
+    for stage in project.stages:
+        for key in project.keys(stage) if stage != "report" else []:
+            lineage.run(project, stage, key, silent)
+    invoke(root, "promote", "point_robot-3")
+    invoke(root, "run", "report")  # it shows which policies are in use
     git(root, "add", "-A")
     git(root, "commit", "-q", "-m", "made")
     return root

@@ -24,7 +24,7 @@ from pd_pipeline.stage import Key
 from pd_pipeline.stages import Resources
 from pd_pipeline.storage import digest
 from tests import s3
-from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_project
+from tests.dvc_project import ENVIRONMENT, SMALL_PARAMS, call, change, make_project, write_graph
 
 pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 PLM = "plm", Key("point_robot", None, 0)
@@ -154,7 +154,7 @@ def test_dvc_and_dagster_compute_on_the_cluster_that_their_environment_names(
 
     (tmp_path / "shared").mkdir()
     root = make_project(tmp_path / "project", PARAMS.replace("{device: cpu}", "{device: cpu, data_root: ../shared}"))
-    call(root, "pd-pipeline", "graph", "--write")
+    write_graph(root)
     monkeypatch.setenv(ENGINE, "ray")
     monkeypatch.setenv("RAY_ADDRESS", cluster.address)
     repro = subprocess.run(

@@ -11,14 +11,16 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.meta_world import GOAL
 from pd_pipeline.families.ml1 import ML1
 from pd_pipeline.trajectories.collection import Pool, Shard, collect_episodes
+from tests.builders import with_benchmark
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.xdist_group("meta_world")  # a benchmark is built once
 
 
 def family(task: str = "push-v3", **changes: Any) -> ML1:
     made = load_family("mine", {"meta_world": task, **changes}, HERE)
     assert isinstance(made, ML1)
-    return made
+    return with_benchmark(made)
 
 
 def test_the_name_alone_makes_a_family() -> None:

@@ -16,8 +16,10 @@ from pd_pipeline.families.base import load_family
 from pd_pipeline.families.meta_world import GOAL
 from pd_pipeline.families.ml1 import ML1
 from pd_pipeline.families.sawyer import quaternion
+from tests.builders import with_benchmark
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.xdist_group("meta_world")  # a benchmark is built once
 TASKS = ["reach-v3", "pick-place-v3", "assembly-v3", "door-open-v3", "hand-insert-v3", "stick-pull-v3"]
 """A goal alone; grasping; a reward of rotations; a model that each reset changes; contacts; two objects."""
 
@@ -25,7 +27,7 @@ TASKS = ["reach-v3", "pick-place-v3", "assembly-v3", "door-open-v3", "hand-inser
 def family(task: str) -> ML1:
     made = load_family("mine", {"meta_world": task}, HERE)
     assert isinstance(made, ML1)
-    return made
+    return with_benchmark(made)
 
 
 def original(made: ML1, task: int) -> Any:

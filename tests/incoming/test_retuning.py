@@ -10,7 +10,7 @@ from pd_pipeline import graph, load_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import read_json
 from tests.accepted import drop
-from tests.dvc_project import SMALL_PARAMS, call, change, definitions, definitions_by_dvc, make_project, start
+from tests.dvc_project import SMALL_PARAMS, call, change, definitions, definitions_by_dvc, invoke, make_project, start
 
 pytestmark = pytest.mark.xdist_group("retuning")  # all is made once
 NEW = 57
@@ -25,7 +25,7 @@ PARAMS = (
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = make_project(tmp_path_factory.mktemp("retuning"), PARAMS)
-    call(root, "pd-pipeline", "run", "all")
+    invoke(root, "run", "all")
     return root
 
 
@@ -52,14 +52,14 @@ def page(root: Path) -> str:
 def test_outside_a_dvc_project_nothing_is_done_twice(root: Path) -> None:
     shutil.rmtree(root / ".dvc")
     drop(root, NEW, 1)
-    text = call(root, "pd-pipeline", "ingest")
+    text = invoke(root, "ingest")
     assert "report" in done(text)
     assert str(root / "data/reports/index.html") in text.splitlines()
-    assert done(call(root, "pd-pipeline", "ingest")) == []
-    text = call(root, "pd-pipeline", "run", "all")
+    assert done(invoke(root, "ingest")) == []
+    text = invoke(root, "run", "all")
     assert [line for line in text.splitlines() if ": up to date" not in line] == [str(root / "data/reports/index.html")]
     drop(root, NEW, 2)
-    assert "tuned_prompt_dt other-57-0" in done(call(root, "pd-pipeline", "ingest"))
+    assert "tuned_prompt_dt other-57-0" in done(invoke(root, "ingest"))
 
 
 def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
@@ -76,14 +76,14 @@ def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
     assert "many: 4 of 6 trajectories of quality expert" in page(root), "a method that lacks data is left out"
     assert read_json(root / "data/reports/metrics.json")["other-57"].keys() == {"prompt_dt", "noise_prompt"}
     assert "tuned_prompt_dt@other-57-0" in (root / "dvc.lock").read_text()
-    assert "other-57: version 1 since" in call(root, "pd-pipeline", "status")
+    assert "other-57: version 1 since" in invoke(root, "status")
 
-    quiet = call(root, "pd-pipeline", "ingest")
+    quiet = invoke(root, "ingest")
     assert done(quiet) == []
     assert "promoted" not in quiet
 
     drop(root, NEW, 2)
-    text = call(root, "pd-pipeline", "ingest")
+    text = invoke(root, "ingest")
     assert "0002-expert.parquet: 4 episodes" in text
     assert "action loss on" in text, "nothing can simulate this target"
     decision = read_json(root / "data/promoted/other-57/decisions/0002.json")
@@ -95,7 +95,7 @@ def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
     assert read_json(root / "data/reports/metrics.json")["other-57"].keys() == {"prompt_dt", "noise_prompt", "many"}
     assert out_of_date(root) == []
 
-    call(root, "pd-pipeline", "promote", "point_robot-1")
+    invoke(root, "promote", "point_robot-1")
     assert out_of_date(root) == ["report"], "it shows the decisions"
     call(root, "dvc", "repro", "--quiet")
     assert out_of_date(root) == []
@@ -104,9 +104,9 @@ def test_a_new_target_and_then_more_data_of_it(root: Path) -> None:
 
 def test_too_little_data_waits(root: Path) -> None:
     drop(root, NEW, 1, episodes=1)
-    text = call(root, "pd-pipeline", "ingest")
+    text = invoke(root, "ingest")
     assert "other-57: waits: 1 of 2 trajectories of quality expert" in text
-    status = call(root, "pd-pipeline", "status")
+    status = invoke(root, "status")
     assert "other-57: nothing in use" in status
     assert "waits: 1 of 2 trajectories of quality expert" in status
     assert done(text) == ["target_data other-57", "report"]
@@ -116,7 +116,7 @@ def test_too_little_data_waits(root: Path) -> None:
 
 def test_more_data_of_a_benchmark_target_tunes_for_it_alone(root: Path) -> None:
     drop(root, 3, 1)
-    text = call(root, "pd-pipeline", "ingest")
+    text = invoke(root, "ingest")
     tuned = [f"tuned_{method} other-3-0" for method in ("prompt_dt", "noise_prompt", "many")]
     assert done(text) == ["target_data other-3", *tuned, "target_evaluation other-3-0", "report"]
     assert out_of_date(root) == ["evaluation@other-0"], "the comparison of all targets"
@@ -125,9 +125,9 @@ def test_more_data_of_a_benchmark_target_tunes_for_it_alone(root: Path) -> None:
 
 def test_a_target_waits_if_too_few_trajectories_are_left_to_compare_policies_on(root: Path) -> None:
     drop(root, NEW, 1, episodes=3)
-    assert "other-57: promoted" in call(root, "pd-pipeline", "ingest")
+    assert "other-57: promoted" in invoke(root, "ingest")
     change(root, "  other:\n    <<: *tiny", "  other:\n    <<: *tiny\n    target: {few_shot: 2, choose: newest}")
-    text = call(root, "pd-pipeline", "ingest")
+    text = invoke(root, "ingest")
     assert "other-57: waits: " in text
     assert "that an interval needs are left to be scored on" in text
     change(root, "target: {few_shot: 2,", "target: {few_shot: 0,")
@@ -149,5 +149,5 @@ def test_a_bad_file_and_a_missing_evaluation_do_not_hold_up_a_good_file(root: Pa
     assert "other-57: promoted" in text
     assert "report: waits for evaluation point_robot-0: run `pd-pipeline run all`" in text
     assert (root / "data/quarantine/other/58/bad.parquet.reason.txt").is_file()
-    status = call(root, "pd-pipeline", "status")
+    status = invoke(root, "status")
     assert "\nin data/quarantine/:\n  data/incoming/other/58/bad.parquet: not a readable Parquet file" in status

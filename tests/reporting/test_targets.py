@@ -28,6 +28,7 @@ FIRST = Decision(
     seed=0,
     method="prompt_dt",
 )
+pytestmark = pytest.mark.xdist_group("report_targets")  # the project is made once
 REFUSED = FIRST.model_copy(
     update={
         "outcome": "refused",

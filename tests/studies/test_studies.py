@@ -21,7 +21,7 @@ from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.studies import execution
 from pd_pipeline.studies.points import is_shared, point_graphs
-from tests.dvc_project import SMALL_PARAMS, call, change, make_project
+from tests.dvc_project import SMALL_PARAMS, call, change, invoke, make_project, write_graph
 from tests.trajectories.test_target_data import bring
 
 PARAMS = (
@@ -175,7 +175,11 @@ def test_accepted_data_of_a_target_asks_for_the_study_again(root: Path, counted:
 
 def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
     change(root, "[prompt_dt, noise_prompt]", "[prompt_dt]")
-    call(root, "pd-pipeline", "graph", "--write")
+    write_graph(root)
+    project = graph.load(root)
+    for stage in project.stages:  # DVC makes what the others lead to
+        for key in project.keys(stage) if stage not in (STAGE, "report") else []:
+            lineage.run(project, stage, key, silent)
     call(root, "dvc", "repro", "--quiet")
     assert "up to date" in call(root, "dvc", "status")
     page = (root / "data/reports/index.html").read_text()
@@ -209,7 +213,7 @@ def test_a_published_study_says_at_which_revision_each_stage_was_made(root: Path
     ):
         file = records.path(at.home(stage, key), stage, key)
         write_json(file, read_json(file) | {"revision": revision})
-    call(root, "pd-pipeline", "graph", "--write")
+    write_graph(root)
     publish(root, "few_shot", root / "results")
     made_at = read_json(root / "results/studies/few_shot/provenance.json")["made_at"]
     assert made_at["plm"] == ["older"]
@@ -227,7 +231,7 @@ def test_a_published_study_has_the_seconds_that_tuning_took(root: Path) -> None:
     for number, key in enumerate(pieces):
         file = records.path(at.home(stage, key), stage, key)
         write_json(file, read_json(file) | {"seconds": 3.0 * number})
-    call(root, "pd-pipeline", "graph", "--write")
+    write_graph(root)
     publish(root, "few_shot", root / "results")
     seconds = read_json(root / "results/studies/few_shot/provenance.json")["seconds_per_target"]
     assert seconds[1]["point_robot"]["prompt_dt"] == 1.5 * (len(pieces) - 1), "the median"
@@ -252,12 +256,12 @@ def test_dagster_has_an_asset_for_it(root: Path) -> None:
 
 def test_the_command_needs_no_entry_in_run_studies(root: Path) -> None:
     (root / "params.yaml").write_text(PARAMS.replace("studies: [few_shot], ", ""))
-    assert "few_shot: How many" in call(root, "pd-pipeline", "study")
+    assert "few_shot: How many" in invoke(root, "study")
     text = call(root, "pd-pipeline", "study", "few_shot")
     lines = [line.split() for line in text.splitlines() if line.startswith("few_shot ")]
     assert [line[:3] for line in lines] == [["few_shot", n, "prompt_dt"] for n in "125"]
     assert "study" not in rendering.render(graph.load(root))
-    assert "plm point_robot-0: up to date" in call(root, "pd-pipeline", "run", "plm"), "made by the study, and recorded"
+    assert "plm point_robot-0: up to date" in invoke(root, "run", "plm"), "made by the study, and recorded"
     files = {file.name for file in publish(root, "few_shot", root / "results")}
     assert {"study.json", "few_shot.yaml", "dvc.lock"} <= files
     recorded = (root / "results/studies/few_shot/dvc.lock").read_text()
@@ -378,7 +382,7 @@ def test_what_searches_found_is_kept_drawn_and_published(root: Path) -> None:
         "Return against episodes, space prompt",
         "Return against episodes, space segments",
     ]
-    call(root, "pd-pipeline", "graph", "--write")
+    write_graph(root)
     files = {file.name for file in publish(root, "few_shot", root / "results")}
     assert {"searches.csv", "point_robot-episodes-0.png", "point_robot-episodes-1.png"} <= files
     published = shown.load(root / "results/studies/few_shot")[0]
