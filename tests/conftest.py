@@ -107,6 +107,12 @@ def project(trained_project: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports that this process makes have no pictures: for tests that look at their text, or at what is made."""
+    monkeypatch.setattr("pd_pipeline.reporting.sections.svg", lambda figure, title: "<svg></svg>")
+
+
+@pytest.fixture
 def point_robot() -> PointRobot:
     """The plane of the tiny project."""
     family = load_family("point_robot", {"horizon": 12, "tasks": 6, "test_tasks": [1, 4]}, Path.cwd())

@@ -17,6 +17,8 @@ from pd_pipeline.stages import REPORT
 from tests.assets.test_targets import NEW, PARAMS, drop
 from tests.dvc_project import change, make_project
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def instance(tmp_path: Path) -> dg.DagsterInstance:

@@ -122,10 +122,13 @@ def test_materialize_everything_and_drop_a_file_in(page: "Page", server: Server,
 
     drop(root)
     in_use = f"{url}/assets/policy_in_use?view=partitions&partition={NEW}"
-    _wait_until(lambda: _shows(page, in_use, rf"{NEW}\s+Materialized"), "the new target has a policy in use")
+    _wait_until((root / "data/promoted" / NEW).is_dir, "the new target has a policy in use")
+    _wait_until(lambda: _shows(page, in_use, rf"{NEW}\s+Materialized"), "the new target's policy is shown")
     _picture(page, "new_target")
     assert page.get_by_text("it is the first one").count()
     assert _shows(page, f"{url}/assets/target_adaptation?view=partitions&partition={NEW}", "tuned_prompt_dt")
     assert load_policy(root / "data/promoted" / NEW).description.task == 57
     follows = r"report_follows_results\s+Success"
-    _wait_until(lambda: _shows(page, f"{url}/runs", follows), "the report follows")
+    pages = root / "data/reports/index.html"
+    _wait_until(lambda: NEW in pages.read_text(), "the report follows")
+    _wait_until(lambda: _shows(page, f"{url}/runs", follows), "its run is shown")

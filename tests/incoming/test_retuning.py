@@ -12,7 +12,7 @@ from pd_pipeline.storage import read_json
 from tests.accepted import drop
 from tests.dvc_project import SMALL_PARAMS, call, change, definitions, definitions_by_dvc, invoke, make_project, start
 
-pytestmark = pytest.mark.xdist_group("retuning")  # all is made once
+pytestmark = [pytest.mark.xdist_group("retuning"), pytest.mark.usefixtures("undrawn")]  # all is made once
 NEW = 57
 PARAMS = (
     SMALL_PARAMS.replace("noise_prompt]}", "noise_prompt, many], variants: {many: prompt_dt}}")

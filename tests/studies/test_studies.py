@@ -283,7 +283,7 @@ def test_the_command_needs_no_entry_in_run_studies(root: Path) -> None:
         (
             "[1, 2, 5]",
             "[1, 99]",
-            r"few_shot: 99 trajectories of quality 'expert', but trajectories\.episodes collects 6",
+            r"few_shot: 99 trajectories of quality 'expert', but trajectories\.episodes\.expert\.test collects 6",
         ),
         ("[prompt_dt]", "[prompt_td]", r"run\.methods: 'prompt_td' is not a method"),
     ],
