@@ -94,8 +94,9 @@ def test_a_block_that_no_stage_reads_is_refused(tmp_path: Path) -> None:
 
 def test_a_stage_of_all_families_has_parameters(project: Graph, tmp_path: Path) -> None:
     assert {name for name, stage in project.stages.items() if not stage.axes} == set(ACROSS)
-    assert project.stage_params("report", Key()).model_dump() == {"rollouts": True}
-    (tmp_path / "params.yaml").write_text(SMALL_PARAMS + "report: {rollouts: false}\n")
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS.replace("report: {rollouts: false}\n", ""))
+    assert graph.load(tmp_path).stage_params("report", Key()).model_dump() == {"rollouts": True}
+    (tmp_path / "params.yaml").write_text(SMALL_PARAMS)
     changed = graph.load(tmp_path)
     assert changed.stage_params("report", Key()).model_dump() == {"rollouts": False}
     overridden = graph.load(tmp_path, ("report.rollouts=true",))

@@ -44,12 +44,13 @@ def test_a_device_that_computes_something_else_is_seen(
         return calls[-1] * (1 + 0.01 * (len(calls) - 1))
 
     monkeypatch.setattr(correctness, function, drifting)
+    monkeypatch.setattr(correctness, "_resumed", lambda *given: 0.0)  # it trains, and calls neither of them
     figures = correctness.differences(bench)
     found = {figure.what.removesuffix(", relative difference from the CPU") for figure in figures if not figure.met}
     assert missed <= found
 
 
-@pytest.mark.parametrize("piece", ["correctness", "plm_128x3", "tuning", "acting"])
+@pytest.mark.parametrize("piece", ["plm_128x3", "tuning", "acting"])
 def test_a_piece_has_figures(piece: str, bench: gpu.Bench) -> None:
     figures, _ = gpu.PIECES[piece](bench)
     assert figures

@@ -18,6 +18,7 @@ from pd_pipeline.training.policy_data import Batch, Steps
 from pd_pipeline.training.ranks import ALONE, Ranks, in_processes
 from tests.training.test_pretraining import context
 
+pytestmark = pytest.mark.xdist_group("ranks")  # what two processes train is trained once
 SHAPE = {"context": 6, "width": 16, "layers": 2, "steps": 12, "batch_per_task": 3, "dropout": 0.0, "clip": 0.05}
 
 
@@ -26,23 +27,31 @@ def trained(given: StageContext) -> dict[str, np.ndarray]:
     return load_arrays(given.out / "policy.safetensors")[0]
 
 
-def test_two_processes_take_the_steps_of_one(trained_project: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, dict[str, np.ndarray]]:
+    """What two processes train, without a break."""
+    given = context(trained_project, tmp_path_factory.mktemp("ranks"), plm, processes=2, **SHAPE)
+    return given, trained(given)
+
+
+def test_two_processes_take_the_steps_of_one(
+    trained_project: Path, tmp_path: Path, two: tuple[StageContext, dict[str, np.ndarray]]
+) -> None:
     """Windows are of different lengths, so that the shares of a batch weigh differently."""
     one = context(trained_project, tmp_path / "one", plm, **SHAPE)
-    two = context(trained_project, tmp_path / "two", plm, processes=2, **SHAPE)
-    alone, together = trained(one), trained(two)
+    alone, (both, together) = trained(one), two
     for name, weight in alone.items():
         np.testing.assert_allclose(together[name], weight, rtol=1e-3, atol=2e-5, err_msg=name)
     for column in ("loss", "validation_loss"):
-        losses = [pl.read_csv(given.out / "losses.csv")[column] for given in (one, two)]
+        losses = [pl.read_csv(given.out / "losses.csv")[column] for given in (one, both)]
         np.testing.assert_allclose(*losses, rtol=1e-4)
-    assert sorted(path.name for path in two.out.iterdir()) == sorted(path.name for path in one.out.iterdir())
-    assert not [path for path in two.work.iterdir() if path.name.startswith("ranks")]
+    assert sorted(path.name for path in both.out.iterdir()) == sorted(path.name for path in one.out.iterdir())
+    assert not [path for path in both.work.iterdir() if path.name.startswith("ranks")]
 
 
-def test_they_go_on_from_a_checkpoint(trained_project: Path, tmp_path: Path) -> None:
-    whole = context(trained_project, tmp_path / "whole", plm, processes=2, **SHAPE)
-    expected = trained(whole)
+def test_they_go_on_from_a_checkpoint(
+    trained_project: Path, tmp_path: Path, two: tuple[StageContext, dict[str, np.ndarray]]
+) -> None:
     some = context(trained_project, tmp_path / "some", plm, processes=2, checkpoint_seconds=0, **SHAPE)
     seen: list[int] = []
 
@@ -55,7 +64,7 @@ def test_they_go_on_from_a_checkpoint(trained_project: Path, tmp_path: Path) -> 
         plm.run(replace(some, progress=stopped))
     assert seen[-1] == 7, "both stopped after the same step"
     again = trained(some)
-    for name, weight in expected.items():
+    for name, weight in two[1].items():
         np.testing.assert_array_equal(again[name], weight, err_msg=name)
 
 
