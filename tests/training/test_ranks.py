@@ -30,7 +30,7 @@ def trained(given: StageContext) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def two(trained_project: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, dict[str, np.ndarray]]:
     """What two processes train, without a break."""
-    given = context(trained_project, tmp_path_factory.mktemp("ranks"), plm, processes=2, **SHAPE)
+    given = context(trained_project, tmp_path_factory.mktemp("ranks") / "two", plm, processes=2, **SHAPE)
     return given, trained(given)
 
 
