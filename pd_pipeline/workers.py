@@ -29,6 +29,7 @@ Answer = Callable[[Any], Any]
 Kind = Literal["answer", "beat", "error"]
 
 BEAT_SECONDS = 1.0
+START_SECONDS = 120.0  # for an interpreter and its imports, which on a busy machine take longer than a step
 CLOSE_SECONDS = 2.0  # for a worker to close its environments before it is killed
 STACK_SECONDS = 0.5  # for a hanging process to report its stack
 CORES = "PD_PIPELINE_CORES"
@@ -89,6 +90,7 @@ def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], ar
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group, and the parent decides
         signal.signal(number, signal.SIG_IGN)
     _Heartbeat.pipe = pipe
+    pipe.send(("beat", None))  # from here on, its patience counts
     answer: Answer | None = None
     try:
         answer = build(*arguments)
@@ -162,6 +164,8 @@ class Workers:
                     theirs.close()
                     writing.close()
                     self._processes.append(process)
+            for index in range(len(self._pipes)):
+                self._await(index, max(patience, START_SECONDS))
             self.gather()
         except BaseException:
             self.kill()
@@ -205,7 +209,7 @@ class Workers:
                     yield answer
             for index, since in busy.items():
                 if time.monotonic() - since > self._patience:
-                    raise PipelineError(self._hung(index))
+                    raise PipelineError(self._hung(index, self._patience))
 
     def _send(self, index: int, message: Any) -> None:
         try:
@@ -216,11 +220,15 @@ class Workers:
 
     def _receive(self, index: int) -> Any:
         while True:
-            if not self._pipes[index].poll(self._patience):
-                raise PipelineError(self._hung(index))
-            kind, answer = self._next(index)
+            kind, answer = self._await(index, self._patience)
             if kind == "answer":
                 return answer
+
+    def _await(self, index: int, seconds: float) -> tuple[Kind, Any]:
+        """The next message of a process. Raises PipelineError where none comes for so long, too."""
+        if not self._pipes[index].poll(seconds):
+            raise PipelineError(self._hung(index, seconds))
+        return self._next(index)
 
     def _next(self, index: int) -> tuple[Kind, Any]:
         """The next message of a process. Raises PipelineError where it is an error, or the process died."""
@@ -237,9 +245,9 @@ class Workers:
             f"{self._where}: one of its processes died, killed or out of memory: see its output above ({self._advice})"
         )
 
-    def _hung(self, index: int) -> str:
+    def _hung(self, index: int, seconds: float) -> str:
         return (
-            f"{self._where}: an environment has not returned for {self._patience:g} seconds"
+            f"{self._where}: an environment has not returned for {seconds:g} seconds"
             f"{place_in_dump(self._stack(index))}, so its process was killed: fix it, or raise `patience` if it is "
             "only slow"
         )

@@ -18,6 +18,8 @@ from pd_pipeline.interruption import Interrupted, held_back, terminated
 from tests.conftest import run_stages, shared_project
 from tests.dvc_project import change, invoke, make_project, start
 
+SECONDS = 20.0
+"""To end in. An idle machine takes one or two; one that runs other tests stalls for as long as that."""
 # An environment as slow as a real robot, so that a signal always comes in the middle of a shard.
 SLOW_FAMILY = """\
 import time
@@ -77,11 +79,9 @@ def test_collection_ends_within_seconds_and_keeps_the_finished_shards(slow: Path
     assert len(finished) >= 2
     assert len(children) >= 2
     process.send_signal(getattr(signal, name))  # only to the parent
-    began = time.monotonic()
-    process.wait(timeout=5)
-    _, alive = psutil.wait_procs(children, timeout=5)
+    process.wait(timeout=SECONDS)
+    _, alive = psutil.wait_procs(children, timeout=SECONDS)
     assert not alive
-    assert time.monotonic() - began < 5
     assert process.returncode != 0
     assert "Traceback" not in (process.stdout.read() if process.stdout else "")
     assert shards(slow) >= finished
@@ -96,7 +96,7 @@ def test_training_saves_and_exits(project: Path, name: str) -> None:
     assert process.stdout is not None
     next(line for line in process.stdout if "loss" in line)
     process.send_signal(getattr(signal, name))
-    output, _ = process.communicate(timeout=5)
+    output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + getattr(signal, name)
     assert "Traceback" not in output
     assert len(list((project / ".work/plm").rglob("step-*.safetensors"))) == 1
@@ -170,10 +170,10 @@ def test_every_stage_ends_within_seconds_and_leaves_no_process(
         time.sleep(0.05)
         begun = begun if any(work.glob("*/*")) else time.monotonic()  # `work` itself stays when work is done
         children = descendants(process)
-    assert len(children) >= count, process.communicate(timeout=5)[0]
+    assert len(children) >= count, process.communicate(timeout=SECONDS)[0]
     process.send_signal(getattr(signal, name))
-    output, _ = process.communicate(timeout=5)
-    _, alive = psutil.wait_procs(children, timeout=5)
+    output, _ = process.communicate(timeout=SECONDS)
+    _, alive = psutil.wait_procs(children, timeout=SECONDS)
     assert not alive
     assert process.returncode == 128 + getattr(signal, name), output
     assert "Traceback" not in output
@@ -227,7 +227,7 @@ def test_a_loop_that_does_not_check_for_signals_is_interrupted(monkeypatch: pyte
     began = time.monotonic()
     with pytest.raises(Interrupted):
         asked_to_stop(signal.SIGTERM)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SECONDS
 
 
 def test_a_second_signal_interrupts_at_once() -> None:
