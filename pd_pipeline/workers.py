@@ -90,9 +90,9 @@ def _serve(pipe: Connection, stack: Connection, build: Callable[..., Answer], ar
     for number in (signal.SIGINT, signal.SIGTERM):  # they reach the whole group, and the parent decides
         signal.signal(number, signal.SIG_IGN)
     _Heartbeat.pipe = pipe
-    pipe.send(("beat", None))  # from here on, its patience counts
     answer: Answer | None = None
     try:
+        pipe.send(("beat", None))  # it has started: from here on, its patience counts
         answer = build(*arguments)
         pipe.send(("answer", None))
         while (message := pipe.recv()) is not None:
@@ -165,7 +165,7 @@ class Workers:
                     writing.close()
                     self._processes.append(process)
             for index in range(len(self._pipes)):
-                self._await(index, max(patience, START_SECONDS))
+                self._await_start(index, max(patience, START_SECONDS))
             self.gather()
         except BaseException:
             self.kill()
@@ -209,7 +209,7 @@ class Workers:
                     yield answer
             for index, since in busy.items():
                 if time.monotonic() - since > self._patience:
-                    raise PipelineError(self._hung(index, self._patience))
+                    raise PipelineError(self._hung(index))
 
     def _send(self, index: int, message: Any) -> None:
         try:
@@ -220,15 +220,20 @@ class Workers:
 
     def _receive(self, index: int) -> Any:
         while True:
-            kind, answer = self._await(index, self._patience)
+            if not self._pipes[index].poll(self._patience):
+                raise PipelineError(self._hung(index))
+            kind, answer = self._next(index)
             if kind == "answer":
                 return answer
 
-    def _await(self, index: int, seconds: float) -> tuple[Kind, Any]:
-        """The next message of a process. Raises PipelineError where none comes for so long, too."""
+    def _await_start(self, index: int, seconds: float) -> None:
         if not self._pipes[index].poll(seconds):
-            raise PipelineError(self._hung(index, seconds))
-        return self._next(index)
+            raise PipelineError(
+                f"{self._where}: one of its processes has not started within {seconds:g} seconds: if a script of "
+                'yours runs the stage, its work belongs under `if __name__ == "__main__":`, since every process '
+                "imports it"
+            )
+        self._next(index)
 
     def _next(self, index: int) -> tuple[Kind, Any]:
         """The next message of a process. Raises PipelineError where it is an error, or the process died."""
@@ -245,9 +250,9 @@ class Workers:
             f"{self._where}: one of its processes died, killed or out of memory: see its output above ({self._advice})"
         )
 
-    def _hung(self, index: int, seconds: float) -> str:
+    def _hung(self, index: int) -> str:
         return (
-            f"{self._where}: an environment has not returned for {seconds:g} seconds"
+            f"{self._where}: an environment has not returned for {self._patience:g} seconds"
             f"{place_in_dump(self._stack(index))}, so its process was killed: fix it, or raise `patience` if it is "
             "only slow"
         )

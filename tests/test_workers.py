@@ -72,6 +72,23 @@ def test_a_signal_to_the_whole_group_is_left_to_the_parent() -> None:
         assert workers.gather() == [8]
 
 
+def test_a_process_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    """A script without a guard runs again in its own process, which waits for what the first one holds."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, time\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "if __name__ == '__mp_main__':\n"
+        "    time.sleep(60)\n"
+        "from pd_pipeline import workers\n"
+        "from tests.test_workers import scaled\n"
+        "workers.START_SECONDS = 1.0\n"
+        "workers.Workers(scaled, [(2,)], 'evaluation', '', patience=1.0)\n"
+    )
+    done = subprocess.run([sys.executable, script], timeout=50, check=False, capture_output=True, text=True)
+    assert "evaluation: one of its processes has not started within 1 seconds: if a script of yours" in done.stderr
+
+
 def test_processes_that_nobody_ended_do_not_hold_up_the_end() -> None:
     program = "from tests.test_workers import Workers, scaled\nkept = Workers(scaled, [(2,)], 'test', 'no advice')"
     done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, cwd=Path(__file__).parents[1])
