@@ -1,5 +1,6 @@
 """The schedules ask for what is out of date, and run when params.yaml says."""
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pd_pipeline.incoming.ingest import take
 from pd_pipeline.progress import silent
 from pd_pipeline.stages import REPORT
 from tests.assets.test_targets import NEW, PARAMS, drop
+from tests.conftest import shared_project
 from tests.dvc_project import change, make_project
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -29,6 +31,17 @@ def instance(tmp_path: Path) -> dg.DagsterInstance:
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     return make_project(tmp_path / "project", PARAMS)
+
+
+@pytest.fixture
+def whole(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A private copy of a project with every out made."""
+
+    def make_all(root: Path) -> None:
+        make_project(root, PARAMS)
+        make(root, *graph.load(root).stages)
+
+    return shutil.copytree(shared_project(tmp_path_factory, "scheduled", make_all), tmp_path / "whole", symlinks=True)
 
 
 def make(root: Path, *stages: str) -> None:
@@ -67,19 +80,20 @@ def test_a_time_that_there_is_not_is_refused(root: Path) -> None:
         build(root)
 
 
-def test_retraining_is_asked_for_only_if_something_is_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:
+def test_retraining_is_asked_for_only_if_something_is_out_of_date(
+    root: Path, whole: Path, instance: dg.DagsterInstance
+) -> None:
     pieces = sum(len(graph.load(root).keys(stage)) for stage in graph.load(root).stages)
     (request,) = tick(root, "retrain", instance)
     assert isinstance(request, dg.RunRequest)
     assert request.tags["reason"] == f"{pieces} out of date"
-    make(root, *graph.load(root).stages)
-    assert tick(root, "retrain", instance) == "everything is up to date"
-    change(root, "bootstrap: 50", "bootstrap: 51")
-    assert len(tick(root, "retrain", instance)) == 1
+    assert tick(whole, "retrain", instance) == "everything is up to date"
+    change(whole, "bootstrap: 50", "bootstrap: 51")
+    assert len(tick(whole, "retrain", instance)) == 1
 
 
-def test_the_report_is_preceded_by_the_results_that_are_out_of_date(root: Path, instance: dg.DagsterInstance) -> None:
-    make(root, *graph.load(root).stages)
+def test_the_report_is_preceded_by_the_results_that_are_out_of_date(whole: Path, instance: dg.DagsterInstance) -> None:
+    root = whole
     (request,) = tick(root, "report", instance)
     assert isinstance(request, dg.RunRequest)
     assert request.asset_selection == [dg.AssetKey(REPORT)]
@@ -91,8 +105,8 @@ def test_the_report_is_preceded_by_the_results_that_are_out_of_date(root: Path, 
     assert request.tags["reason"] == "its parameters changed"
 
 
-def test_targets_are_tuned_again_when_their_data_or_models_changed(root: Path, instance: dg.DagsterInstance) -> None:
-    make(root, "behavior_policies", "trajectories", "prompts", "plm")
+def test_targets_are_tuned_again_when_their_data_or_models_changed(whole: Path, instance: dg.DagsterInstance) -> None:
+    root = whole
     assert tick(root, "retune", instance) == "everything is up to date"
     drop(root)
     take(graph.load(root))
@@ -114,8 +128,9 @@ def test_targets_are_tuned_again_when_their_data_or_models_changed(root: Path, i
     assert request.tags["reason"] == f"tuned_prompt_dt {NEW}-0: data/plm/point_robot-0 changed"
 
 
-def test_several_requests_of_a_tick_have_keys(root: Path, instance: dg.DagsterInstance) -> None:
+def test_several_requests_of_a_tick_have_keys(whole: Path, instance: dg.DagsterInstance) -> None:
     """Dagster refuses them otherwise."""
+    root = whole
     change(root, "seeds: [0]", "seeds: [0, 1]")
     make(root, *graph.load(root).stages)
     change(root, "bootstrap: 50", "bootstrap: 51")
@@ -128,8 +143,9 @@ def test_several_requests_of_a_tick_have_keys(root: Path, instance: dg.DagsterIn
     assert {request.run_key for request in targets} == {NEW, "point_robot-58"}  # type: ignore[union-attr]
 
 
-def test_retraining_does_what_data_of_a_new_target_ask_for(root: Path, instance: dg.DagsterInstance) -> None:
+def test_retraining_does_what_data_of_a_new_target_ask_for(whole: Path, instance: dg.DagsterInstance) -> None:
     """Also by definitions that were loaded before there were any."""
+    root = whole
     before = build(root)
     drop(root)
     take(graph.load(root))
@@ -138,8 +154,9 @@ def test_retraining_does_what_data_of_a_new_target_ask_for(root: Path, instance:
     assert tick(root, "retrain", instance) == "everything is up to date"
 
 
-def test_without_new_targets_there_is_nothing_to_evaluate_for_them(root: Path, instance: dg.DagsterInstance) -> None:
-    result = build(root).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance)
+def test_without_new_targets_there_is_nothing_to_evaluate_for_them(whole: Path, instance: dg.DagsterInstance) -> None:
+    change(whole, "bootstrap: 50", "bootstrap: 51")
+    result = build(whole).resolve_job_def("bring_up_to_date").execute_in_process(instance=instance)
     assert result.success
     assert "make_target_evaluation" in {event.step_key for event in result.all_events if event.is_step_success}
 

@@ -21,6 +21,7 @@ from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.studies import execution
 from pd_pipeline.studies.points import is_shared, point_graphs
+from tests.conftest import shared_project
 from tests.dvc_project import SMALL_PARAMS, call, change, invoke, make_project, write_graph
 from tests.trajectories.test_target_data import bring
 
@@ -39,12 +40,23 @@ STAGE = "study_few_shot"
 MORE_DATA = "methods: [prompt_dt]}, families: {point_robot: {trajectories: {episodes: {expert: {test: 7}}}}}"
 
 
+def with_study(folder: Path) -> Path:
+    root = make_project(folder, PARAMS)
+    (root / "studies").mkdir()
+    (root / "studies/few_shot.yaml").write_text(STUDY)
+    return root
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    made = make_project(tmp_path / "project", PARAMS)
-    (made / "studies").mkdir()
-    (made / "studies/few_shot.yaml").write_text(STUDY)
-    return made
+    return with_study(tmp_path / "project")
+
+
+@pytest.fixture
+def done(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A private copy of a project in which the study has run."""
+    shared = shared_project(tmp_path_factory, "study", lambda root: (study(with_study(root)), None)[1])
+    return shutil.copytree(shared, tmp_path / "project", symlinks=True)
 
 
 @pytest.fixture
@@ -139,9 +151,8 @@ def test_a_stopped_study_resumes_where_it_stopped(root: Path, monkeypatch: pytes
     assert not [stage for stage, _ in after if stage in ("trajectories", "target_data", "prompts", "plm")]
 
 
-def test_after_an_edit_only_new_points_are_done(root: Path, counted: list[str]) -> None:
-    study(root)
-    counted.clear()
+def test_after_an_edit_only_new_points_are_done(done: Path, counted: list[str]) -> None:
+    root = done
     path = root / "studies/few_shot.yaml"
     path.write_text(STUDY.replace("[1, 2, 5]", "[1, 2, 3]"))
     assert lineage.up_to_date(graph.load(root), STAGE, Key()) is None
@@ -203,9 +214,8 @@ def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
     assert "digests" in call(root, "dvc", "status")
 
 
-def test_a_published_study_says_at_which_revision_each_stage_was_made(root: Path) -> None:
-    study(root)
-    project = graph.load(root)
+def test_a_published_study_says_at_which_revision_each_stage_was_made(done: Path) -> None:
+    root, project = done, graph.load(done)
     at = point_graphs(project, "few_shot")[1]
     for stage, key, revision in (
         ("plm", Key("point_robot", None, 0), "older"),
@@ -222,8 +232,8 @@ def test_a_published_study_says_at_which_revision_each_stage_was_made(root: Path
     assert set(made_at) == set(at.stages) - {"report"}
 
 
-def test_a_published_study_has_the_seconds_that_tuning_took(root: Path) -> None:
-    study(root)
+def test_a_published_study_has_the_seconds_that_tuning_took(done: Path) -> None:
+    root = done
     at = point_graphs(graph.load(root), "few_shot")[1]
     stage, task = "tuned_prompt_dt", at.tasks["point_robot"][0]
     pieces = [key for key in at.keys(stage) if at.is_benchmark(stage, key)]
@@ -239,9 +249,8 @@ def test_a_published_study_has_the_seconds_that_tuning_took(root: Path) -> None:
     assert seconds_per_target(at) == {}, "a record is missing"
 
 
-def test_dagster_has_an_asset_for_it(root: Path) -> None:
-    study(root)
-    definitions = build(root)
+def test_dagster_has_an_asset_for_it(done: Path) -> None:
+    definitions = build(done)
     with dg.DagsterInstance.ephemeral() as instance:
         result = dg.materialize(list(definitions.assets or []), selection=[STAGE], instance=instance)
     assert result.success
@@ -319,8 +328,8 @@ def test_a_family_in_base_that_is_none_is_refused(root: Path) -> None:
         study(root)
 
 
-def test_clean_removes_the_points_and_keeps_the_users_files(root: Path) -> None:
-    study(root)
+def test_clean_removes_the_points_and_keeps_the_users_files(done: Path) -> None:
+    root = done
     homes = sorted((root / "data/points").iterdir())
     mine = homes[0] / "data/notes.txt"
     mine.write_text("mine")
@@ -339,8 +348,8 @@ def results(names: tuple[str, ...], values: list[dict[str, Any]], out: Path) -> 
     return shown.StudyResults(found.title, found.note, names, found.family, found.seeds, points)
 
 
-def test_figures_are_curves_for_numbers_and_intervals_otherwise(root: Path) -> None:
-    out = study(root)
+def test_figures_are_curves_for_numbers_and_intervals_otherwise(done: Path) -> None:
+    out = done / "data" / STAGE
     (found,) = shown.load(out)
     axes = shown.figure(found).axes[0]
     assert axes.get_xlabel() == "target.few_shot"
