@@ -1,6 +1,7 @@
 """A DVC project with tiny parameters in a temporary folder, and commands run in it."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -88,6 +89,17 @@ def invoke(root: Path, *arguments: str) -> str:
         result = CliRunner().invoke(app, list(arguments))
     assert result.exit_code == 0, result.output
     return result.output
+
+
+def dvc(root: Path, *arguments: str) -> str:
+    """Run a `dvc` command in this process and in the project, where it must succeed; returns what it printed."""
+    from dvc.cli import main as command
+
+    printed, errors = io.StringIO(), io.StringIO()
+    with contextlib.chdir(root), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
+        failed = command(list(arguments))
+    assert not failed, printed.getvalue() + errors.getvalue()
+    return printed.getvalue()
 
 
 def definitions(project: Graph) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from pd_pipeline import graph, rendering
 from pd_pipeline.piece import run_piece
 from pd_pipeline.progress import silent
 from tests.accepted import accept
-from tests.dvc_project import SMALL_PARAMS, call, make_project, write_graph
+from tests.dvc_project import SMALL_PARAMS, call, dvc, make_project, write_graph
 from tests.recorded_project import record_project
 
 PACKAGE = Path(cleaning.__file__).parent
@@ -86,12 +86,12 @@ def test_the_digests_are_removed_and_dvc_does_without_them(tmp_path: Path) -> No
     before = (root / "digests.json").read_bytes()
     assert cleaned(root) == ""
     assert not (root / "digests.json").exists()
-    call(root, "dvc", "checkout", "behavior_policies@other")
+    dvc(root, "checkout", "behavior_policies@other")
     assert (root / "data/behavior_policies/other/policies.json").is_file()
-    assert re.search(r"deleted: +digests\.json", call(root, "dvc", "status", "behavior_policies@other"))
+    assert re.search(r"deleted: +digests\.json", dvc(root, "status", "behavior_policies@other"))
     write_graph(root)
     assert (root / "digests.json").read_bytes() == before
-    assert "up to date" in call(root, "dvc", "status", "behavior_policies@other")
+    assert "up to date" in dvc(root, "status", "behavior_policies@other")
 
 
 @pytest.mark.parametrize(

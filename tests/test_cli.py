@@ -19,7 +19,7 @@ from pd_pipeline.stage import Key
 from pd_pipeline.trajectories.reading import read_metadata, stream, write
 from tests import accepted
 from tests.builders import columns, metadata
-from tests.dvc_project import BIN, ENVIRONMENT, SMALL_PARAMS, call, change, make_project, start
+from tests.dvc_project import BIN, ENVIRONMENT, SMALL_PARAMS, call, change, dvc, make_project, start
 
 DEAD_PROCESS = 2**22 + 1  # above the largest process id
 
@@ -218,7 +218,7 @@ def test_doctor_removes_a_lock_file_that_a_kill_left_empty(root: Path) -> None:
     invoke("run", "behavior_policies", "--key", "other")
     (root / ".dvc/tmp/rwlock").write_text("")
     assert "fixed" in levels(root).values()
-    assert "up to date" in call(root, "dvc", "status", "behavior_policies@other")
+    assert "up to date" in dvc(root, "status", "behavior_policies@other")
 
 
 def test_doctor_removes_what_killed_processes_left(root: Path) -> None:

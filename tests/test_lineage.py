@@ -19,7 +19,7 @@ from pd_pipeline.graph import Graph
 from pd_pipeline.progress import silent
 from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_json
-from tests.dvc_project import SMALL_PARAMS, call, change, make_project, start, write_graph
+from tests.dvc_project import SMALL_PARAMS, call, change, dvc, make_project, start, write_graph
 
 POLICIES, TRAJECTORIES = "behavior_policies", "trajectories"
 KEY = Key("point_robot")
@@ -75,7 +75,7 @@ def test_work_is_recorded_and_dvc_agrees(root: Path, project: Graph) -> None:
     entry = lock_entry(root, "behavior_policies@point_robot")
     assert entry is not None
     assert entry["outs"][0]["md5"] == outcome.data_version
-    assert "up to date" in call(root, "dvc", "status", "behavior_policies@point_robot")
+    assert "up to date" in dvc(root, "status", "behavior_policies@point_robot")
     printed = call(root, "dvc", "repro", "-s", "behavior_policies@point_robot")
     assert "didn't change, skipping" in printed
 
@@ -223,7 +223,7 @@ def test_two_processes_that_record_at_once_both_succeed(root: Path) -> None:
     for process in processes:
         output, _ = process.communicate()
         assert process.returncode == 0, output
-    assert "up to date" in call(root, "dvc", "status", *(f"behavior_policies@{key}" for key in keys))
+    assert "up to date" in dvc(root, "status", *(f"behavior_policies@{key}" for key in keys))
 
 
 # One reading of parameters
@@ -244,7 +244,7 @@ def test_parameters_that_change_between_loading_and_working_are_used_and_recorde
     record = records.find(root, "trajectories", "point_robot")
     assert record is not None
     assert record.parameters["episodes"]["expert"]["train"] == 2
-    assert "up to date" in call(root, "dvc", "status", "trajectories@point_robot")
+    assert "up to date" in dvc(root, "status", "trajectories@point_robot")
 
 
 def test_an_old_graph_does_not_restore_an_old_dvc_yaml(root: Path, project: Graph) -> None:
@@ -312,7 +312,7 @@ def test_after_the_file_is_moved_away_the_stage_works(root: Path, project: Graph
 def test_an_out_checked_out_from_dvc_may_be_replaced(root: Path, project: Graph, collected: Path) -> None:
     """There is no record of its files, but DVC has them in its cache."""
     shutil.rmtree(root / "data")
-    call(root, "dvc", "checkout", *(f"{stage}@point_robot" for stage in (POLICIES, TRAJECTORIES)))
+    dvc(root, "checkout", *(f"{stage}@point_robot" for stage in (POLICIES, TRAJECTORIES)))
     change(root, "train: 3", "train: 2")
     assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
 
@@ -326,7 +326,7 @@ def test_an_older_version_checked_out_from_dvc_may_be_replaced(root: Path, proje
         lineage.run(project, TRAJECTORIES, KEY, silent)
     (root / "params.yaml").write_text(params)
     (root / "dvc.lock").write_bytes(lock)
-    call(root, "dvc", "checkout", "trajectories@point_robot")
+    dvc(root, "checkout", "trajectories@point_robot")
     change(root, "train: 3", "train: 2")
     assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
 
@@ -354,7 +354,7 @@ def test_two_commands_at_once_make_every_piece_once(root: Path) -> None:
     ends = [(name, said) for name, said in lines if name in pieces and not re.search(r"\d of \d|waiting for", said)]
     assert sorted(name for name, said in ends if said != "up to date") == sorted(pieces), "each is made once"
     assert sorted(name for name, _ in ends) == sorted(2 * pieces), "and both processes report it"
-    assert "up to date" in call(root, "dvc", "status")
+    assert "up to date" in dvc(root, "status")
 
 
 def test_dvc_repro_and_run_all_at_once_both_succeed(root: Path) -> None:
@@ -368,7 +368,7 @@ def test_dvc_repro_and_run_all_at_once_both_succeed(root: Path) -> None:
     outputs = [process.communicate(timeout=280)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "Traceback" not in "".join(outputs)
-    assert "up to date" in call(root, "dvc", "status")
+    assert "up to date" in dvc(root, "status")
 
 
 def test_a_lock_whose_pid_was_reused_is_named_and_fixed(root: Path, project: Graph) -> None:
@@ -410,11 +410,11 @@ def test_work_with_an_override_is_not_recorded_and_is_redone_later(root: Path, p
     assert "expert: {train: 3" in (root / "params.yaml").read_text()
     assert not lineage.run(project, TRAJECTORIES, KEY, silent).skipped
     assert read_json(summary)["expert"]["tasks"]["0"]["episodes"] == 3
-    assert "up to date" in call(root, "dvc", "status", "trajectories@point_robot")
+    assert "up to date" in dvc(root, "status", "trajectories@point_robot")
 
 
 def test_outs_that_dvc_has_turned_into_links_are_the_stages_own(root: Path, project: Graph) -> None:
-    call(root, "dvc", "config", "cache.type", "symlink")
+    dvc(root, "config", "cache.type", "symlink")
     lineage.run(project, POLICIES, KEY, silent)
     out = root / project.out(POLICIES, KEY)
     link = out / "policies.json"

@@ -10,7 +10,7 @@ from pd_pipeline import graph
 from pd_pipeline.graph import Graph
 from pd_pipeline.rendering import address
 from tests.dagster_state import stale_status
-from tests.dvc_project import call
+from tests.dvc_project import dvc
 
 
 def work(project: Graph) -> dict[str, tuple[str, str]]:
@@ -36,7 +36,7 @@ def shown_data_versions(instance: dg.DagsterInstance, project: Graph) -> dict[st
 
 def left_for_dvc(root: Path) -> set[str]:
     """The addresses that `dvc status` calls out of date."""
-    status = call(root, "dvc", "status")
+    status = dvc(root, "status")
     if status.strip() == "Data and pipelines are up to date.":
         return set()
     return {line.rstrip(":") for line in status.splitlines() if line and not line.startswith("\t")}

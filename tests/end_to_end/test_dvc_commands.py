@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dvc_project import call, git
+from tests.dvc_project import call, dvc, git
 
 PARAMS = """\
 run: {families: [point_robot], seeds: [0], methods: [prompt_dt, noise_prompt]}
@@ -55,4 +55,4 @@ def test_metrics_plots_and_experiments(committed: Path) -> None:
     assert {name.split(".")[1] for name in changed} <= {"noise_prompt"}
     experiments = call(committed, "dvc", "exp", "show", "--csv")
     assert "families.point_robot.tuned_noise_prompt.prompts" in experiments.splitlines()[0]
-    assert call(committed, "dvc", "status").startswith("Data and pipelines are up to date")
+    assert dvc(committed, "status").startswith("Data and pipelines are up to date")

@@ -9,7 +9,7 @@ import pytest
 from assets.definitions import build
 from pd_pipeline.clean import clean
 from pd_pipeline.storage import digest, read_json
-from tests.dvc_project import call, make_project, write_graph
+from tests.dvc_project import call, dvc, make_project, write_graph
 from tests.recorded_project import FAMILY, FOLDER, RECORDED_PARAMS, record, record_project
 
 PARAMS = RECORDED_PARAMS.replace("prompt_dt, full_finetune, noise_prompt", "prompt_dt")
@@ -25,7 +25,7 @@ def test_all_doors(root: Path, trained_project: Path) -> None:
     brought = digest(root / FOLDER)
     call(root, "pd-pipeline", "run", "all")
     the_page_shows_no_return_of_a_method(root)
-    assert call(root, "dvc", "status").strip() == "Data and pipelines are up to date."
+    assert dvc(root, "status").strip() == "Data and pipelines are up to date."
     a_new_file_makes_the_trajectories_stale_in_dvc(root, trained_project)
     with dg.DagsterInstance.ephemeral() as instance:
         dagster_says_that_the_scores_are_offline(root, instance)
@@ -48,10 +48,10 @@ def the_page_shows_no_return_of_a_method(root: Path) -> None:
 def a_new_file_makes_the_trajectories_stale_in_dvc(root: Path, trained: Path) -> None:
     source = trained / "data/trajectories/point_robot/expert.parquet"
     record(source, root / FOLDER / "more.parquet", [4], shift=50)
-    status = call(root, "dvc", "status")
+    status = dvc(root, "status")
     assert "digests:" in status
     write_graph(root)
-    stale = {line.rstrip(":") for line in call(root, "dvc", "status").splitlines() if line and line[0] != "\t"}
+    stale = {line.rstrip(":") for line in dvc(root, "status").splitlines() if line and line[0] != "\t"}
     assert stale == {f"trajectories@{FAMILY}"}
     assert "Running stage" in call(root, "dvc", "repro", "--single-item", f"trajectories@{FAMILY}")
 

@@ -30,6 +30,7 @@ pytestmark = pytest.mark.xdist_group("ray")  # one cluster at a time
 PLM = "plm", Key("point_robot", None, 0)
 PARAMS = (
     SMALL_PARAMS.replace("[point_robot, other]", "[point_robot]")
+    .replace("[prompt_dt, noise_prompt]", "[prompt_dt]")
     .replace("plm: {steps: 4,", "plm: {steps: 1200, log_every: 20, checkpoint_seconds: 0.1,")
     .replace("evaluation: {", "evaluation: {targets: 1, ")
 )

@@ -10,7 +10,16 @@ from pd_pipeline import graph, load_policy
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import read_json
 from tests.accepted import drop
-from tests.dvc_project import SMALL_PARAMS, call, change, definitions, definitions_by_dvc, invoke, make_project, start
+from tests.dvc_project import (
+    SMALL_PARAMS,
+    call,
+    change,
+    definitions,
+    definitions_by_dvc,
+    invoke,
+    make_project,
+    start,
+)
 
 pytestmark = [pytest.mark.xdist_group("retuning"), pytest.mark.usefixtures("undrawn")]  # all is made once
 NEW = 57

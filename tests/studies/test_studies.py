@@ -22,7 +22,7 @@ from pd_pipeline.storage import read_json, write_json
 from pd_pipeline.studies import execution
 from pd_pipeline.studies.points import is_shared, point_graphs
 from tests.conftest import shared_project
-from tests.dvc_project import SMALL_PARAMS, call, change, invoke, make_project, write_graph
+from tests.dvc_project import SMALL_PARAMS, call, change, dvc, invoke, make_project, write_graph
 from tests.trajectories.test_target_data import bring
 
 PARAMS = (
@@ -192,7 +192,7 @@ def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
         for key in project.keys(stage) if stage not in (STAGE, "report") else []:
             lineage.run(project, stage, key, silent)
     call(root, "dvc", "repro", "--quiet")
-    assert "up to date" in call(root, "dvc", "status")
+    assert "up to date" in dvc(root, "status")
     page = (root / "data/reports/index.html").read_text()
     assert "How many trajectories are enough?" in page
     assert "few_shot 5" in page
@@ -211,7 +211,7 @@ def test_dvc_repro_runs_it_and_the_report_shows_it(root: Path) -> None:
     assert (folder / "few_shot.yaml").read_text() == STUDY
     assert (folder / "dvc.lock").read_text().count("  study_few_shot:\n") == 1
     (root / "studies/few_shot.yaml").write_text(STUDY.replace("5]", "3]"))
-    assert "digests" in call(root, "dvc", "status")
+    assert "digests" in dvc(root, "status")
 
 
 def test_a_published_study_says_at_which_revision_each_stage_was_made(done: Path) -> None:
