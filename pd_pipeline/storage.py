@@ -136,16 +136,16 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file that holds an object. Raises PipelineError where it is missing or broken."""
+def read_json(path: Path, advice: str = _AGAIN) -> dict[str, Any]:
+    """Read a JSON file that holds an object. Raises PipelineError, with `advice`, where it is missing or broken."""
     try:
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise PipelineError(f"{path}: no such file: run the stage that makes it") from None
     except (ValueError, RecursionError) as error:  # not JSON, not text, or nested too deeply
-        raise PipelineError(f"{path}: not valid JSON ({error}){_AGAIN}") from None
+        raise PipelineError(f"{path}: not valid JSON ({error}){advice}") from None
     if not isinstance(value, dict):
-        raise PipelineError(f"{path}: holds no JSON object{_AGAIN}")
+        raise PipelineError(f"{path}: holds no JSON object{advice}")
     return value
 
 
@@ -205,17 +205,22 @@ def expect_arrays(path: Path, found: Mapping[str, np.ndarray], shapes: Mapping[s
             raise PipelineError(f"{path}: tensor '{name}' has shape {actual}, expected {expected}{_AGAIN}")
 
 
+def shown(path: Path) -> Path:
+    """A path that can be printed, whatever bytes its name has."""
+    return Path(os.fsencode(path).decode(errors="backslashreplace"))
+
+
 def digest(*parts: Path | str | bytes) -> str:
     """Hex SHA-256 over files, directories (relative names and contents), strings and bytes."""
     total = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path) and part.is_dir():
             for file in sorted(p for p in part.rglob("*") if p.is_file()):
-                total.update(file.relative_to(part).as_posix().encode() + b"\0" + file_digest(file))
+                total.update(os.fsencode(file.relative_to(part).as_posix()) + b"\0" + file_digest(file))
         elif isinstance(part, Path):
             total.update(file_digest(part))
         else:
-            total.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+            total.update(hashlib.sha256(os.fsencode(part)).digest())
     return total.hexdigest()
 
 

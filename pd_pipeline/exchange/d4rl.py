@@ -23,13 +23,18 @@ from pd_pipeline.trajectories.schema import TrajectoryMetadata
 FORMAT = "d4rl"
 ROWS = 1 << 16
 ENDINGS = (".hdf5", ".h5")
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 READ = ("observations", "actions", "rewards", "terminals", "timeouts")
 INFOS = {"success": "infos/success", "task": "infos/task_id", "number": "infos/episode_id"}
 
 
 def detect(source: str) -> bool:
     """Whether a path is an HDF5 file."""
-    return source.endswith(ENDINGS) and Path(source).is_file()
+    path = Path(source)
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return source.endswith(ENDINGS) or file.read(len(SIGNATURE)) == SIGNATURE
 
 
 def open_sources(source: str, without: tuple[str, ...]) -> "list[Source]":
@@ -64,6 +69,8 @@ class D4RLSource(Source):
             self.has_reward, self.has_success = "rewards" in file, INFOS["success"] in file
             text = file.get(f"metadata/{EXTRA}")
             self.stated = stated_metadata(str(path), None if text is None else text[()])
+            if not any(name in file for name in ("terminals", "timeouts", INFOS["task"], INFOS["number"])):
+                raise PipelineError(f"{path}: no terminals and no timeouts: they say where an episode ends")
             self._ends = _ends(file, steps)  # (m,) row after the last of each episode
             if not len(self._ends):
                 raise PipelineError(f"{path}: holds no steps")
@@ -99,13 +106,10 @@ class D4RLSource(Source):
         last = int(self._ends[-1]) - 1
         ended = any(bool(file[name][last]) for name in ("terminals", "timeouts") if name in file)
         missing = [name for name in ("terminals", "timeouts") if name not in file]
-        found = (
-            [f"no {' and no '.join(missing)} in the file: an episode ends where the other says so"] if missing else []
-        )
+        found = [f"no {name} in the file: an episode ends where the others say so" for name in missing]
         return found + ([] if ended else ["the end of the last episode is not recorded: it is taken as truncated"])
 
-    def episodes(self, task: int) -> Iterator[Steps]:
-        """The episodes of a task."""
+    def _episodes_of(self, task: int) -> Iterator[Steps]:
         with self._open() as file:
             for row in np.flatnonzero(self._tasks == task):
                 part = slice(int(self._starts[row]), int(self._ends[row]))
@@ -118,8 +122,7 @@ class D4RLSource(Source):
                     "terminals" in file and bool(file["terminals"][part.stop - 1]),
                 )
 
-    def actions(self) -> Iterator[np.ndarray]:
-        """All actions, in pieces."""
+    def _actions(self) -> Iterator[np.ndarray]:
         with self._open() as file:
             for first in range(0, int(self._ends[-1]), ROWS):
                 yield file["actions"][first : first + ROWS].astype(np.float32)

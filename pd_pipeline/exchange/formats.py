@@ -4,10 +4,12 @@ To add one, write its module, with `FORMAT`, `detect`, `open_sources` and `write
 """
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.exchange.source import Source
+from pd_pipeline.exchange.source import Source, reading
+from pd_pipeline.storage import shown
 
 FORMATS = {
     "lerobot": "a folder with meta/info.json",
@@ -31,12 +33,17 @@ def open_sources(source: str, named: str | None, without: tuple[str, ...]) -> li
     if named is not None and named not in FORMATS:
         raise PipelineError(f"--format {named}: no such format: choose one of {', '.join(FORMATS)}")
     found = named or next((name for name in FORMATS if module(name).detect(source)), None)
-    if found is None or not module(found).detect(source):
+    if found is None or not (Path(source).exists() or module(found).detect(source)):
         known = "; ".join(f"{name}: {text}" for name, text in FORMATS.items() if named in (None, name))
         raise PipelineError(f"{source}: not found, or of no known format ({known})")
-    sources: list[Source] = module(found).open_sources(source, without)
+    with reading(source):
+        sources: list[Source] = module(found).open_sources(source, without)
+    for one in sources:
+        one.name = str(shown(Path(one.name)))
+    if not sources:
+        raise PipelineError(f"{source}: holds no {found} data ({FORMATS[found]})")
     for name in without:
-        if not all(any(line.startswith(f"{name} ") for line in one.left_out) for one in sources):
+        if not all(name in one.removed for one in sources):
             parts = ", ".join(str(part) for part in sources[0].observation)
             raise PipelineError(f"--without {name}: no such part of an observation: it has {parts}")
     return sources

@@ -35,6 +35,7 @@ from pd_pipeline.trajectories.validation import Columns
 
 IMPORTED = Path("data/imported")
 TASKS_SHOWN = 10
+CHANGED = "it changed while it was read: import it when its recording is complete"
 Say = Callable[[str], None]
 
 
@@ -62,7 +63,8 @@ def bring(
         for left in folder.glob(".import.*.tmp"):  # of killed processes, since we hold the lock
             remove(left)
         known = {} if limits else {path: read_metadata(path) for path in _parquet(folder)}
-        present = present_in(known)
+        there = _of_target(root, family, asked) if limits else known
+        present = present_in(there)
         accepted = set() if limits else _accepted(root, family)
         of_family: dict[str, dict[int, int]] = {}  # family of the sources -> task of theirs -> task
         made: list[Path] = []
@@ -72,14 +74,11 @@ def bring(
                 before = _imported(known, origin)
                 refuse(one, asked, known, limits)
                 same = of_family.setdefault(one.stated.family, {}) if one.stated else {}
-                new = new_episodes(one, asked, known, present, same, accepted)
+                new = new_episodes(one, asked, there, present, same, accepted)
                 if not new.tasks:
-                    there = (
-                        f"all of its episodes are in {folder} already"
-                        if before is None
-                        else f"imported already, as {before}"
-                    )
-                    say(f"{one.name}: {there}: nothing to do")
+                    place = f"accepted files of task {asked.task}" if limits else folder
+                    why = f"all of its episodes are in {place} already"
+                    say(f"{one.name}: {why if before is None else f'imported already, as {before}'}: nothing to do")
                     _explain_left_out(new, say)
                     continue
                 _refuse_targets(root, family, new.tasks, folder)
@@ -89,7 +88,7 @@ def bring(
                 _explain(new, metadata, bounds, say)
                 path = waiting / _free_name(folder, f"{metadata.quality}-{origin.digest[:12]}")
                 _write(path, new, metadata, known, progress)
-                known[path] = metadata
+                known[path] = there[path] = metadata
                 made.append(path)
             final = [folder / path.name for path in made]
             for path, place in zip(made, final, strict=True):
@@ -135,6 +134,12 @@ def _refuse_targets(root: Path, family: str, tasks: Mapping[int, int], folder: P
             f"task {taken[0]} of {family} is a target with accepted data, and what is in {folder} is pre-trained on: "
             f"bring more of it by --out {drop_zone.FOLDER}/{family}/{taken[0]} and `pd-pipeline ingest`"
         )
+
+
+def _of_target(root: Path, family: str, asked: Asked) -> dict[Path, TrajectoryMetadata]:
+    """The accepted files of the target that an import into the drop zone is for."""
+    assert asked.task is not None, "the folder names it"
+    return {path: read_metadata(path) for path in store.files(root, family, asked.task)}
 
 
 def _accepted(root: Path, family: str) -> set[bytes]:
@@ -245,10 +250,14 @@ def _episodes(new: New, last: dict[int, int], progress: Progress) -> Iterator[tu
     """(task of the family, steps) of new episodes; `last`: task -> the largest number of an episode of it so far."""
     done, count = 0, sum(len(of_task) for of_task in new.episodes.values())
     for task in sorted(new.tasks, key=lambda task: (new.tasks[task], task)):
-        of = new.tasks[task]
-        for steps, is_new in zip(new.source.episodes(task), new.episodes[task], strict=True):
+        of, known, place = new.tasks[task], new.episodes[task], -1
+        for place, steps in enumerate(new.source.episodes(task)):
             done += 1
             progress(f"import {new.source.name}", done, count)
-            if is_new:
+            if place >= len(known):
+                raise PipelineError(f"{new.source.name}: {CHANGED}")
+            if known[place]:
                 last[of] = max(last.get(of, -1) + 1, steps.number)  # its own number, if that is free
                 yield of, columns_of(steps, of, last[of], new.asked)
+        if place + 1 < len(known):
+            raise PipelineError(f"{new.source.name}: {CHANGED}")

@@ -66,18 +66,19 @@ class LeRobotSource(Source):
 
     def __init__(self, root: Path, without: tuple[str, ...]):
         self.name, self._root = str(root), root
-        info = read_json(root / INFO)
+        info = read_json(root / INFO, ": not a LeRobot data set that can be read")
         version = str(info.get("codebase_version"))
         if not version.startswith(("v2.", "v3.")):
             raise PipelineError(f"{root / INFO}: codebase_version is {version}: v2.0, v2.1 and v3.0 can be imported")
         features = info.get("features")
-        if not isinstance(features, dict):
+        if not isinstance(features, dict) or not all(isinstance(each, dict) for each in features.values()):
             raise PipelineError(f"{root / INFO}: lists no features: not a LeRobot data set")
         self._data = sorted((root / "data").glob("chunk-*/*.parquet"))
         if not self._data:
             raise PipelineError(f"{root / 'data'}: holds no Parquet files of episodes")
         self.files = [file for file in (*self._data, *sorted((root / "meta").rglob("*"))) if file.is_file()]
         self.observation = _parts(features, "observation", without, first=STATE)
+        self.removed = {part.name for part in _parts(features, "observation", ())} & {*without}
         self._action = _parts(features, ACTION, ())
         if self._action and self._action[0].name == ACTION:
             self._action = self._action[:1]  # what is beside it says the same in other terms
@@ -104,6 +105,8 @@ class LeRobotSource(Source):
         self.goals = {task: {"task": words[task]} if task in words else {} for task in present}
         if self.stated is not None:  # task_index counts its tasks in order
             tasks = sorted(self.stated.goals)
+            if present[-1] >= len(tasks):
+                raise PipelineError(f"{self.name}: task_index {present[-1]}, but {INFO} states {len(tasks)} tasks")
             self._places = [place._replace(task=tasks[place.task]) for place in self._places]
             self.goals = {tasks[index]: self.stated.goals[tasks[index]] for index in present}
             self.horizon = self.stated.horizon
@@ -115,11 +118,19 @@ class LeRobotSource(Source):
     def _index(self) -> list[Place]:
         """The episodes, from the columns that number them; their rows lie together. Raises PipelineError."""
         found: list[Place] = []
+        counters = ["episode_index", "frame_index", "task_index"]
         for number, path in enumerate(self._data):
             with refusing(f"{path}: damaged, or not LeRobot data"), pq.ParquetFile(path) as file:
-                table = file.read(columns=["episode_index", "frame_index", "task_index"])
-            episode, frame, task = (table.column(i).to_numpy() for i in range(3))
-            starts = np.flatnonzero(np.append(True, np.diff(episode) != 0)) if len(episode) else np.empty(0, int)
+                missing = [name for name in (*counters, *self._columns()) if name not in file.schema_arrow.names]
+                if missing:
+                    raise PipelineError(f"{path}: no column {missing[0]}")
+                table = file.read(columns=counters)
+            if any(table[name].null_count or not pa.types.is_integer(table[name].type) for name in counters):
+                raise PipelineError(f"{path}: {', '.join(counters)} must be whole numbers, none of them empty")
+            if not len(table):
+                continue
+            episode, frame, task = (table[name].to_numpy() for name in counters)
+            starts = np.flatnonzero(np.append(True, np.diff(episode) != 0))
             for first, end in zip(starts, np.append(starts[1:], len(episode)), strict=True):
                 if not np.array_equal(frame[first:end], np.arange(end - first)):
                     raise PipelineError(f"{path}: episode {episode[first]}: its frame_index does not count from 0 on")
@@ -130,16 +141,22 @@ class LeRobotSource(Source):
         numbers = [place.number for place in found]
         if len(set(numbers)) < len(numbers):
             raise PipelineError(f"{self.name}: an episode_index appears twice, or an episode is in two files")
+        if not found:
+            raise PipelineError(f"{self.name}: holds no steps")
         return sorted(found, key=lambda place: place.number)
 
-    def episodes(self, task: int) -> Iterator[Steps]:
-        """The episodes of a task."""
+    def _columns(self) -> list[str]:
+        """What is read of each step."""
         columns = [part.name for part in (*self.observation, *self._action)]
         columns += [REWARD] * self.has_reward + [SUCCESS] * self.has_success + [NUMBERS] * self._numbered
-        columns += [self._ends] if self._ends else []
-        reader = _Rows(self._data, columns)
+        return columns + ([self._ends] if self._ends else [])
+
+    def _episodes_of(self, task: int) -> Iterator[Steps]:
+        reader = _Rows(self._data, self._columns())
         for number, place in enumerate(place for place in self._places if place.task == task):
             table = reader.read(place)
+            if empty := [name for name in table.column_names if table[name].null_count]:
+                raise PipelineError(f"{self._data[place.file]}: episode {place.number}: empty values in {empty[0]}")
             flags = {
                 name: table[name].to_numpy().astype(bool)
                 for name in (SUCCESS, self._ends)
@@ -155,8 +172,7 @@ class LeRobotSource(Source):
             )
         reader.close()
 
-    def actions(self) -> Iterator[np.ndarray]:
-        """All actions, in pieces."""
+    def _actions(self) -> Iterator[np.ndarray]:
         for path in self._data:
             with refusing(f"{path}: damaged"), pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(BATCH, columns=[part.name for part in self._action]):
@@ -238,7 +254,9 @@ def _tasks(root: Path) -> dict[int, str]:
     if table.is_file():
         with refusing(f"{table}: damaged"):
             rows = pq.read_table(table)
-            name = next(name for name in rows.column_names if name != "task_index")
+            name = next((name for name in rows.column_names if name != "task_index"), None)
+            if name is None:
+                raise PipelineError(f"{table}: no column with what the tasks are, in words")
             return dict(zip(rows["task_index"].to_pylist(), map(str, rows[name].to_pylist()), strict=True))
     if not lines.is_file():
         return {}

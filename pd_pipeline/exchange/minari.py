@@ -7,7 +7,7 @@ and an export repeats the one before it.
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +66,11 @@ class MinariSource(Source):
         low, high = (bound.reshape(-1).astype(np.float32) for bound in (actions.low, actions.high))
         self.bounds = (low, high) if np.isfinite([low, high]).all() and (low < high).all() else None
         self._parts, self.left_out = _parts(self._minari.observation_space, (), without)
+        self.removed = {name for name in without if f"{name} (as asked)" in self.left_out}
         self.observation = [Part("/".join(place) or "observation", size) for place, size in self._parts]
         if not self._parts:
             raise PipelineError(f"{source}: no observation is a vector of numbers: {'; '.join(self.left_out)}")
-        about = read_json(folder / METADATA)
+        about = read_json(folder / METADATA, ": not a Minari data set that can be read")
         self.dataset = str(about["dataset_id"])
         extra = about.get(EXTRA)
         self.stated = stated_metadata(source, None if extra is None else json.dumps(extra))
@@ -82,9 +83,11 @@ class MinariSource(Source):
         self.goals = {task: goals.get(task, {}) for task in sorted({task for task, _, _ in self._episodes})}
         if self.stated is not None:
             self.horizon = self.stated.horizon
-        self.has_success = any(SUCCESS in (episode["infos"] or {}) for episode in self._read([0]))
         self.mapped = ["terminations -> terminated, truncations -> truncated"]
         self.left_out = [*self.left_out, "the observation after the last action of each episode"]
+        everywhere = range(self.episode_count)
+        recorded = (_success(episode) is not None for episode in self._read(everywhere))
+        self.has_success = all(recorded)
         if isinstance(self._minari.observation_space, gymnasium.spaces.Dict | gymnasium.spaces.Tuple):
             order = " + ".join(map(str, self.observation))
             self.mapped = [f"observation = {order}, put together in this order", *self.mapped]
@@ -105,29 +108,37 @@ class MinariSource(Source):
         found = []
         metadata = self._minari.storage.get_episode_metadata(range(self._minari.total_episodes))
         for index, about in enumerate(metadata):
-            found.append((int(about.get(TASK, 0)), int(about.get(NUMBER, index)), int(about["total_steps"])))
+            task, number = (about.get(name) for name in (TASK, NUMBER))  # others may keep words under these names
+            task = int(task) if isinstance(task, int | np.integer) else 0
+            number = int(number) if isinstance(number, int | np.integer) else index
+            found.append((task, number, int(about["total_steps"])))
         return found
 
     def _read(self, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         for first in range(0, len(indices), EPISODES_AT_ONCE):
             yield from self._minari.storage.get_episodes(indices[first : first + EPISODES_AT_ONCE])
 
-    def episodes(self, task: int) -> Iterator[Steps]:
-        """The episodes of a task."""
+    def _episodes_of(self, task: int) -> Iterator[Steps]:
         indices = [index for index, (of, _, _) in enumerate(self._episodes) if of == task]
         for index, episode in zip(indices, self._read(indices), strict=True):
             count = len(episode["rewards"])
-            success = (episode["infos"] or {}).get(SUCCESS)
             parts = [_vectors(episode["observations"], place, count) for place, _ in self._parts]
             yield Steps(
                 self._episodes[index][1],
                 np.concatenate(parts, axis=1),
                 np.asarray(episode["actions"], np.float32).reshape(count, -1),
                 np.asarray(episode["rewards"], np.float32),
-                # infos begin with that of the reset
-                None if success is None else np.asarray(success).astype(bool).reshape(-1)[-count:],
+                _success(episode) if self.has_success else None,
                 bool(episode["terminations"][-1]),
             )
+
+
+def _success(episode: Mapping[str, Any]) -> np.ndarray | None:
+    """Whether each step succeeds, (T,) bool; None where that is not recorded as one flag for each."""
+    count, found = len(episode["rewards"]), np.asarray((episode["infos"] or {}).get(SUCCESS))
+    if found.dtype.kind not in "biuf" or found.ndim != 1 or len(found) not in (count, count + 1):
+        return None
+    return found.astype(bool)[-count:]  # infos begin with that of the reset
 
 
 def _vectors(observations: Any, place: tuple[str, ...], count: int) -> np.ndarray:

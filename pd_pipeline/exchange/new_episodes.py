@@ -50,11 +50,14 @@ class Present:
     """Task -> digest of observations and actions -> which rewards were asked for, as in `Asked`."""
     lengths: dict[bytes, set[int]] = field(default_factory=dict)
     """Digest of a first step -> lengths of the episodes that begin with it and did not end by themselves."""
+    longest: dict[bytes, int] = field(default_factory=dict)
+    """Digest of a first step -> length of the longest episode that begins with it."""
 
     def add(self, task: int, episode: "_Episode", reward: object) -> None:
         """Add an episode of a task, with rewards that were asked for so."""
         self.whole.setdefault(task, set()).add(episode.whole)
         self.motions.setdefault(task, {})[episode.motion] = reward
+        self.longest[episode.first] = max(self.longest.get(episode.first, 0), episode.length)
         if not episode.terminated:
             self.lengths.setdefault(episode.first, set()).add(episode.length)
 
@@ -97,19 +100,19 @@ def new_episodes(
 
     An episode whose observations, actions and rewards are those of one that its task has already is a copy, so that a
     log that has grown may be imported again. One that goes on where an episode of its task ends is left out too: that
-    one was imported before its recording had ended. So are those that are `accepted` data of a target, by their
-    digests: methods are tuned to them and scored on them. New ones are added to `present`, and tasks to `same`: what
-    sources of one family were told before. Raises PipelineError if it cannot be told which task one is, and if its
-    rewards were asked for differently before.
+    one was imported before its recording had ended; so is one that is the beginning of an episode of its task. So are
+    those that are `accepted` data of a target, by their digests: methods are tuned to them and scored on them. New ones
+    are added to `present`, and tasks to `same`: what sources of one family were told before. Raises PipelineError if it
+    cannot be told which task one is, and if its rewards were asked for differently before.
     """
     digests = {
         task: [_digests(columns_of(steps, 0, 0, asked), present) for steps in source.episodes(task)]
         for task in source.goals
     }
     _refuse_other_rewards(source, asked, digests, present)
-    existing = goals_of(known)
+    existing, begun = goals_of(known), _begun(digests, known, present)
     unknown = {task: found for task, found in digests.items() if task not in same and asked.task is None}
-    sharing = same | _sharing(source, unknown, present.whole, existing)
+    sharing = same | _sharing(source, unknown, present.whole, begun, existing)
     tasks = assign(source.goals, existing, asked.task, sharing)
     same |= tasks
     new: dict[int, list[bool]] = {}
@@ -118,9 +121,10 @@ def new_episodes(
         new[task] = []
         for each in digests[task]:
             there = present.whole.get(tasks[task], set())
-            of_target, has = each.whole in accepted, each.is_in(there)
+            of_target = each.whole in accepted
+            has = each.is_in(there) or each.whole in begun.get(tasks[task], ())
             of_targets += of_target
-            longer += has and each.whole not in there and not of_target
+            longer += each.is_in(there) and each.whole not in there and not of_target
             new[task].append(not has and not of_target)
             if new[task][-1]:
                 present.add(tasks[task], each, asked.reward)
@@ -135,6 +139,23 @@ def _digests(steps: Columns, present: Present) -> _Episode:
     shorter = sorted(each for each in present.lengths.get(first, ()) if each < length)
     *beginnings, whole = beginning_digests(steps, [*shorter, length])
     return _Episode(whole, motion_digest(steps), first, length, bool(steps.terminated[-1]), tuple(beginnings))
+
+
+def _begun(
+    digests: Mapping[int, Sequence[_Episode]], known: Mapping[Path, TrajectoryMetadata], present: Present
+) -> Digests:
+    """Task -> digests of beginnings of its episodes, as long as those of the source that did not end by themselves."""
+    wanted: dict[bytes, set[int]] = {}
+    for each in (each for of_task in digests.values() for each in of_task):
+        if not each.terminated and present.longest.get(each.first, 0) > each.length:
+            wanted.setdefault(each.first, set()).add(each.length)
+    found: Digests = {}
+    for path in known if wanted else ():
+        for episode in episodes(path):
+            lengths = wanted.get(next(beginning_digests(episode.steps, [1])), ())
+            shorter = sorted(length for length in lengths if length < len(episode.steps.step))
+            found.setdefault(episode.task, set()).update(beginning_digests(episode.steps, shorter))
+    return found
 
 
 def _refuse_other_rewards(
@@ -159,13 +180,13 @@ def _refuse_other_rewards(
 
 
 def _sharing(
-    source: Source, digests: Mapping[int, Sequence[_Episode]], present: Digests, existing: Goals
+    source: Source, digests: Mapping[int, Sequence[_Episode]], present: Digests, begun: Digests, existing: Goals
 ) -> dict[int, int]:
     """Task of the source -> the task of the family that has half of its episodes, or of which it has half.
 
-    An episode that has the beginning of one counts as that one. Fewer may be equal by chance, such as an episode that a
-    robot stood through. A task with a goal has that of the family's. Raises PipelineError if it cannot be told which
-    one it is.
+    An episode that has the beginning of one, or is the beginning of one, counts as that one. Fewer may be equal by
+    chance, such as an episode that a robot stood through. A task with a goal has that of the family's. Raises
+    PipelineError if it cannot be told which one it is.
     """
     found: dict[int, int] = {}
     for task, own in digests.items():
@@ -175,7 +196,9 @@ def _sharing(
             of
             for of, there in sorted(present.items())
             if (not goal or goal == existing.get(of))
-            and 2 * sum(each.is_in(there) for each in different) >= min(len(different), len(there)) > 0
+            and 2 * sum(each.is_in(there) or each.whole in begun.get(of, ()) for each in different)
+            >= min(len(different), len(there))
+            > 0
         ]
         if len(alike) > 1:
             others = " and ".join(map(str, alike))

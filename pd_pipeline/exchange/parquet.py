@@ -53,8 +53,7 @@ class ParquetSource(Source):
         self.episode_count = sum(len(lengths) for lengths in held.lengths.values())
         self.has_success = held.succeeds
 
-    def episodes(self, task: int) -> Iterator[Steps]:
-        """The episodes of a task."""
+    def _episodes_of(self, task: int) -> Iterator[Steps]:
         for episode in episodes(self.files[0], tasks=[task]):
             steps = episode.steps
             yield Steps(

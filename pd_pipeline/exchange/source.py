@@ -3,7 +3,8 @@
 import importlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from pd_pipeline import __version__
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.storage import digest
+from pd_pipeline.trajectories.reading import DAMAGE
 from pd_pipeline.trajectories.schema import TrajectoryMetadata, parse_metadata
 
 EXTRA = "pd_pipeline"
@@ -73,6 +75,8 @@ class Source(ABC):
     """What becomes what, in words."""
     left_out: Sequence[str] = ()
     """What the source holds beyond that, in words."""
+    removed: Collection[str] = ()
+    """Parts of an observation that were asked to be left out."""
     stated: TrajectoryMetadata | None = None
     """The metadata of trajectories of this pipeline that were exported."""
 
@@ -94,15 +98,35 @@ class Source(ABC):
             parts += [file.relative_to(folder).as_posix(), file]
         return digest(*parts)
 
-    @abstractmethod
     def episodes(self, task: int) -> Iterator[Steps]:
-        """The episodes of a task, one at a time, their numbers rising."""
+        """The episodes of a task, one at a time, their numbers rising. Raises PipelineError for damaged ones."""
+        with reading(self.name):
+            yield from self._episodes_of(task)
+
+    @abstractmethod
+    def _episodes_of(self, task: int) -> Iterator[Steps]: ...
 
     def actions(self) -> Iterator[np.ndarray]:
-        """All actions, in pieces (n, d_a)."""
+        """All actions, in pieces (n, d_a). Raises PipelineError for damaged ones."""
+        with reading(self.name):
+            yield from self._actions()
+
+    def _actions(self) -> Iterator[np.ndarray]:
         for task in self.goals:
-            for steps in self.episodes(task):
+            for steps in self._episodes_of(task):
                 yield steps.action
+
+
+@contextmanager
+def reading(source: str) -> Iterator[None]:
+    """Turn what readers of other programs' data raise where these are damaged into one line."""
+    try:
+        yield
+    except PipelineError:
+        raise
+    except (*DAMAGE, AttributeError, AssertionError, NotImplementedError, StopIteration) as error:
+        said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise PipelineError(f"{source}: damaged, or not as its format says it is: {said}") from None
 
 
 def needed(package: str, source: str) -> Any:

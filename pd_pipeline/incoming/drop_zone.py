@@ -1,13 +1,15 @@
 """The drop zone: data/incoming/<family>/<target>/, where users put new trajectories of a target task.
 
 A file counts as complete as soon as a file with its name and `.done` added is beside it, or `.done` alone for all files
-of a folder; without them, after it has not been written to for some seconds. Hidden files and those that end in .tmp or
-.part are ignored.
+of a folder that came before it; without them, after it has not been written to for some seconds. Hidden files and those
+that end in .tmp or .part are ignored.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,12 +35,17 @@ def dropped(root: Path, settle_seconds: float, now: float | None = None) -> Iter
     """
     top = root / FOLDER
     moment = time.time() if now is None else now
-    for path in sorted((path for path in top.rglob("*") if _is_data(path, top)), key=_order):
+    found: list[tuple[Path, os.stat_result]] = []
+    for path in top.rglob("*"):
+        with suppress(FileNotFoundError):  # renamed or removed by its writer
+            if _is_data(path, top):
+                found.append((path, path.lstat()))
+    for path, about in sorted(found, key=lambda each: (each[1].st_mtime_ns, str(each[0]))):
         parts = path.relative_to(top).parts
         family, target = (parts[0], parts[1]) if len(parts) == 3 else (None, None)
-        marked = path.with_name(path.name + DONE).exists() or (path.parent / DONE).exists()
-        settled = moment - path.lstat().st_mtime >= settle_seconds
-        yield Dropped(path, family, target, marked or settled)
+        # a clock that is ahead, of a robot or a file server, gives times that are yet to come
+        settled = not settle_seconds or moment - about.st_mtime >= settle_seconds
+        yield Dropped(path, family, target, settled or _is_marked(path, about))
 
 
 def task_of(target: str) -> int | None:
@@ -52,5 +59,11 @@ def _is_data(path: Path, top: Path) -> bool:
     return not hidden and not path.name.endswith(UNFINISHED) and (path.is_symlink() or not path.is_dir())
 
 
-def _order(path: Path) -> tuple[int, str]:
-    return path.lstat().st_mtime_ns, str(path)
+def _is_marked(path: Path, about: os.stat_result) -> bool:
+    """Whether its own marker is there, or that of its folder, which is not about files that came later."""
+    if path.with_name(path.name + DONE).exists():
+        return True
+    try:
+        return about.st_ctime_ns <= (path.parent / DONE).stat().st_ctime_ns  # a copy may keep an old st_mtime
+    except FileNotFoundError:
+        return False

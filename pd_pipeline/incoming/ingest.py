@@ -21,13 +21,15 @@ from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.graph import Graph
 from pd_pipeline.incoming import drop_zone, store
 from pd_pipeline.incoming.drop_zone import DONE, Dropped, dropped, task_of
-from pd_pipeline.storage import atomic_file, file_digest, write_json
+from pd_pipeline.storage import atomic_file, file_digest, shown, write_json
 from pd_pipeline.trajectories.checking import FileSummary, check_file
 from pd_pipeline.trajectories.copies import episode_digests, first_seen
 from pd_pipeline.trajectories.reading import read_metadata
 
 QUARANTINE = Path("data/quarantine")
 REASON = ".reason.txt"
+CHANGED = "it changed while it was read"
+MOST_BYTES = 160  # of a name in the quarantine
 State = Literal["accepted", "quarantined", "duplicate", "waiting"]
 
 
@@ -97,24 +99,37 @@ def ingest(
 def _one(
     root: Path, families: Mapping[str, Family], others: Collection[str], file: Dropped, moment: datetime
 ) -> Outcome:
-    name = file.path.relative_to(root)
-    if waits := _waits_for(file, others, moment):
-        return Outcome(name, "waiting", waits)
+    name = shown(file.path.relative_to(root))
     try:
-        before = _stamp(file.path)
+        if waits := _waits_for(file, others, moment):
+            return Outcome(name, "waiting", waits)
+        return _taken(root, families, file, moment)
+    except FileNotFoundError:
+        why = "it was removed while it was read"
+    except OSError as error:  # the others go on
+        why = f"it cannot be taken: {error}"
+    return Outcome(name, "waiting", why)
+
+
+def _taken(root: Path, families: Mapping[str, Family], file: Dropped, moment: datetime) -> Outcome:
+    name = shown(file.path.relative_to(root))
+    before = _stamp(file.path)
+    try:
         family, task, found = _checked(families, file)
+        if damaged := _damaged(root, family, task):
+            return Outcome(name, "waiting", damaged, family, task)
         digest = file_digest(file.path).hex()
-        if _stamp(file.path) != before:
-            return Outcome(name, "waiting", "it changed while it was read", family, task)
         copies = _copies(root, families[family], task, file.path)
         said = _nothing_new(root, families[family], task, file.path, digest, found)
+        if _stamp(file.path) != before:
+            return Outcome(name, "waiting", CHANGED, family, task)
         if copies == found.episodes and not said:
             raise PipelineError(
                 "its episodes are in accepted files of another quality already, which are never changed"
             )
-    except FileNotFoundError:
-        return Outcome(name, "waiting", "it was removed while it was read")
     except PipelineError as error:
+        if _stamp(file.path) != before:
+            return Outcome(name, "waiting", CHANGED)
         outcome = _quarantined(root, file.path, str(error).removeprefix(f"{file.path}: "))
         named = file.family in families and file.target is not None
         return outcome._replace(family=file.family, task=task_of(str(file.target))) if named else outcome
@@ -137,6 +152,16 @@ def _one(
     if copies:
         said += f", {copies} of them copies, which are left out"
     return Outcome(name, "accepted", said, family, task)
+
+
+def _damaged(root: Path, family: str, task: int) -> str:
+    """Which accepted file of a target lacks what is known of it; empty if none does."""
+    try:
+        for accepted in store.files(root, family, task):
+            store.received(accepted)
+    except PipelineError as error:
+        return f"an accepted file of its target must be mended first: {error}"
+    return ""
 
 
 def _nothing_new(root: Path, family: Family, task: int, file: Path, digest: str, found: FileSummary) -> str:
@@ -175,8 +200,9 @@ def _copies(root: Path, family: Family, task: int, file: Path, quality: str | No
 def _waits_for(file: Dropped, others: Collection[str], moment: datetime) -> str:
     """Why a file is not looked at yet; empty if it is."""
     if not file.complete:
-        age = max(0.0, moment.timestamp() - file.path.lstat().st_mtime)
-        return f"written {age:.0f} s ago: --settle 0, or {file.path.name}{DONE} beside it, says it is complete"
+        age = moment.timestamp() - file.path.lstat().st_mtime
+        when = f"written {age:.0f} s ago" if age >= 0 else f"its time is {-age:.0f} s ahead of this machine's clock"
+        return f"{when}: --settle 0, or {file.path.name}{DONE} beside it, says it is complete"
     return f"'{file.family}' is not among run.families of params.yaml: add it there" if file.family in others else ""
 
 
@@ -209,6 +235,8 @@ def _checked(families: Mapping[str, Family], file: Dropped) -> tuple[str, int, F
         raise PipelineError(f"'{file.target}' has no task number: name the folder 57 or {file.family}-57")
     if task in family.train_tasks and task not in family.test_tasks:
         raise PipelineError(f"task {task} is a training task of {family.name}, not a target: use another number")
+    if shown(file.path) != file.path:
+        raise PipelineError("its name is not valid UTF-8: rename it")
     if file.path.is_symlink():
         raise PipelineError("a link: what it points to could change: copy the file itself")
     if not file.path.is_file():
@@ -231,8 +259,9 @@ def _checked(families: Mapping[str, Family], file: Dropped) -> tuple[str, int, F
 
 
 def _quarantined(root: Path, path: Path, reason: str) -> Outcome:
-    name = path.relative_to(root)
+    name = shown(path.relative_to(root))
     wanted = root / QUARANTINE / name.relative_to(drop_zone.FOLDER)
+    wanted = wanted.with_name(_shortened(wanted.name))
     place, number = wanted, 1
     while os.path.lexists(place) or os.path.lexists(_reason_of(place)):
         number += 1
@@ -241,6 +270,14 @@ def _quarantined(root: Path, path: Path, reason: str) -> Outcome:
         temporary.write_text(f"{name}: {reason}\n")
     _move(path, place)
     return Outcome(name, "quarantined", f"{reason} (now {place.relative_to(root)})")
+
+
+def _shortened(name: str) -> str:
+    """A file name with room for what the quarantine adds to it: file systems take 255 bytes."""
+    if len(name.encode()) <= MOST_BYTES:
+        return name
+    suffix = Path(name).suffix if len(Path(name).suffix) <= 10 else ""
+    return name.encode()[: MOST_BYTES - len(suffix)].decode(errors="ignore") + suffix
 
 
 def _reason_of(place: Path) -> Path:
@@ -260,8 +297,11 @@ def _move(path: Path, place: Path) -> None:
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
-        with atomic_file(place) as temporary:
-            shutil.copyfile(path, temporary, follow_symlinks=False)
+        if path.is_symlink():
+            place.symlink_to(path.readlink())
+        else:
+            with atomic_file(place) as temporary:
+                shutil.copyfile(path, temporary)
         path.unlink()
     path.with_name(path.name + DONE).unlink(missing_ok=True)
 

@@ -123,6 +123,9 @@ def test_ends_are_found_across_pieces(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"infos/episode_id": 3}, "infos/episode_id has no steps, but observations 10"),
         ({name: np.zeros((0, *shape)) for name, shape in (("observations", (3,)), ("actions", (2,)), ("rewards", ()),
           ("terminals", ()), ("timeouts", ()))}, "holds no steps"),
+        ({"terminals": None, "timeouts": None}, "no terminals and no timeouts: they say where an episode ends"),
+        ({"metadata/pd_pipeline/x": 3}, r"a\.hdf5: damaged, or not as its format says it is: "),
+        ({"metadata/pd_pipeline": 3}, r"a\.hdf5: damaged"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_imported_is_said(tmp_path: Path, changes: dict, message: str) -> None:

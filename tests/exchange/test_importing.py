@@ -1,10 +1,12 @@
 """An import says what it does, refuses what is bad, and does nothing twice."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 
 from pd_pipeline import graph
 from pd_pipeline.errors import PipelineError
-from pd_pipeline.exchange import formats
+from pd_pipeline.exchange import formats, importing
 from pd_pipeline.exchange.lerobot_writing import write as write_lerobot
 from pd_pipeline.exchange.mapping import assign
 from pd_pipeline.incoming.ingest import take
@@ -20,6 +22,7 @@ from pd_pipeline.storage import digest
 from pd_pipeline.trajectories.checking import check_file
 from pd_pipeline.trajectories.reading import read, read_metadata, write
 from tests.dvc_project import SMALL_PARAMS, make_project
+from tests.exchange import builders
 from tests.exchange.builders import ALL, FAMILY, about, every, exported, imported, trajectory_file
 from tests.exchange.test_d4rl import plain
 
@@ -109,6 +112,30 @@ def test_an_episode_that_had_not_ended_is_not_there_twice(tmp_path: Path, task: 
     (third,), said = imported(tmp_path, longer, task=task)
     assert read(third).lengths.tolist() == [5, 5]
     assert "whose beginning" not in said
+
+
+@pytest.mark.parametrize("task", [None, 4])
+def test_nor_if_the_whole_of_it_came_first(tmp_path: Path, task: int | None) -> None:
+    """A copy of the log of yesterday may be imported after that of today."""
+    imported(tmp_path, grown(tmp_path / "friday.hdf5", 15), task=task)
+    earlier, said = imported(tmp_path, grown(tmp_path / "monday.hdf5", 8), task=task)
+    assert (earlier, "all of its episodes are in" in said) == ([], True)
+
+
+def test_nor_in_the_drop_zone(tmp_path: Path) -> None:
+    root = make_project(tmp_path, SMALL_PARAMS + "automation: {settle_seconds: 0}\n")
+    where = root / "data/incoming/point_robot/57"
+    for steps, kept in ((8, [5, 3]), (15, [5]), (10, None), (8, None)):
+        rng = np.random.default_rng(1)
+        full = {"observations": rng.normal(size=(15, 2)) / 100, "actions": rng.uniform(-0.01, 0.01, (15, 2)),
+                "rewards": rng.normal(size=15)}  # fmt: skip
+        ends = {"terminals": np.zeros(steps, bool), "timeouts": np.arange(steps) % 5 == 4}
+        log = plain(root / f"{steps}.hdf5", **{name: each[:steps] for name, each in full.items()}, **ends)
+        made, said = imported(root, log, "point_robot", out=where)
+        assert [read(file, new_task=57).lengths.tolist() for file in made] == ([kept] if kept else [])
+        if kept is None:
+            assert "all of its episodes are in accepted files of task 57 already: nothing to do" in said
+        assert {outcome.state for outcome in take(graph.load(root))} <= {"accepted"}
 
 
 def test_an_episode_that_ended_by_itself_is_no_beginning(tmp_path: Path) -> None:
@@ -370,9 +397,42 @@ def test_an_unknown_source_is_named_with_the_formats(tmp_path: Path, source: str
 
 
 def test_a_format_that_is_named_must_fit(tmp_path: Path, original: Path) -> None:
-    with pytest.raises(PipelineError, match=r"of no known format \(d4rl: an HDF5 file"):
+    with pytest.raises(PipelineError, match=r"\.parquet: not a readable HDF5 file"):
         imported(tmp_path, original, format="d4rl")
+    with pytest.raises(PipelineError, match=r"of no known format \(d4rl: an HDF5 file"):
+        imported(tmp_path, "nowhere", format="d4rl")
+    with pytest.raises(PipelineError, match="holds no parquet data"):
+        imported(tmp_path, Path(__file__).parent, format="parquet")
     assert imported(tmp_path, original, format="parquet")[0]
+
+
+@pytest.mark.parametrize("named", [None, "d4rl"])
+def test_a_file_may_have_any_name(tmp_path: Path, named: str | None) -> None:
+    assert imported(tmp_path, plain(tmp_path / "log.H5PY"), format=named)[0]
+    assert imported(tmp_path, plain(Path(os.fsdecode(bytes(tmp_path) + b"/gr\xfcn")), rewards=np.ones(10)))[0]
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, real = tmp_path / "log.parquet", importing._write
+
+    def later(*arguments: Any) -> None:
+        write(source, about(), now)
+        real(*arguments)
+
+    monkeypatch.setattr(importing, "_write", later)
+    now = list[Any]()
+    for now[:] in (ALL[1:], [*ALL[:3], builders.steps(2, 9, 4, True), *ALL[3:]]):
+        write(source, about(), ALL)
+        with pytest.raises(PipelineError, match=r"log\.parquet: it changed while it was read: import it when its rec"):
+            imported(tmp_path, source)
+    assert not list((tmp_path / "data").rglob("*.parquet"))
+
+
+def test_without_names_a_part_of_an_observation(tmp_path: Path) -> None:
+    source = plain(tmp_path / "a.hdf5", timeouts=None)
+    for name in ("no", "the", "timeouts"):
+        with pytest.raises(PipelineError, match=rf"--without {name}: no such part of an observation: it has observ"):
+            imported(tmp_path, source, without=(name,))
 
 
 def test_each_format_recognises_its_own(tmp_path: Path, original: Path) -> None:

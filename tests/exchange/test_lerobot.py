@@ -164,6 +164,45 @@ def test_what_cannot_be_imported_is_said(tmp_path: Path, change: Any, message: s
         imported(tmp_path, version_2(tmp_path / "le", features))
 
 
+def values(name: str, found: list[Any]) -> Any:
+    """Changes a column of a file with six rows."""
+    return lambda table: table.set_column(table.column_names.index(name), name, pa.array(found))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        *((lambda table, name=name: table.drop_columns([name]), rf"episode_000001\.parquet: no column {name}")
+          for name in ("task_index", "episode_index", "next.reward", "action", "observation.state")),
+        (values("episode_index", [1, 1, None, 1, 1, 1]), "must be whole numbers, none of them empty"),
+        (values("task_index", ["a"] * 6), "must be whole numbers, none of them empty"),
+        (values("next.reward", [1.0, None, 1.0, 1.0, 1.0, 1.0]), "episode 1: empty values in next.reward"),
+        (values("next.reward", ["good"] * 6), "le: damaged, or not as its format says it is: ValueError"),
+        (values("action", [1] * 6), "le: damaged, or not as its format says it is: "),
+    ],
+)  # fmt: skip
+def test_columns_that_are_not_as_stated_are_one_line(tmp_path: Path, damage: Any, message: str) -> None:
+    path = version_2(tmp_path / "le") / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(damage(pq.read_table(path)), path)
+    with pytest.raises(PipelineError, match=message):
+        imported(tmp_path, tmp_path / "le")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON .*: not a LeRobot data set that can be read"),
+        ('{"codebase_version": "v2.1", "features": {"action": 3}}', "lists no features"),
+        ('{"codebase_version": "v2.1", "features": {"action": {"dtype": "float32", "shape": ["x"]}}}', "damaged, or"),
+    ],
+)
+def test_a_damaged_description_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (version_2(tmp_path / "le") / "meta/info.json").write_text(text)
+    with pytest.raises(PipelineError, match=message) as caught:
+        imported(tmp_path, tmp_path / "le")
+    assert "run its stage again" not in str(caught.value), "it is the user's own"
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match=r"codebase_version is v1\.6: v2\.0, v2\.1 and v3\.0 can be imported"):
         imported(tmp_path, version_2(tmp_path / "old", version="v1.6"))
@@ -176,6 +215,11 @@ def test_damage_is_named(tmp_path: Path) -> None:
     (data / "episode_000007.parquet").write_bytes((data / "episode_000001.parquet").read_bytes())
     with pytest.raises(PipelineError, match="an episode_index appears twice"):
         imported(tmp_path, twice)
+    empty = version_2(tmp_path / "empty")
+    path = empty / "data/chunk-000/episode_000001.parquet"
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+    (made,), _ = imported(tmp_path, empty)
+    assert read(made).lengths.tolist() == [4, 3], "a file without rows has no episode"
     gap = version_2(tmp_path / "gap")
     path = gap / "data/chunk-000/episode_000001.parquet"
     pq.write_table(pq.read_table(path).slice(1), path)

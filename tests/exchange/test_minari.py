@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -68,6 +69,39 @@ def test_a_data_set_by_its_id(tmp_path: Path) -> None:
     assert {"minari", "h5py"} < metadata.origin[0].versions.keys()
     assert "left out: the observation after the last action of each episode" in said
     assert "action: 2 numbers between -2 and 2 (as stated)" in said
+
+
+@pytest.mark.parametrize(
+    "success", [[None, [0, 0, 0, 0, 0, 0, 1]], [[0, 0, 0, 0, 1], None], [np.zeros((5, 2)), np.zeros((7, 2))]]
+)
+def test_success_is_recorded_for_all_episodes_or_not_at_all(tmp_path: Path, datasets: Path, success: list[Any]) -> None:
+    made_by_minari(name="lab/part-v0")
+    with h5py.File(datasets / "lab/part-v0/data/main_data.hdf5", "r+") as file:
+        for number, found in enumerate(success):
+            if found is not None:
+                file[f"episode_{number}/infos/success"] = found
+    _, said = imported(tmp_path, "lab/part-v0")
+    assert "success: not recorded, never" in said
+    with pytest.raises(PipelineError, match="success"):
+        imported(tmp_path / "other", "lab/part-v0", reward="success")
+
+
+def test_words_in_place_of_task_numbers_are_no_tasks(tmp_path: Path, datasets: Path) -> None:
+    made_by_minari(name="lab/words-v0")
+    with h5py.File(datasets / "lab/words-v0/data/main_data.hdf5", "r+") as file:
+        for number in range(2):
+            file[f"episode_{number}"].attrs["task_id"] = "pick-cube"
+            file[f"episode_{number}"].attrs["episode_id"] = "5f0c"
+    (made,), _ = imported(tmp_path, "lab/words-v0")
+    assert (read(made).task_id.tolist(), read(made).lengths.tolist()) == ([0, 0], [4, 6])
+
+
+def test_what_is_missing_in_a_file_is_one_line(tmp_path: Path, datasets: Path) -> None:
+    made_by_minari(name="lab/lost-v0")
+    with h5py.File(datasets / "lab/lost-v0/data/main_data.hdf5", "r+") as file:
+        del file["episode_1/rewards"]
+    with pytest.raises(PipelineError, match="lab/lost-v0: damaged, or not as its format says it is: "):
+        imported(tmp_path, "lab/lost-v0")
 
 
 def test_a_data_set_by_its_path(tmp_path: Path, datasets: Path) -> None:

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,6 +260,116 @@ def test_a_damaged_accepted_file_does_not_hold_up_a_new_one(tmp_path: Path, run:
     accepted.write_bytes(b"gone")
     drop(tmp_path, seed=1)
     assert [outcome.state for outcome in run()] == ["accepted"]
+
+
+def test_without_what_is_known_of_an_accepted_file_new_ones_wait(
+    tmp_path: Path, run: Callable[..., list[Outcome]]
+) -> None:
+    drop(tmp_path)
+    run()
+    (accepted,) = store.files(tmp_path, "point_robot", NEW)
+    (about := accepted.with_suffix(".json")).rename(tmp_path / "about.json")
+    drop(tmp_path, seed=1)
+    (outcome,) = run()
+    assert outcome.state == "waiting"
+    assert "must be mended first" in outcome.message
+    assert "0001-expert.json: no such file" in outcome.message
+    (tmp_path / "about.json").rename(about)
+    assert [outcome.state for outcome in run()] == ["accepted"]
+
+
+@pytest.mark.parametrize(
+    "name", [b"gr\xfcn.parquet", "\N{CJK UNIFIED IDEOGRAPH-4E00}".encode() * 80 + b".parquet"], ids=["bytes", "long"]
+)
+def test_odd_names_hold_up_nothing(tmp_path: Path, run: Callable[..., list[Outcome]], name: bytes) -> None:
+    good = drop(tmp_path, name="z.parquet")
+    odd = Path(os.fsdecode(bytes(good.parent) + b"/" + name))
+    odd.write_bytes(b"bad")
+    os.utime(odd, (0, 0))
+    found = run()
+    assert [outcome.state for outcome in found] == ["quarantined", "accepted"]
+    print(found[0].file, found[0].message)  # in any encoding
+    assert not odd.exists()
+    (kept,) = [path for path in (tmp_path / "data/quarantine").rglob("*.parquet")]
+    assert kept.read_bytes() == b"bad"
+    assert module.quarantined(tmp_path)[0].startswith("data/incoming/point_robot/57/")
+
+
+def test_a_file_that_cannot_be_moved_waits_and_others_go_on(
+    tmp_path: Path, run: Callable[..., list[Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = drop(tmp_path)
+    os.utime(path, (0, 0))
+    drop(tmp_path, name="b.parquet", seed=1)
+    rename = os.rename
+
+    def refused(source: Path, target: Path) -> None:
+        if Path(source) == path:
+            raise PermissionError(errno.EACCES, "Permission denied", str(source))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", refused)
+    first, second = run()
+    assert (first.state, second.state) == ("waiting", "accepted")
+    assert first.message.startswith("it cannot be taken: ")
+    assert "Permission denied" in first.message
+
+
+def test_a_link_from_another_file_system_is_quarantined(
+    tmp_path: Path, run: Callable[..., list[Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, rename = drop(tmp_path).with_name("link.parquet"), os.rename
+    link.symlink_to("nowhere")
+
+    def other_file_system(source: Path, target: Path) -> None:
+        if Path(source) == link:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", other_file_system)
+    assert sorted(outcome.state for outcome in run()) == ["accepted", "quarantined"]
+    assert (tmp_path / "data/quarantine/point_robot/57/link.parquet").readlink() == Path("nowhere")
+
+
+def test_a_marker_of_a_folder_is_not_about_files_that_come_later(
+    tmp_path: Path, run: Callable[..., list[Outcome]]
+) -> None:
+    marker = drop(tmp_path).with_name(".done")
+    marker.touch()
+    now = datetime.now(UTC)
+    assert [outcome.state for outcome in run(now)] == ["accepted"]
+    later = drop(tmp_path, name="b.parquet", seed=1)
+    os.utime(
+        later, (0, time.time() + 5)
+    )  # a copy keeps the time of what it is a copy of; here of a clock that is ahead
+    (outcome,) = run(now)
+    assert outcome.state == "waiting"
+    assert "ahead of this machine's clock" in outcome.message
+    marker.touch()
+    assert [outcome.state for outcome in run(now)] == ["accepted"]
+
+
+def test_settling_at_once_is_at_once_whatever_the_clock(tmp_path: Path, point_robot: PointRobot) -> None:
+    path = drop(tmp_path)
+    os.utime(path, (0, time.time() + 3600))
+    (outcome,) = ingest(tmp_path, {"point_robot": point_robot}, settle_seconds=0)
+    assert outcome.state == "accepted"
+
+
+def test_what_changes_at_the_last_moment_is_not_accepted(
+    tmp_path: Path, run: Callable[..., list[Outcome]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = drop(tmp_path), module._nothing_new
+
+    def growing(*arguments: Any) -> str:
+        found = real(*arguments)
+        with path.open("ab") as end:
+            end.write(b"more")
+        return found
+
+    monkeypatch.setattr(module, "_nothing_new", growing)
+    assert [outcome.state for outcome in run()] == ["waiting"]
+    assert store.files(tmp_path, "point_robot", NEW) == []
 
 
 def test_nothing_in_quarantine_is_replaced(tmp_path: Path, run: Callable[..., list[Outcome]]) -> None:
