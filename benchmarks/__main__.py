@@ -25,13 +25,14 @@ def main() -> None:
     given = parser.parse_args()
     if unknown := set(given.names) - set(NAMES):
         parser.error(f"unknown {', '.join(sorted(unknown))}: known are {', '.join(NAMES)}")
-    codes = [
-        subprocess.run(
-            [sys.executable, "-m", f"benchmarks.{name}", *(["--quick"] if given.quick else [])], check=False
-        ).returncode
+    more = ["--quick"] if given.quick else []
+    failed = [
+        name
         for name in given.names or NAMES
+        if subprocess.run([sys.executable, "-m", f"benchmarks.{name}", *more], check=False).returncode
     ]
-    sys.exit(max(codes))
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ In the folder of a finished project: `python -m benchmarks.best_arm FAMILY STAGE
 
 Every arm (a segment of the few-shot trajectories) acts from the same start states. The best one is then measured on
 other starts, beside the prompt of each stage (`tuned_prompt_bandit`, a variant). Prints one line of JSON per target and
-seed; the last line has the smallest ratio of each stage's return to that of the best arm.
+seed; the last line has the smallest ratio of each stage's return to that of the best arm, for families whose returns
+are positive.
 """
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -69,7 +70,11 @@ def measure(project: Graph, name: str, stages: list[str]) -> Iterator[dict[str, 
 
 def main() -> None:
     """Measure the project in the current directory."""
-    name, *stages = sys.argv[1:]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.best_arm")
+    parser.add_argument("family")
+    parser.add_argument("stages", nargs="+", metavar="stage", help="such as tuned_prompt_bandit")
+    given = parser.parse_args()
+    name, stages = given.family, given.stages
     rows = list(measure(graph.load(Path.cwd()), name, stages))
     for row in rows:
         print(json.dumps(row))

@@ -1,11 +1,10 @@
 """Collection in worker processes against cores x a bare loop of the same environment in one process.
 
-Collection includes everything that stage trajectories does until the last episode is collected: starting the workers,
-building the simulators, acting, stepping, saving the shards. For the scripted families the bare loop acts too; for
-locomotion it is only physics and reward under a constant action, without a policy.
+Collection includes everything that stage trajectories does until its Parquet files are written: starting the workers,
+building the simulators, acting, stepping, saving the shards, putting them together and checking them. For the scripted
+families the bare loop acts too; for locomotion it is only physics and reward under a constant action, without a policy.
 """
 
-import os
 import statistics
 import tempfile
 import time
@@ -21,6 +20,7 @@ from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.progress import silent
 from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.collection import TrajectoriesParams, collect
+from pd_pipeline.workers import cores
 
 GOAL, GOAL_OF_LOCOMOTION = 0.75, 0.6
 BLOCK: dict[str, Any] = {"horizon": 200}
@@ -82,9 +82,9 @@ def workers(family: Family, block: dict[str, Any], episodes: int) -> float:
 
 def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     """Bare loop, workers, bare loop, for each family."""
-    cores = os.cpu_count() or 1
+    at_once = cores()
     figures: list[Figure] = []
-    details: dict[str, float | None] = {"cores": cores}
+    details: dict[str, float | None] = {"cores": at_once}
     for name, sizes in EPISODES.items():
         family = load_family(name, BLOCK, Path.cwd())
         alone_episodes, episodes = (1, 1) if quick else sizes
@@ -92,7 +92,7 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
         found = workers(family, BLOCK, episodes)
         single = statistics.mean((before, bare(family, alone_episodes)))
         goal = GOAL_OF_LOCOMOTION if isinstance(family, Locomotion) else GOAL
-        figures.append(at_least(f"{name}: workers", found, cores * single, "steps/s", goal=goal))
+        figures.append(at_least(f"{name}: workers", found, at_once * single, "steps/s", goal=goal))
         details[f"{name}: bare loop, steps/s"] = single
     return figures, details
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from pd_pipeline.storage import atomic_file
+
 RESULTS = Path(__file__).parent.parent / "results" / "benchmarks"
 
 
@@ -41,9 +43,10 @@ def share_of(what: str, ours: float, limit: float, unit: str) -> Figure:
     return Figure(what, ours, limit, unit, ours / limit, "", True)
 
 
-def at_most(what: str, ours: float, reference: float, unit: str, *, goal: float) -> Figure:
-    """A figure that should stay below `goal` times its reference."""
-    return Figure(what, ours, reference, unit, ours / reference, f"<= {goal:g}", ours / reference <= goal)
+def at_most(what: str, ours: float, reference: float, unit: str, *, goal: float, ratio: float | None = None) -> Figure:
+    """A figure that should stay below `goal` times its reference; `ratio` where it is not the plain quotient."""
+    value = ours / reference if ratio is None else ratio
+    return Figure(what, ours, reference, unit, value, f"<= {goal:g}", value <= goal)
 
 
 def alternate(ours: Callable[[], float], peer: Callable[[], float], rounds: int) -> tuple[float, float, float]:
@@ -96,9 +99,9 @@ def report(name: str, measure: Callable[[bool], tuple[list[Figure], dict[str, An
     figures, details = measure(quick)
     show(name, figures, details, quick)
     if not quick:
-        RESULTS.mkdir(parents=True, exist_ok=True)
         saved = as_json(figures, details, about) | {"command": f"python -m benchmarks.{name}"}
-        (RESULTS / f"{name}.json").write_text(json.dumps(saved, indent=1) + "\n")
+        with atomic_file(RESULTS / f"{name}.json") as temporary:
+            temporary.write_text(json.dumps(saved, indent=1) + "\n")
     return figures
 
 

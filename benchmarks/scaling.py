@@ -4,14 +4,15 @@ Measured: recording a piece of work, and seeing that one is up to date, in proje
 computing anything. dvc.lock has an entry for every piece; in large projects most are copies of one.
 
 Simulated: a scheduler that gives each piece, and each part of the evaluation, to a free machine replays the seconds
-that pieces of the default project took. Each piece costs the driver what was measured, one after the other.
+that pieces of the default project took, with all of its methods and with prompt_diffuser alone. Each piece costs the
+driver what was measured, one after the other.
 """
 
 import heapq
 import json
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -109,22 +110,26 @@ class Work(NamedTuple):
     """Whether it is a piece, which the driver records, and not a part of one."""
 
 
-def many_targets(seconds: Mapping[str, float], targets: int, parts: int) -> list[Work]:
+def many_targets(seconds: Mapping[str, float], targets: int, parts: int, methods: Collection[str]) -> list[Work]:
     """Collection, both pre-trainings, tuning for each target, and evaluation in `parts` of equal size.
 
-    `seconds` are those of one seed of the default project: `plm@reach-0` and so on.
+    `seconds` are those of one seed of the default project: `plm@reach-0` and so on. With fewer methods than it has,
+    evaluation takes their share of its time.
     """
+    stages = {name.split("@")[0] for name in seconds if name.startswith("tuned_")}
 
     def took(stage: str) -> float:
         return median(value for name, value in seconds.items() if name.startswith(f"{stage}@"))
 
     trajectories = Work(took("trajectories"), ())
     work = [trajectories, Work(took("plm"), (0,)), Work(took("diffuser"), (0,))]
-    work += [Work(took("tuned_prompt_diffuser"), (1, 2))] * targets
+    for method in methods:
+        work += [Work(took(f"tuned_{method}"), (1, 2))] * targets
     known = len({name for name in seconds if name.startswith("tuned_prompt_diffuser@")})
+    share = len(methods) / len(stages)
     first = len(work) + 1
     work.append(Work(0.0, tuple(range(3, first - 1)), recorded=False))  # evaluation starts
-    each = took("evaluation") / known * targets / parts
+    each = share * took("evaluation") / known * targets / parts
     work += [Work(each, (first - 1,), recorded=False)] * parts
     work.append(Work(0.0, tuple(range(first, first + parts))))
     return work
@@ -183,9 +188,12 @@ def measure(quick: bool) -> tuple[list[Figure], dict[str, Any]]:
     details |= {f"{cost.pieces} pieces: milliseconds to record and to skip one": per_piece(cost) for cost in found}
     seconds = read_json(RESULTS.parent / "default/reach/provenance.json")["seconds"]
     targets = 100 if quick else TARGETS
-    for size in (targets, EvaluationParams().targets):
-        work = many_targets(seconds, targets, targets // size)
-        what = f"{targets:,} targets, evaluated in parts of {size:,}"
+    methods = sorted({name.split("@")[0].removeprefix("tuned_") for name in seconds if name.startswith("tuned_")})
+    parts = EvaluationParams().targets
+    for size, some in ((targets, methods), (parts, methods), (parts, ["prompt_diffuser"])):
+        work = many_targets(seconds, targets, targets // size, some)
+        count = f"{len(some)} methods" if len(some) > 1 else some[0]
+        what = f"{targets:,} targets, {count}, evaluated in parts of {size:,}"
         details[f"{what}: hours of the longest chain"] = round(critical_path(work) / 3600, 2)
         for machines in MACHINES:
             ours, free = (makespan(work, machines, driver) / 3600 for driver in (most.record, 0.0))
