@@ -1,5 +1,6 @@
 """The `pd-pipeline` command: a thin layer over the library."""
 
+import shlex
 import sys
 import threading
 from pathlib import Path
@@ -23,13 +24,16 @@ class _Group(typer.core.TyperGroup):
     """Prints expected errors of every command as one line instead of a traceback."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
-        from pd_pipeline.interruption import unwind_on_signals
+        from pd_pipeline.interruption import Interrupted, unwind_on_signals
 
         if threading.current_thread() is threading.main_thread():
             unwind_on_signals()
         try:
             return super().invoke(ctx)
         except BrokenPipeError:
+            raise
+        except Interrupted:
+            print("interrupted: what was finished is kept; the same command goes on from there", file=sys.stderr)
             raise
         except EXPECTED as error:
             print(f"error: {described(error)}", file=sys.stderr)
@@ -73,7 +77,7 @@ def init(
 
     for file in begin(directory):
         typer.echo(str(file))
-    place = "" if directory == Path() else f"cd {directory}; "
+    place = "" if directory == Path() else f"cd {shlex.quote(str(directory))}; "
     typer.echo(f"edit params.yaml, then: {place}pd-pipeline run all")
 
 
@@ -97,6 +101,15 @@ def graph(
         for stage in project.stages.values():
             after = f" after {', '.join(stage.needs)}" if stage.needs else ""
             typer.echo(f"{stage.name}{after}: " + (" ".join(map(str, project.keys(stage.name))) or "one piece"))
+
+
+@app.command()
+def clean() -> None:
+    """Remove all that the pipeline made in this project. Your own files, raw data and DVC's cache stay."""
+    from pd_pipeline.clean import clean as removed
+
+    for line in removed(Path.cwd().resolve()):
+        typer.echo(line)
 
 
 @app.command()

@@ -247,7 +247,9 @@ def overridden(values: Any, overrides: Sequence[str], top: Sequence[str] = ()) -
     for override in overrides:
         name, given, text = override.partition("=")
         parts = name.strip().split(".")
-        if not given or not all(parts) or len(parts) < 2:
+        if given and all(parts) and len(parts) == 1:
+            raise PipelineError(f"--set {override}: name the block too, such as plm.steps=100 or target.few_shot=1")
+        if not given or not all(parts):
             raise PipelineError(f"--set {override}: write NAME=VALUE, such as plm.steps=100 or run.seeds=[0,1]")
         run = changed.get("run")
         paths = [parts] if parts[0] in (*PARTS, *top) else [["families", name, *parts] for name in families_of(run)]

@@ -14,13 +14,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from pd_pipeline import data_root, dvc_locks, locks, made_from, preflight, records, rendering, storage
+from pd_pipeline import data_root, dvc_locks, lineage, locks, made_from, preflight, records, rendering, storage
 from pd_pipeline import graph as graphs
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
 from pd_pipeline.piece import resume_folder
 from pd_pipeline.records import Record
+from pd_pipeline.stage import Key
 from pd_pipeline.storage import read_model
+from pd_pipeline.studies.definition import PREFIX, names
 
 WATCHED = ("torch", "metaworld", "mujoco", "dvc", "dagster")
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
@@ -222,11 +224,16 @@ def leftovers(project: Graph) -> Iterator[Finding]:
 
 def own_files(project: Graph) -> Iterator[Finding]:
     """Files in outs that the pipeline did not make: a stage refuses to run rather than replace them."""
+    found: dict[tuple[str, Key], Path] = {}
     for stage in project.stages:
         for key in project.keys(stage):
             record, out = records.find(project.root, stage, key), project.root / project.out(stage, key)
             if record is not None and (names := records.foreign(out, record)):
-                yield Finding("note", f"{out / names[0]}: not made by stage {stage}: move it before running that stage")
+                found[stage, key] = out / names[0]
+    recorded = lineage.lock_entries(project, found)  # such as after `dvc checkout` of another commit
+    for (stage, key), file in found.items():
+        if (stage, key) not in recorded:
+            yield Finding("note", f"{file}: not made by stage {stage}: move it before running that stage")
 
 
 def former_outs(project: Graph) -> Iterator[Finding]:
@@ -236,6 +243,9 @@ def former_outs(project: Graph) -> Iterator[Finding]:
     out of date in a clone, which does not have it.
     """
     asked = {project.out(stage, key) for stage in project.stages for key in project.keys(stage)}
+    asked |= {
+        Path("data") / f"{PREFIX}{name}" for name in names(project.root)
+    }  # also of studies run by their name alone
     made = {
         Path(read_model(file, Record, ": remove it").out) for file in (project.root / records.FOLDER).rglob("*.json")
     }

@@ -44,15 +44,16 @@ def error_text(error: BaseException) -> str:
 
 
 def place(frames: Iterable[tuple[str, int | None]]) -> str:
-    """` (file, line n)` of the innermost frame in the user's code; empty without frames.
+    """` (file, line n)` of the innermost frame in the user's code, or else in installed code; empty without either.
 
     `frames` are (file, line), innermost first. If a library fails that the user's code called, the user's line is the
-    one to look at. Installed code is named only if there is no other.
+    one to look at. Neither this package nor the standard library is what to mend.
     """
     known = [frame for frame in frames if not frame[0].startswith("<")]
     elsewhere = [frame for frame in known if not frame[0].startswith(_PACKAGE)]
     own = [frame for frame in elsewhere if not _is_installed(frame[0])]
-    chosen = next(iter(own or elsewhere or known), None)
+    installed = [frame for frame in elsewhere if any(name in Path(frame[0]).parts for name in _INSTALLED)]
+    chosen = next(iter(own or installed), None)
     return f" ({chosen[0]}, line {chosen[1]})" if chosen else ""
 
 

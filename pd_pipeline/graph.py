@@ -16,7 +16,7 @@ from typing import Any
 from pd_pipeline import config
 from pd_pipeline.config import PARAMS_FILE, Parameters, ParamsFile
 from pd_pipeline.errors import PipelineError, suggestion
-from pd_pipeline.families.base import Family, load_family
+from pd_pipeline.families.base import BY_NAME, Family, load_family
 from pd_pipeline.families.registry import BUILT_IN
 from pd_pipeline.incoming import store
 from pd_pipeline.incoming.store import NEW
@@ -215,6 +215,7 @@ def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | 
     for name in params.blocks:
         if name not in ACROSS:
             raise PipelineError(f"{PARAMS_FILE}: {name}: no such block: {suggestion(name, (*config.PARTS, *ACROSS))}")
+    _refuse_unknown(params)
     tasks = {}
     for name in params.run.families:
         if name not in {*params.families, *BUILT_IN}:
@@ -230,6 +231,17 @@ def load(root: Path, overrides: tuple[str, ...] = (), base: Mapping[str, Any] | 
     graph = Graph(root, text, values, params, found, methods, tasks, accepted, overrides, base or {})
     graph = _with_target_evaluation(graph)
     return _with_studies(graph) if params.run.studies else graph
+
+
+def _refuse_unknown(params: ParamsFile) -> None:
+    """Raise PipelineError for a block of a family that there is not: its parameters would be ignored."""
+    for name in params.families:
+        own = params.block(name, "environment")
+        if name not in {*params.run.families, *BUILT_IN} and not any(own.get(way) for way in ("entry_point", *BY_NAME)):
+            known = suggestion(name, (*params.run.families, *BUILT_IN))
+            raise PipelineError(
+                f"{PARAMS_FILE}: families.{name}: neither built in nor described by an `environment` block: {known}"
+            )
 
 
 def _with_target_evaluation(graph: Graph) -> Graph:

@@ -192,6 +192,11 @@ def up_to_date(graph: Graph, stage: str, key: Key) -> str | None:
     return with_repo(graph.root, lambda repo: _data_version(piece_of(graph, repo, stage, key)), locks.Waiting())
 
 
+def is_current(graph: Graph, stage: str, key: Key) -> bool:
+    """Whether an out is up to date by its record, or by dvc.lock, such as after `dvc pull`."""
+    return is_made(graph, stage, key) or up_to_date(graph, stage, key) is not None
+
+
 def why(graph: Graph, stage: str, key: Key) -> str:
     """Why a piece of work is out of date, such as `plm changed`; empty if it is up to date, or DVC records nothing."""
     if not rendering.is_project(graph.root):

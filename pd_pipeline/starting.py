@@ -11,7 +11,7 @@ from pd_pipeline.errors import PipelineError
 TEMPLATE = Path(__file__).with_name("project.yaml")
 IGNORED = {
     # ?*: for DVC, * alone would ignore data/ itself, and it would not find what `dvc add` writes there
-    ".gitignore": ["/data/?*", "!/data/*.dvc", "/.work/", "/digests.json", "__pycache__/"],
+    ".gitignore": ["/data/?*", "!/data/*.dvc", "/.work/", "/digests.json", "/dvc_plots/", "__pycache__/"],
     ".dvcignore": ["__pycache__", ".*.tmp", ".*.old"],
 }
 

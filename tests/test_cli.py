@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from pd_pipeline import doctor, lineage, locks
+from pd_pipeline import doctor, lineage, locks, records
 from pd_pipeline.cli import app
 from pd_pipeline.doctor import Finding
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.incoming.ingest import ingest
+from pd_pipeline.piece import is_made
 from pd_pipeline.progress import silent
+from pd_pipeline.records import Record
 from pd_pipeline.stage import Key
+from pd_pipeline.storage import write_json
 from pd_pipeline.trajectories.reading import read_metadata, stream, write
 from tests import accepted
 from tests.builders import columns, metadata
@@ -257,6 +260,80 @@ def test_doctor_names_outs_that_are_asked_for_no_more(root: Path) -> None:
     (finding,) = doctor.former_outs(load(root))
     assert finding.level == "note"
     assert finding.text.endswith(": data/behavior_policies/other")
+
+
+def test_doctor_leaves_studies_alone_that_were_run_by_name(root: Path) -> None:
+    (root / "studies").mkdir()
+    for name in ("few", "gone"):
+        file = records.path(root, f"study_{name}", Key())
+        (root / f"data/study_{name}").mkdir(parents=True)
+        write_json(file, Record(out=f"data/study_{name}", made="", files={}, seconds=0.0).model_dump(mode="json"))
+    (root / "studies/few.yaml").write_text("title: Few\ngrid: {plm.steps: [1, 2]}\n")
+    (finding,) = doctor.former_outs(load(root))
+    assert finding.text.endswith(": data/study_gone")
+
+
+def test_an_out_of_an_earlier_commit_is_the_pipelines_own(root: Path) -> None:
+    """`dvc checkout` puts it there, and its record is that of the later one."""
+    make_project(root)
+    piece = "behavior_policies", Key("other")
+    lineage.run(load(root), *piece, silent)
+    first = (root / "dvc.lock").read_bytes()
+    for before, noise in (("{}", 0.4), ("{levels: {expert: {noise: 0.4}}}", 0.5)):
+        after = f"{{levels: {{expert: {{noise: {noise}}}}}}}"
+        change(root, f"{before}\n    trajectories", f"{after}\n    trajectories")
+        lineage.run(load(root), *piece, silent)
+    change(root, after, "{}")
+    (root / "dvc.lock").write_bytes(first)
+    dvc(root, "checkout", "--force", "behavior_policies@other")
+    assert records.foreign(root / "data/behavior_policies/other", records.find(root, *piece))
+    assert list(doctor.own_files(load(root))) == []
+    (root / "data/behavior_policies/other/notes.txt").write_text("mine")
+    (finding,) = doctor.own_files(load(root))
+    assert "not made by stage behavior_policies" in finding.text
+
+
+def test_inputs_that_are_out_of_date_are_named(root: Path) -> None:
+    """The stage that is asked for reads them as they are."""
+    make_project(root)
+    for stage in ("behavior_policies", "trajectories"):
+        assert "note" not in invoke("run", stage).output
+    change(root, "train: 3,", "train: 4,")
+    found = invoke("run", "prompts", "--key", "other")
+    assert "note: out of date, and read as it is: trajectories other\n" in found.output
+    assert "note" not in invoke("run", "prompts", "--key", "other", "--no-record").output
+    invoke("run", "trajectories", "--key", "other")
+    assert "note" not in invoke("run", "prompts", "--key", "other").output
+
+
+def test_what_a_clone_pulled_can_be_compared(root: Path) -> None:
+    """Its outs are up to date, though no record beside them says so."""
+    make_project(root)
+    run = ("run", "behavior_policies", "--key", "other")
+    invoke(*run)
+    shutil.rmtree(root / "data/records")
+    key = Key("other")
+    assert not is_made(load(root), "behavior_policies", key)
+    assert lineage.is_current(load(root), "behavior_policies", key)
+    change(root, "horizon: 6", "horizon: 7")
+    assert not lineage.is_current(load(root), "behavior_policies", key)
+
+
+def test_a_new_project_has_nothing_in_use(root: Path) -> None:
+    found = invoke("status")
+    assert found.exit_code == 0
+    assert "no target has new data or a policy in use" in found.stdout
+    assert "`pd-pipeline promote point_robot-1`" in found.stdout
+    assert "no studies" in invoke("study").output
+
+
+def test_clean_leaves_what_the_user_put_there(root: Path) -> None:
+    invoke("run", "behavior_policies", "--key", "other")
+    (root / "data/mine.txt").write_text("mine")
+    found = invoke("clean")
+    assert (found.exit_code, [*(root / "data").iterdir()]) == (0, [root / "data/mine.txt"])
+    assert "mine.txt" in found.stdout
+    assert (root / "params.yaml").is_file()
 
 
 def test_doctor_exits_with_1_only_on_a_problem(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

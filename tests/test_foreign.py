@@ -29,10 +29,10 @@ def line_of(text: str) -> int:
         ([("<string>", 1), (USERS, 4), (USERS, 12)], f" ({USERS}, line 4)"),
         ([(threading.__file__, 9), (USERS, 12)], f" ({USERS}, line 12)"),
         ([(OURS, 3), (LIBRARY, 7), (OURS, 5)], f" ({LIBRARY}, line 7)"),
-        ([(OURS, 3)], f" ({OURS}, line 3)"),
+        ([(OURS, 3), (threading.__file__, 9)], ""),
         ([("<string>", 1)], ""),
     ],
-    ids=["below a library", "the innermost", "below the standard library", "only installed", "only ours", "none"],
+    ids=["below a library", "the innermost", "below the standard library", "only installed", "nobody else's", "none"],
 )
 def test_the_place_is_the_users_own_line(frames: list[tuple[str, int]], chosen: str) -> None:
     assert place(frames) == chosen

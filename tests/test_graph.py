@@ -158,9 +158,19 @@ def test_invalid_names_of_variants_are_refused(tmp_path: Path, variants: str, me
         varied(tmp_path, VARIANT.replace("{prompt_dt_all: prompt_dt}", variants))
 
 
+def test_a_block_of_a_family_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    """Its parameters would be ignored, and the defaults trained on for hours."""
+    text = "run: {families: [point_robot], methods: [prompt_dt]}\nfamilies: {point_robt: {plm: {steps: 3}}}\n"
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(PipelineError, match=r"families\.point_robt: neither .*: did you mean 'point_robot'\?"):
+        graph.load(tmp_path)
+    (tmp_path / "params.yaml").write_text(text.replace("point_robt", "reach"))
+    assert graph.load(tmp_path).params.run.families == ("point_robot",), "one that is built in may wait for its run"
+
+
 def test_a_variant_of_an_unknown_method_is_refused(tmp_path: Path) -> None:
     text = VARIANT.replace("prompt_dt_all: prompt_dt", "mine: no_such_method").replace("methods: [", "methods: [mine, ")
-    with pytest.raises(PipelineError, match=r"run\.methods: 'mine' is not a method"):
+    with pytest.raises(PipelineError, match=r"run\.variants\.mine: 'no_such_method' is not a method"):
         varied(tmp_path, text)
 
 

@@ -99,6 +99,7 @@ def test_training_saves_and_exits(project: Path, name: str) -> None:
     output, _ = process.communicate(timeout=SECONDS)
     assert process.returncode == 128 + getattr(signal, name)
     assert "Traceback" not in output
+    assert output.endswith("interrupted: what was finished is kept; the same command goes on from there\n")
     assert len(list((project / ".work/plm").rglob("step-*.safetensors"))) == 1
     assert (project / "data/plm/point_robot-0/policy.safetensors").is_file(), "the old out is kept"
 

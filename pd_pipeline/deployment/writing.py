@@ -10,6 +10,7 @@ import torch
 import pd_pipeline
 from pd_pipeline.acting.actors import Actors
 from pd_pipeline.deployment import folder as folders
+from pd_pipeline.deployment.ancestry import Piece
 from pd_pipeline.deployment.candidates import digests_of
 from pd_pipeline.deployment.folder import Description
 from pd_pipeline.deployment.gathering import gather
@@ -32,6 +33,7 @@ from pd_pipeline.tuning.stage import drawn_trajectories
 from pd_pipeline.tuning.summary import Summary
 
 CHOSEN_BY = "the lowest action loss on the few-shot trajectories"
+MODELS = ("plm", "diffuser")
 FIRST = "the first one of a method that was given no trajectory of the target"
 
 
@@ -49,16 +51,28 @@ def write_policy(graph: Graph, method: str, key: Key, folder: Path) -> Descripti
             raise PipelineError(f"{graph.out(need, other)}: missing: run `pd-pipeline run {need} --key {other}` first")
     with atomic_directory(folder) as made:
         context = stage_context(graph, stage, key, made, made, silent)
+        ancestry = gather(graph, stage, key, summary.load(graph.root / graph.out(stage, key)))
+        _refuse_other_models(graph, ancestry.pieces[0])
         tuned = _tuned(graph, context)
         precision = graph.stage_params("evaluation", Key(key.family, seed=key.seed)).model_dump()["precision"]
         save_policy(made / folders.PLM, tuned.actors.policy, tuned.plm.normalization)
         save_arrays(made / folders.PREFIX, _arrays(_prefix(tuned.actors, tuned.chosen, precision == "bf16")))
         save_arrays(made / folders.SAMPLE, _sample(tuned.few_shot))
-        write_json(made / folders.LINEAGE, gather(graph, stage, key, tuned.summary).model_dump(mode="json"))
+        write_json(made / folders.LINEAGE, ancestry.model_dump(mode="json"))
         description = _description(context, method, tuned, precision, digests_of(graph, method, key))
         write_json(made / folders.FILE, description.model_dump(mode="json"))
         read_policy(made)  # what cannot be loaded here could not be loaded anywhere
     return description
+
+
+def _refuse_other_models(graph: Graph, tuned: Piece) -> None:
+    """Raise PipelineError if a piece was tuned with other models than those that would act with it."""
+    for need in tuned.replaced:
+        if need.split("@")[0] in MODELS:
+            raise PipelineError(
+                f"{tuned.out}: tuned with another {need} than the one that is here now: run "
+                f"`pd-pipeline run {tuned.stage} --key {tuned.key}` again"
+            )
 
 
 class _Tuned(NamedTuple):

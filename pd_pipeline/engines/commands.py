@@ -11,8 +11,12 @@ from pd_pipeline.piece import is_made
 
 if TYPE_CHECKING:
     from pd_pipeline.engines.engine import Engine
+    from pd_pipeline.engines.order import Piece
     from pd_pipeline.graph import Graph
     from pd_pipeline.stage import Key
+
+
+OLD_SHOWN = 5
 
 
 def run(
@@ -46,7 +50,10 @@ def run(
         keys = [project.key(stage, key)] if key else project.keys(stage)
         pieces = [(stage, one) for one in keys]
     if override:
-        typer.echo("note: --set replaces outs in data/ and records nothing; `dvc checkout` restores them", err=True)
+        restore = "`dvc checkout --force` restores what is recorded"
+        typer.echo(f"note: --set replaces outs in data/ and records nothing; {restore}", err=True)
+    elif stage != "all" and record:
+        _say_what_is_old(project, pieces)
 
     def make(stage: str, one: "Key") -> None:
         if override and not given_force and is_made(project, stage, one):
@@ -79,6 +86,8 @@ def study(
                 typer.echo(f"{each}: {read(root, each).title}")
             except PipelineError as error:
                 typer.echo(f"{each}: {error}", err=True)
+        if not names(root):
+            typer.echo("no studies: a study is a file studies/<name>.yaml", err=True)
         return
     read(root, name)  # raises if there is no such file
     project = graph.load(root)
@@ -94,6 +103,20 @@ def study(
     for line in table(out):
         typer.echo(line)
     typer.echo(str(out))
+
+
+def _say_what_is_old(project: "Graph", pieces: "list[Piece]") -> None:
+    """Name the inputs of some pieces that are out of date themselves: what is made from them mixes old and new."""
+    from pd_pipeline import lineage
+
+    if not lineage.is_recording(project):
+        return  # DVC makes what comes first, and outside a DVC project nothing else is known
+    needs = {need for piece in pieces for need in project.upstream(*piece)} - {*pieces}
+    here = [(stage, key) for stage, key in needs if (project.root / project.out(stage, key)).exists()]
+    current = lineage.data_versions(project, {stage for stage, _ in here})
+    if old := sorted(f"{stage} {key}" for stage, key in here if (stage, key) not in current):
+        more = f" and {len(old) - OLD_SHOWN} more" if len(old) > OLD_SHOWN else ""
+        typer.echo(f"note: out of date, and read as it is: {', '.join(old[:OLD_SHOWN])}{more}", err=True)
 
 
 def _make(project: "Graph", stage: str, key: "Key", force: bool, record: bool, engine: "Engine") -> None:

@@ -75,6 +75,9 @@ def _hashable(value: Any) -> Hashable:
 class FlatEnv(gymnasium.Wrapper):
     """The environment with float32 observations, float rewards and `info["success"]` at every step."""
 
+    tells_success = False
+    """Whether an info of the environment itself said so far whether the step succeeds."""
+
     def reset(self, **arguments: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Start an episode."""
         observation, info = self.env.reset(**arguments)
@@ -90,6 +93,7 @@ class FlatEnv(gymnasium.Wrapper):
         within = np.clip(np.asarray(action, space.dtype), space.low, space.high)
         observation, reward, terminated, truncated, info = self.env.step(within)
         success = bool(info.get("success", info.get("is_success", False)))
+        self.tells_success |= bool({"success", "is_success"} & info.keys())
         return np.asarray(observation, np.float32), float(reward), terminated, truncated, info | {"success": success}
 
 

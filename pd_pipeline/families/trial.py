@@ -5,6 +5,7 @@ that code itself can tell. Without a trial the first stage of the family would, 
 families. It runs in a process of its own, as all foreign environments do: they may hang or crash.
 """
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from pd_pipeline.families.descriptions import changed
 from pd_pipeline.families.locomotion import Locomotion
 from pd_pipeline.workers import Answer, Workers, beat
 
+log = logging.getLogger("pd_pipeline")
 SECONDS = 2.0  # once they have passed, no further task is tried
 
 
@@ -68,9 +70,19 @@ def _tried(family: Family, levels: dict[str, dict[str, Any]]) -> list[str]:
         for place, policy, options in policies:
             with _named(place):
                 _act(family, environment, policy, options)
+        if not number and policies and _hides_success(family, environment):
+            log.warning(
+                f"note: {block}.environment: its first step has neither info['success'] nor info['is_success']: unless "
+                "a later one has, set `success: false`, or every episode counts as failed"
+            )
         environment.close()
         beat()
     return list(own)
+
+
+def _hides_success(family: Family, environment: gymnasium.Env) -> bool:
+    told = "tells_success"
+    return family.has_success and environment.has_wrapper_attr(told) and not environment.get_wrapper_attr(told)
 
 
 def _act(family: Family, environment: gymnasium.Env, policy: Policy, options: dict[str, Any] | None) -> None:

@@ -73,11 +73,13 @@ def status() -> None:
     from pd_pipeline.incoming.standing import status as found
 
     root = Path.cwd()
-    rows, reasons = list(found(graph.load(root))), quarantined(root)
+    project = graph.load(root)
+    rows, reasons = list(found(project)), quarantined(root)
     if not rows and not reasons:
-        raise PipelineError(
+        family, tasks = next(iter(project.tasks.items()))
+        typer.echo(
             "no target has new data or a policy in use: put trajectories into data/incoming/<family>/<task>/ and run "
-            "`pd-pipeline ingest`, or promote a tuned target: `pd-pipeline promote reach-5`"
+            f"`pd-pipeline ingest`, or promote a tuned target: `pd-pipeline promote {family}-{tasks[0]}`"
         )
     for row in rows:
         typer.echo(f"{row.target}: {row.in_use} in use")

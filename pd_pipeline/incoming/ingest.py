@@ -67,6 +67,7 @@ def not_run(graph: Graph) -> set[str]:
 def quarantined(root: Path, target: tuple[str, int] | None = None) -> list[str]:
     """The reasons of the files in quarantine, each with the name of its file; with `target` (family, task) its own."""
     found = sorted((root / QUARANTINE).rglob(f"*{REASON}"))
+    found = [path for path in found if os.path.lexists(path.with_name(path.name.removesuffix(REASON)))]
     if target is not None:
         family, task = target
         found = [path for path in found if _target_of(path.relative_to(root / QUARANTINE)) == (family, task)]

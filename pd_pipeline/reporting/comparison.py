@@ -26,8 +26,8 @@ def on_one_scale(
     families = {}
     for family, table in scores.items():
         methods = table["method"].unique(maintain_order=True).to_list()
-        for name in (floor, ceiling):
-            _known(name, methods, family)
+        _known(floor, methods, family, "--floor")
+        _known(ceiling, methods, family, "--ceiling")
         check_complete(table, methods)
         families[family] = normalised({method: by_task(table, method) for method in methods}, floor, ceiling, family)
     return families | ({ALL: over_families(families)} if len(families) > 1 else {})
@@ -41,16 +41,17 @@ def if_one_scale(family: str, scores: pl.DataFrame) -> list[dict[str, Scores]]:
         return []
 
 
-def _known(name: str, methods: Sequence[str], family: str) -> None:
+def _known(name: str, methods: Sequence[str], family: str, option: str) -> None:
     if name not in methods:
-        raise PipelineError(f"{family}: no scores of '{name}': {suggestion(name, sorted(methods))}")
+        hint = suggestion(name, sorted(methods))
+        raise PipelineError(f"{family}: no scores of '{name}', which is {option}: name another method there: {hint}")
 
 
 def rows(scale: Mapping[str, Mapping[str, Scores]], reference: str, draws: int = 2000) -> list[Compared]:
     """Every method against `reference`, family by family."""
     found = []
     for family, runs in scale.items():
-        _known(reference, list(runs), family)
+        _known(reference, list(runs), family, "--to")
         found += compared(family, runs, reference, draws)
     return found
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from pd_pipeline import records
+from pd_pipeline import lineage, records
 from pd_pipeline.config import PARAMS_FILE, TUNED
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.evaluation import results
@@ -15,7 +15,6 @@ from pd_pipeline.evaluation.results import Evaluation, Given, MethodResult, Tune
 from pd_pipeline.evaluation.scores import CEILING, method_metrics
 from pd_pipeline.graph import Graph, load
 from pd_pipeline.lockfile import LOCK_FILE, only
-from pd_pipeline.piece import is_made
 from pd_pipeline.rendering import address
 from pd_pipeline.reporting.canvas import png
 from pd_pipeline.reporting.plots import comparison, per_task
@@ -70,7 +69,7 @@ def _publish_study(graph: Graph, name: str, destination: Path) -> list[Path]:
     """The study's file, its results, scores and plots."""
     _refuse_uncommitted(graph.root)
     stage = PREFIX + name
-    if not is_made(graph, stage, Key()):
+    if not lineage.is_current(graph, stage, Key()):
         raise PipelineError(f"publish: study {name} is not made, or out of date: run `pd-pipeline study {name}` first")
     out, points = graph.root / graph.out(stage, Key()), point_graphs(graph, name)
     seconds = [seconds_per_target(point) for point in points]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import polars as pl
 
+from pd_pipeline import lineage
 from pd_pipeline.errors import PipelineError
 from pd_pipeline.graph import Graph
-from pd_pipeline.piece import is_made
 
 NEEDED = ("method", "task", "seed", "prompt", "return")
 
@@ -19,7 +19,7 @@ def of_project(graph: Graph) -> dict[str, pl.DataFrame]:
         if graph.family(family).is_recorded:
             continue  # scored offline, without returns
         keys = [key for key in graph.keys("evaluation") if key.family == family]
-        if missing := [key for key in keys if not is_made(graph, "evaluation", key)]:
+        if missing := [key for key in keys if not lineage.is_current(graph, "evaluation", key)]:
             raise PipelineError(f"evaluation {missing[0]} is not made, or out of date: run `pd-pipeline run all` first")
         files = [graph.root / graph.out("evaluation", key) / "scores.parquet" for key in keys]
         found[family] = pl.concat([pl.read_parquet(file) for file in files], how="diagonal_relaxed")

@@ -70,7 +70,8 @@ def chosen(run: RunParams, methods: Mapping[str, Method]) -> dict[str, Method]:
     for name, method in (names | run.variants).items():
         if method not in methods:
             hint = suggestion(method, methods)
-            raise PipelineError(f"{PARAMS_FILE}: run.methods: '{name}' is not a method: {hint}")
+            where = f"run.variants.{name}" if name in run.variants else "run.methods"
+            raise PipelineError(f"{PARAMS_FILE}: {where}: '{method}' is not a method: {hint}")
     if hidden := sorted(set(run.variants) & set(methods)):
         raise PipelineError(f"{PARAMS_FILE}: run.variants: {hidden} are names of methods: choose other names")
     for part in ("variants", "extensions"):

@@ -150,6 +150,18 @@ def test_an_adaptation_of_other_trajectories_is_refused(project: Path, tmp_path:
         write_policy(graph.load(project), "prompt_dt", TARGET, tmp_path / "policy")
 
 
+def test_an_adaptation_to_another_plm_is_refused(project: Path, tmp_path: Path) -> None:
+    """Prompts are not worth much to a policy that they were not tuned with."""
+    run_stages(project, "tuned_prompt_dt")
+    set_params(project, "plm: {steps: 60,", "plm: {steps: 61,")
+    run_stages(project, "plm")
+    with pytest.raises(PipelineError, match=r"tuned with another plm@point_robot-0 than .* `pd-pipeline run tuned_"):
+        write_policy(graph.load(project), "prompt_dt", TARGET, tmp_path / "policy")
+    assert not (tmp_path / "policy").exists()
+    run_stages(project, "tuned_prompt_dt")
+    assert write_policy(graph.load(project), "prompt_dt", TARGET, tmp_path / "policy").method == "prompt_dt"
+
+
 def test_a_variant_is_named_with_what_it_varies(project: Path, tmp_path: Path) -> None:
     line = "  methods: [prompt_dt_few]\n  variants: {prompt_dt_few: prompt_dt}"
     text = re.sub(r"^  methods: .*$", line, (project / "params.yaml").read_text(), count=1, flags=re.MULTILINE)

@@ -112,6 +112,17 @@ def test_a_policy_that_params_yaml_describes_is_tried_too(tmp_path: Path) -> Non
         preflight.check(project(tmp_path, LINE, behavior_policies={"levels": levels}))
 
 
+@pytest.mark.parametrize(
+    ("environment", "noted"), [(PENDULUM, True), (PENDULUM | {"success": False}, False), (LINE, False), (FAMILY, False)]
+)
+def test_an_environment_that_does_not_tell_success_is_noted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], environment: dict[str, Any], noted: bool
+) -> None:
+    preflight.check(project(tmp_path, environment))
+    said = "families.mine.environment: its first step has neither info['success'] nor info['is_success']"
+    assert (said in capfd.readouterr().err) == noted
+
+
 def test_the_command_makes_nothing_for_other_families_either(tmp_path: Path) -> None:
     project(tmp_path, PENDULUM | {"gymnasium": "Pendulun-v1"})
     process = start(tmp_path, "pd-pipeline", "run", "all")

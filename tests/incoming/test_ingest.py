@@ -293,6 +293,8 @@ def test_odd_names_hold_up_nothing(tmp_path: Path, run: Callable[..., list[Outco
     (kept,) = [path for path in (tmp_path / "data/quarantine").rglob("*.parquet")]
     assert kept.read_bytes() == b"bad"
     assert module.quarantined(tmp_path)[0].startswith("data/incoming/point_robot/57/")
+    kept.unlink()
+    assert module.quarantined(tmp_path) == [], "its user has settled it"
 
 
 def test_a_file_that_cannot_be_moved_waits_and_others_go_on(

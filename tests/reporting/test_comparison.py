@@ -128,7 +128,10 @@ def test_scores_of_two_experiments_are_not_mixed(tmp_path: Path) -> None:
         (["a/scores.csv", "--point", "1"], "a/scores.csv: these are no scores of a study: leave out --point"),
         (["missing.csv"], "missing.csv: no such file"),
         (["bad.csv"], "bad.csv: no table of scores: it has no column 'task'"),
-        (["a/scores.csv", "--to", "prompt_td"], "a: no scores of 'prompt_td': did you mean 'prompt_dt'"),
+        (
+            ["a/scores.csv", "--to", "prompt_td"],
+            "a: no scores of 'prompt_td', which is --to: name another method there: did you mean",
+        ),
         (["a/scores.csv", "--floor", "x"], "a: no scores of 'x'"),
         (["a/scores.csv", "--floor", "full_finetune", "--ceiling", "prompt_dt"], "not above full_finetune on target"),
     ],

@@ -309,7 +309,7 @@ def test_an_invalid_point_is_reported_before_any_work(
 @pytest.mark.parametrize(
     "grid",
     [
-        "families.other.plm.steps: [1, 2]",
+        "families.reach.plm.steps: [1, 2]",
         "tuned_noise_prompt.prompts: [3, 5]",
         "report.rollouts: [true, false]",
         "plm.steps: [3, 3]",
