@@ -221,7 +221,7 @@ def compare(
     form: Annotated[Layout, typer.Option("--format", help="Layout of the table.")] = Layout.TEXT,
     figure: Annotated[Path | None, typer.Option(help="PNG to write performance profiles to.")] = None,
 ) -> None:
-    """Compare all methods with one, per family and over families: IQM, probability of improvement, corrected tests."""
+    """Compare all methods with one, by family and over all: normalised IQM, probability of improvement, tests."""
     from pd_pipeline import graph as graphs
     from pd_pipeline.reporting import comparison, score_tables
     from pd_pipeline.reporting.canvas import png

@@ -16,7 +16,10 @@ from pd_pipeline.reporting.canvas import Styles, legend_below, method_styles, ne
 from pd_pipeline.reporting.formatting import number
 from pd_pipeline.reporting.layout import Layout
 
-COLUMNS = ("family", "method", "seeds", "targets", "IQM", "P(better)", "difference", "p", "p corrected", "verdict")
+COLUMNS = (
+    *("family", "method", "seeds", "targets"),
+    *("normalised IQM", "P(better)", "difference", "p", "p corrected", "verdict"),
+)
 
 
 def on_one_scale(

@@ -1,5 +1,7 @@
 """Stage report: one self-contained page of all that was measured."""
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
@@ -112,6 +114,11 @@ def render(**values: Any) -> str:
     return templates().get_template("report.html").render(**values)
 
 
+def as_written(parameters: Mapping[str, Any]) -> dict[str, str]:
+    """Values as params.yaml takes them."""
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in parameters.items()}
+
+
 def templates() -> Environment:
     """The page's templates, in which an unknown name is an error."""
     environment = Environment(
@@ -122,5 +129,6 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(number=number, percent=percent, moment=moment, data_name=data_name)
+    environment.filters["as_written"] = as_written
     environment.globals["OFFLINE"] = OFFLINE
     return environment
