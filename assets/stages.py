@@ -111,7 +111,7 @@ def make(context: Context, project: Graph, stage: str, selected: list[str] | Non
 
 def _stale(project: Graph, stage: str, versions: Versions) -> list[Key]:
     """The keys of a stage that are out of date, or whose current state Dagster does not know."""
-    made = lineage.data_versions(project, [stage])
+    made = lineage.data_versions(project, [(stage, key) for key in project.keys(stage)])
     tags = {key: versions.tags(name, key, data_version) for (name, key), data_version in made.items()}
     return [
         key

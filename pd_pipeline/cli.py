@@ -107,7 +107,10 @@ def graph(
 def clean() -> None:
     """Remove all that the pipeline made in this project. Your own files, raw data and DVC's cache stay."""
     from pd_pipeline.clean import clean as removed
+    from pd_pipeline.config import PARAMS_FILE
 
+    if not Path(PARAMS_FILE).is_file():
+        raise PipelineError(f"no {PARAMS_FILE} here, so this is no project: nothing is removed")
     for line in removed(Path.cwd().resolve()):
         typer.echo(line)
 

@@ -243,9 +243,7 @@ def former_outs(project: Graph) -> Iterator[Finding]:
     out of date in a clone, which does not have it.
     """
     asked = {project.out(stage, key) for stage in project.stages for key in project.keys(stage)}
-    asked |= {
-        Path("data") / f"{PREFIX}{name}" for name in names(project.root)
-    }  # also of studies run by their name alone
+    asked |= {Path("data") / f"{PREFIX}{name}" for name in names(project.root)}  # also of studies run by name alone
     made = {
         Path(read_model(file, Record, ": remove it").out) for file in (project.root / records.FOLDER).rglob("*.json")
     }

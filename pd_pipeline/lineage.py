@@ -220,14 +220,14 @@ def why(graph: Graph, stage: str, key: Key) -> str:
     return ", ".join(with_repo(graph.root, look, locks.Waiting()))
 
 
-def data_versions(graph: Graph, stages: Iterable[str] | None = None) -> dict[tuple[str, Key], str]:
-    """(stage, key) -> MD5 of the out, for all work that is up to date in the given stages (default: all)."""
+def data_versions(graph: Graph, pieces: Iterable[tuple[str, Key]] | None = None) -> dict[tuple[str, Key], str]:
+    """(stage, key) -> MD5 of the out, for those of some pieces of work (default: all) that are up to date."""
     now = rendering.all_digests(graph)
+    asked = [(name, key) for name in graph.stages for key in graph.keys(name)] if pieces is None else [*pieces]
 
     def look(repo: Any) -> dict[tuple[str, Key], str]:
-        pieces = [(name, key) for name in stages or graph.stages for key in graph.keys(name)]
-        locked, found = locked_entries(repo, {address(*piece) for piece in pieces}), {}
-        for stage, key in pieces:
+        locked, found = locked_entries(repo, {address(*piece) for piece in asked}), {}
+        for stage, key in asked:
             if address(stage, key) not in locked:
                 continue
             if rendering.recorded(graph.root, stage, key) != now[stage][rendering.entry(key)]:

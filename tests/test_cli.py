@@ -333,7 +333,11 @@ def test_clean_leaves_what_the_user_put_there(root: Path) -> None:
     found = invoke("clean")
     assert (found.exit_code, [*(root / "data").iterdir()]) == (0, [root / "data/mine.txt"])
     assert "mine.txt" in found.stdout
-    assert (root / "params.yaml").is_file()
+    (root / "params.yaml").unlink()
+    (root / ".work").mkdir()
+    found = invoke("clean")
+    assert (found.exit_code, (root / ".work").is_dir()) == (1, True)
+    assert "no params.yaml here, so this is no project" in found.stderr
 
 
 def test_doctor_exits_with_1_only_on_a_problem(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

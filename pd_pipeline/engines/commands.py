@@ -113,7 +113,7 @@ def _say_what_is_old(project: "Graph", pieces: "list[Piece]") -> None:
         return  # DVC makes what comes first, and outside a DVC project nothing else is known
     needs = {need for piece in pieces for need in project.upstream(*piece)} - {*pieces}
     here = [(stage, key) for stage, key in needs if (project.root / project.out(stage, key)).exists()]
-    current = lineage.data_versions(project, {stage for stage, _ in here})
+    current = lineage.data_versions(project, here)
     if old := sorted(f"{stage} {key}" for stage, key in here if (stage, key) not in current):
         more = f" and {len(old) - OLD_SHOWN} more" if len(old) > OLD_SHOWN else ""
         typer.echo(f"note: out of date, and read as it is: {', '.join(old[:OLD_SHOWN])}{more}", err=True)
